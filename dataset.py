@@ -1,0 +1,287 @@
+"""The dataset folder: the one place that knows its format, for writing and for reading.
+
+    meta.json                   source and tokenizer hashes, cleaning counts, split dates, token counts
+    train|val|test.jsonl        clean documents, one a line: id, title, date, text, ...
+    train|val|test.safetensors  tokens, document offsets, bytes a document's scored tokens stand for
+    pairs.jsonl, .safetensors   question/answer training examples (`messages`), with the mask of what is learned
+    qa/*.jsonl                  multiple-choice questions: question, choices, answer (index), optional context, ...
+    tokenizer.json              what made the tokens
+
+A document is its tokens as the tokenizer's own files make them (Qwen adds nothing at the start, Llama its begin token)
+and then the end-of-text token. A document of n tokens gives n - 1 predictions: of each token but the first.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from files import read_json, read_tensors, write_tensors, write_text
+
+IGNORE = -100  # a target that is not learned, torch's convention
+SPLITS = ("train", "val", "test")
+END_TOKENS = ("<|endoftext|>", "<|end_of_text|>")  # how Qwen and Llama 3 end a document, also in their instruct models
+
+
+# ---------------------------------------------------------------- lines of JSON
+
+
+def read_jsonl(path: str | Path, required: tuple[str, ...] = ()) -> list[dict]:
+    """The objects of a JSONL file; a ValueError names file and line of the first that is empty, broken or incomplete."""
+    rows = []
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    for number, line in enumerate(data.splitlines(), start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            raise ValueError(f"{where}: empty line; every line must be one JSON object. Delete the line and run again")
+        try:
+            row = json.loads(line)
+        except ValueError as error:  # broken JSON or broken UTF-8
+            raise ValueError(f"{where}: not valid JSON ({error}). Mend or delete the line and run again") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
+        if missing := [key for key in required if key not in row]:
+            raise ValueError(f"{where}: lacks {', '.join(missing)}; it has {', '.join(row) or 'nothing'}")
+        rows.append(row)
+    return rows
+
+
+def write_jsonl(path: str | Path, rows: list[dict]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a model's or dataset's folder. Text that spells a special token is encoded as plain text."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"no tokenizer.json in {folder}; give a folder or hub name of a model that has one")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ValueError(f"{path} is not a tokenizer file: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def tokenizer_hash(folder: str | Path) -> str | None:
+    """A hash of what decides the tokens (vocabulary, merges, rules), whatever the file's layout; None without a file."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rules = {key: content.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor")}
+    model = content["model"]
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
+    specials = sorted((token["id"], token["content"]) for token in content.get("added_tokens") or [])
+    decisive = [rules, model.get("vocab"), merges, specials]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def end_token(tokenizer: Tokenizer, folder: str | Path) -> int:
+    """The id of the token that ends a document: the family's end of text, else the `eos_token` of the folder's files."""
+    names = list(END_TOKENS)
+    try:
+        eos = json.loads((Path(folder) / "tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
+        names.append(eos["content"] if isinstance(eos, dict) else eos)
+    except (OSError, ValueError, KeyError):
+        pass
+    for name in filter(None, names):
+        if (token := tokenizer.token_to_id(name)) is not None:
+            return token
+    raise ValueError(f"the tokenizer in {folder} has no end-of-text token; looked for {', '.join(filter(None, names))}")
+
+
+def prompt_of(question: str, context: str | None = None) -> str:
+    """The plain form in which questions are asked, in training and in evaluation; an answer follows after a space."""
+    return (f"{context}\n\n" if context else "") + f"Question: {question}\nAnswer:"
+
+
+def split_tokens(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[int], int]:
+    """Tokens of prompt + answer encoded as one text, and how many of them are the prompt's.
+
+    The boundary is that of lm-evaluation-harness: the prompt's length when it is encoded alone.
+    """
+    whole = tokenizer.encode(prompt + answer).ids
+    return whole, min(len(tokenizer.encode(prompt).ids), len(whole))
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_tokens(
+    path: str | Path,
+    documents: list[list[int]],
+    vocab_size: int,
+    *,
+    nbytes: list[int] | None = None,
+    learned: list[list[int]] | None = None,
+) -> None:
+    """Token lists as one flat array with offsets; `learned` marks the tokens that count in the loss."""
+    dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
+    lengths = np.array([len(d) for d in documents], dtype=np.int64)
+    tensors = {
+        "tokens": np.concatenate([np.asarray(d, dtype) for d in documents] or [np.empty(0, dtype)]),
+        "offsets": np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+    }
+    if nbytes is not None:
+        tensors["bytes"] = np.array(nbytes, dtype=np.int64)
+    if learned is not None:
+        tensors["mask"] = np.concatenate([np.asarray(m, np.uint8) for m in learned] or [np.empty(0, np.uint8)])
+    write_tensors(path, {name: torch.from_numpy(array) for name, array in tensors.items()})
+
+
+# ---------------------------------------------------------------- reading
+
+
+class Split:
+    """Tokenized documents of one split: `split[i]` is document i's tokens, `split.bytes[i]` the bytes they predict."""
+
+    def __init__(self, path: Path):
+        tensors = {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
+        self.path = path
+        self.tokens, self.offsets = tensors["tokens"], tensors["offsets"]
+        self.mask, self.bytes = tensors.get("mask"), tensors.get("bytes")
+        if np.any(np.diff(self.offsets) < 0) or (self.offsets[0], self.offsets[-1]) != (0, len(self.tokens)):
+            raise ValueError(f"{path}: document offsets do not fit the tokens; run prepare.py again")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.tokens[self.offsets[i] : self.offsets[i + 1]].astype(np.int64)
+
+    def targets(self, i: int) -> np.ndarray:
+        """Document i's tokens, IGNORE where they are not learned."""
+        span = slice(self.offsets[i], self.offsets[i + 1])
+        tokens = self.tokens[span].astype(np.int64)
+        return tokens if self.mask is None else np.where(self.mask[span], tokens, IGNORE)
+
+    def windows(self, context: int, batch_tokens: int = 8192) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
+        """Every prediction once, always the same way: (ids, targets, document), shapes (rows, time) and (rows,).
+
+        A document longer than `context` is cut into windows of that many inputs that do not overlap. Windows of like
+        length share a batch, so little is padding; padded targets are IGNORE.
+        """
+        cuts = [(i, s, min(s + context, n - 1)) for i, n in enumerate(np.diff(self.offsets)) for s in range(0, n - 1, context)]
+        cuts.sort(key=lambda cut: cut[1] - cut[2])
+        while cuts:
+            longest = cuts[0][2] - cuts[0][1]
+            batch, cuts = cuts[: max(1, batch_tokens // longest)], cuts[max(1, batch_tokens // longest) :]
+            ids = np.zeros((len(batch), longest), np.int64)
+            targets = np.full((len(batch), longest), IGNORE, np.int64)
+            for row, (i, start, end) in enumerate(batch):
+                ids[row, : end - start] = self[i][start:end]
+                targets[row, : end - start] = self.targets(i)[start + 1 : end + 1]
+            yield torch.from_numpy(ids), torch.from_numpy(targets), np.array([i for i, _, _ in batch])
+
+
+class Rows:
+    """Training rows of a fixed length: row r is a pure function of the seed and r, and of nothing else.
+
+    An epoch is every document once and every question/answer pair `pair_repeats` times, in an order drawn from the seed
+    and the epoch's number. Rows cut the endless stream of epochs every `context` predictions, so that each prediction
+    is learned exactly once (a pair's: `pair_repeats` times) an epoch; `documents` says which tokens may see each other.
+    """
+
+    def __init__(self, documents: Split, context: int, seed: int, pairs: Split | None = None, pair_repeats: int = 0):
+        self.context, self.seed = context, seed
+        self.sources = [documents] + ([pairs] if pairs is not None and pair_repeats else [])
+        # One unit of an epoch is (source, document); it counts as many tokens as it has predictions.
+        units, lengths = [], []
+        for source, repeats in zip(range(len(self.sources)), (1, pair_repeats), strict=False):
+            predictions = np.maximum(np.diff(self.sources[source].offsets) - 1, 0)
+            numbers = np.arange(len(predictions))
+            units.append(np.tile(np.stack([np.full_like(numbers, source), numbers], axis=1), (repeats, 1)))
+            lengths.append(np.tile(predictions, repeats))
+        self.units, self.lengths = np.concatenate(units), np.concatenate(lengths)
+        self.epoch_tokens = int(self.lengths.sum())
+        if not self.epoch_tokens:
+            raise ValueError(f"{documents.path} holds nothing to learn from; run prepare.py on more articles")
+        self._epoch = cache(self._epoch)
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.units))
+        return order, np.cumsum(self.lengths[order])
+
+    def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(ids, targets, documents) of row r, each (context,) int64."""
+        ids, targets, documents = (np.empty(self.context, np.int64) for _ in range(3))
+        filled = count = 0
+        while filled < self.context:
+            epoch, within = divmod(r * self.context + filled, self.epoch_tokens)
+            order, ends = self._epoch(epoch)
+            k = int(np.searchsorted(ends, within, side="right"))
+            source, i = self.units[order[k]]
+            start = within - int(ends[k] - self.lengths[order[k]])
+            take = min(self.context - filled, int(ends[k]) - within)
+            piece = slice(filled, filled + take)
+            ids[piece] = self.sources[source][i][start : start + take]
+            targets[piece] = self.sources[source].targets(i)[start + 1 : start + take + 1]
+            documents[piece] = count
+            filled, count = filled + take, count + 1
+        return ids, targets, documents
+
+    def batch(self, first: int, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows first, first + 1, ... as three (rows, context) tensors."""
+        return tuple(torch.from_numpy(np.stack(part)) for part in zip(*map(self.row, range(first, first + rows)), strict=True))
+
+
+class Dataset:
+    """A prepared folder: `meta`, `split(name)`, `documents(name)`, `questions()`, `tokenizer`."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        path = self.folder / "meta.json"
+        if not path.is_file():
+            raise ValueError(f"{folder} is not a dataset folder (no meta.json); "
+                             f"make one: python prepare.py ARTICLES --out {folder}")  # fmt: skip
+        self.meta = read_json(path)
+        self.tokenizer = load_tokenizer(self.folder)
+
+    def split(self, name: str) -> Split:
+        return Split(self.folder / f"{name}.safetensors")
+
+    def documents(self, name: str) -> list[dict]:
+        return read_jsonl(self.folder / f"{name}.jsonl", ("id", "text"))
+
+    def questions(self) -> dict[str, list[dict]]:
+        """Every question set by name, its lines checked."""
+        return {path.stem: read_questions(path) for path in sorted((self.folder / "qa").glob("*.jsonl"))}
+
+    def check_model(self, name: str, folder: Path, vocab_size: int) -> None:
+        """ValueError unless a model's tokenizer made this dataset (where it has one) and its vocabulary holds it."""
+        theirs, ours = tokenizer_hash(folder), self.meta["tokenizer_hash"]
+        if theirs not in (None, ours):
+            raise ValueError(
+                f"{self.folder} was tokenized with another tokenizer ({ours[:12]}) than that of {name} ({theirs[:12]}). "
+                f"Prepare the articles for this model: python prepare.py ARTICLES --out NEW_FOLDER --tokenizer {name}"
+            )
+        if vocab_size < self.meta["vocab_size"]:
+            raise ValueError(
+                f"{name} knows {vocab_size} tokens, {self.folder} uses {self.meta['vocab_size']}: another tokenizer made it"
+            )
+
+
+def read_questions(path: str | Path) -> list[dict]:
+    """Multiple-choice questions of a JSONL file; a ValueError names the file and line of the first that is unusable."""
+    rows = read_jsonl(path, ("question", "choices", "answer"))
+    for number, row in enumerate(rows, start=1):
+        choices, answer = row["choices"], row["answer"]
+        if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
+            raise ValueError(f"{path}, line {number}: choices must be two or more non-empty texts, given {choices!r}")
+        if type(answer) is not int or not 0 <= answer < len(choices):
+            raise ValueError(f"{path}, line {number}: answer must be an index from 0 to {len(choices) - 1}, given {answer!r}")
+    return rows

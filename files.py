@@ -1,0 +1,171 @@
+"""Files on disk: a name becomes a folder, reading is checked, writing is all or nothing.
+
+JSON and safetensors only; nothing is unpickled. Every error says which file and what to do about it.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+                   "vocab.json", "merges.txt")  # fmt: skip
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", "*.safetensors")
+
+
+def locate(name: str | Path, revision: str | None = None, files: tuple[str, ...] = MODEL_FILES + TOKENIZER_FILES) -> Path:
+    """The local folder of a model: a folder, a run folder (its `model/`), or a hub name, downloaded once and kept.
+
+    `revision` is a hub branch, tag or commit. ValueError where nothing is found, with what to do without a network.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if (path / "model" / "config.json").is_file():
+            return path / "model"
+        if (path / "config.json").is_file() or (path / "tokenizer.json").is_file():
+            return path
+        raise ValueError(f"{name} holds no config.json: it is neither a model's folder nor a run with a finished model/")
+    parts = str(name).split("/")
+    if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~") or Path(parts[0]).is_dir():
+        raise ValueError(f"no folder {name!r} here; give a model's folder, a run folder or a hub name "
+                         "such as Qwen/Qwen3-0.6B-Base")  # fmt: skip
+    # Imported here: it is slow, and a run on local folders needs none of it.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=list(files)))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise ValueError(f"no folder {name!r} here and no such model on the hub{at}; check the spelling") from error
+    except Exception as error:  # whatever the network, the hub or the cache's disk came up with
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"no folder {name!r} here, and the hub cannot be reached ({type(error).__name__}: {reason}). Offline: "
+            f"on a machine with a network run `hf download {name} --local-dir models/{parts[1]}`, "
+            f"copy that folder here and give models/{parts[1]} instead"
+        ) from error
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_json(path: str | Path) -> dict:
+    """The object in a JSON file; ValueError where it is missing, damaged or something else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def read_tensors(path: str | Path, device="cpu") -> dict[str, torch.Tensor]:
+    """Every tensor of a safetensors file, as copies that do not depend on the file any more."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is missing")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {name: file.get_tensor(name).clone() for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); fetch or make it again") from error
+
+
+def read_weights(folder: Path, wanted: dict[str, torch.Size], device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The tensors that a model wants, by name and shape, from a folder's single or sharded safetensors.
+
+    A redundant tied `lm_head.weight` is left out (published Qwen3 files have one). ValueError names the shard that is
+    missing and the tensors that are missing, unexpected or of another shape.
+    """
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        shards = ["model.safetensors"]
+        if not (folder / shards[0]).is_file():
+            raise ValueError(f"{folder} holds no model.safetensors and no model.safetensors.index.json: its weights "
+                             "are missing (other formats, such as pytorch_model.bin, are not read)")  # fmt: skip
+    else:
+        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+        if outside := [shard for shard in shards if Path(shard).name != shard]:
+            raise ValueError(f"{index} names {outside[0]!r}: a shard must lie in the model's own folder")
+        if absent := [shard for shard in shards if not (folder / shard).is_file()]:
+            raise ValueError(f"{folder} lacks {', '.join(absent)}, named by {index.name}; fetch the missing shard(s)")
+    found, problems = {}, []
+    for shard in shards:
+        try:
+            with safe_open(folder / shard, framework="pt", device=str(device)) as file:
+                for name in file.keys():
+                    if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and name not in wanted):
+                        continue
+                    shape = tuple(file.get_slice(name).get_shape())
+                    if name not in wanted:
+                        problems.append(f"{name}: not part of this model")
+                    elif shape != tuple(wanted[name]):
+                        problems.append(f"{name}: has shape {shape}, config.json asks for {tuple(wanted[name])}")
+                    else:
+                        found[name] = file.get_tensor(name).to(dtype, copy=True)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{folder / shard} is truncated or damaged ({error}); fetch or make it again") from error
+    wrong = {problem.split(":")[0] for problem in problems}
+    problems += [f"{name}: missing" for name in wanted if name not in found and name not in wrong]
+    if problems:
+        more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems[:8]) + more)
+    return found
+
+
+# ---------------------------------------------------------------- writing
+
+
+def make_folder(folder: str | Path) -> Path:
+    """The folder, made where it was missing; ValueError where it cannot be written."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the folder {folder}: {error.strerror}; choose another place to write to") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"cannot write into {folder}: permission denied; choose another place to write to")
+    return Path(folder)
+
+
+def _replace(path: str | Path, write) -> None:
+    """Let `write` make a file beside `path`, put it on the disk and rename it: readers see the old or the new, never half."""
+    path = Path(path)
+    make_folder(path.parent)
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        write(beside)
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise ValueError(f"cannot write {path}: {error}. What was there before is unharmed; "
+                         "free some space or write elsewhere") from error  # fmt: skip
+
+
+def write_text(path: str | Path, text: str) -> None:
+    _replace(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file; transformers wants the `format` entry."""
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    _replace(path, lambda beside: save_file(contiguous, beside, {"format": "pt"} | (metadata or {})))
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Take the tokenizer's files along, so that the target folder is complete for whoever loads it."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file() and source.resolve() != target.resolve():
+            shutil.copyfile(source / name, target / name)

@@ -1,0 +1,408 @@
+"""The decoder: Qwen2/2.5, Qwen3 and Llama 3, its key/value cache, Hugging Face safetensors in and out.
+
+Module and parameter names are Hugging Face's, letter for letter, so that loading and saving is a plain dictionary.
+Shapes: B batch, T time, D hidden size, H query heads, K key/value heads, F head_dim, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from files import locate, read_json, read_weights, write_json, write_tensors
+
+HEAD_CHUNK = 2**25  # logits the head holds at a time in training: 128 MiB in fp32
+IGNORE = -100  # a target that is not counted, torch's convention
+
+
+# ---------------------------------------------------------------- configuration
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder's shape; read from and written as Hugging Face's config.json (transformers 4 and 5 forms)."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: dict | None  # None, or llama3's four numbers
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    sliding_window: int | None
+    layer_types: tuple[str, ...]  # "full_attention" or "sliding_attention", one a block
+    blocks: tuple[int, ...]  # the index that each block had in the unpruned model
+    initializer_range: float = 0.02
+    extra: dict = field(default_factory=dict)  # the file's other entries (special tokens, ...), kept as they came
+
+    @classmethod
+    def from_dict(cls, raw: dict, where: str = "the model's shape") -> "ModelConfig":
+        """From config.json's content. ValueError where something is missing, unsupported or inconsistent."""
+        raw, kind = dict(raw), raw.get("model_type")
+        if kind not in ("qwen2", "qwen3", "llama"):
+            raise ValueError(f"{where}: model_type {kind!r} is not supported; supported are qwen2, qwen3 and llama")
+        if raw.get("hidden_act", "silu") != "silu":
+            raise ValueError(f"{where}: hidden_act {raw['hidden_act']!r} is not supported; these families use 'silu'")
+
+        def take(key: str, default=None):
+            value = raw.pop(key, None)
+            value = default if value is None else value
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{where}: {key} must be a whole number of at least 1, given {value!r}")
+            return value
+
+        layers, hidden, heads = take("num_hidden_layers"), take("hidden_size"), take("num_attention_heads")
+        kv_heads = take("num_key_value_heads", heads)
+        head_dim = take("head_dim", 128 if kind == "qwen3" else hidden // heads)
+        if heads % kv_heads or head_dim % 2:
+            raise ValueError(f"{where}: {heads} query heads need a divisor as key/value heads (given {kv_heads}) and an "
+                             f"even head_dim (given {head_dim})")  # fmt: skip
+        theta, scaling = _read_rope(raw, where)
+        window, layer_types = _read_window(raw, kind, layers, where)
+        bias = bool(raw.pop("attention_bias", False))
+        return cls(
+            model_type=kind, num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads,
+            num_key_value_heads=kv_heads, head_dim=head_dim, vocab_size=take("vocab_size"),
+            intermediate_size=take("intermediate_size"), rms_norm_eps=float(raw.pop("rms_norm_eps", 1e-6)),
+            rope_theta=theta, rope_scaling=scaling, sliding_window=window, layer_types=layer_types,
+            max_position_embeddings=take("max_position_embeddings", 2048 if kind == "llama" else 32768),
+            tie_word_embeddings=bool(raw.pop("tie_word_embeddings", False)),
+            qkv_bias=bias or kind == "qwen2", output_bias=bias and kind != "qwen2",
+            mlp_bias=bool(raw.pop("mlp_bias", False)) and kind == "llama", qk_norm=kind == "qwen3",
+            blocks=tuple(raw.pop("nanoprune_blocks", range(layers))),
+            initializer_range=float(raw.pop("initializer_range", 0.02)),
+            extra={k: v for k, v in raw.items() if k not in ("model_type", "torch_dtype", "dtype", "transformers_version")},
+        )  # fmt: skip
+
+    def to_dict(self, dtype: torch.dtype) -> dict:
+        """config.json's content, in the form that transformers 4 wrote and both 4 and 5 read."""
+        raw = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("qk_norm", "qkv_bias", "output_bias")}
+        window, blocks, extra = raw.pop("sliding_window"), raw.pop("blocks"), raw.pop("extra")
+        layer_types, mlp_bias = list(raw.pop("layer_types")), raw.pop("mlp_bias")
+        raw |= {"torch_dtype": str(dtype).removeprefix("torch."), "hidden_act": "silu", "nanoprune_blocks": list(blocks)}
+        if self.model_type == "llama":
+            raw |= {"mlp_bias": mlp_bias}
+        else:
+            # A window that is switched off is written as absent: other readers then have nothing to misread.
+            full = layer_types.index("sliding_attention") if "sliding_attention" in layer_types else len(layer_types)
+            raw |= {"sliding_window": window, "use_sliding_window": window is not None,
+                    "max_window_layers": full, "layer_types": layer_types}  # fmt: skip
+        if self.model_type != "qwen2":
+            raw |= {"attention_bias": self.output_bias}
+        return extra | raw
+
+    def keep_blocks(self, kept: list[int]) -> "ModelConfig":
+        """The config of the model that has only the blocks of these present indices, in this order."""
+        def pick(values: tuple) -> tuple:
+            return tuple(values[i] for i in kept)
+        return replace(self, num_hidden_layers=len(kept), layer_types=pick(self.layer_types), blocks=pick(self.blocks))
+
+
+def _read_rope(raw: dict, where: str) -> tuple[float, dict | None]:
+    """(theta, llama3 scaling or None) from either form; a missing theta means 10,000."""
+    new = raw.pop("rope_parameters", None) or {}
+    scaling = dict(raw.pop("rope_scaling", None) or new)
+    theta = float(raw.pop("rope_theta", None) or scaling.get("rope_theta") or new.get("rope_theta") or 10_000.0)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    needed = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    if kind != "llama3" or any(key not in scaling for key in needed):
+        raise ValueError(f"{where}: rope scaling {scaling} is not supported; supported are 'default' and 'llama3' "
+                         f"(with {', '.join(needed)})")  # fmt: skip
+    return theta, {"rope_type": "llama3"} | {key: scaling[key] for key in needed}
+
+
+def _read_window(raw: dict, kind: str, layers: int, where: str) -> tuple[int | None, tuple[str, ...]]:
+    """(window or None, a type per block); Qwen's window is inert unless `use_sliding_window`, Llama has none."""
+    window, use = raw.pop("sliding_window", None), raw.pop("use_sliding_window", False)
+    first, types = raw.pop("max_window_layers", None), raw.pop("layer_types", None)
+    if types is not None and len(types) != layers:
+        raise ValueError(f"{where}: layer_types has {len(types)} entries for {layers} blocks")
+    if kind == "llama" or not use or window is None:
+        return None, ("full_attention",) * layers
+    if types is None:
+        first = 28 if first is None else first
+        types = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    if unknown := set(types) - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"{where}: layer_types {sorted(unknown)} not supported; full_attention, sliding_attention are")
+    return int(window), tuple(types)
+
+
+# ---------------------------------------------------------------- the model
+
+
+def rope_table(config: ModelConfig, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of the rotary embedding in fp32, (..., T, F), for positions (..., T).
+
+    RoFormer (arXiv:2104.09864) in the half-split form; Llama 3.1's scaling stretches the long wavelengths.
+    """
+    exponents = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32) / config.head_dim
+    frequencies = config.rope_theta**-exponents
+    if s := config.rope_scaling:
+        wavelengths = 2 * math.pi / frequencies
+        low, high = s["low_freq_factor"], s["high_freq_factor"]
+        blend = (s["original_max_position_embeddings"] / wavelengths - low) / (high - low)
+        blend = blend.clamp(0, 1)  # 0: wavelength over original/low, fully stretched; 1: below original/high, as it is
+        frequencies = (1 - blend) * frequencies / s["factor"] + blend * frequencies
+    angles = positions[..., None].float() * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Apply rotary positions to x (B, heads, T, F)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def document_positions(documents: torch.Tensor) -> torch.Tensor:
+    """Positions (B, T) that restart wherever the document number changes along a row."""
+    index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return index - torch.where(starts, index, 0).cummax(dim=1).values
+
+
+def attention_mask(queries: int, keys: int, window: int | None, documents, device) -> torch.Tensor | None:
+    """What each of the last `queries` of `keys` positions may see, as bool (B or 1, 1, queries, keys).
+
+    None stands for plain causal (or, for a single query, for everything): attention is then faster without a mask.
+    """
+    if documents is None and (window is None or keys <= window) and queries in (1, keys):
+        return None
+    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+    mask = (distance >= 0) & (distance < (window or keys))
+    if documents is not None:
+        mask = mask & (documents[:, :, None] == documents[:, None, :])
+    return mask.view(-1, 1, queries, keys)
+
+
+class Cache:
+    """Keys and values of every block for up to `length` positions of a batch; `used` of them are filled."""
+
+    def __init__(self, config: ModelConfig, batch: int, length: int, device="cpu", dtype: torch.dtype = torch.float32):
+        shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, length, config.head_dim)
+        self.store = torch.zeros(shape, device=device, dtype=dtype)
+        self.used = 0
+
+    def extend(self, block: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add a block's new k and v (B, K, T, F) and return all so far. The model moves `used` on after its last block."""
+        end = self.used + k.shape[2]
+        keys, values = self.store[block]
+        keys[:, :, self.used : end], values[:, :, self.used : end] = k, v
+        return keys[:, :, :end], values[:, :, :end]
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # In fp32, cast back, then times the weight: the order the checkpoints were trained with.
+        return self.weight * F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.head_dim, hidden = config.head_dim, config.hidden_size
+        q_size, kv_size = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(hidden, q_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden, kv_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden, kv_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(q_size, hidden, bias=config.output_bias)
+        if config.qk_norm:  # over head_dim, per head, before the rotary positions
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(self, x_BTD: torch.Tensor, rope, mask: torch.Tensor | None, cache: Cache | None, block: int) -> torch.Tensor:
+        B, T, _ = x_BTD.shape
+        q, k, v = (proj(x_BTD).view(B, T, -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, heads, T, F)
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norms leave fp32 behind
+        if cache is not None:
+            k, v = cache.extend(block, k, v)
+        causal = mask is None and T > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """One transformer block: what nanoprune removes and asks the worth of."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.self_attn, self.mlp = Attention(config), MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: torch.Tensor, rope, mask, cache: Cache | None, block: int) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, block)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Trunk(nn.Module):
+    """Embedding, blocks and final norm: what the checkpoints call `model`."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, config: ModelConfig, ids: torch.Tensor, documents=None, cache: Cache | None = None) -> torch.Tensor:
+        start, T = (cache.used if cache else 0), ids.shape[1]
+        if documents is None:
+            positions = torch.arange(start, start + T, device=ids.device)[None]
+        else:
+            assert cache is None, "packed rows are for training, the cache is for generating"
+            positions = document_positions(documents)
+        x = self.embed_tokens(ids)
+        cos, sin = (table[:, None].to(x.dtype) for table in rope_table(config, positions))  # (B or 1, 1, T, F)
+        windows = {"full_attention": None, "sliding_attention": config.sliding_window}
+        masks = {kind: attention_mask(T, start + T, windows[kind], documents, ids.device) for kind in set(config.layer_types)}
+        for i, layer in enumerate(self.layers):
+            x = layer(x, (cos, sin), masks[config.layer_types[i]], cache, i)
+        if cache is not None:
+            cache.used += T
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    """`model(ids)` gives logits, `model(ids, targets)` the loss; `from_pretrained`, `save_pretrained`."""
+
+    def __init__(self, config: ModelConfig):
+        """Random weights: normal with the config's `initializer_range`, norms one, biases zero."""
+        super().__init__()
+        self.config, self.generation_config = config, {}
+        self.model = Trunk(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        for name, parameter in self.named_parameters():
+            if name.endswith(".bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=config.initializer_range)
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        reduction: str = "mean",
+    ) -> torch.Tensor:
+        """Logits (B, T, V) of ids (B, T) int64; with targets (B, T), the cross entropy in nats.
+
+        Targets of -100 do not count. `reduction` is "mean" over counted tokens, "sum", or "none" for (B, T).
+        `documents` (B, T) numbers the documents of packed rows: tokens see their own document only, positions restart.
+        `cache` holds earlier positions, and takes these in.
+        """
+        x = self.model(self.config, ids, documents, cache)
+        if targets is None:
+            return F.linear(x, self.head_weight)
+        return head_loss(x, self.head_weight, targets, reduction)
+
+    @property
+    def stop_tokens(self) -> set[int]:
+        """The ids that end a text, from the generation config and the config."""
+        found = [source.get("eos_token_id") for source in (self.generation_config, self.config.extra)]
+        return {i for ids in found if ids is not None for i in (ids if isinstance(ids, list) else [ids])}
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, device="cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
+    ) -> "Decoder":
+        """A model from a hub name, a folder or a run folder, its weights cast to `dtype`.
+
+        ValueError where a file is missing or damaged or a tensor does not fit, naming it.
+        """
+        folder = locate(name, revision)
+        config = ModelConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+        with torch.device("meta"):
+            model = cls(config)
+        wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        model.load_state_dict(read_weights(folder, wanted, device, dtype), assign=True)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = read_json(folder / "generation_config.json")
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, generation_config.json and model.safetensors, each beside and then renamed."""
+        folder = Path(folder)
+        architecture = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+        raw = {"architectures": [architecture[self.config.model_type]]} | self.config.to_dict(self.head_weight.dtype)
+        write_json(folder / "config.json", raw)
+        if self.generation_config:
+            write_json(folder / "generation_config.json", self.generation_config)
+        write_tensors(folder / "model.safetensors", self.state_dict())
+
+
+def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
+    """Cross entropy of the vocabulary head, in chunks of tokens: never all the logits at once, in training neither."""
+    def nll(x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(F.linear(x, weight).float(), targets, ignore_index=IGNORE, reduction="none")
+
+    assert reduction in ("mean", "sum", "none"), reduction
+    chunks = list(zip(*(t.flatten(0, 1).split(max(1, HEAD_CHUNK // len(weight))) for t in (x, targets)), strict=True))
+    if len(chunks) > 1 and torch.is_grad_enabled():
+        losses = [checkpoint(nll, *chunk, use_reentrant=False) for chunk in chunks]
+    else:
+        losses = [nll(*chunk) for chunk in chunks]
+    losses = torch.cat(losses)
+    if reduction == "none":
+        return losses.view_as(targets)
+    return losses.sum() if reduction == "sum" else losses.sum() / (targets != IGNORE).sum().clamp(min=1)
+
+
+@torch.no_grad()
+def document_nll(model: Decoder, windows: Iterable, documents: int, autocast=None) -> tuple[np.ndarray, np.ndarray]:
+    """Per document, the summed negative log-likelihood in nats and the tokens it is of.
+
+    `windows` yields (ids, targets, document numbers), as `dataset.Split.windows` does.
+    """
+    nll, tokens = np.zeros(documents), np.zeros(documents, np.int64)
+    device = next(model.parameters()).device
+    for ids, targets, rows in windows:
+        ids, targets = ids.to(device), targets.to(device)
+        with autocast or torch.autocast(device.type, enabled=False):
+            losses = model(ids, targets, reduction="none")
+        np.add.at(nll, rows, losses.cpu().double().sum(1).numpy())
+        np.add.at(tokens, rows, (targets != IGNORE).sum(1).cpu().numpy())
+    return nll, tokens
