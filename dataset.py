@@ -169,13 +169,17 @@ class Split:
         tokens = self.tokens[span].astype(np.int64)
         return tokens if self.mask is None else np.where(self.mask[span], tokens, IGNORE)
 
-    def windows(self, context: int, batch_tokens: int = 8192) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
-        """Every prediction once, always the same way: (ids, targets, document), shapes (rows, time) and (rows,).
+    def windows(
+        self, context: int, batch_tokens: int = 8192, only: set[int] | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
+        """Every prediction once, always the same way: (ids, targets, document), shapes (rows, time) twice and (rows,).
 
         A document longer than `context` is cut into windows of that many inputs that do not overlap. Windows of like
-        length share a batch, so little is padding; padded targets are IGNORE.
+        length share a batch, so little is padding; padded targets are IGNORE. `only` picks documents by number.
         """
-        cuts = [(i, s, min(s + context, n - 1)) for i, n in enumerate(np.diff(self.offsets)) for s in range(0, n - 1, context)]
+        lengths = np.diff(self.offsets).tolist()
+        chosen = range(len(self)) if only is None else sorted(only)
+        cuts = [(i, s, min(s + context, lengths[i] - 1)) for i in chosen for s in range(0, lengths[i] - 1, context)]
         cuts.sort(key=lambda cut: cut[1] - cut[2])
         while cuts:
             longest = cuts[0][2] - cuts[0][1]

@@ -4,6 +4,7 @@ Module and parameter names are Hugging Face's, letter for letter, so that loadin
 Shapes: B batch, T time, D hidden size, H query heads, K key/value heads, F head_dim, V vocabulary.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
@@ -392,16 +393,17 @@ def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, redu
 
 
 @torch.no_grad()
-def document_nll(model: Decoder, windows: Iterable, documents: int, autocast=None) -> tuple[np.ndarray, np.ndarray]:
+def document_nll(model: Decoder, windows: Iterable, documents: int, autocast=contextlib.nullcontext
+) -> tuple[np.ndarray, np.ndarray]:
     """Per document, the summed negative log-likelihood in nats and the tokens it is of.
 
-    `windows` yields (ids, targets, document numbers), as `dataset.Split.windows` does.
+    `windows` yields (ids, targets, document numbers), as `dataset.Split.windows` does; `autocast` opens a context.
     """
     nll, tokens = np.zeros(documents), np.zeros(documents, np.int64)
     device = next(model.parameters()).device
     for ids, targets, rows in windows:
         ids, targets = ids.to(device), targets.to(device)
-        with autocast or torch.autocast(device.type, enabled=False):
+        with autocast():
             losses = model(ids, targets, reduction="none")
         np.add.at(nll, rows, losses.cpu().double().sum(1).numpy())
         np.add.at(tokens, rows, (targets != IGNORE).sum(1).cpu().numpy())

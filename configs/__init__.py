@@ -1,0 +1,218 @@
+"""An experiment's settings: a frozen, flat `Config`, read from a Python file that binds `config`.
+
+The file is the user's own code and is executed; `--key=value` overrides are read by the field's type. All problems are
+reported together, before anything is downloaded or allocated.
+"""
+
+import difflib
+import runpy
+import types
+import typing
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+
+__all__ = ["Config", "load_config", "replace"]
+
+
+@dataclass(frozen=True)
+class Config:
+    # what is trained
+    name: str  # the run's name; its folder is runs/<name>
+    base: str | dict  # hub name, folder or run; or the shape of a model to train from scratch (config.json's entries)
+    data: str  # dataset folder made by prepare.py
+    revision: str | None = None  # of a hub base: branch, tag or commit
+    drop_blocks: tuple[int, ...] = ()  # blocks taken out of the base before training, by index
+    runs: str = "runs"  # folder that holds the runs
+
+    # what it sees
+    context: int = 1024  # tokens a row
+    batch_size: int = 4  # rows a micro-batch
+    accumulation: int = 8  # micro-batches a step; batch_size x accumulation x context tokens a step
+    pair_repeats: int = 0  # times an epoch that each question/answer pair is seen (0: releases only)
+    max_steps: int = 1000  # optimizer steps
+    seed: int = 0  # of the order of documents and, from scratch, of the weights
+
+    # how it learns: AdamW, linear warm-up, cosine decay
+    lr: float = 2e-5  # highest learning rate
+    min_lr: float = 0.1  # the last step's learning rate, as a share of lr
+    warmup_steps: int = 50  # steps until lr is reached
+    weight_decay: float = 0.1  # on matrices only, never on norms and biases
+    beta1: float = 0.9  # AdamW: memory of the gradient
+    beta2: float = 0.95  # AdamW: memory of its square
+    eps: float = 1e-8  # AdamW: added to the denominator
+    clip: float = 1.0  # largest gradient norm (0: no clipping)
+
+    # how it runs
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    dtype: str = "bfloat16"  # of the products, by autocast: float32, bfloat16 or float16; weights stay fp32
+    threads: int = 0  # CPU threads (0: torch's choice); results repeat bit by bit at a fixed number
+
+    # what it reports and keeps
+    log_every: int = 1  # steps between lines of train.csv
+    eval_every: int = 100  # steps between validations (0: only before the first step and after the last)
+    eval_documents: int = 0  # validation documents used, evenly spaced (0: all)
+    patience: int = 0  # stop after this many validations without a better loss (0: never)
+    keep: str = "best"  # which weights become model/: best (by validation loss) or last; the same for both arms
+    save_every: int = 100  # steps between saves of the state that --resume needs (0: only at the end)
+
+    def __new__(cls, *args, **given):
+        """Name every unknown or missing field at once; the dataclass itself would stop at the first."""
+        names = [f.name for f in fields(cls)]
+        problems = [f"{key}: no such setting{_nearest(key, names)}" for key in given if key not in names]
+        required = [f.name for f in fields(cls) if f.default is MISSING][len(args) :]
+        problems += [f"{name}: missing; every config names it" for name in required if name not in given]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return super().__new__(cls)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / self.name
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.context * self.batch_size * self.accumulation
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def problems(self) -> list[str]:
+        """Everything that is wrong with the values, one line each: field, value given, what is allowed."""
+        found = []
+        for f in fields(self):
+            value, allowed = getattr(self, f.name), typing.get_type_hints(Config)[f.name]
+            if not _is_a(value, allowed):
+                found.append(f"{f.name}: given {value!r}, must be {_type_name(allowed)}")
+        if found:
+            return found
+
+        def need(name: str, holds: bool, allowed: str) -> None:
+            if not holds:
+                found.append(f"{name}: given {getattr(self, name)!r}, must be {allowed}")
+
+        need("name", bool(self.name) and Path(self.name).name == self.name, "a plain folder name, without slashes")
+        need("base", bool(self.base), "a hub name, a folder, a run or a shape")
+        for name in ("context", "batch_size", "accumulation", "max_steps", "log_every"):
+            need(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("pair_repeats", "seed", "threads", "eval_every", "eval_documents", "patience", "save_every"):
+            need(name, getattr(self, name) >= 0, "0 or more")
+        need("lr", 0 < self.lr < 1, "between 0 and 1")
+        need("min_lr", 0 <= self.min_lr <= 1, "a share of lr, from 0 to 1")
+        need("warmup_steps", 0 <= self.warmup_steps < self.max_steps, f"from 0 to below max_steps ({self.max_steps})")
+        need("weight_decay", self.weight_decay >= 0, "0 or more")
+        need("beta1", 0 <= self.beta1 < 1, "from 0 to below 1")
+        need("beta2", 0 <= self.beta2 < 1, "from 0 to below 1")
+        need("eps", self.eps > 0, "above 0")
+        need("clip", self.clip >= 0, "0 (off) or more")
+        need("dtype", self.dtype in DTYPES, " or ".join(DTYPES) + _nearest(self.dtype, DTYPES))
+        need("keep", self.keep in ("best", "last"), "best or last")
+        kind = self.device.split(":")[0]
+        need("device", kind in DEVICES, f"{', '.join(DEVICES)}, or cuda:N" + _nearest(kind, DEVICES))
+        repeated = len(set(self.drop_blocks)) < len(self.drop_blocks)
+        need("drop_blocks", min(self.drop_blocks, default=0) >= 0 and not repeated, "indices from 0 up, each once")
+        if self.patience and not self.eval_every:
+            found.append(f"patience: given {self.patience}, has no effect without eval_every; set eval_every or patience=0")
+        if self.revision and (isinstance(self.base, dict) or Path(self.base).exists()):
+            found.append(f"revision: given {self.revision!r}, has no effect on a base that is no hub name; remove it")
+        if isinstance(self.base, dict) and self.drop_blocks:
+            found.append("drop_blocks: a model trained from scratch has no blocks worth dropping; lower num_hidden_layers")
+        return found
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+    """The config bound by a Python file, with overrides such as ["--lr=1e-5"]; ValueError lists all problems."""
+    problems, config = [], None
+    try:
+        config = runpy.run_path(str(path)).get("config")
+        if not isinstance(config, Config):
+            problems.append("binds no `config`; the file must end with config = Config(...) or replace(other, ...)")
+            config = None
+    except OSError as error:
+        raise ValueError(f"cannot read the config {path}: {error.strerror}; shipped ones are in configs/") from error
+    except ValueError as error:
+        problems += str(error).splitlines()
+    except Exception as error:  # the user's own code: name the fault and its line rather than show our stack
+        raise ValueError(f"{path}{_line_in(error, path)}: {type(error).__name__}: {error}") from error
+    changes = {}
+    for override in overrides:
+        try:
+            key, value = _read_override(override)
+            changes[key] = value
+        except ValueError as error:
+            problems.append(str(error))
+    if config is not None:
+        config = replace(config, **changes)
+        problems += config.problems()
+    if problems:
+        raise ValueError(f"{path}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+    return config
+
+
+def config_from_dict(raw: dict, where: str) -> Config:
+    """A config as `to_dict` gave it (a run's config.json); lists become tuples again."""
+    try:
+        config = Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+        problems = config.problems()
+    except ValueError as error:
+        problems = str(error).splitlines()
+    if problems:
+        raise ValueError(f"{where}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+    return config
+
+
+def _read_override(text: str) -> tuple[str, object]:
+    """`--key=value` as (key, value of the field's type)."""
+    hints = typing.get_type_hints(Config)
+    key, equals, value = text.removeprefix("--").partition("=")
+    if not text.startswith("--") or not equals:
+        raise ValueError(f"{text}: overrides are written --key=value, such as --max_steps=200")
+    key = key.replace("-", "_")
+    if key not in hints:
+        raise ValueError(f"{key}: no such setting{_nearest(key, list(hints))}")
+    kind = hints[key]
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    try:
+        if type(None) in options and value.lower() == "none":
+            return key, None
+        if typing.get_origin(kind) is tuple:
+            return key, tuple(int(part) for part in value.strip("()").split(",") if part.strip())
+        return key, value if str in options else kind(value)
+    except ValueError:
+        raise ValueError(f"{key}: given {value!r}, must be {_type_name(kind)}") from None
+
+
+def _is_a(value, kind) -> bool:
+    if isinstance(kind, types.UnionType):
+        return any(_is_a(value, option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(type(item) is int for item in value)
+    if kind is float:
+        return type(value) in (int, float) and value == value and abs(value) != float("inf")
+    return type(value) is kind
+
+
+def _type_name(kind) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", type(None): "None", dict: "a dict"}
+    if isinstance(kind, types.UnionType):
+        return " or ".join(_type_name(option) for option in typing.get_args(kind))
+    return names.get(kind, "whole numbers with commas between, such as 13,25")
+
+
+def _nearest(name: str, names) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close and close[0] != name else ""
+
+
+def _line_in(error: Exception, path: str | Path) -> str:
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    lines, trace = [], error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            lines.append(trace.tb_lineno)
+        trace = trace.tb_next
+    return f", line {lines[-1]}" if lines else ""
