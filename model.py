@@ -340,11 +340,19 @@ class Decoder(nn.Module):
             return F.linear(x, self.head_weight)
         return head_loss(x, self.head_weight, targets, reduction)
 
+    def last_logits(self, ids: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Logits (B, V) of the last position only: what generating needs, without the head over the whole prompt."""
+        return F.linear(self.model(self.config, ids, None, cache)[:, -1], self.head_weight)
+
     @property
     def stop_tokens(self) -> set[int]:
         """The ids that end a text, from the generation config and the config."""
         found = [source.get("eos_token_id") for source in (self.generation_config, self.config.extra)]
         return {i for ids in found if ids is not None for i in (ids if isinstance(ids, list) else [ids])}
+
+    @staticmethod
+    def read_config(folder: Path) -> ModelConfig:
+        return ModelConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
 
     @classmethod
     def from_pretrained(
@@ -355,7 +363,7 @@ class Decoder(nn.Module):
         ValueError where a file is missing or damaged or a tensor does not fit, naming it.
         """
         folder = locate(name, revision)
-        config = ModelConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+        config = cls.read_config(folder)
         with torch.device("meta"):
             model = cls(config)
         wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}

@@ -1,0 +1,142 @@
+"""Every figure, from the CSVs alone.
+
+    python plot.py runs/full runs/reduced --out curves.png     training and validation loss of runs
+    python plot.py results --out comparison.png                perplexity and accuracy with intervals
+    python plot.py blocks.csv --out blocks.png                 the loss without each block
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f", "#c98b2b", "#5c6b73")
+
+
+def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict]:
+    """Rows of a CSV file that must have these columns."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    if not rows or (missing := [c for c in columns if c not in rows[0]]):
+        raise ValueError(f"{path} holds no rows" if not rows else f"{path} lacks the column(s) {', '.join(missing)}")
+    return rows
+
+
+def draw_curves(runs: list[Path], out: Path) -> Path:
+    """Training loss (thin: every step, thick: running mean) and validation loss over tokens seen."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for colour, run in zip(COLOURS * len(runs), runs, strict=False):
+        rows = read_csv(run / "train.csv", ("tokens", "loss"))
+        tokens, loss = [int(row["tokens"]) for row in rows], [float(row["loss"]) for row in rows]
+        left.plot(tokens, loss, color=colour, alpha=0.25, linewidth=0.8)
+        left.plot(tokens, running_mean(loss, max(1, len(loss) // 40)), color=colour, label=run.name)
+        rows = read_csv(run / "eval.csv", ("tokens", "nll"))
+        right.plot([int(row["tokens"]) for row in rows], [float(row["nll"]) for row in rows], "o-", color=colour,
+                   markersize=3, label=run.name)  # fmt: skip
+    for axes, title in ((left, "Training loss (running mean)"), (right, "Validation loss")):
+        axes.set(title=title, xlabel="tokens seen", ylabel="nats per token")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    return save(figure, out)
+
+
+def draw_results(folder: Path, out: Path) -> Path:
+    """Test perplexity and question accuracy of each model, with 95 % intervals."""
+    models = read_csv(folder / "models.csv", ("model", "perplexity", "perplexity_low", "perplexity_high"))
+    answers = read_csv(folder / "accuracy.csv", ("model",)) if _has_rows(folder / "accuracy.csv") else []
+    names = [row["model"] for row in models]
+    figure, panels = plt.subplots(1, 2 if answers else 1, figsize=(10 if answers else 5.5, 4), layout="constrained", squeeze=False)
+    left = panels[0][0]
+    for i, row in enumerate(models):
+        value, low, high = (float(row[key]) for key in ("perplexity", "perplexity_low", "perplexity_high"))
+        left.errorbar(i, value, [[value - low], [high - value]], fmt="o", color=COLOURS[i % len(COLOURS)], capsize=4)
+        left.annotate(f"{value:.2f}", (i, value), xytext=(7, 0), textcoords="offset points", va="center", fontsize=9)
+    if max(float(row["perplexity"]) for row in models) > 5 * min(float(row["perplexity"]) for row in models):
+        left.set_yscale("log")
+    left.set(title="Test perplexity (95 % interval)", xticks=range(len(names)), xlim=(-0.5, len(names) - 0.3))
+    left.set_xticklabels(names, rotation=15)
+    left.grid(alpha=0.3, axis="y")
+    if answers:
+        right, sets = panels[0][1], list(dict.fromkeys(row["set"] for row in answers))
+        for i, name in enumerate(names):
+            rows = {row["set"]: row for row in answers if row["model"] == name}
+            at = [k + (i - (len(names) - 1) / 2) * 0.8 / len(names) for k, label in enumerate(sets) if label in rows]
+            values = [[float(rows[label][key]) for label in sets if label in rows] for key in ("accuracy", "low", "high")]
+            errors = [[v - low for v, low in zip(values[0], values[1], strict=True)],
+                      [high - v for v, high in zip(values[0], values[2], strict=True)]]  # fmt: skip
+            right.bar(at, values[0], 0.75 / len(names), yerr=errors, capsize=3, color=COLOURS[i % len(COLOURS)], label=name)
+        right.axhline(0.25, color="black", linestyle=":", linewidth=1, label="chance (four choices)")
+        right.set(title="Question accuracy (95 % interval)", ylim=(0, 1.05), xticks=range(len(sets)))
+        right.set_xticklabels(sets)
+        right.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return save(figure, out)
+
+
+def draw_blocks(path: Path, out: Path) -> Path:
+    """How much the loss rises without each block."""
+    rows = [row for row in read_csv(path, ("block", "nll", "difference")) if row["block"] != "none"]
+    figure, axes = plt.subplots(figsize=(max(5, 0.35 * len(rows) + 2), 4), layout="constrained")
+    values = [float(row["difference"]) for row in rows]
+    best = min(range(len(values)), key=values.__getitem__)
+    axes.bar(range(len(rows)), values, color=[COLOURS[1] if i == best else COLOURS[0] for i in range(len(rows))])
+    if min(values) > 0 and max(values) > 20 * min(values):
+        axes.set_yscale("log")
+    axes.set(title="What each block is worth (red: missed least)", xlabel="block removed", ylabel="rise of the loss, nats per token",
+             xticks=range(len(rows)))  # fmt: skip
+    axes.set_xticklabels([row["block"] for row in rows])
+    axes.grid(alpha=0.3, axis="y")
+    return save(figure, out)
+
+
+def running_mean(values: list[float], width: int) -> list[float]:
+    """Mean over the last `width` values (fewer at the start)."""
+    return [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
+
+
+def save(figure, out: Path) -> Path:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=150, metadata={"Software": None} if out.suffix == ".png" else None)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot write the figure {out}: {error}; give a .png, .pdf or .svg in a folder that can be written") from error
+    finally:
+        plt.close(figure)
+    return out
+
+
+def _has_rows(path: Path) -> bool:
+    return path.is_file() and len(path.read_text(encoding="utf-8").splitlines()) > 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="+", type=Path, help="run folders, one results folder, or one table of block scores")
+    parser.add_argument("--out", type=Path, required=True, help="the figure's file: .png, .pdf or .svg")
+    args = parser.parse_args()
+    first = args.sources[0]
+    if all((source / "train.csv").is_file() for source in args.sources):
+        print(f"wrote {draw_curves(args.sources, args.out)}")
+    elif len(args.sources) == 1 and (first / "models.csv").is_file():
+        print(f"wrote {draw_results(first, args.out)}")
+    elif len(args.sources) == 1 and first.suffix == ".csv":
+        print(f"wrote {draw_blocks(first, args.out)}")
+    else:
+        wrong = [str(source) for source in args.sources if not (source / "train.csv").is_file()]
+        raise ValueError(f"nothing to draw from {', '.join(wrong)}: give run folders (with train.csv), one results folder "
+                         "(with models.csv) or one table of block scores (.csv)")  # fmt: skip
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        print(f"plot.py: {error}", file=sys.stderr)
+        sys.exit(2)
