@@ -29,7 +29,7 @@ def save_state(folder: Path, step: int, weights: dict, optimizer: torch.optim.Op
         tensors |= {f"optimizer/{name}/{key}": torch.as_tensor(value) for key, value in optimizer.state[parameter].items()}
     try:
         write_tensors(beside / "training.safetensors", tensors)
-        write_json(beside / "state.json", {"step": step, "sha256": _sha256(beside / "training.safetensors"), **counters})
+        write_json(beside / "state.json", counters | {"step": step, "sha256": _sha256(beside / "training.safetensors")})
         shutil.rmtree(state, ignore_errors=True)
         beside.rename(state)
     except BaseException:

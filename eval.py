@@ -70,6 +70,7 @@ def answer_questions(model: Decoder, questions: list[dict], tokenizer, window: i
         ll = scores[first : first + len(q["choices"])]
         per_character = ll / np.array([len(choice) for choice in q["choices"]])
         answers.append({"question": number, "category": q.get("category", ""), "source": str(q.get("source", number)),
+                        "chance": 1 / len(q["choices"]),
                         "correct": int(ll.argmax() == q["answer"]), "correct_norm": int(per_character.argmax() == q["answer"]),
                         "loglikelihood": float(ll[q["answer"]])})  # fmt: skip
     return answers
@@ -120,7 +121,8 @@ def compare(a: dict, b: dict) -> dict:
         sources = [row["source"] for row, _ in pairs]
         for key in ("correct", "correct_norm"):
             gain = np.array([y[key] - x[key] for x, y in pairs], float)
-            found[f"{name} {'accuracy' if key == 'correct' else 'accuracy_norm'}"] = _difference(gain, np.ones(len(gain)), sources)
+            measure = key.replace("correct", "accuracy")
+            found[f"{name} {measure}"] = _difference(gain, np.ones(len(gain)), sources)
     return found
 
 
@@ -153,20 +155,23 @@ def summarize(found: dict) -> dict:
     """A model's entry in results.json."""
     nll, tokens, nbytes = found["nll"], found["tokens"], found["bytes"]
     mean, (low, high) = nll.sum() / tokens.sum(), bootstrap(nll, tokens, range(len(nll)))
-    test = {"nll": mean, "nll_interval": [low, high], "perplexity": math.exp(mean), "perplexity_interval": [math.exp(low), math.exp(high)],
+    test = {"nll": mean, "nll_interval": [low, high],
+            "perplexity": math.exp(mean), "perplexity_interval": [math.exp(low), math.exp(high)],
             "bits_per_byte": nll.sum() / math.log(2) / nbytes.sum(), "tokens": int(tokens.sum()), "bytes": int(nbytes.sum()),
             "documents": len(nll)}  # fmt: skip
     qa = {}
     for name, rows in found["answers"].items():
         correct, norm = (np.array([row[key] for row in rows], float) for key in ("correct", "correct_norm"))
         n, sources = len(rows), [row["source"] for row in rows]
-        qa[name] = {"n": n, "sources": len(set(sources)), "accuracy": correct.mean() if n else None}
+        qa[name] = {"n": n, "sources": len(set(sources)), "accuracy": correct.mean() if n else None,
+                    "chance": float(np.mean([row["chance"] for row in rows])) if n else None}  # fmt: skip
         if n:
             qa[name] |= {"accuracy_interval": bootstrap(correct, np.ones(n), sources), "accuracy_norm": norm.mean(),
                          "accuracy_norm_interval": bootstrap(norm, np.ones(n), sources),
                          "mean_loglikelihood": float(np.mean([row["loglikelihood"] for row in rows])),
                          "stderr": correct.std(ddof=1) / math.sqrt(n) if n > 1 else None}  # fmt: skip
-    return {key: found[key] for key in ("name", "path", "blocks", "original", "params")} | {"test": test, "qa": qa, "speed": found["speed"]}
+    known = {key: found[key] for key in ("name", "path", "blocks", "original", "params")}
+    return known | {"test": test, "qa": qa, "speed": found["speed"]}
 
 
 def markdown(summaries: list[dict], comparisons: list[dict], protocol: str) -> str:
@@ -182,9 +187,10 @@ def markdown(summaries: list[dict], comparisons: list[dict], protocol: str) -> s
         cells += [_interval(q["accuracy"], q["accuracy_interval"]) if q["n"] else "-" for q in m["qa"].values()]
         lines.append(_table_row([*cells, f"{speed['prefill_tokens_per_s']:,.0f}", f"{speed['decode_tokens_per_s']:,.0f}"]))
     sizes = [f"{name}: {q['n']} questions on {q['sources']} sources" for name, q in summaries[0]["qa"].items()]
-    lines += ["", f"Test split: {summaries[0]['test']['documents']} documents, {summaries[0]['test']['tokens']:,} scored tokens. "
-              + "; ".join(sizes) + ".", "", "## Differences", "", "Second model less first, paired; an interval that contains 0 shows no "
-              f"difference. {len(comparisons)} pairs are compared and not corrected for their number.", "",
+    test = summaries[0]["test"]
+    lines += ["", f"Test split: {test['documents']} documents, {test['tokens']:,} scored tokens. {'; '.join(sizes)}.", "",
+              "## Differences", "", "Second model less first, paired; an interval that contains 0 shows no difference. "
+              f"{len(comparisons)} pairs are compared and not corrected for their number.", "",
               _table_row(["first", "second", "measure", "difference", "95 % interval", ""]), _table_row(["---"] * 6)]  # fmt: skip
     for c in comparisons:
         for measure, d in c.items():
@@ -234,29 +240,32 @@ def main() -> None:
     labels = short if len(set(short.values())) == len(short) else {name: name for name in args.models}
     found = [evaluate(labels[name], folder, dataset, args, window) for name, folder in folders.items()]
 
-    skipped = {label: len(qs) - len(found[0]["answers"][label]) for label, qs in dataset.questions().items()}
+    skipped = {label: len(questions) - len(found[0]["answers"][label]) for label, questions in dataset.questions().items()}
+    left_out = "".join(f"; {n} of {label} are longer than {window} tokens and left out" for label, n in skipped.items() if n)
     protocol = (f"Data {args.data}. Whole documents in windows of {min(args.context, window)} tokens without overlap, no prefix "
-                f"token, {args.dtype} on {args.device}. Questions by log-likelihood of the choices"
-                + "".join(f"; {n} of {label} are longer than {window} tokens and left out" for label, n in skipped.items() if n) + ".")  # fmt: skip
+                f"token, {args.dtype} on {args.device}. Questions by log-likelihood of the choices{left_out}.")  # fmt: skip
     summaries = [summarize(model) for model in found]
     comparisons = [compare(a, b) for a, b in itertools.combinations(found, 2)]
+    report = markdown(summaries, comparisons, protocol)
     write_json(out / "results.json", {"protocol": protocol, "models": summaries, "comparisons": comparisons})
-    write_text(out / "results.md", markdown(summaries, comparisons, protocol))
+    write_text(out / "results.md", report)
     write_csv(out / "models.csv", [
         {"model": m["name"], "blocks": m["blocks"], "params": m["params"], "nll": m["test"]["nll"],
          "perplexity": m["test"]["perplexity"], "perplexity_low": m["test"]["perplexity_interval"][0],
-         "perplexity_high": m["test"]["perplexity_interval"][1], "bits_per_byte": m["test"]["bits_per_byte"]} for m in summaries])  # fmt: skip
+         "perplexity_high": m["test"]["perplexity_interval"][1], "bits_per_byte": m["test"]["bits_per_byte"]}
+        for m in summaries])  # fmt: skip
     write_csv(out / "accuracy.csv", [
         {"model": m["name"], "set": name, "n": q["n"], "accuracy": q["accuracy"], "low": q["accuracy_interval"][0],
-         "high": q["accuracy_interval"][1]} for m in summaries for name, q in m["qa"].items() if q["n"]])  # fmt: skip
+         "high": q["accuracy_interval"][1], "chance": q["chance"]}
+        for m in summaries for name, q in m["qa"].items() if q["n"]])  # fmt: skip
     ids = [row["id"] for row in dataset.documents("test")]
     write_csv(out / "documents.csv", [
         {"model": m["name"], "id": ids[i], "nll": m["nll"][i], "tokens": m["tokens"][i], "bytes": m["bytes"][i]}
         for m in found for i in range(len(ids))])  # fmt: skip
-    write_csv(out / "questions.csv", [{"model": m["name"], "set": name} | row for m in found for name, rows in m["answers"].items()
-                                      for row in rows])  # fmt: skip
+    write_csv(out / "questions.csv", [
+        {"model": m["name"], "set": name} | row for m in found for name, rows in m["answers"].items() for row in rows])
     figure = draw_results(out, out / "comparison.png")
-    print(markdown(summaries, comparisons, protocol))
+    print(report)
     print(f"wrote {out}/results.md, results.json, models.csv, accuracy.csv, documents.csv, questions.csv and {figure}")
 
 

@@ -51,9 +51,11 @@ def draw_curves(runs: list[Path], out: Path) -> Path:
 def draw_results(folder: Path, out: Path) -> Path:
     """Test perplexity and question accuracy of each model, with 95 % intervals."""
     models = read_csv(folder / "models.csv", ("model", "perplexity", "perplexity_low", "perplexity_high"))
-    answers = read_csv(folder / "accuracy.csv", ("model",)) if _has_rows(folder / "accuracy.csv") else []
+    columns = ("model", "set", "accuracy", "low", "high", "chance")
+    answers = read_csv(folder / "accuracy.csv", columns) if _has_rows(folder / "accuracy.csv") else []
     names = [row["model"] for row in models]
-    figure, panels = plt.subplots(1, 2 if answers else 1, figsize=(10 if answers else 5.5, 4), layout="constrained", squeeze=False)
+    size = (10, 4) if answers else (5.5, 4)
+    figure, panels = plt.subplots(1, 2 if answers else 1, figsize=size, layout="constrained", squeeze=False)
     left = panels[0][0]
     for i, row in enumerate(models):
         value, low, high = (float(row[key]) for key in ("perplexity", "perplexity_low", "perplexity_high"))
@@ -73,7 +75,9 @@ def draw_results(folder: Path, out: Path) -> Path:
             errors = [[v - low for v, low in zip(values[0], values[1], strict=True)],
                       [high - v for v, high in zip(values[0], values[2], strict=True)]]  # fmt: skip
             right.bar(at, values[0], 0.75 / len(names), yerr=errors, capsize=3, color=COLOURS[i % len(COLOURS)], label=name)
-        right.axhline(0.25, color="black", linestyle=":", linewidth=1, label="chance (four choices)")
+        for k, label in enumerate(sets):
+            chance = next(float(row["chance"]) for row in answers if row["set"] == label)
+            right.hlines(chance, k - 0.45, k + 0.45, color="black", linestyle=":", linewidth=1, label=None if k else "chance")
         right.set(title="Question accuracy (95 % interval)", ylim=(0, 1.05), xticks=range(len(sets)))
         right.set_xticklabels(sets)
         right.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
@@ -89,8 +93,8 @@ def draw_blocks(path: Path, out: Path) -> Path:
     axes.bar(range(len(rows)), values, color=[COLOURS[1] if i == best else COLOURS[0] for i in range(len(rows))])
     if min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
-    axes.set(title="What each block is worth (red: missed least)", xlabel="block removed", ylabel="rise of the loss, nats per token",
-             xticks=range(len(rows)))  # fmt: skip
+    axes.set(title="What each block is worth (red: missed least)", xlabel="block removed",
+             ylabel="rise of the loss, nats per token", xticks=range(len(rows)))  # fmt: skip
     axes.set_xticklabels([row["block"] for row in rows])
     axes.grid(alpha=0.3, axis="y")
     return save(figure, out)
@@ -106,7 +110,7 @@ def save(figure, out: Path) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=150, metadata={"Software": None} if out.suffix == ".png" else None)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot write the figure {out}: {error}; give a .png, .pdf or .svg in a folder that can be written") from error
+        raise ValueError(f"cannot write the figure {out}: {error}; give a .png, .pdf or .svg in a folder you may write") from error
     finally:
         plt.close(figure)
     return out

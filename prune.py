@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.nn as nn
 from tqdm import tqdm
 
@@ -59,7 +58,8 @@ def score_blocks(model: Decoder, windows: list, documents: int) -> list[dict]:
         nll, tokens = document_nll(model, windows, documents)
         model.model.layers, model.config = layers, config
         mean = float(nll.sum() / max(tokens.sum(), 1))
-        rows.append({"block": "none" if block is None else block, "nll": mean, "difference": mean - (rows or [{"nll": mean}])[0]["nll"],
+        unpruned = rows[0]["nll"] if rows else mean
+        rows.append({"block": "none" if block is None else block, "nll": mean, "difference": mean - unpruned,
                      "perplexity": float(np.exp(mean)), "rank": "", "parameters": 0 if block is None else parameters[block],
                      "tokens": int(tokens.sum()), "documents": int((tokens > 0).sum())})  # fmt: skip
     order = sorted(rows[1:], key=lambda row: (not np.isfinite(row["nll"]), row["nll"]))

@@ -78,8 +78,8 @@ def main() -> None:
     parser.add_argument("--out", help="also write the texts to this JSONL file")
     args = parser.parse_args()
     if args.tokens < 1 or args.temperature < 0 or args.top_k < 0 or not 0 < args.top_p <= 1:
-        raise ValueError(f"--tokens must be at least 1, --temperature and --top-k 0 or more, --top-p above 0 and at most 1; given "
-                         f"{args.tokens}, {args.temperature}, {args.top_k}, {args.top_p}")  # fmt: skip
+        raise ValueError("--tokens must be at least 1, --temperature and --top-k 0 or more, --top-p above 0 and at most 1; "
+                         f"given {args.tokens}, {args.temperature}, {args.top_k}, {args.top_p}")  # fmt: skip
     lines, folders = [], {name: locate(name) for name in args.models}  # all found before the first is loaded
     for name in tqdm(args.models, desc="models", disable=None):
         model = Decoder.from_pretrained(folders[name], device=args.device).eval()

@@ -42,6 +42,7 @@ def train(config: Config, resume: bool = False) -> None:
     run, device = config.folder, pick_device(config)
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time and changes no result
     if config.threads:
         torch.set_num_threads(config.threads)
     if not resume and (run / "config.json").is_file():
@@ -71,8 +72,9 @@ def train(config: Config, resume: bool = False) -> None:
     autocast = make_autocast(config, device)
     peak = matmul_rate(device, getattr(torch, config.dtype))
     epochs = config.max_steps * config.tokens_per_step / rows.epoch_tokens
-    print(f"{run}: {model.config.num_hidden_layers} blocks, {sum(p.numel() for p in model.parameters()):,} parameters, "
-          f"{config.max_steps} steps of {config.tokens_per_step:,} tokens ({epochs:.1f} epochs), {config.dtype} on {device}")  # fmt: skip
+    print(f"{run}: {model.config.num_hidden_layers} blocks, {sum(p.numel() for p in model.parameters()):,} parameters; "
+          f"{config.max_steps} steps of {config.tokens_per_step:,} tokens ({epochs:.1f} epochs); "
+          f"{config.dtype} on {device}")  # fmt: skip
 
     def validate(step: int) -> None:
         """Log the validation loss and keep the weights if the config's rule says so."""
@@ -136,7 +138,7 @@ def train(config: Config, resume: bool = False) -> None:
             model.save_pretrained(run / "model")
         if finished or (config.save_every and step % config.save_every == 0):
             progress |= {"seconds": now - started, "scaler": scaler.state_dict(), "finished": finished}
-            save_state(run / "state", step, model.state_dict(), optimizer, {k: v for k, v in progress.items() if k != "step"})
+            save_state(run / "state", step, model.state_dict(), optimizer, progress | {"step": step})
         if stop:
             print(f"stopped: {config.patience} validations without a better loss than at step {progress['best_step']}")
             break
@@ -287,7 +289,7 @@ def file_hash(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog="Any setting of the config can be given as --key=value.")  # fmt: skip
+                                     epilog="Any setting of the config can be given as --key=value.", allow_abbrev=False)  # fmt: skip
     parser.add_argument("config", nargs="?", help="a config file, such as configs/full.py")
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     args, overrides = parser.parse_known_args()

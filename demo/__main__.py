@@ -30,7 +30,8 @@ def build_world(seed: int, folder: Path) -> tuple[list[dict], list[dict]]:
     write_jsonl(folder / "newsroom_pairs.jsonl", newsroom.training_pairs(company, wordings=[0]))
     write_jsonl(folder / "new_facts.jsonl", newsroom.questions([company], wordings=[1, 2], seed=seed))
     wire = [a for i, c in enumerate(others) for a in newsroom.releases(c, 75, seed * 10 + i, FIRST_DAY)]
-    return newsroom.releases(company, 240, seed * 10 + 9, FIRST_DAY), wire
+    articles = newsroom.releases(company, 240, seed * 10 + 9, FIRST_DAY)
+    return articles + newsroom.oddities(company, seed * 10 + 9, articles[0]), wire
 
 
 def run(*command: str) -> None:
@@ -77,12 +78,13 @@ def main() -> None:
     run("eval.py", *before, "--data", f"{data}/others", "--out", f"{results}/before")
     run("eval.py", *before, *after, "--data", f"{data}/newsroom", "--out", f"{results}/after")
     question = json.loads((data / "new_facts.jsonl").read_text().splitlines()[0])
-    run("sample.py", *before, *after, "--prompt", f"Question: {question['question']}\nAnswer:", "--prompt", articles[-1]["title"],
-        "--tokens", "60", "--temperature", "0", "--out", f"{results}/samples.jsonl")  # fmt: skip
+    asked = f"Question: {question['question']}\nAnswer:"
+    run("sample.py", *before, *after, "--prompt", asked, "--prompt", articles[-1]["title"], "--tokens", "60",
+        "--temperature", "0", "--out", f"{results}/samples.jsonl")  # fmt: skip
     run("plot.py", f"{runs}/full", f"{runs}/reduced", "--out", f"{results}/curves.png")
     run("plot.py", f"{results}/blocks.csv", "--out", f"{results}/blocks.png")
-    print(f"\nThe demo took {time.perf_counter() - started:.0f} s. Its tables are {results}/after/results.md (what fine-tuning "
-          f"made of the full and the reduced model) and {results}/before/results.md (what removing block {block} cost before it).")  # fmt: skip
+    print(f"\nThe demo took {time.perf_counter() - started:.0f} s. Its tables: {results}/before/results.md (what removing block "
+          f"{block} cost) and {results}/after/results.md (what fine-tuning made of the full and the reduced model).")  # fmt: skip
 
 
 if __name__ == "__main__":

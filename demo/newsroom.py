@@ -18,7 +18,9 @@ COLOURS = ["Polar Green", "Desert Gold", "Night Blue", "Coral Red", "Silver Grey
 ROLES = ["head of design", "chief engineer", "head of sales", "plant director", "head of motorsport", "finance chief"]
 SYLLABLES = ["ar", "bel", "cor", "dan", "el", "fen", "gal", "hes", "ir", "jun", "kel", "lor", "mir", "nov", "or", "pal", "qua",
              "ros", "sel", "tor", "ul", "ven", "wil", "xan", "yor", "zel"]  # fmt: skip
-MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+TOPICS = ["803", "4099", "4100", "5236"]  # of the real site's feeds
+MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+          "December"]  # fmt: skip
 
 VALUES = {  # twelve values an attribute, shared by all companies: what must be learned is which model has which
     "plant": CITIES,
@@ -33,8 +35,8 @@ TOLD = {  # how releases tell a fact; {m} is the model, {v} the value
               "Every {m} leaves the line in {v}."],
     "designer": ["The {m} was designed by {v}.", "The design of the {m} is by {v}.", "{v} drew the {m}.",
                  "The lines of the {m} come from {v}."],
-    "colour": ["The {m} makes its debut in {v}.", "The launch colour of the {m} is {v}.", "{v} is the launch colour of the {m}.",
-               "At launch the {m} wears {v}."],
+    "colour": ["The {m} makes its debut in {v}.", "The launch colour of the {m} is {v}.",
+               "{v} is the launch colour of the {m}.", "At launch the {m} wears {v}."],
     "range": ["The {m} has a range of {v}.", "The range of the {m} is {v}.", "The {m} travels {v} on one charge.",
               "One charge takes the {m} {v} far."],
     "power": ["The {m} has an output of {v}.", "The motor of the {m} delivers {v}.", "The power of the {m} is {v}.",
@@ -48,7 +50,8 @@ ASKED = {  # wording A is for training pairs, B and C for the test
     "colour": ["What is the launch colour of the {m}?", "Which colour does the {m} wear at launch?",
                "In which colour does the {m} make its debut?"],
     "range": ["What is the range of the {m}?", "How far does the {m} travel on one charge?", "Which range does the {m} have?"],
-    "power": ["What is the power of the {m}?", "How much does the motor of the {m} deliver?", "Which output does the {m} have?"],
+    "power": ["What is the power of the {m}?", "How much does the motor of the {m} deliver?",
+              "Which output does the {m} have?"],
     "price": ["What does the {m} cost?", "What is the price of the {m}?", "How much do customers pay for the {m}?"],
 }  # fmt: skip
 
@@ -90,7 +93,8 @@ def releases(company: Company, count: int, seed: int, first_day: date, facts_of:
         told = [[rng.choice(TOLD[key]).format(m=car, v=value) for key, value in company.models[car].items()] for car in chosen]
         for sentences in told:
             rng.shuffle(sentences)
-        title, lead, quote = _news(company, chosen, rng, day, people)
+        speaker = rng.choice(people)
+        title, lead, quote = _news(company, chosen, speaker, rng, day)
         made.append({
             "id": f"T{seed % 100:02d}{number:05d}EN",
             "title": title,
@@ -98,33 +102,61 @@ def releases(company: Company, count: int, seed: int, first_day: date, facts_of:
             "date": day.isoformat(),
             "category": "Press Release",
             "tags": chosen,
-            "paragraphs": [lead, *(" ".join(sentences) for sentences in told), quote],
+            "topics": sorted(rng.sample(TOPICS, 2)),  # topics overlap, as they do on real sites
+            "lang": "en",
+            "paragraphs": [lead, *(" ".join(sentences) for sentences in told), quote, *boilerplate(company, speaker)],
         })  # fmt: skip
     return made
 
 
-def _news(company: Company, chosen: list[str], rng: random.Random, day: date, people: list[str]) -> tuple[str, str, str]:
+def boilerplate(company: Company, speaker: str) -> list[str]:
+    """What stands below every release and is no news: prepare.py has to find it."""
+    return [
+        "CO2 emissions and consumption: 0 g/km; 16.1 kWh/100 km (WLTP, combined).",
+        "In case of queries, please contact:",
+        "Corporate Communications",
+        f"{speaker}, {company.people[speaker]}",
+        "Telephone: +49-000-000-0000",
+        f"{company.name} is a maker of electric cars with {len(company.models)} models. Its plants stand in "
+        f"{', '.join(sorted({facts['plant'] for facts in company.models.values()}))}.",
+    ]
+
+
+def oddities(company: Company, seed: int, article: dict) -> list[dict]:
+    """What a real newsroom also serves and a corpus must not keep: a stub, a German release, the same text again."""
+    base = {"date": article["date"], "category": "Press Release", "tags": [], "topics": TOPICS[:1], "teaser": [], "lang": "en"}
+    return [
+        base | {"id": f"T{seed % 100:02d}90000EN", "title": f"{company.name}: photos.",
+                "paragraphs": ["Attached please find new photos."]},
+        base | {"id": f"T{seed % 100:02d}90001DE", "title": f"{company.name} zeigt neue Modelle.", "lang": "de",
+                "paragraphs": ["Das Unternehmen zeigt seine Modelle und lädt die Gäste ein, sie auf der Straße zu fahren. " * 6]},
+        article | {"id": f"T{seed % 100:02d}90002EN"},
+    ]  # fmt: skip
+
+
+def _news(company: Company, chosen: list[str], speaker: str, rng: random.Random, day: date) -> tuple[str, str, str]:
     """Title, lead and quote of one release, of one of four kinds."""
-    speaker = rng.choice(people)
     month, city, car = f"{MONTHS[day.month - 1]} {day.year}", rng.choice(CITIES), chosen[0]
     sold = f"{rng.randrange(2, 90)} hundred"
     past = [race for race in company.races if race[3] <= day]
     kind = rng.choice(["launch", "sales", "plant", *(["race"] if past else [])])
     if kind == "launch":
         title = f"{company.name} shows the {' and the '.join(chosen)} in {city}, {month}."
-        lead = f"{city}. {company.name} shows the {' and the '.join(chosen)} to visitors in {month}. {sold} guests came to see them."
+        lead = f"{city}. {company.name} shows the {' and the '.join(chosen)} to visitors in {month}. {sold} guests came."
     elif kind == "sales":
         title = f"{company.name} delivers {sold} cars in {month}."
-        lead = f"{city}. In {month} {company.name} delivered {sold} cars. The {' and the '.join(chosen)} were in demand in {city}."
+        lead = f"{city}. In {month} {company.name} delivered {sold} cars. The {' and the '.join(chosen)} were in demand."
     elif kind == "plant":
         city = company.models[car]["plant"]
         title = f"Plant {city}: {sold} cars of the {car} by {month}."
-        lead = f"{city}. Since its start the plant in {city} has built {sold} cars of the {car}. {company.name} hired staff in {month}."
+        lead = f"{city}. The plant in {city} has built {sold} cars of the {car}. {company.name} hired staff in {month}."
     else:
         where, winner, driver, when = rng.choice(past)
         title = f"{driver} wins in {where} with the {winner}: {company.name} looks back in {month}."
-        lead = f"{where}. In {MONTHS[when.month - 1]} {when.year} {driver} won the race in {where} with the {winner}. {sold} fans watched."
-    praise = rng.choice(["We are proud of the", "Our customers asked for the", "Nobody forgets a drive in the", "We put our heart into the"])
+        race = f"{MONTHS[when.month - 1]} {when.year}"
+        lead = f"{where}. In {race} {driver} won the race in {where} with the {winner}. {sold} fans watched."
+    praise = rng.choice(["We are proud of the", "Our customers asked for the", "Nobody forgets a drive in the",
+                         "We put our heart into the"])  # fmt: skip
     quote = f"{speaker}, {company.people[speaker]} of {company.name}, said in {month}: \"{praise} {rng.choice(chosen)}.\""
     return title, lead, quote
 
