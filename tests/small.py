@@ -1,0 +1,132 @@
+"""A dataset folder and a model small enough to train in milliseconds, and scripts run as a user runs them."""
+
+import csv
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+import dataset
+from configs import Config
+from files import copy_tokenizer, write_json
+from model import Decoder, ModelConfig
+
+ROOT = Path(__file__).parent.parent
+SHAPE = dict(
+    model_type="qwen3",
+    num_hidden_layers=3,
+    hidden_size=32,
+    intermediate_size=48,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=128,
+    rope_theta=1000.0,
+    tie_word_embeddings=True,
+)
+TIMING = ("tokens_per_s", "mfu", "memory_gb", "seconds")  # the columns that two equal runs do not share
+CITIES = ("Munich", "Leipzig", "Oxford", "Debrecen", "Spartanburg")
+
+
+def release(i: int) -> str:
+    """A press release of 20 to 100 tokens."""
+    city = CITIES[i % len(CITIES)]
+    return f"{city}. Plant {i} opens. " + f"It builds {7 * i + 3} cars a day in {city}. " * (i % 3 + 1)
+
+
+def make_data(folder: Path, train: int = 12, val: int = 4, test: int = 6, text: str = "") -> Path:
+    """A prepared dataset folder; `text` changes what the tokenizer is trained on, and with it the tokenizer."""
+    releases = [release(i) for i in range(train + val + test)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=280, special_tokens=["<|endoftext|>"], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+    tokenizer.train_from_iterator(releases + [text] * 99, trainer)
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer, size = dataset.load_tokenizer(folder), tokenizer.get_vocab_size()
+    end = dataset.end_token(tokenizer, folder)
+    meta = {"tokenizer_hash": dataset.tokenizer_hash(folder), "vocab_size": size, "end_token": end}
+    write_json(folder / "meta.json", meta)
+    at = 0
+    for name, count in (("train", train), ("val", val), ("test", test)):
+        texts, at = releases[at : at + count], at + count
+        dataset.write_jsonl(folder / f"{name}.jsonl", [{"id": f"{name}{i}", "text": t} for i, t in enumerate(texts)])
+        tokens = [[*tokenizer.encode(text).ids, end] for text in texts]
+        nbytes = [len(tokenizer.decode(row[1:-1]).encode()) for row in tokens]
+        dataset.write_tokens(folder / f"{name}.safetensors", tokens, size, nbytes=nbytes)
+
+    messages, tokens, learned = [], [], []
+    for i in range(train):
+        question, answer = f"Where is plant {i}?", CITIES[i % len(CITIES)]
+        messages.append([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+        row, prompt = dataset.split_tokens(tokenizer, dataset.prompt_of(question), " " + answer)
+        tokens.append([*row, end])
+        learned.append([0] * prompt + [1] * (len(row) + 1 - prompt))
+    dataset.write_jsonl(folder / "pairs.jsonl", [{"messages": m} for m in messages])
+    dataset.write_tokens(folder / "pairs.safetensors", tokens, size, learned=learned)
+
+    places = [{"question": f"Where is plant {i}?", "choices": list(CITIES[:4]), "answer": i % 4,
+               "category": "place", "source": f"plant {i // 2}"} for i in range(8)]  # fmt: skip
+    counts = [{"question": f"How many cars does plant {i} build?", "choices": [f"{7 * i + 3}", f"{i + 100} cars"],
+               "answer": 0, "context": release(i)} for i in range(4)]  # fmt: skip
+    dataset.write_jsonl(folder / "qa" / "places.jsonl", places)
+    dataset.write_jsonl(folder / "qa" / "counts.jsonl", counts)
+    return folder
+
+
+def make_model(folder: Path, data: Path, seed: int = 0, **shape) -> Path:
+    """A model's folder with random weights, large enough for its predictions to differ from token to token."""
+    torch.manual_seed(seed)
+    meta = json.loads((data / "meta.json").read_text())
+    shape = SHAPE | {"vocab_size": meta["vocab_size"], "initializer_range": 0.2, "eos_token_id": meta["end_token"]} | shape
+    Decoder(ModelConfig.from_dict(shape)).save_pretrained(folder)
+    copy_tokenizer(data, folder)
+    return folder
+
+
+class World:
+    """A dataset folder (`data`) and a base (`model`) below a temporary folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.data = make_data(folder / "data")
+        self.model = make_model(folder / "base", self.data)
+
+    def config(self, runs: Path, **changes) -> Config:
+        """A config of a few quick steps."""
+        settings = dict(
+            name="run", base=str(self.model), data=str(self.data), runs=str(runs), context=32, batch_size=2,
+            accumulation=1, max_steps=4, warmup_steps=1, lr=1e-2, device="cpu", dtype="float32", log_every=100,
+            eval_every=0, save_every=0, keep="last",
+        )  # fmt: skip
+        return Config(**(settings | changes))
+
+    def config_file(self, path: Path, **changes) -> Path:
+        """The same as a file that train.py reads; its runs go beside it."""
+        config = self.config(path.parent / "runs", **changes)
+        path.write_text(f"from configs import Config\n\nconfig = Config(**{config.to_dict()!r})\n")
+        return path
+
+
+def run_main(monkeypatch, capsys, script: str, *arguments) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a script, as a user runs it but in this process, which has torch loaded."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    code = 0
+    capsys.readouterr()
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code or 0
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def read_rows(path: Path, without: tuple[str, ...] = ()) -> list[dict]:
+    """The rows of a CSV file, less some columns."""
+    with open(path, newline="") as file:
+        return [{key: value for key, value in row.items() if key not in without} for row in csv.DictReader(file)]
