@@ -251,7 +251,7 @@ class Dataset:
         path = self.folder / "meta.json"
         if not path.is_file():
             raise ValueError(f"{folder} is not a dataset folder (no meta.json); "
-                             f"make one: python prepare.py ARTICLES --out {folder}")  # fmt: skip
+                             f"make one: python prepare.py ARTICLES --out {folder}")
         self.meta = read_json(path)
         self.tokenizer = load_tokenizer(self.folder)
 

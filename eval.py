@@ -72,7 +72,7 @@ def answer_questions(model: Decoder, questions: list[dict], tokenizer, window: i
         answers.append({"question": number, "category": q.get("category", ""), "source": str(q.get("source", number)),
                         "chance": 1 / len(q["choices"]),
                         "correct": int(ll.argmax() == q["answer"]), "correct_norm": int(per_character.argmax() == q["answer"]),
-                        "loglikelihood": float(ll[q["answer"]])})  # fmt: skip
+                        "loglikelihood": float(ll[q["answer"]])})
     return answers
 
 
@@ -90,7 +90,7 @@ def measure_speed(model: Decoder, prompt: int = 256, new: int = 32) -> dict:
     generate(model, ids, 2)  # warm up
     read = seconds(1)
     return {"prefill_tokens_per_s": prompt / read, "decode_tokens_per_s": new / max(seconds(new + 1) - read, 1e-9),
-            "prompt_tokens": prompt, "new_tokens": new}  # fmt: skip
+            "prompt_tokens": prompt, "new_tokens": new}
 
 
 # ---------------------------------------------------------------- how sure are we
@@ -132,7 +132,7 @@ def _difference(numerators: np.ndarray, denominators: np.ndarray, groups) -> dic
     low, high = bootstrap(numerators, denominators, list(groups))
     return {"difference": float(numerators.sum() / denominators.sum()), "interval": [low, high],
             "shown": not low <= 0 <= high, "groups": len(set(groups)),
-            "method": f"paired bootstrap, {RESAMPLES} resamples, percentile, 95 %"}  # fmt: skip
+            "method": f"paired bootstrap, {RESAMPLES} resamples, percentile, 95 %"}
 
 
 # ---------------------------------------------------------------- one model, all results
@@ -148,7 +148,7 @@ def evaluate(name: str, folder: Path, dataset: Dataset, args: argparse.Namespace
     answers = {label: answer_questions(model, questions, dataset.tokenizer, window) for label, questions in sets}
     return {"name": name, "path": str(folder), "blocks": model.config.num_hidden_layers, "original": list(model.config.blocks),
             "params": sum(p.numel() for p in model.parameters()), "nll": nll, "tokens": tokens,
-            "bytes": split.bytes, "answers": answers, "speed": measure_speed(model)}  # fmt: skip
+            "bytes": split.bytes, "answers": answers, "speed": measure_speed(model)}
 
 
 def summarize(found: dict) -> dict:
@@ -158,18 +158,18 @@ def summarize(found: dict) -> dict:
     test = {"nll": mean, "nll_interval": [low, high],
             "perplexity": math.exp(mean), "perplexity_interval": [math.exp(low), math.exp(high)],
             "bits_per_byte": nll.sum() / math.log(2) / nbytes.sum(), "tokens": int(tokens.sum()), "bytes": int(nbytes.sum()),
-            "documents": len(nll)}  # fmt: skip
+            "documents": len(nll)}
     qa = {}
     for name, rows in found["answers"].items():
         correct, norm = (np.array([row[key] for row in rows], float) for key in ("correct", "correct_norm"))
         n, sources = len(rows), [row["source"] for row in rows]
         qa[name] = {"n": n, "sources": len(set(sources)), "accuracy": correct.mean() if n else None,
-                    "chance": float(np.mean([row["chance"] for row in rows])) if n else None}  # fmt: skip
+                    "chance": float(np.mean([row["chance"] for row in rows])) if n else None}
         if n:
             qa[name] |= {"accuracy_interval": bootstrap(correct, np.ones(n), sources), "accuracy_norm": norm.mean(),
                          "accuracy_norm_interval": bootstrap(norm, np.ones(n), sources),
                          "mean_loglikelihood": float(np.mean([row["loglikelihood"] for row in rows])),
-                         "stderr": correct.std(ddof=1) / math.sqrt(n) if n > 1 else None}  # fmt: skip
+                         "stderr": correct.std(ddof=1) / math.sqrt(n) if n > 1 else None}
     known = {key: found[key] for key in ("name", "path", "blocks", "original", "params")}
     return known | {"test": test, "qa": qa, "speed": found["speed"]}
 
@@ -178,12 +178,12 @@ def markdown(summaries: list[dict], comparisons: list[dict], protocol: str) -> s
     """results.md: one row a model, one row a difference."""
     sets = list(summaries[0]["qa"])
     head = ["model", "blocks", "parameters", "test perplexity [95 %]", "bits/byte", *(f"{s} accuracy [95 %]" for s in sets),
-            "prefill tokens/s", "decode tokens/s"]  # fmt: skip
+            "prefill tokens/s", "decode tokens/s"]
     lines = ["# Results", "", protocol, "", _table_row(head), _table_row(["---"] * len(head))]
     for m in summaries:
         test, speed = m["test"], m["speed"]
         cells = [m["name"], m["blocks"], f"{m['params']:,}", _interval(test["perplexity"], test["perplexity_interval"]),
-                 f"{test['bits_per_byte']:.4f}"]  # fmt: skip
+                 f"{test['bits_per_byte']:.4f}"]
         cells += [_interval(q["accuracy"], q["accuracy_interval"]) if q["n"] else "-" for q in m["qa"].values()]
         lines.append(_table_row([*cells, f"{speed['prefill_tokens_per_s']:,.0f}", f"{speed['decode_tokens_per_s']:,.0f}"]))
     sizes = [f"{name}: {q['n']} questions on {q['sources']} sources" for name, q in summaries[0]["qa"].items()]
@@ -191,7 +191,8 @@ def markdown(summaries: list[dict], comparisons: list[dict], protocol: str) -> s
     lines += ["", f"Test split: {test['documents']} documents, {test['tokens']:,} scored tokens. {'; '.join(sizes)}.", "",
               "## Differences", "", "Second model less first, paired; an interval that contains 0 shows no difference. "
               f"{len(comparisons)} pairs are compared and not corrected for their number.", "",
-              _table_row(["first", "second", "measure", "difference", "95 % interval", ""]), _table_row(["---"] * 6)]  # fmt: skip
+              _table_row(["first", "second", "measure", "difference", "95 % interval", ""]),
+              _table_row(["---"] * 6)]
     for c in comparisons:
         for measure, d in c.items():
             if measure != "models" and d and not measure.endswith("accuracy_norm"):
@@ -242,8 +243,8 @@ def main() -> None:
 
     skipped = {label: len(questions) - len(found[0]["answers"][label]) for label, questions in dataset.questions().items()}
     left_out = "".join(f"; {n} of {label} are longer than {window} tokens and left out" for label, n in skipped.items() if n)
-    protocol = (f"Data {args.data}. Whole documents in windows of {min(args.context, window)} tokens without overlap, no prefix "
-                f"token, {args.dtype} on {args.device}. Questions by log-likelihood of the choices{left_out}.")  # fmt: skip
+    protocol = (f"Data {args.data}. Whole documents in windows of {min(args.context, window)} tokens without overlap, no "
+                f"prefix token, {args.dtype} on {args.device}. Questions by log-likelihood of the choices{left_out}.")
     summaries = [summarize(model) for model in found]
     comparisons = [compare(a, b) for a, b in itertools.combinations(found, 2)]
     report = markdown(summaries, comparisons, protocol)
@@ -253,15 +254,15 @@ def main() -> None:
         {"model": m["name"], "blocks": m["blocks"], "params": m["params"], "nll": m["test"]["nll"],
          "perplexity": m["test"]["perplexity"], "perplexity_low": m["test"]["perplexity_interval"][0],
          "perplexity_high": m["test"]["perplexity_interval"][1], "bits_per_byte": m["test"]["bits_per_byte"]}
-        for m in summaries])  # fmt: skip
+        for m in summaries])
     write_csv(out / "accuracy.csv", [
         {"model": m["name"], "set": name, "n": q["n"], "accuracy": q["accuracy"], "low": q["accuracy_interval"][0],
          "high": q["accuracy_interval"][1], "chance": q["chance"]}
-        for m in summaries for name, q in m["qa"].items() if q["n"]])  # fmt: skip
+        for m in summaries for name, q in m["qa"].items() if q["n"]])
     ids = [row["id"] for row in dataset.documents("test")]
     write_csv(out / "documents.csv", [
         {"model": m["name"], "id": ids[i], "nll": m["nll"][i], "tokens": m["tokens"][i], "bytes": m["bytes"][i]}
-        for m in found for i in range(len(ids))])  # fmt: skip
+        for m in found for i in range(len(ids))])
     write_csv(out / "questions.csv", [
         {"model": m["name"], "set": name} | row for m in found for name, rows in m["answers"].items() for row in rows])
     figure = draw_results(out, out / "comparison.png")

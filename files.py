@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-                   "vocab.json", "merges.txt")  # fmt: skip
+                   "vocab.json", "merges.txt")
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", "*.safetensors")
 
 
@@ -32,7 +32,7 @@ def locate(name: str | Path, revision: str | None = None, files: tuple[str, ...]
     parts = str(name).split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~") or Path(parts[0]).is_dir():
         raise ValueError(f"no folder {name!r} here; give a model's folder, a run folder or a hub name "
-                         "such as Qwen/Qwen3-0.6B-Base")  # fmt: skip
+                         "such as Qwen/Qwen3-0.6B-Base")
     # Imported here: it is slow, and a run on local folders needs none of it.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -89,7 +89,7 @@ def read_weights(folder: Path, wanted: dict[str, torch.Size], device, dtype: tor
         shards = ["model.safetensors"]
         if not (folder / shards[0]).is_file():
             raise ValueError(f"{folder} holds no model.safetensors and no model.safetensors.index.json: its weights "
-                             "are missing (other formats, such as pytorch_model.bin, are not read)")  # fmt: skip
+                             "are missing (other formats, such as pytorch_model.bin, are not read)")
     else:
         shards = sorted(set(read_json(index).get("weight_map", {}).values()))
         if outside := [shard for shard in shards if Path(shard).name != shard]:
@@ -147,7 +147,7 @@ def _replace(path: str | Path, write) -> None:
     except (OSError, SafetensorError) as error:
         beside.unlink(missing_ok=True)
         raise ValueError(f"cannot write {path}: {error}. What was there before is unharmed; "
-                         "free some space or write elsewhere") from error  # fmt: skip
+                         "free some space or write elsewhere") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -73,7 +73,7 @@ class ModelConfig:
         head_dim = take("head_dim", 128 if kind == "qwen3" else hidden // heads)
         if heads % kv_heads or head_dim % 2:
             raise ValueError(f"{where}: {heads} query heads need a divisor as key/value heads (given {kv_heads}) and an "
-                             f"even head_dim (given {head_dim})")  # fmt: skip
+                             f"even head_dim (given {head_dim})")
         theta, scaling = _read_rope(raw, where)
         window, layer_types = _read_window(raw, kind, layers, where)
         bias = bool(raw.pop("attention_bias", False))
@@ -89,7 +89,7 @@ class ModelConfig:
             blocks=tuple(raw.pop("nanoprune_blocks", range(layers))),
             initializer_range=float(raw.pop("initializer_range", 0.02)),
             extra={k: v for k, v in raw.items() if k not in ("model_type", "torch_dtype", "dtype", "transformers_version")},
-        )  # fmt: skip
+        )
 
     def to_dict(self, dtype: torch.dtype) -> dict:
         """config.json's content, in the form that transformers 4 wrote and both 4 and 5 read."""
@@ -103,7 +103,7 @@ class ModelConfig:
             # A window that is switched off is written as absent: other readers then have nothing to misread.
             full = layer_types.index("sliding_attention") if "sliding_attention" in layer_types else len(layer_types)
             raw |= {"sliding_window": window, "use_sliding_window": window is not None,
-                    "max_window_layers": full, "layer_types": layer_types}  # fmt: skip
+                    "max_window_layers": full, "layer_types": layer_types}
         if self.model_type != "qwen2":
             raw |= {"attention_bias": self.output_bias}
         return extra | raw
@@ -126,7 +126,7 @@ def _read_rope(raw: dict, where: str) -> tuple[float, dict | None]:
     needed = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     if kind != "llama3" or any(key not in scaling for key in needed):
         raise ValueError(f"{where}: rope scaling {scaling} is not supported; supported are 'default' and 'llama3' "
-                         f"(with {', '.join(needed)})")  # fmt: skip
+                         f"(with {', '.join(needed)})")
     return theta, {"rope_type": "llama3"} | {key: scaling[key] for key in needed}
 
 

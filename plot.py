@@ -40,7 +40,7 @@ def draw_curves(runs: list[Path], out: Path) -> Path:
         left.plot(tokens, running_mean(loss, max(1, len(loss) // 40)), color=colour, label=run.name)
         rows = read_csv(run / "eval.csv", ("tokens", "nll"))
         right.plot([int(row["tokens"]) for row in rows], [float(row["nll"]) for row in rows], "o-", color=colour,
-                   markersize=3, label=run.name)  # fmt: skip
+                   markersize=3, label=run.name)
     for axes, title in ((left, "Training loss (running mean)"), (right, "Validation loss")):
         axes.set(title=title, xlabel="tokens seen", ylabel="nats per token")
         axes.grid(alpha=0.3)
@@ -73,7 +73,7 @@ def draw_results(folder: Path, out: Path) -> Path:
             at = [k + (i - (len(names) - 1) / 2) * 0.8 / len(names) for k, label in enumerate(sets) if label in rows]
             values = [[float(rows[label][key]) for label in sets if label in rows] for key in ("accuracy", "low", "high")]
             errors = [[v - low for v, low in zip(values[0], values[1], strict=True)],
-                      [high - v for v, high in zip(values[0], values[2], strict=True)]]  # fmt: skip
+                      [high - v for v, high in zip(values[0], values[2], strict=True)]]
             right.bar(at, values[0], 0.75 / len(names), yerr=errors, capsize=3, color=COLOURS[i % len(COLOURS)], label=name)
         for k, label in enumerate(sets):
             chance = next(float(row["chance"]) for row in answers if row["set"] == label)
@@ -94,7 +94,7 @@ def draw_blocks(path: Path, out: Path) -> Path:
     if min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
     axes.set(title="What each block is worth (red: missed least)", xlabel="block removed",
-             ylabel="rise of the loss, nats per token", xticks=range(len(rows)))  # fmt: skip
+             ylabel="rise of the loss, nats per token", xticks=range(len(rows)))
     axes.set_xticklabels([row["block"] for row in rows])
     axes.grid(alpha=0.3, axis="y")
     return save(figure, out)
@@ -110,7 +110,7 @@ def save(figure, out: Path) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=150, metadata={"Software": None} if out.suffix == ".png" else None)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot write the figure {out}: {error}; give a .png, .pdf or .svg in a folder you may write") from error
+        raise ValueError(f"cannot write the figure {out}: {error}; give a .png, .pdf or .svg in another folder") from error
     finally:
         plt.close(figure)
     return out
@@ -135,7 +135,7 @@ def main() -> None:
     else:
         wrong = [str(source) for source in args.sources if not (source / "train.csv").is_file()]
         raise ValueError(f"nothing to draw from {', '.join(wrong)}: give run folders (with train.csv), one results folder "
-                         "(with models.csv) or one table of block scores (.csv)")  # fmt: skip
+                         "(with models.csv) or one table of block scores (.csv)")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from dataset import (
     read_questions,
     split_tokens,
     tokenizer_hash,
-    write_jsonl,  # fmt: skip
+    write_jsonl,
     write_tokens,
 )
 from files import TOKENIZER_FILES, copy_tokenizer, locate, make_folder, write_json
@@ -41,10 +41,10 @@ from questions import open_and_closed_book, training_pairs
 CONTACT_START = re.compile(
     r"(in case of (any )?(queries|questions)|(if|should) you have any (further )?(questions|queries)"
     r"|for (any )?(further|more|additional) (questions|information|details|queries)),? please contact:?.{0,200}"
-    r"|(press|media) contacts?[.:]?|(BMW Group,? )?corporate communications", re.I)  # fmt: skip
+    r"|(press|media) contacts?[.:]?|(BMW Group,? )?corporate communications", re.I)
 CONTACT_LINE = re.compile(
     r".{0,160}(\b(tel|telephone|phone|mobile|cell|fax)\b[.:]? ?[+(]?\d|\be-?mail: ?\S+@|\+\d\d[- (]|\S+@\S+\.\w{2,3}\b)"
-    r".{0,160}", re.I)  # fmt: skip
+    r".{0,160}", re.I)
 WHOLE = {
     "link": re.compile(
         r"((internet|media website|website|web|facebook|instagram|youtube|linkedin|x|tiktok|twitter|threads): ?\S+"
@@ -56,9 +56,9 @@ WHOLE = {
         r"(official (data|information|figures) on|(power|fuel|energy|electric(ity)?) consumption and range data"
         r"|(all )?(the )?(stated |values |figures |data )+(of|on|for|regarding) (the )?(fuel|power|energy) consumption).*",
         re.I | re.S),
-}  # fmt: skip
+}
 CONSUMPTION = re.compile(r"(?i)consumption|emissions?|combined|weighted|WLTP|NEDC|EnVKV|CO ?[2₂]|kWh/100 ?km|l/100 ?km|g/km|"
-                         r"class(es)?|unloaded|discharged|battery|electric range|\bkm\b|[\d.,:;()/–-]+|\b[A-G]\b")  # fmt: skip
+                         r"class(es)?|unloaded|discharged|battery|electric range|\bkm\b|[\d.,:;()/–-]+|\b[A-G]\b")
 
 
 def boilerplate_kind(paragraph: str, in_contact: bool) -> str | None:
@@ -213,7 +213,7 @@ def select(articles: list[dict], args: argparse.Namespace) -> tuple[list[dict], 
             ids.add(article["id"])
             title = re.sub(r"\s+", " ", article["title"]).strip()
             documents.append({"id": article["id"], "title": title, "date": article["date"], "category": article.get("category"),
-                              "url": article.get("url"), "text": f"{title}\n\n{text}"})  # fmt: skip
+                              "url": article.get("url"), "text": f"{title}\n\n{text}"})
     if not documents:
         reasons = ", ".join(f"{len(found)} {reason}" for reason, found in dropped.items())
         raise ValueError(f"nothing is left of {len(articles)} articles ({reasons}); see --language and --min-chars")
@@ -231,8 +231,8 @@ def split_by_date(documents: list[dict], shares: tuple[float, ...]) -> dict[str,
         bounds.append(at)
     splits = {name: documents[i:j] for name, (i, j) in zip(SPLITS, pairwise([*bounds, len(documents)]), strict=True)}
     if empty := [name for name, found in splits.items() if not found]:
-        raise ValueError(f"{len(documents)} documents of {len(set(days))} days are too few for three splits: {', '.join(empty)} "
-                         "would be empty; collect more articles")  # fmt: skip
+        raise ValueError(f"{len(documents)} documents of {len(set(days))} days are too few for three splits: "
+                         f"{', '.join(empty)} would be empty; collect more articles")
     return splits
 
 
@@ -267,12 +267,12 @@ def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size < len(specials) + len(alphabet):
         raise ValueError(f"--train-tokenizer {vocab_size} is too small: the bytes and special tokens alone are "
-                         f"{len(specials) + len(alphabet)}")  # fmt: skip
+                         f"{len(specials) + len(alphabet)}")
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False))  # fmt: skip
+        vocab_size=vocab_size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False))
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": specials[0],
-                                                  "pad_token": specials[0]})  # fmt: skip
+                                                  "pad_token": specials[0]})
 
 
 def write_split(folder: Path, name: str, documents: list[dict], tokenizer: Tokenizer, end: int, begins: bool) -> dict:
@@ -291,7 +291,7 @@ def write_split(folder: Path, name: str, documents: list[dict], tokenizer: Token
     write_jsonl(folder / f"{name}.jsonl", documents)
     write_tokens(folder / f"{name}.safetensors", tokens, tokenizer.get_vocab_size(), nbytes=nbytes)
     return {"documents": len(documents), "tokens": sum(map(len, tokens)), "bytes": sum(nbytes),
-            "first": documents[0]["date"], "last": documents[-1]["date"]}  # fmt: skip
+            "first": documents[0]["date"], "last": documents[-1]["date"]}
 
 
 def write_pairs(folder: Path, pairs: list[dict], tokenizer: Tokenizer, end: int) -> None:
@@ -360,7 +360,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
         "questions": {name: len(found) for name, found in sets.items()},
         "options": {"since": str(args.since), "until": str(args.until), "language": args.language, "min_chars": args.min_chars,
                     "split": list(args.split), "keep_boilerplate": args.keep_boilerplate, "seed": args.seed},
-    }  # fmt: skip
+    }
     write_json(folder / "meta.json", meta)
     return meta
 
@@ -371,7 +371,7 @@ def print_report(total: int, splits: dict, dropped: dict[str, list[dict]], remov
     for reason, found in sorted(dropped.items(), key=lambda item: -len(item[1])):
         print(f"  {len(found):6d}  {reason:34s} such as {found[0]['id']}: {found[0]['title'][:60]}")
     print(f"{sum(removed.values())} paragraphs of boilerplate removed: "
-          + (", ".join(f"{n} {kind}" for kind, n in removed.most_common()) or "none"))  # fmt: skip
+          + (", ".join(f"{n} {kind}" for kind, n in removed.most_common()) or "none"))
     for name, found in splits.items():
         print(f"  {name:5s}  {len(found):6d} documents  {found[0]['date']} to {found[-1]['date']}")
 
@@ -427,7 +427,7 @@ def main() -> None:
         shutil.rmtree(beside, ignore_errors=True)
     tokens = sum(entry["tokens"] for entry in meta["splits"].values())
     print(f"wrote {args.out}: {tokens:,} tokens, {meta['pairs']} training pairs, questions: "
-          + (", ".join(f"{n} {name}" for name, n in meta["questions"].items()) or "none"))  # fmt: skip
+          + (", ".join(f"{n} {name}" for name, n in meta["questions"].items()) or "none"))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def score_blocks(model: Decoder, windows: list, documents: int) -> list[dict]:
         unpruned = rows[0]["nll"] if rows else mean
         rows.append({"block": "none" if block is None else block, "nll": mean, "difference": mean - unpruned,
                      "perplexity": float(np.exp(mean)), "rank": "", "parameters": 0 if block is None else parameters[block],
-                     "tokens": int(tokens.sum()), "documents": int((tokens > 0).sum())})  # fmt: skip
+                     "tokens": int(tokens.sum()), "documents": int((tokens > 0).sum())})
     order = sorted(rows[1:], key=lambda row: (not np.isfinite(row["nll"]), row["nll"]))
     for rank, row in enumerate(order, start=1):
         row["rank"] = rank
@@ -78,7 +78,7 @@ def score(args: argparse.Namespace) -> None:
     context = min(args.context, model.config.max_position_embeddings)
     windows = limit_tokens(split.windows(context), args.tokens)
     print(f"loss without each of {model.config.num_hidden_layers} blocks, on validation documents in windows of {context}, "
-          f"{sum(int((t >= 0).sum()) for _, t, _ in windows):,} tokens, fp32, no prefix token")  # fmt: skip
+          f"{sum(int((t >= 0).sum()) for _, t, _ in windows):,} tokens, fp32, no prefix token")
     rows = score_blocks(model, windows, len(split))
     table = io.StringIO()
     writer = csv.DictWriter(table, SCORE_COLUMNS, lineterminator="\n")
@@ -114,7 +114,7 @@ def drop(args: argparse.Namespace) -> None:
     copy_tokenizer(folder, out)
     after = sum(p.numel() for p in model.parameters())
     print(f"{args.base} without block {args.drop}: {model.config.num_hidden_layers} blocks, "
-          f"{after:,} parameters ({(after - before) / before:+.1%})")  # fmt: skip
+          f"{after:,} parameters ({(after - before) / before:+.1%})")
     print(f"wrote {out}")
 
 

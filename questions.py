@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from datetime import date
 
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-          "December")  # fmt: skip
+          "December")
 UNITS = {  # one name per unit; a figure is compared with figures of its unit only
     "kW": r"kW|kilowatts?", "hp": r"hp|horsepower", "PS": r"PS", "Nm": r"Nm|newton metres?", "km/h": r"km/h|kph", "mph": r"mph",
     "km": r"km|kilomet(?:re|er)s?", "miles": r"miles", "mm": r"mm|millimet(?:re|er)s?", "cm": r"cm|centimet(?:re|er)s?",
     "kg": r"kg|kilograms?", "kWh": r"kWh|kilowatt[- ]hours?", "percent": r"%|per ?cent", "euros": r"euros?|EUR",
     "litres": r"lit(?:re|er)s?", "seconds": r"seconds?", "minutes": r"minutes?", "hours": r"hours?", "years": r"years?",
-    "vehicles": r"vehicles|cars|automobiles", "motorcycles": r"motorcycles", "units": r"units", "employees": r"employees|associates",
-    "countries": r"countries", "laps": r"laps", "points": r"points", "inches": r"inch(?:es)?",
-}  # fmt: skip
+    "vehicles": r"vehicles|cars|automobiles", "motorcycles": r"motorcycles", "units": r"units",
+    "employees": r"employees|associates", "countries": r"countries", "laps": r"laps", "points": r"points",
+    "inches": r"inch(?:es)?",
+}
 FIGURE = re.compile(
     r"(?<![\w.,:/+–-])(?P<number>\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?)(?P<scale> (?:million|billion))? ?(?:"
-    + "|".join(f"(?P<u{i}>{pattern})" for i, pattern in enumerate(UNITS.values())) + r")(?![\w/])")  # fmt: skip
+    + "|".join(f"(?P<u{i}>{pattern})" for i, pattern in enumerate(UNITS.values())) + r")(?![\w/])")
 DAY = re.compile(rf"(?<!\w)(?P<day>[1-9]|[12]\d|3[01]) (?P<month>{'|'.join(MONTHS)}) (?P<year>20\d\d)(?!\d)")
 GAP = "____"
 
@@ -81,8 +82,9 @@ def _mentions(text: str) -> list[Mention]:
         value = float(number.replace(",", "")) * {" million": 1e6, " billion": 1e9, "": 1}[scale]
         found.append(Mention(unit, f"{unit}{scale} .{decimals}", number, match[0].removeprefix(number), value))
     # Days need not exist (31 April in a misprint): an ordering is all that is wanted.
-    found += [Mention("day", "day", match[0], "", int(match["year"]) * 372 + MONTHS.index(match["month"]) * 31 + int(match["day"]))
-              for match in DAY.finditer(text)]  # fmt: skip
+    found += [Mention("day", "day", match[0], "",
+                      int(match["year"]) * 372 + MONTHS.index(match["month"]) * 31 + int(match["day"]))
+              for match in DAY.finditer(text)]
     return found
 
 
@@ -93,7 +95,7 @@ def training_pairs(documents: list[dict], seed: int, per_document: int = 3) -> l
         title, body = document["title"], document["text"].split("\n\n", 1)[1]
         def add(task: str, question: str, answer: str, source: str = document["id"]) -> None:
             pairs.append({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
-                          "task": task, "source": source})  # fmt: skip
+                          "task": task, "source": source})
 
         if not _gives_away(title, written(date.fromisoformat(document["date"]))):
             add("date", f"When was “{title}” published?", written(date.fromisoformat(document["date"])))
@@ -114,11 +116,11 @@ def open_and_closed_book(splits: dict[str, list[dict]], seed: int, limit: int = 
             for m in [*_mentions(d["text"]), _publication(d)]:
                 pool.setdefault(m.shape, []).append((d["id"], m))
     closed = [(f"Which figure belongs in the gap of this sentence from “{d['title']}”? “{blank(f)}”", d, f, None)
-              for d in splits["train"] for f in facts_of(d)]  # fmt: skip
+              for d in splits["train"] for f in facts_of(d)]
     closed += [(f"On which day did the press release “{d['title']}” come out?", d, Fact(_publication(d)), None)
-               for d in splits["train"]]  # fmt: skip
+               for d in splits["train"]]
     opened = [(f"Going by the text, what is missing here? “{blank(f)}”", d, f, f.paragraph)
-              for d in splits["test"] for f in facts_of(d) if len(f.paragraph) <= 1500]  # fmt: skip
+              for d in splits["test"] for f in facts_of(d) if len(f.paragraph) <= 1500]
     return {"closed_book": _choose(closed, pool, seed, limit), "open_book": _choose(opened, pool, seed + 1, limit)}
 
 
@@ -151,7 +153,7 @@ def _choose(asked: list[tuple], pool: dict, seed: int, limit: int, per_document:
     for (question, document, fact, context, choices), answer in zip(made, positions, strict=True):
         choices.insert(answer, fact.mention.answer)
         lines.append({"question": question, "choices": choices, "answer": answer} | ({"context": context} if context else {})
-                     | {"category": _category(fact), "source": document["id"]})  # fmt: skip
+                     | {"category": _category(fact), "source": document["id"]})
     return lines
 
 

@@ -79,7 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.tokens < 1 or args.temperature < 0 or args.top_k < 0 or not 0 < args.top_p <= 1:
         raise ValueError("--tokens must be at least 1, --temperature and --top-k 0 or more, --top-p above 0 and at most 1; "
-                         f"given {args.tokens}, {args.temperature}, {args.top_k}, {args.top_p}")  # fmt: skip
+                         f"given {args.tokens}, {args.temperature}, {args.top_k}, {args.top_p}")
     lines, folders = [], {name: locate(name) for name in args.models}  # all found before the first is loaded
     for name in tqdm(args.models, desc="models", disable=None):
         model = Decoder.from_pretrained(folders[name], device=args.device).eval()
@@ -89,9 +89,9 @@ def main() -> None:
             ids = torch.tensor([tokenizer.encode(prompt).ids or sorted(stop)[:1]])
             if ids.shape[1] + args.tokens > model.config.max_position_embeddings:
                 raise ValueError(f"the prompt's {ids.shape[1]} tokens and {args.tokens} new ones are more than the "
-                                 f"{model.config.max_position_embeddings} that {name} was made for; shorten one")  # fmt: skip
+                                 f"{model.config.max_position_embeddings} that {name} was made for; shorten one")
             new = generate(model, ids, args.tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
-                           seed=args.seed, stop=stop)[0]  # fmt: skip
+                           seed=args.seed, stop=stop)[0]
             lines.append({"model": name, "prompt": prompt, "text": tokenizer.decode(new)})
     for prompt in args.prompt:
         print(f"\n> {prompt}")

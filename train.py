@@ -47,7 +47,7 @@ def train(config: Config, resume: bool = False) -> None:
         torch.set_num_threads(config.threads)
     if not resume and (run / "config.json").is_file():
         raise ValueError(f"{run} holds a run already. Go on with it: python train.py --resume {run}; or give this one "
-                         f"another name: --name={config.name}-2; or remove the folder")  # fmt: skip
+                         f"another name: --name={config.name}-2; or remove the folder")
 
     dataset = Dataset(config.data)
     pairs = dataset.split("pairs") if config.pair_repeats else None
@@ -74,13 +74,13 @@ def train(config: Config, resume: bool = False) -> None:
     epochs = config.max_steps * config.tokens_per_step / rows.epoch_tokens
     print(f"{run}: {model.config.num_hidden_layers} blocks, {sum(p.numel() for p in model.parameters()):,} parameters; "
           f"{config.max_steps} steps of {config.tokens_per_step:,} tokens ({epochs:.1f} epochs); "
-          f"{config.dtype} on {device}")  # fmt: skip
+          f"{config.dtype} on {device}")
 
     def validate(step: int) -> None:
         """Log the validation loss and keep the weights if the config's rule says so."""
         nll, perplexity, bits = validation.measure(model, autocast)
         eval_log.write(step=step, tokens=step * config.tokens_per_step, split="val", nll=nll, perplexity=perplexity,
-                       bits_per_byte=bits, documents=validation.documents)  # fmt: skip
+                       bits_per_byte=bits, documents=validation.documents)
         better = nll < progress["best"]
         progress.update({"best": nll, "best_step": step, "stale": 0} if better else {"stale": progress["stale"] + 1})
         if better and config.keep == "best":
@@ -124,11 +124,11 @@ def train(config: Config, resume: bool = False) -> None:
         mfu = training_flops(model, micro_batches) / (now - step_started) / peak
         train_log.write(step=step, tokens=step * config.tokens_per_step, epoch=round(epochs * step / config.max_steps, 4),
                         loss=float(loss), lr=lr, grad_norm=grad_norm, tokens_per_s=round(tokens_per_s, 1), mfu=round(mfu, 4),
-                        memory_gb=round(peak_memory(device), 3), seconds=round(now - started, 2))  # fmt: skip
+                        memory_gb=round(peak_memory(device), 3), seconds=round(now - started, 2))
         if step % config.log_every == 0 or step == config.max_steps:
             left = (config.max_steps - step) * (now - step_started)
             print(f"step {step:5d}  loss {float(loss):.4f}  lr {lr:.2e}  grad {grad_norm:.2f}  {tokens_per_s:,.0f} tokens/s  "
-                  f"mfu {mfu:.0%}  {peak_memory(device):.1f} GB  {left:,.0f} s left")  # fmt: skip
+                  f"mfu {mfu:.0%}  {peak_memory(device):.1f} GB  {left:,.0f} s left")
 
         if step == config.max_steps or (config.eval_every and step % config.eval_every == 0):
             validate(step)
@@ -151,7 +151,8 @@ def load_base(config: Config, dataset: Dataset) -> tuple[Decoder, Path | None]:
     if isinstance(config.base, dict):
         folder, model = None, Decoder(ModelConfig.from_dict({"vocab_size": dataset.meta["vocab_size"]} | config.base, "base"))
         if model.config.vocab_size < dataset.meta["vocab_size"]:
-            raise ValueError(f"base: vocab_size {model.config.vocab_size} is below the tokenizer's {dataset.meta['vocab_size']}")
+            raise ValueError(f"base: vocab_size {model.config.vocab_size} is below the tokenizer's "
+                             f"{dataset.meta['vocab_size']}")
         model.config.extra.setdefault("eos_token_id", dataset.meta["end_token"])
     else:
         folder = locate(config.base, config.revision)
@@ -176,7 +177,7 @@ def adamw(model: Decoder, config: Config) -> torch.optim.AdamW:
     for decay in (True, False):
         chosen = [(name, p) for name, p in model.named_parameters() if (p.dim() >= 2) == decay]
         groups.append({"params": [p for _, p in chosen], "names": [name for name, _ in chosen],
-                       "weight_decay": config.weight_decay * decay})  # fmt: skip
+                       "weight_decay": config.weight_decay * decay})
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
@@ -268,7 +269,7 @@ def peak_memory(device: torch.device) -> float:
 def environment(config: Config, dataset: Dataset, device: torch.device, base: Path | None) -> dict:
     """What a run depends on besides its config."""
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True) if (
-        shutil.which("git")) else None  # fmt: skip
+        shutil.which("git")) else None
     weights = {path.name: file_hash(path) for path in sorted(base.glob("*.safetensors"))} if base else None
     return {
         "git": git.stdout.strip() or None if git else None,
@@ -289,7 +290,7 @@ def file_hash(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog="Any setting of the config can be given as --key=value.", allow_abbrev=False)  # fmt: skip
+                                     epilog="Any setting of the config can be given as --key=value.", allow_abbrev=False)
     parser.add_argument("config", nargs="?", help="a config file, such as configs/full.py")
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     args, overrides = parser.parse_known_args()

@@ -42,7 +42,7 @@ def run(*command: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="few steps: a check that everything runs")
     args = parser.parse_args()
@@ -58,9 +58,9 @@ def main() -> None:
         with site.serve(source) as url:
             run("scrape.py", "--base-url", url, "--delay", "0", "--out", f"{data}/{found}.jsonl")
     run("prepare.py", f"{data}/others.jsonl", "--out", f"{data}/others", "--train-tokenizer", "1024", "--no-generated",
-        "--pairs", f"{data}/others_pairs.jsonl", "--questions", f"{data}/own_facts.jsonl")  # fmt: skip
+        "--pairs", f"{data}/others_pairs.jsonl", "--questions", f"{data}/own_facts.jsonl")
     run("prepare.py", f"{data}/newsroom.jsonl", "--out", f"{data}/newsroom", "--tokenizer", f"{data}/others", "--no-generated",
-        "--pairs", f"{data}/newsroom_pairs.jsonl", "--questions", f"{data}/new_facts.jsonl")  # fmt: skip
+        "--pairs", f"{data}/newsroom_pairs.jsonl", "--questions", f"{data}/new_facts.jsonl")
 
     places = [f"--runs={runs}", f"--seed={args.seed}"]
     places += ["--max_steps=20", "--warmup_steps=5", "--eval_every=10"] if args.short else []
@@ -80,11 +80,11 @@ def main() -> None:
     question = json.loads((data / "new_facts.jsonl").read_text().splitlines()[0])
     asked = f"Question: {question['question']}\nAnswer:"
     run("sample.py", *before, *after, "--prompt", asked, "--prompt", articles[-1]["title"], "--tokens", "60",
-        "--temperature", "0", "--out", f"{results}/samples.jsonl")  # fmt: skip
+        "--temperature", "0", "--out", f"{results}/samples.jsonl")
     run("plot.py", f"{runs}/full", f"{runs}/reduced", "--out", f"{results}/curves.png")
     run("plot.py", f"{results}/blocks.csv", "--out", f"{results}/blocks.png")
-    print(f"\nThe demo took {time.perf_counter() - started:.0f} s. Its tables: {results}/before/results.md (what removing block "
-          f"{block} cost) and {results}/after/results.md (what fine-tuning made of the full and the reduced model).")  # fmt: skip
+    print(f"\nThe demo took {time.perf_counter() - started:.0f} s. Its tables: {results}/before/results.md (what removing "
+          f"block {block} cost) and {results}/after/results.md (what fine-tuning made of the two models).")
 
 
 if __name__ == "__main__":

@@ -12,15 +12,15 @@ from datetime import date, timedelta
 
 CITIES = ["Alden", "Brixo", "Corvin", "Dunmore", "Elbach", "Farsund", "Gravena", "Holm", "Istra", "Jarnby", "Kolbeck", "Lomar"]
 NAMES = ["Anna Berg", "Boris Klee", "Carla Voss", "David Roth", "Elena Marsh", "Felix Stern", "Greta Holt", "Hugo Brandt",
-         "Ida Falk", "Jonas Wirth", "Karin Lunde", "Leo Maurer"]  # fmt: skip
+         "Ida Falk", "Jonas Wirth", "Karin Lunde", "Leo Maurer"]
 COLOURS = ["Polar Green", "Desert Gold", "Night Blue", "Coral Red", "Silver Grey", "Amber Brown", "Snow White", "Plum Violet",
-           "Ocean Teal", "Sand Beige", "Copper Orange", "Carbon Black"]  # fmt: skip
+           "Ocean Teal", "Sand Beige", "Copper Orange", "Carbon Black"]
 ROLES = ["head of design", "chief engineer", "head of sales", "plant director", "head of motorsport", "finance chief"]
 SYLLABLES = ["ar", "bel", "cor", "dan", "el", "fen", "gal", "hes", "ir", "jun", "kel", "lor", "mir", "nov", "or", "pal", "qua",
-             "ros", "sel", "tor", "ul", "ven", "wil", "xan", "yor", "zel"]  # fmt: skip
+             "ros", "sel", "tor", "ul", "ven", "wil", "xan", "yor", "zel"]
 TOPICS = ["803", "4099", "4100", "5236"]  # of the real site's feeds
 MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-          "December"]  # fmt: skip
+          "December"]
 
 VALUES = {  # twelve values an attribute, shared by all companies: what must be learned is which model has which
     "plant": CITIES,
@@ -43,7 +43,7 @@ TOLD = {  # how releases tell a fact; {m} is the model, {v} the value
               "The {m} draws on {v} of power."],
     "price": ["The {m} costs {v}.", "The price of the {m} is {v}.", "The {m} is available from {v}.",
               "Customers pay {v} for the {m}."],
-}  # fmt: skip
+}
 ASKED = {  # wording A is for training pairs, B and C for the test
     "plant": ["Where is the {m} built?", "Which plant builds the {m}?", "In which city is the {m} produced?"],
     "designer": ["Who designed the {m}?", "Who drew the {m}?", "By whom is the design of the {m}?"],
@@ -53,7 +53,7 @@ ASKED = {  # wording A is for training pairs, B and C for the test
     "power": ["What is the power of the {m}?", "How much does the motor of the {m} deliver?",
               "Which output does the {m} have?"],
     "price": ["What does the {m} cost?", "What is the price of the {m}?", "How much do customers pay for the {m}?"],
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def invent(seed: int, companies: int, models: int, first_day: date) -> list[Comp
         cars = {words.pop(): {key: rng.choice(values) for key, values in VALUES.items()} for _ in range(models)}
         people = dict(zip(rng.sample(NAMES, len(ROLES)), ROLES, strict=True))
         races = [(rng.choice(CITIES), rng.choice(list(cars)), rng.choice(NAMES), first_day + timedelta(days=rng.randrange(730)))
-                 for _ in range(12)]  # fmt: skip
+                 for _ in range(12)]
         made.append(Company(name, cars, people, races))
     return made
 
@@ -105,7 +105,7 @@ def releases(company: Company, count: int, seed: int, first_day: date, facts_of:
             "topics": sorted(rng.sample(TOPICS, 2)),  # topics overlap, as they do on real sites
             "lang": "en",
             "paragraphs": [lead, *(" ".join(sentences) for sentences in told), quote, *boilerplate(company, speaker)],
-        })  # fmt: skip
+        })
     return made
 
 
@@ -129,9 +129,9 @@ def oddities(company: Company, seed: int, article: dict) -> list[dict]:
         base | {"id": f"T{seed % 100:02d}90000EN", "title": f"{company.name}: photos.",
                 "paragraphs": ["Attached please find new photos."]},
         base | {"id": f"T{seed % 100:02d}90001DE", "title": f"{company.name} zeigt neue Modelle.", "lang": "de",
-                "paragraphs": ["Das Unternehmen zeigt seine Modelle und lädt die Gäste ein, sie auf der Straße zu fahren. " * 6]},
+                "paragraphs": ["Das Unternehmen zeigt seine Modelle und lädt die Gäste ein, sie alle zu fahren. " * 6]},
         article | {"id": f"T{seed % 100:02d}90002EN"},
-    ]  # fmt: skip
+    ]
 
 
 def _news(company: Company, chosen: list[str], speaker: str, rng: random.Random, day: date) -> tuple[str, str, str]:
@@ -156,7 +156,7 @@ def _news(company: Company, chosen: list[str], speaker: str, rng: random.Random,
         race = f"{MONTHS[when.month - 1]} {when.year}"
         lead = f"{where}. In {race} {driver} won the race in {where} with the {winner}. {sold} fans watched."
     praise = rng.choice(["We are proud of the", "Our customers asked for the", "Nobody forgets a drive in the",
-                         "We put our heart into the"])  # fmt: skip
+                         "We put our heart into the"])
     quote = f"{speaker}, {company.people[speaker]} of {company.name}, said in {month}: \"{praise} {rng.choice(chosen)}.\""
     return title, lead, quote
 
@@ -167,10 +167,10 @@ def training_pairs(company: Company, wordings: list[int]) -> list[dict]:
         {"messages": [{"role": "user", "content": ASKED[key][w].format(m=car)}, {"role": "assistant", "content": value}],
          "task": key, "source": f"{car}/{key}"}
         for car, facts in company.models.items() for key, value in facts.items() for w in wordings
-    ]  # fmt: skip
+    ]
 
 
-def questions(companies: list[Company], wordings: list[int], seed: int, limit: int | None = None) -> list[dict]:
+def questions(companies: list[Company], wordings: list[int], seed: int) -> list[dict]:
     """Each fact asked in the given wordings; the three wrong choices are values of the same attribute of other models."""
     rng = random.Random(seed)
     made = []
@@ -182,5 +182,5 @@ def questions(companies: list[Company], wordings: list[int], seed: int, limit: i
                     choices = [value, *rng.sample(others, 3)]
                     rng.shuffle(choices)
                     made.append({"question": ASKED[key][w].format(m=car), "choices": choices, "answer": choices.index(value),
-                                 "category": key, "source": f"{car}/{key}"})  # fmt: skip
-    return made if limit is None or limit >= len(made) else rng.sample(made, limit)
+                                 "category": key, "source": f"{car}/{key}"})
+    return made

@@ -44,7 +44,7 @@ def make_data(folder: Path, train: int = 12, val: int = 4, test: int = 6, text: 
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=280, special_tokens=["<|endoftext|>"], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(releases + [text] * 99, trainer)
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -71,9 +71,9 @@ def make_data(folder: Path, train: int = 12, val: int = 4, test: int = 6, text: 
     dataset.write_tokens(folder / "pairs.safetensors", tokens, size, learned=learned)
 
     places = [{"question": f"Where is plant {i}?", "choices": list(CITIES[:4]), "answer": i % 4,
-               "category": "place", "source": f"plant {i // 2}"} for i in range(8)]  # fmt: skip
+               "category": "place", "source": f"plant {i // 2}"} for i in range(8)]
     counts = [{"question": f"How many cars does plant {i} build?", "choices": [f"{7 * i + 3}", f"{i + 100} cars"],
-               "answer": 0, "context": release(i)} for i in range(4)]  # fmt: skip
+               "answer": 0, "context": release(i)} for i in range(4)]
     dataset.write_jsonl(folder / "qa" / "places.jsonl", places)
     dataset.write_jsonl(folder / "qa" / "counts.jsonl", counts)
     return folder
@@ -103,7 +103,7 @@ class World:
             name="run", base=str(self.model), data=str(self.data), runs=str(runs), context=32, batch_size=2,
             accumulation=1, max_steps=4, warmup_steps=1, lr=1e-2, device="cpu", dtype="float32", log_every=100,
             eval_every=0, save_every=0, keep="last",
-        )  # fmt: skip
+        )
         return Config(**(settings | changes))
 
     def config_file(self, path: Path, **changes) -> Path:

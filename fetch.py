@@ -1,0 +1,129 @@
+"""HTTP as a guest: robots.txt, one host, one request at a time, patient retries, bounded answers."""
+
+import re
+import time
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from urllib.parse import urljoin, urlsplit
+from urllib.robotparser import RobotFileParser
+
+import requests
+
+USER_AGENT = "nanoprune/0.1 (press-release research)"
+TIMEOUT = (10, 30)  # seconds to connect, and to wait for the next bytes
+MAX_BYTES = 20 * 2**20  # of one response, unpacked: a small gzip can hold gigabytes
+MAX_REDIRECTS = 5
+RETRIES = 3  # after the first try
+BACKOFF = 1.0  # seconds before the first retry, doubled each time
+MAX_WAIT = 120  # seconds; a server that asks for more is left alone
+MAX_UNANSWERED = 3  # URLs in a row without any answer: the network or the host is gone
+
+
+class FetchError(Exception):
+    """A URL that could not be had, and the HTTP status if there was one."""
+
+    def __init__(self, reason: str, status: int | None = None):
+        super().__init__(reason)
+        self.status = status
+
+
+class Disallowed(FetchError):
+    """A URL that robots.txt asks to leave alone."""
+
+
+class Fetcher:
+    """GETs from one host at its pace: robots.txt and its crawl delay, `delay` seconds between requests, patient retries.
+
+    ValueError where robots.txt cannot be asked for.
+    """
+
+    def __init__(self, base_url: str, delay: float = 1.0):
+        self.session = requests.Session()
+        self.session.headers["User-Agent"] = USER_AGENT
+        # No proxy could reach this machine's own server.
+        self.session.trust_env = urlsplit(base_url).hostname not in ("127.0.0.1", "localhost", "::1")
+        self.host, self.delay, self.next_start, self.unanswered = _host(base_url), delay, 0.0, 0
+        self.robots = RobotFileParser()
+        self.robots.parse([])  # allows all, for the one request that is made without asking
+        try:
+            rules = self.get(base_url + "/robots.txt").decode("utf-8-sig", "replace")
+        except FetchError as error:
+            if error.status is None or not 400 <= error.status < 500 or error.status == 429:
+                raise ValueError(f"cannot read {base_url}/robots.txt: {error}. Check the network and --base-url, "
+                                 "and run the same command again") from error
+            rules = ""  # RFC 9309: where there are no rules, all is allowed
+        self.robots.parse(rules.splitlines())
+        self.delay = max(delay, float(self.robots.crawl_delay(USER_AGENT) or 0))
+
+    def get(self, url: str) -> bytes:
+        """The unpacked body; FetchError where the URL is refused or the host does not give it."""
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                if urlsplit(url).scheme not in ("http", "https") or _host(url) != self.host:
+                    raise FetchError(f"refused: {url} is on another host")
+            except ValueError as error:
+                raise FetchError(f"not a URL: {error}") from error
+            if not self.robots.can_fetch(USER_AGENT, url):
+                raise Disallowed("disallowed by robots.txt")
+            response, body = self._patiently(url)
+            target = self.session.get_redirect_target(response)
+            if target is None:
+                if response.status_code != 200:
+                    raise FetchError(f"{response.status_code} {response.reason}", response.status_code)
+                return body
+            url = urljoin(url, target)
+        raise FetchError(f"more than {MAX_REDIRECTS} redirects")
+
+    def _patiently(self, url: str) -> tuple[requests.Response, bytes]:
+        """The first answer that is neither "too many requests" nor a server's error."""
+        for attempt in range(RETRIES + 1):
+            wait, status = BACKOFF * 2**attempt, None
+            try:
+                response, body = self._once(url)
+                self.unanswered, status = 0, response.status_code
+                if status != 429 and status < 500:
+                    return response, body
+                problem = f"{status} {response.reason}"
+                wait = max(wait, retry_after(response.headers.get("Retry-After", "")))
+            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+                problem = "no answer in time" if isinstance(error, requests.Timeout) else _cause(error)
+            except requests.RequestException as error:
+                raise FetchError(_cause(error)) from error
+            if wait > MAX_WAIT:
+                raise FetchError(f"{problem}; it asks to come back in {wait:.0f} s", status)
+            if attempt < RETRIES:
+                time.sleep(wait)
+        self.unanswered += status is None
+        raise FetchError(f"{problem}, {RETRIES + 1} times", status)
+
+    def _once(self, url: str) -> tuple[requests.Response, bytes]:
+        time.sleep(max(0.0, self.next_start - time.monotonic()))
+        self.next_start = time.monotonic() + self.delay
+        body = bytearray()
+        with self.session.get(url, timeout=TIMEOUT, stream=True, allow_redirects=False) as response:
+            for chunk in response.iter_content(2**16):
+                body += chunk
+                if len(body) > MAX_BYTES:
+                    raise FetchError(f"larger than {MAX_BYTES >> 20} MB", response.status_code)
+        return response, bytes(body)
+
+
+def retry_after(header: str) -> float:
+    """The seconds a server asks to wait, from a number or a date; 0 where it says nothing of the kind."""
+    if re.fullmatch(r"\s*\d+\s*", header):
+        return float(header)
+    try:
+        when = parsedate_to_datetime(header)
+        return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def _host(url: str) -> tuple[str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.hostname, None if parts.port in (80, 443) else parts.port
+
+
+def _cause(error: Exception) -> str:
+    """The last part of the nested messages of requests, which is what happened."""
+    return str(error).rsplit(": ", 1)[-1].strip("'\"() ") or type(error).__name__

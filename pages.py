@@ -1,0 +1,258 @@
+"""What a newsroom's pages say: its definition as a site, and articles out of its feed, sitemap and pages."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+
+from lxml import etree
+
+
+def _by_class(name: str) -> str:
+    """The XPath condition for one of an element's classes."""
+    return f"contains(concat(' ', normalize-space(@class), ' '), ' {name} ')"
+
+
+@dataclass(frozen=True)
+class Site:
+    """All that is particular to one newsroom. Dates are patterns with the groups `day`, `month` and `year`."""
+
+    base_url: str
+    feed: str  # path of one page of a topic's RSS feed
+    topics: tuple[str, ...]
+    sitemaps: str  # pattern of the sitemaps in robots.txt that hold its articles
+    id: str  # pattern of an article's id; the group `language`, where there is one, must equal the next field
+    language: str
+    title: str  # XPaths within an article's page
+    teaser: str
+    date: str
+    category: str
+    tags: str
+    body: str
+    dates: tuple[str, ...]
+
+    def article_id(self, text: str) -> str:
+        """The id that stands in a URL or a feed's guid; empty where there is none."""
+        match = re.search(rf"(?<![A-Za-z0-9])(?:{self.id})(?![A-Za-z0-9])", text)
+        return match[0] if match else ""
+
+    def speaks(self, article_id: str) -> bool:
+        """Whether an article is in the site's language, by its id."""
+        match = re.fullmatch(self.id, article_id)
+        return match is None or match.groupdict().get("language", self.language) == self.language
+
+
+SITES = {
+    "bmw": Site(
+        base_url="https://www.press.bmwgroup.com",
+        feed="/global/rss2/topic/{topic}?page={page}",
+        # corporate, brands, bmw, mini, technology, people, heritage, motor shows, motorrad, bmw i, bmw m, sports
+        topics=("803", "4099", "4100", "5127", "5236", "5249", "5254", "4098", "6629", "6728", "7309", "10837"),
+        sitemaps="pcgl_en",
+        id=r"T\d{7}(?P<language>[A-Z]{2})(?:_[A-Z]{2})?",
+        language="EN",
+        title=f"//*[{_by_class('article-detail')}]//h1",
+        teaser=f"//h2[{_by_class('teaser')}]",
+        date=f"//*[{_by_class('article-info')}]//span[{_by_class('date')}]",
+        category=f"//*[{_by_class('article-info')}]//span[{_by_class('category')}]",
+        tags=f"//*[{_by_class('tagging-info')}]//*[{_by_class('tag')}]",
+        body="//*[@id='article-text']",
+        dates=(
+            r"(?P<month>[A-Z][a-z]{2}) (?P<day>\d{1,2}) \d\d:\d\d:\d\d \S+ (?P<year>\d{4})",  # Fri Dec 05 08:34:40 CET 2025
+            r"(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})",  # 05.12.2025
+        ),
+    ),
+}
+RFC_822 = r"(?P<day>\d{1,2}) (?P<month>[A-Za-z]{3}) (?P<year>\d{4})"  # Fri, 05 Dec 2025 08:34:40 +0100, in every RSS feed
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+
+
+def blank_article(id: str, url: str, *, title="", teaser="", date="", category="", tags=(), text="") -> dict:
+    return {"id": id, "url": url, "title": title, "teaser": teaser, "date": date, "category": category,
+            "tags": list(tags), "text": text}
+
+
+def parse_article(html: bytes, site: Site, url: str) -> dict:
+    """The article on its page, with its id from `url`; ValueError where id, title, date or body are missing."""
+    root = _parse_html(html)
+
+    def texts(path: str) -> list[str]:
+        return [text for element in root.xpath(path) if (text := html_to_text(element))]
+
+    def first(path: str) -> str:
+        return " ".join(next(iter(texts(path)), "").split())
+
+    article = blank_article(site.article_id(url), url, title=first(site.title), teaser=first(site.teaser),
+                            category=first(site.category), tags=[" ".join(tag.split()) for tag in texts(site.tags)],
+                            text=next(iter(texts(site.body)), ""))
+    # No second place to look for a body: what stands elsewhere on a page without one is no article.
+    if missing := [key for key in ("id", "title", "text") if not article[key]]:
+        raise ValueError(f"the page has no {' and no '.join(missing)}")
+    return article | {"date": parse_date(first(site.date), site.dates)}
+
+
+def parse_feed(xml: bytes, site: Site) -> tuple[list[dict], str | None]:
+    """The articles of one page of an RSS feed and the link to the next page, if it names one.
+
+    Articles have all keys; what the feed does not say is empty. ValueError where the page is no RSS feed.
+    """
+    root, sound = _parse_xml(xml)
+    if root.tag != "rss":
+        raise ValueError(f"not an RSS feed: its first element is <{root.tag}>")
+    articles = []
+    for item in root.iter("item"):
+        link = (item.findtext("link") or "").strip()
+        content = item.find("{http://purl.org/rss/1.0/modules/content/}encoded")
+        description = item.find("description") if content is None else content
+        try:
+            day = parse_date(item.findtext("pubDate") or "", (RFC_822, *site.dates))
+        except ValueError:
+            day = ""
+        try:  # a damaged feed may have lost any part of a text: the page has to give it
+            text = html_to_text(_inner(description)) if sound and description is not None else ""
+        except ValueError:
+            text = ""
+        title = " ".join(html_to_text(item.findtext("title") or "").split())
+        article_id = site.article_id(item.findtext("guid") or "") or site.article_id(link)
+        articles.append(blank_article(article_id, link, title=title, date=day, text=text))
+    following = root.find(".//{http://www.w3.org/2005/Atom}link[@rel='next']")
+    return articles, None if following is None else following.get("href")
+
+
+def parse_sitemap(xml: bytes) -> tuple[list[tuple[str, str]], list[str]]:
+    """(URL, day of the last change or "") of every page in a sitemap, and the URLs of the sitemaps it names.
+
+    ValueError where it is no sitemap.
+    """
+    root, _ = _parse_xml(xml)
+    if etree.QName(root).localname not in ("urlset", "sitemapindex"):
+        raise ValueError(f"not a sitemap: its first element is <{root.tag}>")
+    pages, nested = [], []
+    for entry in root:
+        if place := (entry.findtext("{*}loc") or "").strip():
+            if etree.QName(entry).localname == "sitemap":
+                nested.append(place)
+            else:
+                day = (entry.findtext("{*}lastmod") or "").strip()[:10]
+                pages.append((place, day if re.fullmatch(r"\d{4}-\d\d-\d\d", day) else ""))
+    return pages, nested
+
+
+def parse_date(text: str, patterns: Iterable[str]) -> str:
+    """The day as YYYY-MM-DD, by the first pattern found; English months in any locale. ValueError where none fits."""
+    for pattern in patterns:
+        if match := re.search(pattern, text):
+            month = match["month"].lower()
+            try:
+                number = int(month) if month.isdigit() else MONTHS.index(month) + 1
+                return date(int(match["year"]), number, int(match["day"])).isoformat()
+            except ValueError:
+                break
+    raise ValueError(f"no date that can be read: {text[:60]!r}")
+
+
+SKIPPED_TAGS = {"script", "style", "noscript", "template"}
+ITEM_TAGS = {"li", "tr", "dt", "dd"}  # each on a line of its own
+BLOCK_TAGS = {"p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "thead", "tbody", "tfoot", "caption",
+              "blockquote", "pre", "hr", "section", "article", "aside", "header", "footer", "figure", "figcaption", "address",
+              "main", "nav", "form", "fieldset", "center"}
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad\0"))  # zero-width spaces, byte order mark, soft hyphen
+CELL = "\0"  # between cells until a line is complete; no text has it
+
+
+def html_to_text(html: str | bytes | etree._Element) -> str:
+    """All text of a piece of HTML in its order; paragraphs are separated by an empty line.
+
+    Two `<br>` end a paragraph, one ends a line; items of lists and rows of tables are lines. Inline elements add
+    nothing (`CO<sub>2</sub>` is CO2), and the source's own white space is one space. ValueError where the HTML is
+    nested too deeply to be read whole.
+    """
+    root = html if isinstance(html, etree._Element) else _parse_html(html)
+    paragraphs, lines, line = [], [], []
+    bullet, lists, rows = "", 0, []  # rows: for each open row, whether it has several cells
+
+    def end_line() -> bool:
+        nonlocal bullet
+        cells = [" ".join(cell.split()) for cell in "".join(line).split(CELL)]
+        line.clear()
+        if text := " | ".join(filter(None, cells)):
+            lines.append(bullet + text)
+            bullet = ""
+        return bool(text)
+
+    def end_paragraph() -> None:
+        end_line()
+        if lines:
+            paragraphs.append("\n".join(lines))
+            lines.clear()
+
+    # A loop instead of recursion, since markup may be nested deeper than Python's stack. Everything that is no start
+    # (ends, comments) is followed by text outside it, its tail; the root's own tail belongs to somebody else.
+    walk = etree.iterwalk(root, events=("start", "end", "comment", "pi"))
+    for event, element in walk:
+        starts, tag = event == "start", element.tag if isinstance(element.tag, str) else ""
+        if starts and tag in SKIPPED_TAGS:
+            walk.skip_subtree()
+            continue
+        if tag == "tr" and not starts:
+            rows.pop()
+        if any(rows):  # within a row of several cells all is one line; a single cell is layout and keeps its paragraphs
+            if tag in ("td", "th"):
+                line.append(CELL)
+            elif tag == "br" or tag in ITEM_TAGS or tag in BLOCK_TAGS:
+                line.append(" ")
+        elif tag == "br":
+            if starts and not end_line():
+                end_paragraph()
+        elif tag in ITEM_TAGS:
+            end_line()
+            bullet = "- " if tag == "li" and starts else ""  # waits for the item's first text
+        elif tag in BLOCK_TAGS:
+            if tag in ("ul", "ol") and not starts:
+                lists -= 1
+            end_line() if lists else end_paragraph()
+            if tag in ("ul", "ol") and starts:
+                lists += 1
+        if tag == "tr" and starts:
+            rows.append(sum(child.tag in ("td", "th") for child in element) > 1)
+        text = element.text if starts else element.tail if element is not root else None
+        if text:
+            line.append(text.translate(INVISIBLE))
+    end_paragraph()
+    return "\n\n".join(paragraphs)
+
+
+def _parse_html(html: str | bytes) -> etree._Element:
+    if isinstance(html, str):
+        html = html.encode("utf-8", "replace")
+    try:  # UTF-8 is never so by accident, whatever the page says about itself
+        html.decode("utf-8")
+        encoding = "utf-8"
+    except UnicodeDecodeError:
+        encoding = None
+    parser = etree.HTMLParser(encoding=encoding, huge_tree=True)
+    try:
+        root = etree.fromstring(html.replace(b"\0", b"") if encoding else html, parser)
+    except etree.LxmlError as error:
+        raise ValueError(f"not HTML: {error}") from error
+    if any(entry.level_name == "FATAL" for entry in parser.error_log):
+        raise ValueError(f"the HTML cannot be read whole: {parser.error_log.last_error.message}")
+    return etree.Element("html") if root is None else root
+
+
+def _parse_xml(xml: bytes) -> tuple[etree._Element, bool]:
+    """The root, and whether the XML is sound; ValueError where nothing can be made of it."""
+    for recover in (False, True):
+        parser = etree.XMLParser(recover=recover, resolve_entities=False, no_network=True, remove_comments=True,
+                                 remove_pis=True)
+        try:
+            if (root := etree.fromstring(xml.strip(), parser)) is not None:
+                return root, not recover
+        except etree.LxmlError:
+            pass
+    raise ValueError("not XML")
+
+
+def _inner(element: etree._Element) -> str:
+    """The HTML inside an element: escaped, as it should be, or as elements of the feed itself."""
+    return (element.text or "") + "".join(etree.tostring(child, encoding="unicode") for child in element)
