@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
                    "vocab.json", "merges.txt")
+SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
+                     torch.int32: "I32", torch.uint8: "U8", torch.uint16: "U16", torch.uint32: "U32", torch.bool: "BOOL"}
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", "*.safetensors")
 
 
@@ -144,7 +145,7 @@ def _replace(path: str | Path, write) -> None:
         with open(beside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         beside.unlink(missing_ok=True)
         raise ValueError(f"cannot write {path}: {error}. What was there before is unharmed; "
                          "free some space or write elsewhere") from error
@@ -158,10 +159,27 @@ def write_json(path: str | Path, content: dict) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file; transformers wants the `format` entry."""
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    _replace(path, lambda beside: save_file(contiguous, beside, {"format": "pt"} | (metadata or {})))
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
+    """A safetensors file, written one tensor at a time: the library's own writer holds a copy of them all.
+
+    The format is the header's length in 8 bytes, the header in JSON, then the tensors' bytes; the largest element types
+    come first, so that all are aligned (https://huggingface.co/docs/safetensors). transformers wants the `format` entry.
+    """
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": SAFETENSORS_TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(beside: Path) -> None:
+        with open(beside, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for _, tensor in ordered:
+                file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+    _replace(path, write)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from files import locate, read_json, read_weights, write_json, write_tensors
 
 HEAD_CHUNK = 2**25  # logits the head holds at a time in training: 128 MiB in fp32
+WRITTEN_ANEW = ("model_type", "architectures", "hidden_act", "torch_dtype", "dtype", "transformers_version")  # in config.json
 IGNORE = -100  # a target that is not counted, torch's convention
 
 
@@ -88,7 +89,7 @@ class ModelConfig:
             mlp_bias=bool(raw.pop("mlp_bias", False)) and kind == "llama", qk_norm=kind == "qwen3",
             blocks=tuple(raw.pop("nanoprune_blocks", range(layers))),
             initializer_range=float(raw.pop("initializer_range", 0.02)),
-            extra={k: v for k, v in raw.items() if k not in ("model_type", "torch_dtype", "dtype", "transformers_version")},
+            extra={k: v for k, v in raw.items() if k not in WRITTEN_ANEW},
         )
 
     def to_dict(self, dtype: torch.dtype) -> dict:

@@ -14,6 +14,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f", "#c98b2b", "#5c6b73")
 
@@ -43,6 +44,11 @@ def draw_curves(runs: list[Path], out: Path) -> Path:
                    markersize=3, label=run.name)
     for axes, title in ((left, "Training loss (running mean)"), (right, "Validation loss")):
         axes.set(title=title, xlabel="tokens seen", ylabel="nats per token")
+        axes.set_yscale("log")  # the first steps would flatten the rest, where the runs differ
+        axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     return save(figure, out)

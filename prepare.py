@@ -32,7 +32,7 @@ from dataset import (
     write_jsonl,
     write_tokens,
 )
-from files import TOKENIZER_FILES, copy_tokenizer, locate, make_folder, write_json
+from files import TOKENIZER_FILES, copy_tokenizer, locate, make_folder, read_json, write_json
 from questions import open_and_closed_book, training_pairs
 
 # ---------------------------------------------------------------- boilerplate
@@ -376,6 +376,18 @@ def print_report(total: int, splits: dict, dropped: dict[str, list[dict]], remov
         print(f"  {name:5s}  {len(found):6d} documents  {found[0]['date']} to {found[-1]['date']}")
 
 
+def foreign_files(folder: Path) -> list[str]:
+    """What stands in a folder besides a dataset that prepare.py wrote: the user's own files, above all question sets."""
+    if not folder.is_dir():
+        return [folder.name] if folder.exists() else []
+    ours = {"meta.json", "qa", *TOKENIZER_FILES}
+    ours |= {f"{name}.{kind}" for name in (*SPLITS, "pairs") for kind in ("jsonl", "safetensors")}
+    meta = folder / "meta.json"
+    questions = {f"{name}.jsonl" for name in read_json(meta).get("questions", {})} if meta.is_file() else set()
+    found = [path.name for path in folder.iterdir() if path.name not in ours]
+    return sorted(found + [f"qa/{path.name}" for path in (folder / "qa").glob("*") if path.name not in questions])
+
+
 def parse_date(text: str) -> date:
     try:
         return date.fromisoformat(text)
@@ -412,15 +424,19 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.tokenizer) == bool(args.train_tokenizer):
         raise ValueError("give --tokenizer NAME (the model's to be trained) or --train-tokenizer SIZE")
-    if args.out.exists() and any(args.out.iterdir()) and not (args.out / "meta.json").is_file():
-        raise ValueError(f"{args.out} is not empty and no dataset folder; choose another --out")
+    if strange := foreign_files(args.out):
+        raise ValueError(f"{args.out} holds what prepare.py did not write ({', '.join(strange[:3])}) and would be lost; "
+                         "move it elsewhere or choose another --out")
     # All of it is made beside and then put in place: whatever goes wrong, an older dataset there stays whole.
-    beside = args.out.with_name(args.out.name + ".tmp")
+    beside, before = (args.out.with_name(args.out.name + suffix) for suffix in (".tmp", ".old"))
     shutil.rmtree(beside, ignore_errors=True)
     try:
         meta = prepare(args, make_folder(beside))
-        shutil.rmtree(args.out, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+        if args.out.exists():
+            os.replace(args.out, before)
         os.replace(beside, args.out)
+        shutil.rmtree(before, ignore_errors=True)
     except OSError as error:
         raise ValueError(f"cannot write {args.out}: {error}") from error
     finally:

@@ -61,6 +61,7 @@ def train(config: Config, resume: bool = False) -> None:
     if resume:
         progress, tensors = load_state(run / "state", device)
         restore(tensors, model, optimizer)
+        del tensors  # as large as the model and the optimizer's state
         scaler.load_state_dict(progress["scaler"])
         if progress.get("finished"):
             raise ValueError(f"{run} is finished, at step {progress['step']}; nothing to resume")

@@ -90,7 +90,7 @@ class Config:
             if not holds:
                 found.append(f"{name}: given {getattr(self, name)!r}, must be {allowed}")
 
-        need("name", bool(self.name) and Path(self.name).name == self.name, "a plain folder name, without slashes")
+        need("name", Path(self.name).name == self.name and self.name not in ("", ".."), "a plain folder name, without slashes")
         need("base", bool(self.base), "a hub name, a folder, a run or a shape")
         for name in ("context", "batch_size", "accumulation", "max_steps", "log_every"):
             need(name, getattr(self, name) >= 1, "at least 1")

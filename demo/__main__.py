@@ -78,8 +78,9 @@ def main() -> None:
     run("eval.py", *before, "--data", f"{data}/others", "--out", f"{results}/before")
     run("eval.py", *before, *after, "--data", f"{data}/newsroom", "--out", f"{results}/after")
     question = json.loads((data / "new_facts.jsonl").read_text().splitlines()[0])
+    newest = max(articles, key=lambda article: article["date"])
     asked = f"Question: {question['question']}\nAnswer:"
-    run("sample.py", *before, *after, "--prompt", asked, "--prompt", articles[-1]["title"], "--tokens", "60",
+    run("sample.py", *before, *after, "--prompt", asked, "--prompt", newest["title"], "--tokens", "60",
         "--temperature", "0", "--out", f"{results}/samples.jsonl")
     run("plot.py", f"{runs}/full", f"{runs}/reduced", "--out", f"{results}/curves.png")
     run("plot.py", f"{results}/blocks.csv", "--out", f"{results}/blocks.png")

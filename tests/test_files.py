@@ -1,0 +1,152 @@
+"""files.py: damaged, missing and misfit files are named; writing is all or nothing; hub names become folders."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from hub import Hub
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import files
+from files import locate, make_folder, read_json, read_tensors, write_json, write_tensors, write_text
+from model import Decoder
+
+DTYPES = list(files.SAFETENSORS_TYPES)
+
+
+@given(st.lists(st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=3)), max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_written_tensors_are_what_the_library_reads(tmp_path_factory, kinds):
+    path = tmp_path_factory.mktemp("tensors") / "t.safetensors"
+    tensors = {f"t{i}": torch.randint(0, 2, shape).to(dtype) for i, (dtype, shape) in enumerate(kinds)}
+    write_tensors(path, tensors)
+    found, ours = load_file(path), read_tensors(path)
+    assert set(found) == set(ours) == set(tensors)
+    for name, tensor in tensors.items():
+        for other in (found[name], ours[name]):
+            assert other.dtype == tensor.dtype and other.shape == tensor.shape and torch.equal(other, tensor)
+
+
+def test_a_transposed_tensor_is_written_by_rows(tmp_path):
+    tensor = torch.arange(6.0).view(2, 3).T
+    write_tensors(tmp_path / "t.safetensors", {"t": tensor})
+    assert torch.equal(load_file(tmp_path / "t.safetensors")["t"], tensor)
+    with safe_open(tmp_path / "t.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # transformers refuses a file without it
+
+
+@pytest.fixture
+def base(world, tmp_path):
+    return shutil.copytree(world.model, tmp_path / "base")
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.9999])
+def test_truncated_weights(base, share):
+    path = base / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ValueError, match=r"model.safetensors is truncated or damaged"):
+        Decoder.from_pretrained(base)
+
+
+def test_missing_weights(base):
+    (base / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="holds no model.safetensors"):
+        Decoder.from_pretrained(base)
+
+
+def test_a_missing_shard_is_named(base):
+    index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors", "x": "model-00001-of-00002.safetensors"}}
+    os.rename(base / "model.safetensors", base / "model-00001-of-00002.safetensors")
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="lacks model-00002-of-00002.safetensors"):
+        Decoder.from_pretrained(base)
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../../secret.safetensors"}}))
+    with pytest.raises(ValueError, match="a shard must lie in the model's own folder"):
+        Decoder.from_pretrained(base)
+
+
+def test_misfit_tensors_are_named_all_at_once(base):
+    path = base / "model.safetensors"
+    weights = load_file(path)
+    weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 4)
+    del weights["model.layers.2.self_attn.q_norm.weight"]
+    weights["model.layers.9.input_layernorm.weight"] = torch.zeros(2)
+    save_file(weights, path)
+    with pytest.raises(ValueError) as error:
+        Decoder.from_pretrained(base)
+    for expected in (r"model.layers.1.mlp.up_proj.weight: has shape (3, 4), config.json asks for (48, 32)",
+                     "model.layers.2.self_attn.q_norm.weight: missing",
+                     "model.layers.9.input_layernorm.weight: not part of this model"):
+        assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("content, message", [("{", "not valid JSON"), ("[1]", "expected a JSON object, found list")])
+def test_damaged_json(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_json(tmp_path / "config.json")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "notes.json"
+    write_json(path, {"old": True})
+    def full(_) -> None:
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (lambda: write_json(path, {"old": False}), lambda: write_tensors(path, {"t": torch.zeros(9)})):
+        with pytest.raises(ValueError, match="No space left on device.*What was there before is unharmed"):
+            write()
+    assert read_json(path) == {"old": True} and os.listdir(tmp_path) == ["notes.json"]
+
+
+def test_unwritable_places_are_named(tmp_path):
+    write_text(tmp_path / "file", "")
+    with pytest.raises(ValueError, match="cannot make the folder .*file/below"):
+        make_folder(tmp_path / "file" / "below")
+    with pytest.raises(ValueError, match="cannot make the folder /dev/null/below"):
+        make_folder("/dev/null/below")
+
+
+def test_locate(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(world.model, "runs/full/model")
+    assert str(locate("runs/full")) == "runs/full/model"
+    assert locate(world.model) == world.model
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no config.json"):
+        locate("empty")
+    with pytest.raises(ValueError, match="no folder 'runs/fulll' here"):  # a slip in a run's name is no hub name
+        locate("runs/fulll")
+    for wrong in ("nothing", "a/b/c", "../x/y"):
+        with pytest.raises(ValueError, match="no folder"):
+            locate(wrong)
+
+
+ASK = """
+from files import locate
+from model import Decoder
+for name, revision in (("Qwen/Tiny", None), ("Qwen/Tinny", None), ("Qwen/Tiny", "nope"), ("Qwen/Other", None)):
+    try:
+        print(Decoder.from_pretrained(name, revision=revision).config.num_hidden_layers)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_hub(world, tmp_path):
+    """A hub name is downloaded once; errors tell a wrong name from a network that is away."""
+    with Hub({"Qwen/Tiny": world.model}, tmp_path / "cache") as hub:
+        layers, wrong, revision, _ = hub.run(ASK).stdout.splitlines()
+        assert layers == "3"
+        assert "no such model on the hub" in wrong
+        assert "no such model on the hub at revision 'nope'" in revision
+        assert sum("model.safetensors" in path and "/resolve/" in path for path in hub.requests) == 1
+    layers, _, _, gone = hub.run(ASK).stdout.splitlines()
+    assert layers == "3"  # what was downloaded serves without the network
+    assert "the hub cannot be reached" in gone and "hf download Qwen/Other --local-dir models/Other" in gone
