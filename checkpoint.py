@@ -68,12 +68,12 @@ def has_state(folder: Path) -> bool:
 
 
 class Log:
-    """A CSV file that grows by whole lines; opening it at a step cuts off what a resumed run will write again."""
+    """A CSV file that grows by whole lines; a run resumed after a step writes what comes later again (None: all)."""
 
-    def __init__(self, path: Path, columns: tuple[str, ...], step: int):
+    def __init__(self, path: Path, columns: tuple[str, ...], step: int | None):
         self.path, self.columns = path, columns
         rows = []
-        if step and path.is_file():
+        if step is not None and path.is_file():
             with open(path, newline="") as file:
                 # A kill can leave half a last line: it has too few cells, or no step.
                 rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["step"]) <= step]

@@ -68,8 +68,8 @@ def train(config: Config, resume: bool = False) -> None:
     else:
         write_json(make_folder(run) / "config.json", config.to_dict())
         write_json(run / "env.json", environment(config, dataset, device, base_folder))
-    train_log = Log(run / "train.csv", TRAIN_COLUMNS, progress["step"])
-    eval_log = Log(run / "eval.csv", EVAL_COLUMNS, progress["step"])
+    done = progress["step"] if resume else None
+    train_log, eval_log = Log(run / "train.csv", TRAIN_COLUMNS, done), Log(run / "eval.csv", EVAL_COLUMNS, done)
     autocast = make_autocast(config, device)
     peak = matmul_rate(device, getattr(torch, config.dtype))
     epochs = config.max_steps * config.tokens_per_step / rows.epoch_tokens
@@ -87,6 +87,10 @@ def train(config: Config, resume: bool = False) -> None:
         if better and config.keep == "best":
             model.save_pretrained(run / "model")
         print(f"step {step:5d}  validation nll {nll:.4f}, perplexity {perplexity:.2f}{' (best)' if better else ''}")
+
+    def save(step: int, finished: bool = False) -> None:
+        progress.update(step=step, finished=finished, seconds=time.perf_counter() - started, scaler=scaler.state_dict())
+        save_state(run / "state", step, model.state_dict(), optimizer, progress)
 
     if not resume:
         validate(0)
@@ -111,10 +115,11 @@ def train(config: Config, resume: bool = False) -> None:
         scaler.unscale_(optimizer)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
         if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not scaler.is_enabled()):
+            save(step - 1)
             raise ValueError(
                 f"step {step}: the loss is {float(loss)}, the gradient norm {grad_norm} (rows {first_row} to "
-                f"{first_row + config.batch_size * config.accumulation - 1} of seed {config.seed}). Nothing was updated; "
-                "the last saved state is good. Lower lr, lengthen warmup_steps or use float32"
+                f"{first_row + config.batch_size * config.accumulation - 1} of seed {config.seed}). The weights before it "
+                f"are saved in {run}/state. Lower lr, lengthen warmup_steps or use float32, under another name"
             )
         scaler.step(optimizer)  # in fp16, a step whose gradient overflowed is left out and the scale lowered
         scaler.update()
@@ -138,8 +143,7 @@ def train(config: Config, resume: bool = False) -> None:
         if finished and config.keep == "last":
             model.save_pretrained(run / "model")
         if finished or (config.save_every and step % config.save_every == 0):
-            progress |= {"seconds": now - started, "scaler": scaler.state_dict(), "finished": finished}
-            save_state(run / "state", step, model.state_dict(), optimizer, progress | {"step": step})
+            save(step, finished)
         if stop:
             print(f"stopped: {config.patience} validations without a better loss than at step {progress['best_step']}")
             break
@@ -246,12 +250,12 @@ def training_flops(model: Decoder, micro_batches: list) -> float:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """The machine's own rate in FLOP/s: the best of a few square products. MFU is the share of it that a step reaches."""
+    """The machine's own rate in FLOP/s: the best of some square products. MFU is the share of it that a step reaches."""
     n = 8192 if device.type == "cuda" else 1024
     a, b = (torch.ones(n, n, device=device, dtype=dtype) * 0.5 for _ in range(2))
     synchronize = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
-    best = math.inf
-    for _ in range(5):
+    best, started = math.inf, time.perf_counter()
+    while time.perf_counter() - started < 0.2:
         synchronize()
         start = time.perf_counter()
         a @ b

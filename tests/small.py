@@ -97,10 +97,10 @@ class World:
         self.data = make_data(folder / "data")
         self.model = make_model(folder / "base", self.data)
 
-    def config(self, runs: Path, **changes) -> Config:
-        """A config of a few quick steps."""
+    def config(self, folder: Path, **changes) -> Config:
+        """A config of a few quick steps, with its run below `folder`."""
         settings = dict(
-            name="run", base=str(self.model), data=str(self.data), runs=str(runs), context=32, batch_size=2,
+            name="run", base=str(self.model), data=str(self.data), runs=str(folder), context=32, batch_size=2,
             accumulation=1, max_steps=4, warmup_steps=1, lr=1e-2, device="cpu", dtype="float32", log_every=100,
             eval_every=0, save_every=0, keep="last",
         )

@@ -1,0 +1,62 @@
+"""plot.py draws from CSVs alone, and says what it lacks."""
+
+import csv
+
+import pytest
+from small import run_main
+
+from plot import running_mean
+from train import train
+
+
+def write_csv(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def models_csv(path, count=4):
+    return write_csv(path / "models.csv", [
+        {"model": f"m{i}", "perplexity": 3 + 100 * i, "perplexity_low": 2 + 100 * i, "perplexity_high": 5 + 100 * i}
+        for i in range(count)])
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_curves_of_runs(world, tmp_path, monkeypatch, capsys, kind):
+    for name in ("a", "b"):
+        train(world.config(tmp_path, name=name, max_steps=2))
+    code, out, _ = run_main(monkeypatch, capsys, "plot.py", tmp_path / "a", tmp_path / "b", "--out", tmp_path / f"f/c.{kind}")
+    assert code == 0 and f"wrote {tmp_path}/f/c.{kind}" in out and (tmp_path / "f" / f"c.{kind}").stat().st_size > 5000
+
+
+def test_results_and_blocks(tmp_path, monkeypatch, capsys):
+    models_csv(tmp_path / "results")
+    assert run_main(monkeypatch, capsys, "plot.py", tmp_path / "results", "--out", tmp_path / "one.png")[0] == 0
+    write_csv(tmp_path / "results" / "accuracy.csv", [
+        {"model": f"m{i}", "set": s, "accuracy": 0.5, "low": 0.4, "high": 0.6, "chance": 0.25} for i in range(4) for s in "xy"])
+    assert run_main(monkeypatch, capsys, "plot.py", tmp_path / "results", "--out", tmp_path / "two.png")[0] == 0
+    assert (tmp_path / "two.png").stat().st_size > (tmp_path / "one.png").stat().st_size
+    blocks = write_csv(tmp_path / "blocks.csv", [{"block": b, "nll": 2, "difference": d} for b, d in
+                                                 (("none", 0), (0, 5.0), (1, -0.1), (2, 0.2))])
+    assert run_main(monkeypatch, capsys, "plot.py", blocks, "--out", tmp_path / "blocks.png")[0] == 0
+
+
+def test_mistakes(tmp_path, monkeypatch, capsys):
+    models_csv(tmp_path / "results")
+    broken = write_csv(tmp_path / "broken.csv", [{"block": "none"}])
+    (tmp_path / "empty.csv").write_text("block,nll,difference\n")
+    for sources, out, message in (
+        ([tmp_path / "nothing"], "x.png", "nothing to draw from"), ([broken], "x.png", "lacks the column(s) nll, difference"),
+        ([tmp_path / "empty.csv"], "x.png", "holds no rows"), ([tmp_path / "results"], "x.doc", "give a .png, .pdf or .svg"),
+        ([tmp_path / "results"], "/dev/null/x.png", "cannot write the figure"),
+        ([tmp_path / "results", broken], "x.png", "nothing to draw from"),
+    ):
+        code, _, err = run_main(monkeypatch, capsys, "plot.py", *sources, "--out", tmp_path / out)
+        assert code == 2 and message in err and "Traceback" not in err, err
+
+
+def test_running_mean():
+    assert running_mean([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]

@@ -1,0 +1,320 @@
+"""train.py against a plain loop, and what a run leaves behind."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from small import ROOT, SHAPE, TIMING, make_data, read_rows, run_main
+
+import train as train_module
+from configs import replace
+from dataset import IGNORE, Dataset, Rows
+from model import Decoder
+from train import adamw, learning_rate, train, training_flops
+
+
+def weights(run) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def assert_same_bytes(a, b) -> None:
+    """The weights and the logs of two runs, timing and memory aside."""
+    assert (a / "model" / "model.safetensors").read_bytes() == (b / "model" / "model.safetensors").read_bytes()
+    for name in ("train.csv", "eval.csv"):
+        assert read_rows(a / name, without=TIMING) == read_rows(b / name, without=TIMING)
+
+
+def assert_close_weights(a: dict, b: dict, tolerance: float) -> None:
+    for name, tensor in a.items():
+        torch.testing.assert_close(tensor, b[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_loop_is_plain_training(world, tmp_path):
+    """Against transformers' model, one document at a time, torch's plain AdamW, decay on matrices only, in fp32."""
+    config = world.config(tmp_path, max_steps=5, warmup_steps=2, batch_size=2, accumulation=2, weight_decay=0.5, clip=0.3,
+                          pair_repeats=2)
+    train(config)
+    data = Dataset(config.data)
+    rows = Rows(data.split("train"), config.context, config.seed, data.split("pairs"), 2)
+    model = transformers.AutoModelForCausalLM.from_pretrained(config.base, attn_implementation="eager", dtype=torch.float32)
+    matrices, vectors = ([p for p in model.parameters() if (p.dim() > 1) == wanted] for wanted in (True, False))
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.5}, {"params": vectors, "weight_decay": 0.0}],
+                                  lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, foreach=False, fused=False)
+    # 1e-2 x (1/2, 1), then a cosine over three steps down to a tenth
+    rates = [5e-3, 1e-2] + [1e-2 * (0.1 + 0.9 * (1 + math.cos(math.pi * k / 3)) / 2) for k in (1, 2, 3)]
+    for step, (logged, lr) in enumerate(zip(read_rows(config.folder / "train.csv"), rates, strict=True)):
+        total = count = 0
+        for r in range(4 * step, 4 * step + 4):
+            ids, targets, documents = (torch.from_numpy(part) for part in rows.row(r))
+            for number in documents.unique():
+                mine = documents == number
+                logits = model(ids[None, mine]).logits[0]
+                total = total + torch.nn.functional.cross_entropy(logits, targets[mine], ignore_index=IGNORE, reduction="sum")
+                count += int((targets[mine] != IGNORE).sum())
+        loss = total / count
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+        assert float(logged["loss"]) == pytest.approx(loss.item(), rel=1e-4)
+        assert float(logged["grad_norm"]) == pytest.approx(norm.item(), rel=1e-3)
+        assert float(logged["lr"]) == pytest.approx(lr) and int(logged["tokens"]) == 128 * (step + 1)
+    assert_close_weights(weights(config.folder), dict(model.named_parameters()), 2e-4)
+
+
+def test_accumulation_equals_the_big_batch(world, tmp_path):
+    """Also where micro-batches count unequal tokens, as they do with pairs."""
+    big = world.config(tmp_path, name="big", batch_size=4, accumulation=1, pair_repeats=4)
+    small = replace(big, name="small", batch_size=1, accumulation=4)
+    train(big)
+    train(small)
+    for a, b in zip(read_rows(big.folder / "train.csv"), read_rows(small.folder / "train.csv"), strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-5)
+        assert float(a["grad_norm"]) == pytest.approx(float(b["grad_norm"]), rel=1e-4)
+    assert_close_weights(weights(big.folder), weights(small.folder), 1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_resumed_run_is_the_same_run(world, tmp_path, dtype):
+    config = world.config(tmp_path / "whole", max_steps=7, save_every=2, eval_every=3, dtype=dtype, keep="best", accumulation=2)
+    train(config)
+    stopped = replace(config, runs=str(tmp_path / "stopped"))
+    shutil.copytree(config.folder, stopped.folder)
+    (stopped.folder / "config.json").write_text(json.dumps(stopped.to_dict()))
+    shutil.rmtree(stopped.folder / "state" / "step-00000007")  # as if killed after step 6, in the middle of an epoch
+    (stopped.folder / "train.csv").open("a").write("7,448")  # and half a line
+    (stopped.folder / "model" / "model.safetensors").unlink()
+    shutil.copy(world.model / "model.safetensors", stopped.folder / "model")
+    train(stopped, resume=True)
+    rows = read_rows(stopped.folder / "train.csv")
+    assert [int(row["step"]) for row in rows] == list(range(1, 8))
+    assert read_rows(stopped.folder / "train.csv", TIMING) == read_rows(config.folder / "train.csv", TIMING)
+    assert read_rows(stopped.folder / "eval.csv") == read_rows(config.folder / "eval.csv")
+    a, b = ((run.folder / "state" / "step-00000007" / "training.safetensors").read_bytes() for run in (config, stopped))
+    assert a == b
+
+
+def test_a_damaged_state_is_recognised(world, tmp_path, capsys):
+    config = world.config(tmp_path, max_steps=6, save_every=2)
+    train(config)
+    states = sorted((config.folder / "state").iterdir())
+    assert [s.name for s in states] == ["step-00000004", "step-00000006"]
+    data = bytearray((states[1] / "training.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (states[1] / "training.safetensors").write_bytes(data)
+    before = weights(config.folder)
+    train(config, resume=True)  # from step 4
+    assert "its checksum is wrong" in capsys.readouterr().out
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(config.folder).items())
+
+
+def test_two_runs_are_the_same_bytes(world, tmp_path):
+    """And validating more often changes nothing of the training."""
+    runs = [world.config(tmp_path, name=name, max_steps=3) for name in ("a", "b")]
+    often = world.config(tmp_path, name="often", max_steps=3, eval_every=1)
+    for config in (*runs, often):
+        train(config)
+    assert_same_bytes(*(config.folder for config in runs))
+    assert all(torch.equal(tensor, weights(often.folder)[name]) for name, tensor in weights(runs[0].folder).items())
+    assert len(read_rows(often.folder / "eval.csv")) == 4
+
+
+def test_what_a_run_leaves(world, tmp_path, capsys):
+    config = world.config(tmp_path, drop_blocks=(1,))
+    train(config)
+    out, run = capsys.readouterr().out, config.folder
+    assert f"wrote {run}/model" in out and "2 blocks" in out
+    assert {p.name for p in run.iterdir()} == {"config.json", "env.json", "train.csv", "eval.csv", "model", "state"}
+    assert json.loads((run / "config.json").read_text())["drop_blocks"] == [1]
+    env = json.loads((run / "env.json").read_text())
+    assert env["torch"] == torch.__version__ and "train.safetensors" in env["data"]
+    assert len(env["base"]["model.safetensors"]) == 64
+    assert tuple(read_rows(run / "train.csv")[0]) == train_module.TRAIN_COLUMNS
+    assert [int(row["step"]) for row in read_rows(run / "train.csv")] == [1, 2, 3, 4]
+    rows = read_rows(run / "eval.csv")
+    assert tuple(rows[0]) == train_module.EVAL_COLUMNS and [int(row["step"]) for row in rows] == [0, 4]
+    assert float(rows[1]["perplexity"]) == pytest.approx(math.exp(float(rows[1]["nll"])))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(run / "model")  # with the tokenizer, as it is
+    assert theirs.config.num_hidden_layers == 2 and (run / "model" / "tokenizer.json").is_file()
+    assert Decoder.from_pretrained(run).config.blocks == (0, 2)
+
+
+def test_validation_numbers(world, tmp_path):
+    """nll, perplexity and bits per byte of the whole split, each document alone."""
+    config = world.config(tmp_path, max_steps=1)
+    train(config)
+    data, model = Dataset(config.data), Decoder.from_pretrained(config.base).eval()
+    split, nll, count, size = data.split("val"), 0.0, 0, 0
+    for i, document in enumerate(data.documents("val")):
+        tokens = torch.from_numpy(split[i])[None]
+        with torch.no_grad():
+            for start in range(0, tokens.shape[1] - 1, config.context):
+                piece = tokens[:, start : start + config.context + 1]
+                nll += float(model(piece[:, :-1], piece[:, 1:], reduction="sum"))
+        count += tokens.shape[1] - 1
+        size += len(document["text"].encode()) - 1  # the first token is a byte, and not predicted
+    row = read_rows(config.folder / "eval.csv")[0]
+    assert float(row["nll"]) == pytest.approx(nll / count, rel=1e-5)
+    assert float(row["bits_per_byte"]) == pytest.approx(nll / math.log(2) / size, rel=0.02)
+    assert int(row["documents"]) == len(split)
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_what_is_kept(world, tmp_path, keep):
+    """A learning rate that ruins the model: best keeps the weights before that, last those after it."""
+    config = world.config(tmp_path, keep=keep, lr=0.9, max_steps=4, eval_every=1, clip=0.0)
+    train(config)
+    nll = [float(row["nll"]) for row in read_rows(config.folder / "eval.csv")]
+    assert min(nll) < nll[-1]
+    state = load_file(config.folder / "state" / "step-00000004" / "training.safetensors")
+    kept = weights(config.folder)
+    assert all(torch.equal(kept[n], state[f"weights/{n}"]) for n in kept) == (keep == "last")
+    if keep == "best" and nll.index(min(nll)) == 0:
+        base = Decoder.from_pretrained(config.base).state_dict()
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in base.items())
+
+
+def test_patience_stops_and_the_run_is_finished(world, tmp_path, capsys):
+    config = world.config(tmp_path, lr=0.9, clip=0.0, max_steps=50, eval_every=1, patience=2, keep="best")
+    train(config)
+    nll = [float(row["nll"]) for row in read_rows(config.folder / "eval.csv")]
+    best = nll.index(min(nll))
+    assert len(nll) == best + 3 < 50 and "stopped: 2 validations without a better loss" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is finished, at step"):
+        train(config, resume=True)
+
+
+def test_from_scratch(world, tmp_path):
+    """A shape as the base: the seed decides the weights, and the loss falls."""
+    runs = [world.config(tmp_path, name=f"s{i}", base=SHAPE, max_steps=30, seed=seed, lr=3e-3)
+            for i, seed in enumerate((5, 5, 6))]
+    for config in runs:
+        train(config)
+    assert_same_bytes(runs[0].folder, runs[1].folder)
+    assert weights(runs[0].folder)["model.norm.weight"].ne(weights(runs[2].folder)["model.norm.weight"]).any()
+    losses = [float(row["loss"]) for row in read_rows(runs[0].folder / "train.csv")]
+    assert losses[0] == pytest.approx(math.log(280), rel=0.05) and losses[-1] < losses[0] - 1
+    model = Decoder.from_pretrained(runs[0].folder)
+    assert model.config.vocab_size == Dataset(world.data).meta["vocab_size"] and model.stop_tokens == {0}
+
+
+def test_fp16_leaves_out_steps_that_overflow(world, tmp_path):
+    """The scale starts too high for this model: the first gradients overflow, weights stay, the scale falls."""
+    big = shutil.copytree(world.model, tmp_path / "big")
+    tensors = load_file(big / "model.safetensors")
+    tensors["model.norm.weight"] *= 50
+    save_file(tensors, big / "model.safetensors", {"format": "pt"})
+    config = world.config(tmp_path, base=str(big), dtype="float16", max_steps=12, save_every=1)
+    train(config)
+    norms = [float(row["grad_norm"]) for row in read_rows(config.folder / "train.csv")]
+    assert not math.isfinite(norms[0]) and math.isfinite(norms[-1])
+    state = json.loads(next((config.folder / "state").glob("step-00000012/state.json")).read_text())
+    assert state["scaler"]["scale"] < 65536
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(world, tmp_path, monkeypatch):
+    config = world.config(tmp_path, max_steps=9)
+    forward, calls = Decoder.forward, []
+
+    def fail_at_third(self, *args, **kwargs):
+        loss = forward(self, *args, **kwargs)
+        calls.append(1) if self.training else None
+        return loss * math.nan if len(calls) == 3 and self.training else loss
+
+    monkeypatch.setattr(Decoder, "forward", fail_at_third)
+    with pytest.raises(ValueError, match=r"step 3: the loss is nan.*rows 4 to 5 of seed 0.*saved in .*state"):
+        train(config)
+    assert [int(row["step"]) for row in read_rows(config.folder / "train.csv")] == [1, 2]
+    assert (config.folder / "state" / "step-00000002" / "state.json").is_file()
+    monkeypatch.undo()
+    train(config, resume=True)  # the weights before it are good
+    assert [int(row["step"]) for row in read_rows(config.folder / "train.csv")] == list(range(1, 10))
+
+
+def test_learning_rate(world, tmp_path):
+    config = world.config(tmp_path, lr=1.0 - 1e-9, max_steps=10, warmup_steps=4, min_lr=0.2)
+    rates = [learning_rate(step, config) for step in range(1, 11)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0]) and rates[-1] == pytest.approx(0.2)
+    assert rates[6] == pytest.approx(0.6) and all(a > b for a, b in zip(rates[3:], rates[4:], strict=False))
+    assert learning_rate(1, replace(config, warmup_steps=0)) < 1
+
+
+def test_decay_on_matrices_only(world, tmp_path):
+    model = Decoder.from_pretrained(world.model)
+    groups = {group["weight_decay"]: group["names"] for group in adamw(model, world.config(tmp_path)).param_groups}
+    assert set(groups) == {0.1, 0.0}
+    assert all("norm" in name for name in groups[0.0]) and not any("norm" in name for name in groups[0.1])
+    assert sum(map(len, groups.values())) == len(list(model.parameters()))
+
+
+def test_flops(world):
+    """By hand for one row of two documents."""
+    model = Decoder.from_pretrained(world.model)
+    ids, documents = torch.zeros(1, 10, dtype=torch.int64), torch.tensor([[0] * 4 + [1] * 6])
+    block = 32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 32 * 48  # q, k and v, o, mlp
+    products = 6 * 10 * (3 * block + model.config.vocab_size * 32)
+    attention = 3 * 3 * 4 * (16 + 36) * 32 / 2  # blocks x (forward, twice backward) x (scores, values) x pairs x width, halved
+    assert training_flops(model, [(ids, ids, documents)]) == products + attention
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(data="{tmp}/nowhere"), "is not a dataset folder"),
+    (dict(data="{other}"), "was tokenized with another tokenizer"),
+    (dict(base="{tmp}/nothing"), "no folder"),
+    (dict(drop_blocks=(3,)), "cannot drop block 3: this model has 3 blocks"),
+    (dict(drop_blocks=(0, 1, 2)), "cannot drop all 3 blocks"),
+    (dict(context=1000), "context: given 1000, the base allows up to 128"),
+    (dict(device="cuda:7"), "device: given cuda:7"),
+    (dict(base=dict(SHAPE, vocab_size=5)), "vocab_size 5 is below the tokenizer's"),
+    (dict(base=dict(SHAPE, model_type="gpt2")), "model_type 'gpt2' is not supported"),
+    (dict(runs="/dev/null/runs"), "choose another place to write to"),
+])
+def test_mistakes(world, tmp_path, monkeypatch, capsys, changes, message):
+    other = make_data(tmp_path / "other", text="zebra quagga okapi") if changes.get("data") == "{other}" else ""
+    changes = {k: v.format(tmp=tmp_path, other=other) if isinstance(v, str) else v for k, v in changes.items()}
+    path = world.config_file(tmp_path / "c.py", **changes)
+    code, out, err = run_main(monkeypatch, capsys, "train.py", path)
+    assert code == 2 and message in err and "Traceback" not in err
+    assert not (tmp_path / "runs").exists()  # nothing half made in the way of the next try
+
+
+def test_the_command(world, tmp_path, monkeypatch, capsys):
+    path = world.config_file(tmp_path / "c.py", save_every=2)
+    assert run_main(monkeypatch, capsys, "train.py", path, "--max_steps=3")[0] == 0
+    run = tmp_path / "runs" / "run"
+    for arguments, message in (
+        ([path], f"{run} holds a run already"), (["--resume", run], "is finished, at step 3"),
+        (["--resume", run, "--lr=1"], "cannot be changed"),
+        (["--resume", tmp_path], "holds no saved state"), ([], "give a config"),
+        ([path, "--resume", run], "give a config"), ([path, "--lrr=1"], "did you mean lr?"), ([path, "more"], "--key=value"),
+        ([tmp_path / "no.py"], "cannot read the config"),
+    ):
+        code, _, err = run_main(monkeypatch, capsys, "train.py", *arguments)
+        assert code == 2 and message in err and "Traceback" not in err, err
+    shutil.rmtree(run / "state" / "step-00000003")
+    assert run_main(monkeypatch, capsys, "train.py", "--resume", run)[0] == 0
+    assert [row["step"] for row in read_rows(run / "train.csv")] == ["1", "2", "3"]
+
+
+def test_a_killed_run_goes_on(world, tmp_path):
+    """A real process, ended by SIGKILL once it has saved a state: the finished run equals one that was never stopped."""
+    whole = world.config_file(tmp_path / "whole.py", name="whole", max_steps=40, save_every=5, eval_every=10)
+    killed = world.config_file(tmp_path / "killed.py", name="killed", max_steps=40, save_every=5, eval_every=10)
+    subprocess.run([sys.executable, ROOT / "train.py", whole, "--threads=1"], check=True, capture_output=True)
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", killed, "--threads=1"], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step    10  validation"):
+            process.kill()
+    process.wait()
+    run = tmp_path / "runs" / "killed"
+    if process.returncode:  # it may have been quicker
+        subprocess.run([sys.executable, ROOT / "train.py", "--resume", run], check=True, capture_output=True)
+    assert_same_bytes(tmp_path / "runs" / "whole", run)
