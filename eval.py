@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from dataset import IGNORE, Dataset, prompt_of, split_tokens
 from files import locate, make_folder, write_json, write_text
-from model import Decoder, document_nll
+from model import Decoder, document_nll, pick_device
 from plot import draw_results
 from sample import generate
 
@@ -138,14 +138,14 @@ def _difference(numerators: np.ndarray, denominators: np.ndarray, groups) -> dic
 # ---------------------------------------------------------------- one model, all results
 
 
-def evaluate(name: str, folder: Path, dataset: Dataset, args: argparse.Namespace, window: int) -> dict:
+def evaluate(name: str, folder: Path, dataset: Dataset, questions: dict, args: argparse.Namespace, window: int) -> dict:
     """Everything measured of one model, per document and per question."""
-    model = Decoder.from_pretrained(folder, device=args.device, dtype=getattr(torch, args.dtype)).eval()
+    model = Decoder.from_pretrained(folder, device=pick_device(args.device), dtype=getattr(torch, args.dtype)).eval()
     split = dataset.split("test")
     batches = list(split.windows(min(args.context, window)))
     nll, tokens = document_nll(model, tqdm(batches, desc=f"{name}: test", disable=None), len(split))
-    sets = tqdm(dataset.questions().items(), desc=f"{name}: questions", disable=None)
-    answers = {label: answer_questions(model, questions, dataset.tokenizer, window) for label, questions in sets}
+    sets = tqdm(questions.items(), desc=f"{name}: questions", disable=None)
+    answers = {label: answer_questions(model, asked, dataset.tokenizer, window) for label, asked in sets}
     return {"name": name, "path": str(folder), "blocks": model.config.num_hidden_layers, "original": list(model.config.blocks),
             "params": sum(p.numel() for p in model.parameters()), "nll": nll, "tokens": tokens,
             "bytes": split.bytes, "answers": answers, "speed": measure_speed(model)}
@@ -225,10 +225,13 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="dataset folder")
     parser.add_argument("--out", default="results", help="folder for tables, CSVs and figures")
     parser.add_argument("--context", type=int, default=1024, help="longest window, in tokens")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     args = parser.parse_args()
-    dataset, out = Dataset(args.data), make_folder(args.out)
+    if args.context < 1:
+        raise ValueError(f"--context must be at least 1, given {args.context}")
+    device, dataset = pick_device(args.device), Dataset(args.data)
+    questions = dataset.questions()
     if not len(dataset.split("test")):
         raise ValueError(f"{args.data} has an empty test split; prepare it from more articles")
     # Everything that can be wrong with a model is found before the first is measured.
@@ -236,15 +239,16 @@ def main() -> None:
     configs = {name: Decoder.read_config(folder) for name, folder in folders.items()}
     for name, folder in folders.items():
         dataset.check_model(name, folder, configs[name].vocab_size)
+    out = make_folder(args.out)
     window = min(config.max_position_embeddings for config in configs.values())
     short = {name: Path(name).name for name in args.models}
     labels = short if len(set(short.values())) == len(short) else {name: name for name in args.models}
-    found = [evaluate(labels[name], folder, dataset, args, window) for name, folder in folders.items()]
+    found = [evaluate(labels[name], folder, dataset, questions, args, window) for name, folder in folders.items()]
 
-    skipped = {label: len(questions) - len(found[0]["answers"][label]) for label, questions in dataset.questions().items()}
+    skipped = {label: len(asked) - len(found[0]["answers"][label]) for label, asked in questions.items()}
     left_out = "".join(f"; {n} of {label} are longer than {window} tokens and left out" for label, n in skipped.items() if n)
     protocol = (f"Data {args.data}. Whole documents in windows of {min(args.context, window)} tokens without overlap, no "
-                f"prefix token, {args.dtype} on {args.device}. Questions by log-likelihood of the choices{left_out}.")
+                f"prefix token, {args.dtype} on {device.type}. Questions by log-likelihood of the choices{left_out}.")
     summaries = [summarize(model) for model in found]
     comparisons = [compare(a, b) for a, b in itertools.combinations(found, 2)]
     report = markdown(summaries, comparisons, protocol)

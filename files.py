@@ -176,7 +176,7 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
     def write(beside: Path) -> None:
         with open(beside, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            for _, tensor in ordered:
+            for tensor in (tensor for _, tensor in ordered if tensor.numel()):
                 file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
     _replace(path, write)

@@ -417,3 +417,19 @@ def document_nll(model: Decoder, windows: Iterable, documents: int, autocast=con
         np.add.at(nll, rows, losses.cpu().double().sum(1).numpy())
         np.add.at(tokens, rows, (targets != IGNORE).sum(1).cpu().numpy())
     return nll, tokens
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name (cpu, cuda, cuda:1, mps), or the best there is for "auto"; ValueError where there is none."""
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(best if name == "auto" else name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device: given {name!r}; allowed are auto, cpu, cuda, cuda:N and mps")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: given {name}, this machine has {torch.cuda.device_count()} CUDA device(s)")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device: given mps, this machine or this build of torch has none; use cpu")
+    return device

@@ -39,8 +39,8 @@ from questions import open_and_closed_book, training_pairs
 # Every pattern covers a whole paragraph: nothing is cut because of a word that also stands in running text.
 
 CONTACT_START = re.compile(
-    r"(in case of (any )?(queries|questions)|(if|should) you have any (further )?(questions|queries)"
-    r"|for (any )?(further|more|additional) (questions|information|details|queries)),? please contact:?.{0,200}"
+    r"((in case of|in the event of|for|(if|should) you have)( any| further| more| additional| media)*"
+    r" (queries|questions|enquiries|inquiries|information|details)),? please contact:?.{0,200}"
     r"|(press|media) contacts?[.:]?|(BMW Group,? )?corporate communications", re.I)
 CONTACT_LINE = re.compile(
     r".{0,160}(\b(tel|telephone|phone|mobile|cell|fax)\b[.:]? ?[+(]?\d|\be-?mail: ?\S+@|\+\d\d[- (]|\S+@\S+\.\w{2,3}\b)"

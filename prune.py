@@ -19,8 +19,8 @@ import torch.nn as nn
 from tqdm import tqdm
 
 from dataset import Dataset
-from files import copy_tokenizer, locate, write_text
-from model import Decoder, document_nll
+from files import copy_tokenizer, locate, make_folder, write_text
+from model import Decoder, document_nll, pick_device
 
 SCORE_COLUMNS = ("block", "nll", "difference", "perplexity", "rank", "parameters", "tokens", "documents")
 
@@ -69,9 +69,12 @@ def score_blocks(model: Decoder, windows: list, documents: int) -> list[dict]:
 
 
 def score(args: argparse.Namespace) -> None:
+    if args.context < 1 or args.tokens < 0:
+        raise ValueError(f"--context must be at least 1 and --tokens 0 or more; given {args.context} and {args.tokens}")
+    make_folder(Path(args.score).parent)
     dataset = Dataset(args.data)
     folder = locate(args.base, args.revision)
-    model = Decoder.from_pretrained(folder, device=args.device)
+    model = Decoder.from_pretrained(folder, device=pick_device(args.device))
     dataset.check_model(args.base, folder, model.config.vocab_size)
     model.eval()
     split = dataset.split("val")
@@ -126,7 +129,7 @@ def main() -> None:
     parser.add_argument("--data", help="dataset folder, for --score")
     parser.add_argument("--tokens", type=int, default=0, help="score on about this many tokens (0: the whole validation split)")
     parser.add_argument("--context", type=int, default=1024, help="longest window, in tokens")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--drop", metavar="I,J", help="remove these blocks")
     parser.add_argument("--out", help="folder for the reduced model, for --drop")
     args = parser.parse_args()

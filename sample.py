@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dataset import load_tokenizer
 from files import locate, write_text
-from model import Cache, Decoder
+from model import Cache, Decoder, pick_device
 
 END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>")
 
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest tokens only (0: all)")
     parser.add_argument("--top-p", type=float, default=0.95, help="draw from the fewest tokens that hold this probability")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--out", help="also write the texts to this JSONL file")
     args = parser.parse_args()
     if args.tokens < 1 or args.temperature < 0 or args.top_k < 0 or not 0 < args.top_p <= 1:
@@ -82,7 +82,7 @@ def main() -> None:
                          f"given {args.tokens}, {args.temperature}, {args.top_k}, {args.top_p}")
     lines, folders = [], {name: locate(name) for name in args.models}  # all found before the first is loaded
     for name in tqdm(args.models, desc="models", disable=None):
-        model = Decoder.from_pretrained(folders[name], device=args.device).eval()
+        model = Decoder.from_pretrained(folders[name], device=pick_device(args.device)).eval()
         tokenizer = load_tokenizer(folders[name])
         stop = model.stop_tokens | {tokenizer.token_to_id(token) for token in END_TOKENS} - {None}
         for prompt in args.prompt:

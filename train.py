@@ -30,7 +30,7 @@ from checkpoint import Log, has_state, load_state, restore, save_state
 from configs import Config, config_from_dict, load_config
 from dataset import IGNORE, Dataset, Rows
 from files import copy_tokenizer, locate, make_folder, read_json, write_json
-from model import Decoder, ModelConfig, document_nll
+from model import Decoder, ModelConfig, document_nll, pick_device
 from prune import drop_blocks
 
 TRAIN_COLUMNS = ("step", "tokens", "epoch", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_gb", "seconds")
@@ -39,7 +39,9 @@ EVAL_COLUMNS = ("step", "tokens", "split", "nll", "perplexity", "bits_per_byte",
 
 def train(config: Config, resume: bool = False) -> None:
     """Run the experiment of a config into its run folder; ValueError for whatever the user can mend."""
-    run, device = config.folder, pick_device(config)
+    run, device = config.folder, pick_device(config.device)
+    if device.type == "cpu" and config.dtype == "float16":
+        print("warning: float16 products are slow on CPUs; bfloat16 or float32 will be faster")
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time and changes no result
@@ -213,18 +215,6 @@ class Validation:
         model.train()
         mean = nll.sum() / tokens.sum()
         return float(mean), float(np.exp(mean)), float(nll.sum() / math.log(2) / self.bytes)
-
-
-def pick_device(config: Config) -> torch.device:
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(best if config.device == "auto" else config.device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: given {config.device}, this machine has {torch.cuda.device_count()} CUDA device(s)")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device: given mps, this machine or this build of torch has none; use cpu")
-    if device.type == "cpu" and config.dtype == "float16":
-        print("warning: float16 products are slow on CPUs; bfloat16 or float32 will be faster")
-    return device
 
 
 def make_autocast(config: Config, device: torch.device):

@@ -19,6 +19,11 @@ from model import Decoder
 DTYPES = list(files.SAFETENSORS_TYPES)
 
 
+def test_empty_tensors(tmp_path):
+    write_tensors(tmp_path / "t.safetensors", {"t": torch.empty_strided((0,), (0,)), "u": torch.ones(2)})
+    assert load_file(tmp_path / "t.safetensors")["t"].shape == (0,)
+
+
 @given(st.lists(st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=3)), max_size=6))
 @settings(max_examples=40, deadline=None)
 def test_written_tensors_are_what_the_library_reads(tmp_path_factory, kinds):

@@ -208,11 +208,11 @@ def test_chunked_head_loss_equals_the_plain_one(monkeypatch):
     for chunk in (1, 3, 100):
         monkeypatch.setattr(model_module, "HEAD_CHUNK", chunk * 11)
         loss = model_module.head_loss(x, weight, targets, "mean")
-        assert float(loss) == pytest.approx(float(plain), rel=1e-12)
+        assert loss.item() == pytest.approx(plain.item(), rel=1e-12)
         for found, wanted in zip(torch.autograd.grad(loss, (x, weight)), expected, strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
         total = model_module.head_loss(x, weight, targets, "sum")
-        assert float(total) == pytest.approx(float(plain * counted), rel=1e-12)
+        assert total.item() == pytest.approx((plain * counted).item(), rel=1e-12)
         torch.testing.assert_close(model_module.head_loss(x, weight, targets, "none").float(), plain_nll.double(),
                                    rtol=1e-5, atol=1e-6)
 

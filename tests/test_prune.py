@@ -168,9 +168,12 @@ def test_score_and_drop_commands(world, tmp_path, monkeypatch, capsys):
     (["--drop", "1", "--out", "{base}"], "is the base itself"),
     (["--drop", "1", "--out", "/dev/null/r"], "choose another place to write to"),
     (["--score", "{tmp}/b.csv", "--data", "{tmp}/nowhere"], "is not a dataset folder"),
+    (["--score", "{tmp}/b.csv", "--data", "{data}", "--device", "tpu"], "device: given 'tpu'; allowed are auto, cpu"),
+    (["--score", "{tmp}/b.csv", "--data", "{data}", "--context", "0"], "--context must be at least 1"),
+    (["--score", "/dev/null/b.csv", "--data", "{data}"], "choose another place to write to"),
 ])
 def test_commands_answer_mistakes(world, tmp_path, monkeypatch, capsys, arguments, message):
-    arguments = [a.format(tmp=tmp_path, base=world.model) for a in arguments]
+    arguments = [a.format(tmp=tmp_path, base=world.model, data=world.data) for a in arguments]
     code, _, err = run_main(monkeypatch, capsys, "prune.py", world.model, *arguments)
     assert code == 2 and message in err and "Traceback" not in err
     assert Decoder.from_pretrained(world.model).config.num_hidden_layers == 3

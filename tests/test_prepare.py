@@ -1,0 +1,300 @@
+"""prepare.py and questions.py: what goes and what stays, the split, the tokens, the questions."""
+
+import json
+import re
+import shutil
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import run_main
+
+import questions as questions_module
+from dataset import Dataset, read_jsonl, write_jsonl
+from prepare import (
+    boilerplate_kind,
+    language_of,
+    near_duplicates,
+    paragraphs_of,
+    recurring_paragraphs,
+    split_by_date,
+)
+
+WORDS = ["steel", "motor", "city", "light", "river", "window", "paint", "wheel", "road", "bridge", "garden", "signal", "tower"]
+
+
+def text(i: int, length: int = 120) -> str:
+    """Words that no two articles share in order, with figures and a day to ask for."""
+    body = " ".join(WORDS[(i * 7 + k * k + k * i) % len(WORDS)] + ("." if k % 9 == 8 else "") for k in range(length))
+    return (f"The plant in town number {i} is on show and it has been built with the help of many people. {body}.\n\n"
+            f"The new motor of the series that was shown today has an output of {200 + i} kW, which is more than it was.\n\n"
+            f"Work on the new hall of the plant began on {i % 28 + 1} May 2024 with {i + 50} employees and some guests there.")
+
+
+def article(i: int, **changes) -> dict:
+    day = date(2024, 1, 1) + timedelta(days=3 * i)
+    return {"id": f"T{i:07d}EN", "url": "", "title": f"News number {i} of the plant", "teaser": "", "date": day.isoformat(),
+            "category": "", "tags": [], "text": text(i)} | changes
+
+
+@pytest.fixture
+def prepare(tmp_path, monkeypatch, capsys):
+    """prepare.py on a list of articles: (exit code, stdout, stderr, the dataset folder)."""
+    def run(articles: list[dict], *options) -> tuple[int, str, str, Path]:
+        write_jsonl(tmp_path / "articles.jsonl", articles)
+        options = options or ("--train-tokenizer", "400")
+        source, folder = tmp_path / "articles.jsonl", tmp_path / "data"
+        return *run_main(monkeypatch, capsys, "prepare.py", source, "--out", folder, *options), folder
+    return run
+
+
+def test_a_dataset_folder(prepare):
+    code, out, _, folder = prepare([article(i) for i in range(40)])
+    assert code == 0 and "40 articles, 40 kept" in out and f"wrote {folder}" in out
+    assert {p.name for p in folder.iterdir()} == {
+        "meta.json", "train.jsonl", "val.jsonl", "test.jsonl", "train.safetensors", "val.safetensors", "test.safetensors",
+        "pairs.jsonl", "pairs.safetensors", "qa", "tokenizer.json", "tokenizer_config.json"}
+    data = Dataset(folder)
+    sizes = {name: len(data.documents(name)) for name in ("train", "val", "test")}
+    assert sizes == {"train": 32, "val": 4, "test": 4}
+    end = data.tokenizer.token_to_id("<|endoftext|>")
+    for name in sizes:
+        for i, document in enumerate(data.documents(name)):
+            tokens = data.split(name)[i].tolist()
+            assert tokens[-1] == end == data.meta["end_token"] and data.tokenizer.decode(tokens[:-1]) == document["text"]
+            first = data.tokenizer.decode(tokens[:1])
+            assert data.split(name).bytes[i] == len(document["text"].encode()) - len(first.encode())
+        assert data.meta["splits"][name]["tokens"] == len(data.split(name).tokens)
+    pairs, tasks = data.split("pairs"), set()
+    for i, pair in enumerate(read_jsonl(folder / "pairs.jsonl")):
+        question, answer = (m["content"] for m in pair["messages"])
+        learned = [t for t in pairs.targets(i).tolist() if t != -100]
+        assert learned[-1] == end and data.tokenizer.decode(learned[:-1]) == f" {answer}"
+        assert data.tokenizer.decode(pairs[i].tolist()[: -len(learned)]) == f"Question: {question}\nAnswer:"
+        tasks.add(pair["task"])
+    assert tasks == {"date", "figure", "day"}
+
+
+def test_the_same_bytes_again(prepare, tmp_path):
+    articles = [article(i) for i in range(40)]
+    folder = prepare(articles)[3]
+    shutil.move(folder, tmp_path / "first")
+    folder = prepare(articles)[3]
+    first = {p.relative_to(tmp_path / "first"): p.read_bytes() for p in (tmp_path / "first").rglob("*") if p.is_file()}
+    assert first == {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_is_dropped_and_why(prepare):
+    good = [article(i) for i in range(40)]
+    german = "Das ist der Text für die Presse und er ist nicht auf Englisch, die Werke sind mit dem Zug zu erreichen. " * 8
+    bad = [
+        article(50, id="T0000050DE"), article(51, id="T0000051EN_US"), article(52, text=german), article(53, text="Short."),
+        article(0, id="T0000054EN", date=article(3)["date"]), article(0, date="2024-12-30"),
+        article(55, text=text(1).replace("steel", "iron", 1), date=article(2)["date"]),
+        article(56, text=text(39) + " And that is all.", date="2024-01-02"),
+    ]
+    code, out, _, folder = prepare(good + bad)
+    assert code == 0
+    assert json.loads((folder / "meta.json").read_text())["dropped"] == {
+        "other language (id)": 1, "other market (id)": 1, "other language (words)": 1, "shorter than 450 characters": 1,
+        "same text": 1, "same id": 1, "near-duplicate": 1, "near-duplicate across the split": 1}
+    assert "T0000051EN_US" in out and "T0000053EN" in out
+    kept = {d["id"] for name in ("train", "val", "test") for d in Dataset(folder).documents(name)}
+    assert kept == {a["id"] for a in good}  # the copy of the last test article left the training side
+
+
+def test_no_date_is_on_both_sides(prepare):
+    """Several articles a day, and a day is never divided."""
+    folder = prepare([article(i, date=f"2024-01-{i // 6 + 1:02d}") for i in range(100)])[3]
+    spans = [json.loads((folder / "meta.json").read_text())["splits"][name] for name in ("train", "val", "test")]
+    for before, after in zip(spans, spans[1:], strict=False):
+        assert before["first"] <= before["last"] < after["first"]
+
+
+@given(st.lists(st.integers(0, 40), min_size=3, max_size=120))
+@settings(max_examples=100, deadline=None)
+def test_splits_never_overlap(days):
+    documents = [{"date": f"{2000 + day}-01-01"} for day in sorted(days)]
+    try:
+        splits = split_by_date(documents, (0.8, 0.1, 0.1))
+    except ValueError as error:
+        assert "too few for three splits" in str(error)
+        return
+    assert [d for found in splits.values() for d in found] == documents
+    assert max(d["date"] for d in splits["train"]) < min(d["date"] for d in splits["val"])
+    assert max(d["date"] for d in splits["val"]) < min(d["date"] for d in splits["test"])
+
+
+BOILERPLATE = {
+    "contact": ["In case of queries, please contact:", "Corporate Communications", "Tel: +49-89-382-00000",
+                "E-Mail: somebody@example.com", "Media Contact", "If you have any questions, please contact:",
+                "In the event of enquiries please contact:", "For media inquiries, please contact:"],
+    "link": ["www.example.com/press", "Internet: www.example.com", "YouTube: https://youtube.com/example"],
+    "company": ["With its four brands BMW, MINI, Rolls-Royce and BMW Motorrad, the company is a manufacturer."],
+    "consumption": ["BMW iX3: Power consumption combined: 17.9-15.1 kWh/100 km; CO2 emissions combined: 0 g/km; CO2 class: A."],
+}
+TEXT = [
+    "CO2 emissions fell by a third, said the head of Corporate Communications, who has led the department since 2019.",
+    "You can call the new hotline on working days.", "The website shows all models, and the company wants to sell more there.",
+    "With its four doors the car is larger than its predecessor.", "Contact with customers is what counts here.",
+    "The car drives 500 km on one charge, its consumption is lower than before and that makes it the best in its class.",
+]
+
+
+@pytest.mark.parametrize("kind, paragraph", [(kind, p) for kind, found in BOILERPLATE.items() for p in found])
+def test_boilerplate(kind, paragraph):
+    assert boilerplate_kind(paragraph, in_contact=False) == kind
+
+
+@pytest.mark.parametrize("paragraph", TEXT)
+def test_text_that_only_mentions_such_words_stays(paragraph):
+    assert boilerplate_kind(paragraph, in_contact=False) is None
+    assert boilerplate_kind(paragraph, in_contact=True) is None
+
+
+def test_paragraphs_that_recur_go(prepare):
+    closing = "Example Motors is a maker of cars with nine plants in four countries and many thousands of people."
+    articles = [article(i, text=text(i) + "\n\n" + closing * (i % 4 == 0)) for i in range(40)]
+    assert len(recurring_paragraphs(articles)) == 1
+    folder = prepare(articles)[3]
+    assert json.loads((folder / "meta.json").read_text())["paragraphs_removed"] == {"recurring": 10}
+    assert not any(closing in d["text"] for d in Dataset(folder).documents("train"))
+    folder = prepare(articles, "--train-tokenizer", "400", "--keep-boilerplate")[3]
+    assert any(closing in d["text"] for d in Dataset(folder).documents("train"))
+
+
+def test_languages():
+    assert language_of(text(3)) == "EN"
+    assert language_of("El coche es de la marca y se fabrica en el sur con un motor para los clientes") == "ES"
+    assert language_of("BMW iX3 M60") is None
+
+
+def shingles(text: str) -> set[str]:
+    words = text.split()
+    return {" ".join(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
+
+
+def test_near_duplicates_are_those_of_the_plain_comparison():
+    """MinHash against all pairs; a similarity just at the threshold may be missed by chance, none may be made up."""
+    texts = []
+    for i in range(60):
+        words = text(i).lower().replace(".", "").replace(",", "").split()
+        texts.append(" ".join(words))
+        if i % 3 == 0:
+            for k in range(0, len(words), 150 if i % 2 else 30):
+                words[k] = f"other{k}"
+            texts.append(" ".join(words))
+    found = set(near_duplicates(texts))
+    sets = [shingles(t) for t in texts]
+    similar = {(i, j): len(sets[i] & sets[j]) / len(sets[i] | sets[j]) for i in range(len(texts)) for j in range(i)}
+    assert found <= {(j, i) for (i, j), s in similar.items() if s >= 0.8}
+    assert {(j, i) for (i, j), s in similar.items() if s >= 0.9} <= found and len(found) >= 10
+
+
+def test_questions_are_of_one_kind_and_not_given_away(prepare):
+    """Four different choices of the same unit, none of the wrong ones in the source, the answer not in the question."""
+    folder = prepare([article(i) for i in range(60)])[3]
+    data = Dataset(folder)
+    documents = {d["id"]: d for name in ("train", "val", "test") for d in data.documents(name)}
+    sets = data.questions()
+    assert set(sets) == {"closed_book", "open_book"} and len(sets["closed_book"]) > 50 and len(sets["open_book"]) > 5
+    for name, found in sets.items():
+        for q in found:
+            source, answer = documents[q["source"]], q["choices"][q["answer"]]
+            assert len(set(q["choices"])) == 4 and answer not in q["question"]
+            units = {" ".join(c.split()[1:]) for c in q["choices"]}
+            assert len(units) == 1 or q["category"] == "day", q
+            if "come out" in q["question"]:
+                assert answer == questions_module.written(date.fromisoformat(source["date"]))
+            else:
+                assert answer in source["text"]
+            assert not any(c in source["text"] for i, c in enumerate(q["choices"]) if i != q["answer"])
+            assert (q.get("context", "") in source["text"]) and (("context" in q) == (name == "open_book"))
+    positions = [q["answer"] for q in sets["closed_book"]]
+    assert max(map(positions.count, range(4))) - min(map(positions.count, range(4))) <= 1
+    train = {d["id"] for d in data.documents("train")}
+    assert {q["source"] for q in sets["closed_book"]} <= train and not {q["source"] for q in sets["open_book"]} & train
+
+
+def test_own_pairs_and_questions_come_in(prepare, tmp_path):
+    pair = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}], "task": "x"}
+    write_jsonl(tmp_path / "pairs.jsonl", [pair])
+    write_jsonl(tmp_path / "mine.jsonl", [{"question": "?", "choices": ["a", "b"], "answer": 1}])
+    folder = prepare([article(i) for i in range(40)], "--train-tokenizer", "400", "--no-generated", "--pairs",
+                     tmp_path / "pairs.jsonl", "--questions", tmp_path / "mine.jsonl")[3]
+    assert read_jsonl(folder / "pairs.jsonl") == [pair] and list(Dataset(folder).questions()) == ["mine"]
+
+
+def test_the_tokenizer_of_a_model(prepare, world):
+    folder = prepare([article(i) for i in range(40)], "--tokenizer", str(world.model))[3]
+    Dataset(folder).check_model("base", world.model, 1000)
+
+
+GOOD = [article(i) for i in range(40)]
+
+
+@pytest.mark.parametrize("lines, message", [
+    (["", json.dumps(GOOD[0])], "line 1: empty line"),
+    ([json.dumps(GOOD[0]), json.dumps(GOOD[1])[:50]], "line 2: not valid JSON"),
+    ([json.dumps({k: v for k, v in GOOD[0].items() if k != "text"})], "line 1: lacks text"),
+    ([json.dumps(GOOD[0] | {"date": "5 May 2024"})], "line 1: date '5 May 2024' is not of the form"),
+    ([json.dumps(GOOD[0] | {"text": None})], "line 1: id, title and text must be texts"),
+    ([], "holds no articles"),
+    ([json.dumps(a) for a in GOOD[:2]], "too few for three splits"),
+    ([json.dumps(a | {"text": "Short."}) for a in GOOD], "nothing is left of 40 articles"),
+])
+def test_bad_articles_leave_the_old_dataset(prepare, tmp_path, monkeypatch, capsys, lines, message):
+    folder = prepare(GOOD)[3]
+    before = (folder / "meta.json").read_bytes()
+    (tmp_path / "bad.jsonl").write_text("".join(line + "\n" for line in lines))
+    options = ["--out", folder, "--train-tokenizer", "400"]
+    code, _, err = run_main(monkeypatch, capsys, "prepare.py", tmp_path / "bad.jsonl", *options)
+    assert code == 2 and message in err and "Traceback" not in err
+    assert (folder / "meta.json").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--tokenizer", "{tmp}/nowhere"], "no folder"), (["--tokenizer", "{tmp}"], "holds no config.json"),
+    ([], "give --tokenizer"),
+    (["--train-tokenizer", "5"], "--train-tokenizer 5 is too small"),
+    (["--train-tokenizer", "400", "--questions", "{tmp}/q.jsonl"], "q.jsonl, line 1"),
+    (["--train-tokenizer", "400", "--pairs", "{tmp}/p.jsonl"], "p.jsonl, line 1: messages must be"),
+    (["--train-tokenizer", "400", "--since", "2030-01-01"], "has no articles of that period"),
+    (["--train-tokenizer", "400", "--since", "yesterday"], "'yesterday' is no date"),
+    (["--train-tokenizer", "400", "--split", "1,1,1"], "three shares above 0"),
+    (["--train-tokenizer", "400", "--out", "/dev/null/x"], "choose another place to write to"),
+])
+def test_bad_options(prepare, tmp_path, options, message):
+    (tmp_path / "q.jsonl").write_text('{"question": "?"}\n')
+    (tmp_path / "p.jsonl").write_text('{"messages": [{"role": "user", "content": "?"}]}\n')
+    code, _, err, folder = prepare(GOOD, *([o.format(tmp=tmp_path) for o in options] or ["--seed", "1"]))
+    assert code == 2 and message in err and "Traceback" not in err and not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "articles.jsonl", "qa/mine.jsonl"])
+def test_a_users_own_files_are_not_swept_away(prepare, name):
+    folder = prepare(GOOD)[3]
+    (folder / name).write_text("{}")
+    code, _, err, _ = prepare(GOOD)
+    assert code == 2 and f"holds what prepare.py did not write ({name})" in err and (folder / name).read_text() == "{}"
+
+
+def test_the_real_releases(real, prepare, tmp_path, monkeypatch, capsys):
+    """What is known of them: other markets, stubs, duplicates and boilerplate go, the lead paragraphs stay."""
+    code, out, err = run_main(monkeypatch, capsys, "prepare.py", real / "bmw" / "articles.jsonl", "--out", tmp_path / "data",
+                              "--tokenizer", real / "checkpoints" / "press-qwen3-4m")
+    assert code == 0, err
+    data = Dataset(tmp_path / "data")
+    assert "512 articles" in out and sum(data.meta["dropped"].values()) + sum(
+        data.meta["splits"][name]["documents"] for name in ("train", "val", "test")) == 512
+    assert data.meta["paragraphs_removed"]["contact"] > 300 and data.meta["dropped"]["other market (id)"] > 30
+    articles = {a["id"]: a for a in read_jsonl(real / "bmw" / "articles.jsonl")}
+    leads = removed = 0
+    for name in ("train", "val", "test"):
+        for document in data.documents(name):
+            lead = paragraphs_of(articles[document["id"]]["text"])[0]
+            leads, removed = leads + 1, removed + (lead not in document["text"])
+            assert not re.search("(?m)^.{0,60}please contact:$", document["text"])
+    assert removed <= 0.01 * leads, f"{removed} of {leads} lead paragraphs are gone"
