@@ -48,8 +48,10 @@ def train(config: Config, resume: bool = False) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     if not resume and (run / "config.json").is_file():
-        raise ValueError(f"{run} holds a run already. Go on with it: python train.py --resume {run}; or give this one "
-                         f"another name: --name={config.name}-2; or remove the folder")
+        saved = has_state(run / "state")
+        hint = f"Go on with it: python train.py --resume {run}" if saved else "It stopped before its first save"
+        raise ValueError(f"{run} holds a run already. {hint}; or give this one another name: --name={config.name}-2; or "
+                         "remove the folder")
 
     dataset = Dataset(config.data)
     pairs = dataset.split("pairs") if config.pair_repeats else None
@@ -65,8 +67,9 @@ def train(config: Config, resume: bool = False) -> None:
         restore(tensors, model, optimizer)
         del tensors  # as large as the model and the optimizer's state
         scaler.load_state_dict(progress["scaler"])
-        if progress.get("finished"):
-            raise ValueError(f"{run} is finished, at step {progress['step']}; nothing to resume")
+        if progress["finished"]:
+            print(f"{run} is finished, at step {progress['step']}: nothing to resume, {run}/model is up to date")
+            return
     else:
         write_json(make_folder(run) / "config.json", config.to_dict())
         write_json(run / "env.json", environment(config, dataset, device, base_folder))
@@ -295,7 +298,8 @@ def main() -> None:
         if overrides:
             raise ValueError(f"--resume goes on with the run's own settings; {' '.join(overrides)} cannot be changed")
         if not has_state(Path(args.resume) / "state"):
-            raise ValueError(f"{args.resume} holds no saved state to resume from")
+            raise ValueError(f"{args.resume} holds no saved state to resume from; a run that stopped before its first save "
+                             "starts anew: remove its folder and run its config again")
         config = config_from_dict(read_json(Path(args.resume) / "config.json"), f"{args.resume}/config.json")
         if config.folder.resolve() != Path(args.resume).resolve():
             raise ValueError(f"{args.resume} was written as {config.folder}; move it back there to resume it")
