@@ -33,6 +33,8 @@ def test_written_tensors_are_what_the_library_reads(tmp_path_factory, kinds):
     found, ours = load_file(path), read_tensors(path)
     assert set(found) == set(ours) == set(tensors)
     for name, tensor in tensors.items():
+        start = json.loads(path.read_bytes()[8:].split(b"}}")[0] + b"}}")[name]["data_offsets"][0]
+        assert start % tensor.element_size() == 0, "readers that map the file want aligned tensors"
         for other in (found[name], ours[name]):
             assert other.dtype == tensor.dtype and other.shape == tensor.shape and torch.equal(other, tensor)
 

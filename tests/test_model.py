@@ -101,6 +101,14 @@ def test_v4_config_form(scaling, tmp_path):
     assert ModelConfig.from_dict(dict(BASE, model_type="llama")).rope_theta == 10_000
 
 
+def test_a_window_that_is_switched_off_is_inert():
+    """As published Qwen configs have it; transformers writes such a window as absent."""
+    raw = SHAPE | dict(vocab_size=50, sliding_window=5, max_window_layers=0)
+    for config in (ModelConfig.from_dict(raw), ModelConfig.from_dict(raw | {"use_sliding_window": False})):
+        assert config.sliding_window is None and set(config.layer_types) == {"full_attention"}
+    assert ModelConfig.from_dict(raw | {"use_sliding_window": True}).layer_types == ("sliding_attention",) * 3
+
+
 @torch.no_grad()
 def test_layouts_of_weights(tmp_path):
     """Sharded, bf16 and with a redundant tied head: all give the same model."""

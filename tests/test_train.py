@@ -208,7 +208,7 @@ def test_from_scratch(world, tmp_path):
 
 
 def test_fp16_leaves_out_steps_that_overflow(world, tmp_path):
-    """The scale starts too high for this model: the first gradients overflow, weights stay, the scale falls."""
+    """The scale starts too high for this model: the first gradients overflow, weights stay, the scale falls and is kept."""
     big = shutil.copytree(world.model, tmp_path / "big")
     tensors = load_file(big / "model.safetensors")
     tensors["model.norm.weight"] *= 50
@@ -219,6 +219,10 @@ def test_fp16_leaves_out_steps_that_overflow(world, tmp_path):
     assert not math.isfinite(norms[0]) and math.isfinite(norms[-1])
     state = json.loads(next((config.folder / "state").glob("step-00000012/state.json")).read_text())
     assert state["scaler"]["scale"] < 65536
+    before = weights(config.folder)
+    shutil.rmtree(config.folder / "state" / "step-00000012")
+    train(config, resume=True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(config.folder).items())
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(world, tmp_path, monkeypatch):
