@@ -218,6 +218,18 @@ def test_questions_are_of_one_kind_and_not_given_away(prepare):
     assert {q["source"] for q in sets["closed_book"]} <= train and not {q["source"] for q in sets["open_book"]} & train
 
 
+def test_another_spelling_of_the_truth_is_no_wrong_choice():
+    def document(i: int, figure: str) -> dict:
+        body = f"On the long road of the test in the north the car of this year drove for {figure} and then came to a stop."
+        return {"id": str(i), "title": "News", "date": f"2024-01-{i + 1:02d}", "text": f"News\n\n{body}"}
+    documents = [document(i, figure) for i, figure in enumerate(["1,500 km", "1500 km", "1,400 km", "1,300 km", "1,200 km"])]
+    found = questions_module.open_and_closed_book({"train": documents, "val": [], "test": []}, seed=0)["closed_book"]
+    figures = [q for q in found if q["category"] == "figure"]
+    assert len(figures) == 5
+    for q in figures:
+        assert len({choice.replace(",", "") for choice in q["choices"]}) == 4
+
+
 def test_own_pairs_and_questions_come_in(prepare, tmp_path):
     pair = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}], "task": "x"}
     write_jsonl(tmp_path / "pairs.jsonl", [pair])

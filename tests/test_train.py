@@ -207,6 +207,18 @@ def test_from_scratch(world, tmp_path):
     assert model.config.vocab_size == Dataset(world.data).meta["vocab_size"] and model.stop_tokens == {0}
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_is_the_same_training(world, tmp_path, dtype):
+    """Losses, gradient norms (unscaled, in fp16) and weights near those of fp32."""
+    plain, mixed = (world.config(tmp_path, name=name, dtype=name, max_steps=3, lr=1e-3) for name in ("float32", dtype))
+    train(plain)
+    train(mixed)
+    for a, b in zip(read_rows(plain.folder / "train.csv"), read_rows(mixed.folder / "train.csv"), strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=0.03)
+        assert float(a["grad_norm"]) == pytest.approx(float(b["grad_norm"]), rel=0.1)
+    assert_close_weights(weights(plain.folder), weights(mixed.folder), 5e-3)  # three steps of at most 1e-3 either way
+
+
 def test_fp16_leaves_out_steps_that_overflow(world, tmp_path):
     """The scale starts too high for this model: the first gradients overflow, weights stay, the scale falls and is kept."""
     big = shutil.copytree(world.model, tmp_path / "big")
