@@ -188,11 +188,11 @@ def markdown(summaries: list[dict], comparisons: list[dict], protocol: str) -> s
         lines.append(_table_row([*cells, f"{speed['prefill_tokens_per_s']:,.0f}", f"{speed['decode_tokens_per_s']:,.0f}"]))
     sizes = [f"{name}: {q['n']} questions on {q['sources']} sources" for name, q in summaries[0]["qa"].items()]
     test = summaries[0]["test"]
-    lines += ["", f"Test split: {test['documents']} documents, {test['tokens']:,} scored tokens. {'; '.join(sizes)}.", "",
-              "## Differences", "", "Second model less first, paired; an interval that contains 0 shows no difference. "
-              f"{len(comparisons)} pairs are compared and not corrected for their number.", "",
-              _table_row(["first", "second", "measure", "difference", "95 % interval", ""]),
-              _table_row(["---"] * 6)]
+    lines += ["", f"Test split: {test['documents']} documents, {test['tokens']:,} scored tokens. {'; '.join(sizes)}."]
+    if comparisons:
+        lines += ["", "## Differences", "", "Second model less first, paired; an interval that contains 0 shows no difference. "
+                  f"Pairs compared, without correction for their number: {len(comparisons)}.", "",
+                  _table_row(["first", "second", "measure", "difference", "95 % interval", ""]), _table_row(["---"] * 6)]
     for c in comparisons:
         for measure, d in c.items():
             if measure != "models" and d and not measure.endswith("accuracy_norm"):

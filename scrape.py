@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=1.0, metavar="SECONDS", help="between requests (default %(default)s)")
     args = parser.parse_args()
     if args.site not in SITES:
-        raise ValueError(f"unknown --site {args.site!r}; known: {', '.join(SITES)}. A new one is a definition in scrape.py")
+        raise ValueError(f"unknown --site {args.site!r}; known: {', '.join(SITES)}. A new one is a definition in pages.py")
     site = replace(SITES[args.site], base_url=(args.base_url or SITES[args.site].base_url).rstrip("/"))
     if not re.match(r"https?://[^/]", site.base_url):
         raise ValueError(f"--base-url {args.base_url!r} is no web address; give one such as https://www.example.com")
