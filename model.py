@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from files import locate, read_json, read_weights, write_json, write_tensors
@@ -365,7 +366,7 @@ class Decoder(nn.Module):
         """
         folder = locate(name, revision)
         config = cls.read_config(folder)
-        with torch.device("meta"):
+        with torch.device("meta"), Uninitialized():
             model = cls(config)
         wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
         model.load_state_dict(read_weights(folder, wanted, device, dtype), assign=True)
@@ -382,6 +383,16 @@ class Decoder(nn.Module):
         if self.generation_config:
             write_json(folder / "generation_config.json", self.generation_config)
         write_tensors(folder / "model.safetensors", self.state_dict())
+
+
+class Uninitialized(TorchFunctionMode):
+    """Modules made inside draw no weights: on the meta device that alone would import torch's compiler, for a second."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:

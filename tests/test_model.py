@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from small import SHAPE
+from small import ROOT, SHAPE
 
 import model as model_module
 from files import write_json
@@ -233,7 +235,7 @@ def test_model_under_autocast_stays_close():
     model, ids = tiny(), torch.randint(0, 50, (2, 30))
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(ids[:, :-1], ids[:, 1:], torch.zeros(2, 29, dtype=torch.int64))
-    assert float(loss) == pytest.approx(float(model(ids[:, :-1], ids[:, 1:])), rel=0.05)
+    assert loss.item() == pytest.approx(model(ids[:, :-1], ids[:, 1:]).item(), rel=0.05)
     assert loss.dtype == torch.float32
 
 
@@ -263,3 +265,12 @@ def test_unknown_entries_of_a_config_survive(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["house"] == "of cards"
     write_json(tmp_path / "generation_config.json", {})
     assert Decoder.from_pretrained(tmp_path).stop_tokens == {2, 3}
+
+
+def test_loading_does_not_import_the_compiler(tmp_path):
+    """It takes longer than all the rest of torch, and every script would wait for it."""
+    tiny().save_pretrained(tmp_path)
+    code = (f"import sys; from model import Decoder; Decoder.from_pretrained({str(tmp_path)!r})\n"
+            "print('torch._dynamo' in sys.modules)")
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"

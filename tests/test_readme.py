@@ -22,7 +22,6 @@ SHORTER = {  # what is added to a command, so that a laptop's minute is enough
     "train.py configs": ["--max_steps=2", "--warmup_steps=1", "--batch_size=1", "--accumulation=2", "--context=64",
                          "--eval_every=1", "--eval_documents=2", "--save_every=1"],
     "scrape.py": ["--base-url", "{site}", "--delay", "0"],
-    "-m demo": ["--short"],
 }
 
 
