@@ -42,6 +42,9 @@ def generate(
     rows, done, feed = [[] for _ in range(B)], [False] * B, ids.to(weight.device)
     for _ in range(max_new_tokens):
         logits = model.last_logits(feed, cache).float().cpu()
+        if not logits.isfinite().all():
+            raise ValueError("the model's logits are not finite: its weights are broken, or its numbers too large for the "
+                             "dtype; try float32 or an earlier checkpoint")
         chosen = logits.argmax(-1) if temperature == 0 else draw(logits / temperature, top_k, top_p, generator)
         for row, token in enumerate(chosen.tolist()):
             done[row] = done[row] or token in stop

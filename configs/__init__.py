@@ -48,7 +48,7 @@ class Config:
     threads: int = 0  # CPU threads (0: torch's choice); results repeat bit by bit at a fixed number
 
     # what it reports and keeps
-    log_every: int = 1  # steps between lines of train.csv
+    log_every: int = 1  # steps between printed lines; train.csv has every step
     eval_every: int = 100  # steps between validations (0: only before the first step and after the last)
     eval_documents: int = 0  # validation documents used, evenly spaced (0: all)
     patience: int = 0  # stop after this many validations without a better loss (0: never)
@@ -58,7 +58,7 @@ class Config:
     def __new__(cls, *args, **given):
         """Name every unknown or missing field at once; the dataclass itself would stop at the first."""
         names = [f.name for f in fields(cls)]
-        problems = [f"{key}: no such setting{_nearest(key, names)}" for key in given if key not in names]
+        problems = [_no_such_setting(key, names) for key in given if key not in names]
         required = [f.name for f in fields(cls) if f.default is MISSING][len(args) :]
         problems += [f"{name}: missing; every config names it" for name in required if name not in given]
         if problems:
@@ -96,7 +96,7 @@ class Config:
             need(name, getattr(self, name) >= 1, "at least 1")
         for name in ("pair_repeats", "seed", "threads", "eval_every", "eval_documents", "patience", "save_every"):
             need(name, getattr(self, name) >= 0, "0 or more")
-        need("lr", 0 < self.lr < 1, "between 0 and 1")
+        need("lr", 0 < self.lr < 1, "above 0 and below 1")
         need("min_lr", 0 <= self.min_lr <= 1, "a share of lr, from 0 to 1")
         need("warmup_steps", 0 <= self.warmup_steps < self.max_steps, f"from 0 to below max_steps ({self.max_steps})")
         need("weight_decay", self.weight_decay >= 0, "0 or more")
@@ -172,7 +172,7 @@ def _read_override(text: str) -> tuple[str, object]:
         raise ValueError(f"{text}: overrides are written --key=value, such as --max_steps=200")
     key = key.replace("-", "_")
     if key not in hints:
-        raise ValueError(f"{key}: no such setting{_nearest(key, list(hints))}")
+        raise ValueError(_no_such_setting(key, list(hints)))
     kind = hints[key]
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     try:
@@ -200,6 +200,10 @@ def _type_name(kind) -> str:
     if isinstance(kind, types.UnionType):
         return " or ".join(_type_name(option) for option in typing.get_args(kind))
     return names.get(kind, "whole numbers with commas between, such as 13,25")
+
+
+def _no_such_setting(name: str, names: list[str]) -> str:
+    return f"{name}: no such setting{_nearest(name, names) or '; there are ' + ', '.join(names)}"
 
 
 def _nearest(name: str, names) -> str:

@@ -43,9 +43,10 @@ def test_overrides_are_read_by_type(tmp_path):
 
 @pytest.mark.parametrize("override, message", [
     ("--lr=fast", "lr: given 'fast', must be a number"), ("--max_steps=1.5", "max_steps: given '1.5', must be a whole number"),
+    ("--learning_rate=1", "learning_rate: no such setting; there are name, base, "),
     ("--max_step=5", "max_step: no such setting (did you mean max_steps?)"), ("--drop_blocks=a", "drop_blocks: given 'a'"),
     ("--lr", "overrides are written --key=value"), ("lr=1", "overrides are written --key=value"),
-    ("--lr=nan", "lr: given nan, must be a number"), ("--lr=0", "lr: given 0.0, must be between 0 and 1"),
+    ("--lr=nan", "lr: given nan, must be a number"), ("--lr=0", "lr: given 0.0, must be above 0 and below 1"),
     ("--dtype=bf16", "dtype: given 'bf16', must be float32 or bfloat16 or float16"),
     ("--dtype=float23", "did you mean float32?"), ("--device=gpu", "device: given 'gpu'"),
     ("--keep=first", "keep: given 'first', must be best or last"), ("--name=a/b", "name: given 'a/b'"),

@@ -175,3 +175,21 @@ def test_mistakes(world, tmp_path, monkeypatch, capsys, spoil, message):
     more = {"device": ["--device", "cuda:9"], "context": ["--context", "0"]}.get(spoil, [])
     code, _, err = run_main(monkeypatch, capsys, "eval.py", model, "--data", data, "--out", out, *more)
     assert code == 2 and message in err and "Traceback" not in err
+
+
+def test_a_broken_model_answers_nothing_and_costs_the_others_nothing(world, tmp_path, monkeypatch, capsys):
+    model = Decoder.from_pretrained(world.model)
+    model.model.norm.weight.data[3] = float("inf")
+    model.save_pretrained(tmp_path / "broken")
+    shutil.copy(world.model / "tokenizer.json", tmp_path / "broken")
+    code, out, _ = run_main(monkeypatch, capsys, "eval.py", world.model, tmp_path / "broken", "--data", world.data,
+                            "--out", tmp_path / "out")
+    whole, broken = json.loads((tmp_path / "out" / "results.json").read_text())["models"]
+    assert code == 0 and math.isnan(broken["test"]["nll"]) and math.isfinite(whole["test"]["nll"])
+    assert broken["qa"]["places"]["accuracy"] == broken["qa"]["places"]["accuracy_norm"] == 0
+
+
+def test_one_model_has_no_differences(world, tmp_path, monkeypatch, capsys):
+    run_main(monkeypatch, capsys, "eval.py", world.model, "--data", world.data, "--out", tmp_path / "out")
+    report = (tmp_path / "out" / "results.md").read_text()
+    assert "scored tokens" in report and "Differences" not in report

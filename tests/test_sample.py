@@ -1,5 +1,7 @@
 """sample.py: the cache changes nothing, draws follow the distribution, and mistakes are answered."""
 
+import shutil
+
 import pytest
 import torch
 import transformers
@@ -69,3 +71,13 @@ def test_the_command(world, tmp_path, monkeypatch, capsys):
                            ([world.folder / "none"], "no folder")):
         code, _, err = run_main(monkeypatch, capsys, "sample.py", world.model, *extra, "--prompt", "Munich.")
         assert code == 2 and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_broken_model_writes_nothing(world, tmp_path, monkeypatch, capsys, temperature):
+    model = Decoder.from_pretrained(world.model)
+    model.model.norm.weight.data[3] = float("inf")
+    model.save_pretrained(tmp_path)
+    shutil.copy(world.model / "tokenizer.json", tmp_path)
+    code, _, err = run_main(monkeypatch, capsys, "sample.py", tmp_path, "--prompt", "Munich.", "--temperature", temperature)
+    assert code == 2 and "logits are not finite" in err
