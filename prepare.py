@@ -324,6 +324,8 @@ def read_pairs(path: Path) -> list[dict]:
 def prepare(args: argparse.Namespace, folder: Path) -> dict:
     """Make the dataset in an empty folder; its meta.json's content."""
     articles = read_articles(args.articles, args.since, args.until)
+    pairs = read_pairs(args.pairs) if args.pairs else []
+    sets = {path.stem: read_questions(path) for path in args.questions}
     documents, dropped, removed = select(articles, args)
     splits = split_by_date(documents, args.split)
     drop_near_duplicates(splits, dropped)
@@ -337,8 +339,6 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
     end, begins = end_token(tokenizer, folder), bool(tokenizer.encode("").ids)
     entries = {name: write_split(folder, name, found, tokenizer, end, begins) for name, found in splits.items()}
 
-    pairs = read_pairs(args.pairs) if args.pairs else []
-    sets = {path.stem: read_questions(path) for path in args.questions}
     if args.generated:
         pairs = training_pairs(splits["train"], args.seed) + pairs
         sets = open_and_closed_book(splits, args.seed) | sets
@@ -351,13 +351,10 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
         "tokenizer": Path(args.tokenizer).name if args.tokenizer else f"trained, {args.train_tokenizer}",
         "tokenizer_hash": tokenizer_hash(folder),
         "vocab_size": max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
-        "end_token": end,
-        "begins": begins,
+        "end_token": end, "begins": begins,
         "dropped": {reason: len(found) for reason, found in dropped.items()},
         "paragraphs_removed": dict(sorted(removed.items())),
-        "splits": entries,
-        "pairs": len(pairs),
-        "questions": {name: len(found) for name, found in sets.items()},
+        "splits": entries, "pairs": len(pairs), "questions": {name: len(found) for name, found in sets.items()},
         "options": {"since": str(args.since), "until": str(args.until), "language": args.language, "min_chars": args.min_chars,
                     "split": list(args.split), "keep_boilerplate": args.keep_boilerplate, "seed": args.seed},
     }
@@ -366,8 +363,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
 
 
 def print_report(total: int, splits: dict, dropped: dict[str, list[dict]], removed: Counter) -> None:
-    kept = sum(map(len, splits.values()))
-    print(f"{total} articles, {kept} kept")
+    print(f"{total} articles, {sum(map(len, splits.values()))} kept")
     for reason, found in sorted(dropped.items(), key=lambda item: -len(item[1])):
         print(f"  {len(found):6d}  {reason:34s} such as {found[0]['id']}: {found[0]['title'][:60]}")
     print(f"{sum(removed.values())} paragraphs of boilerplate removed: "

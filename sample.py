@@ -7,12 +7,13 @@ import argparse
 import json
 import sys
 import textwrap
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from dataset import load_tokenizer
-from files import locate, write_text
+from files import locate, make_folder, write_text
 from model import Cache, Decoder, pick_device
 
 END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>")
@@ -83,29 +84,38 @@ def main() -> None:
     if args.tokens < 1 or args.temperature < 0 or args.top_k < 0 or not 0 < args.top_p <= 1:
         raise ValueError("--tokens must be at least 1, --temperature and --top-k 0 or more, --top-p above 0 and at most 1; "
                          f"given {args.tokens}, {args.temperature}, {args.top_k}, {args.top_p}")
+    if args.out:
+        make_folder(Path(args.out).parent)
     lines, folders = [], {name: locate(name) for name in args.models}  # all found before the first is loaded
-    for name in tqdm(args.models, desc="models", disable=None):
-        model = Decoder.from_pretrained(folders[name], device=pick_device(args.device)).eval()
-        tokenizer = load_tokenizer(folders[name])
-        stop = model.stop_tokens | {tokenizer.token_to_id(token) for token in END_TOKENS} - {None}
-        for prompt in args.prompt:
-            ids = torch.tensor([tokenizer.encode(prompt).ids or sorted(stop)[:1]])
-            if ids.shape[1] + args.tokens > model.config.max_position_embeddings:
-                raise ValueError(f"the prompt's {ids.shape[1]} tokens and {args.tokens} new ones are more than the "
-                                 f"{model.config.max_position_embeddings} that {name} was made for; shorten one")
-            new = generate(model, ids, args.tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
-                           seed=args.seed, stop=stop)[0]
-            lines.append({"model": name, "prompt": prompt, "text": tokenizer.decode(new)})
-    for prompt in args.prompt:
+    try:
+        for name in tqdm(args.models, desc="models", disable=None):
+            model = Decoder.from_pretrained(folders[name], device=pick_device(args.device)).eval()
+            tokenizer = load_tokenizer(folders[name])
+            stop = model.stop_tokens | {tokenizer.token_to_id(token) for token in END_TOKENS} - {None}
+            for prompt in args.prompt:
+                ids = torch.tensor([tokenizer.encode(prompt).ids or sorted(stop)[:1]], dtype=torch.int64)
+                if not 0 < ids.shape[1] <= model.config.max_position_embeddings - args.tokens:
+                    raise ValueError(f"the prompt's {ids.shape[1]} tokens and {args.tokens} new ones: {name} was made for at "
+                                     f"least 1 of a prompt and {model.config.max_position_embeddings} in all")
+                new = generate(model, ids, args.tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
+                               seed=args.seed, stop=stop)[0]
+                lines.append({"model": name, "prompt": prompt, "text": tokenizer.decode(new)})
+    finally:  # what one model wrote is shown also where another fails
+        show(args.prompt, lines)
+    if args.out:
+        write_text(args.out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        print(f"\nwrote {args.out}")
+
+
+def show(prompts: list[str], lines: list[dict]) -> None:
+    """Print the models' texts under their prompts."""
+    for prompt in prompts if lines else []:
         print(f"\n> {prompt}")
         for line in lines:
             if line["prompt"] == prompt:
                 print(f"\n[{line['model']}]")
                 for paragraph in line["text"].splitlines():
                     print(textwrap.fill(paragraph, 110, initial_indent="  ", subsequent_indent="  "))
-    if args.out:
-        write_text(args.out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        print(f"\nwrote {args.out}")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def test_the_command(world, tmp_path, monkeypatch, capsys):
     first = out
     assert run_main(monkeypatch, capsys, "sample.py", *arguments, "--out", tmp_path / "s.jsonl")[1] == first
     for extra, message in ((["--tokens", "0"], "--tokens must be at least 1"), (["--temperature", "-1"], "--temperature"),
-                           (["--top-p", "0"], "--top-p above 0"), (["--tokens", "128"], "more than the 128"),
+                           (["--top-p", "0"], "--top-p above 0"), (["--tokens", "128"], "128 in all"),
                            ([world.folder / "none"], "no folder")):
         code, _, err = run_main(monkeypatch, capsys, "sample.py", world.model, *extra, "--prompt", "Munich.")
         assert code == 2 and message in err and "Traceback" not in err
@@ -79,5 +79,7 @@ def test_a_broken_model_writes_nothing(world, tmp_path, monkeypatch, capsys, tem
     model.model.norm.weight.data[3] = float("inf")
     model.save_pretrained(tmp_path)
     shutil.copy(world.model / "tokenizer.json", tmp_path)
-    code, _, err = run_main(monkeypatch, capsys, "sample.py", tmp_path, "--prompt", "Munich.", "--temperature", temperature)
+    code, out, err = run_main(monkeypatch, capsys, "sample.py", world.model, tmp_path, "--prompt", "Munich.",
+                              "--temperature", temperature)
     assert code == 2 and "logits are not finite" in err
+    assert f"[{world.model}]" in out and f"[{tmp_path}]" not in out  # the other model's text is not lost
