@@ -81,9 +81,9 @@ def tokenizer_hash(folder: str | Path) -> str | None:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     rules = {key: content.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor")}
-    model = content["model"]
+    model = content.get("model") or {}
     merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
     specials = sorted((token["id"], token["content"]) for token in content.get("added_tokens") or [])
     decisive = [rules, model.get("vocab"), merges, specials]
