@@ -87,8 +87,11 @@ class Log:
     def write(self, **row) -> None:
         """One line, on the disk before this returns."""
         assert tuple(row) == self.columns, f"{tuple(row)} are not the columns {self.columns}"
-        self.file.write(",".join(str(value) for value in row.values()) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(",".join(str(value) for value in row.values()) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise ValueError(f"cannot write {self.path}: {error}; make room and go on from the last saved state") from error
 
 
 def _named(optimizer: torch.optim.Optimizer):

@@ -151,6 +151,8 @@ class Split:
 
     def __init__(self, path: Path):
         tensors = {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
+        if missing := {"tokens", "offsets"} - tensors.keys():
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; run prepare.py again")
         self.path = path
         self.tokens, self.offsets = tensors["tokens"], tensors["offsets"]
         self.mask, self.bytes = tensors.get("mask"), tensors.get("bytes")
@@ -253,6 +255,8 @@ class Dataset:
             raise ValueError(f"{folder} is not a dataset folder (no meta.json); "
                              f"make one: python prepare.py ARTICLES --out {folder}")
         self.meta = read_json(path)
+        if missing := {"tokenizer_hash", "vocab_size", "end_token"} - self.meta.keys():
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; run prepare.py again")
         self.tokenizer = load_tokenizer(self.folder)
 
     def split(self, name: str) -> Split:
@@ -283,9 +287,12 @@ def read_questions(path: str | Path) -> list[dict]:
     """Multiple-choice questions of a JSONL file; a ValueError names the file and line of the first that is unusable."""
     rows = read_jsonl(path, ("question", "choices", "answer"))
     for number, row in enumerate(rows, start=1):
-        choices, answer = row["choices"], row["answer"]
-        if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
-            raise ValueError(f"{path}, line {number}: choices must be two or more non-empty texts, given {choices!r}")
+        question, choices, answer = row["question"], row["choices"], row["answer"]
+        if not isinstance(question, str) or not question.strip() or not isinstance(row.get("context") or "", str):
+            raise ValueError(f"{path}, line {number}: question (and context, where there is one) must be a text")
+        texts = isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)
+        if not texts or not 2 <= len(choices) == len(set(choices)):
+            raise ValueError(f"{path}, line {number}: choices must be two or more different texts, given {choices!r}")
         if type(answer) is not int or not 0 <= answer < len(choices):
             raise ValueError(f"{path}, line {number}: answer must be an index from 0 to {len(choices) - 1}, given {answer!r}")
     return rows

@@ -27,6 +27,7 @@ from files import locate, make_folder, write_json, write_text
 from model import Cache, Decoder, document_nll, pick_device
 from plot import draw_results
 
+FEW = 10  # documents or sources: with fewer, resampling them says little
 RESAMPLES = 10_000
 
 
@@ -100,9 +101,11 @@ def measure_speed(model: Decoder, prompt: int = 256, new: int = 32) -> dict:
 def bootstrap(numerators: np.ndarray, denominators: np.ndarray, groups: list, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of sum(numerators) / sum(denominators), resampling whole groups (Efron 1979).
 
-    With the differences of two models as numerators it is the paired bootstrap.
+    With the differences of two models as numerators it is the paired bootstrap. One group alone tells nothing: (nan, nan).
     """
     _, index = np.unique(np.asarray(groups), return_inverse=True)
+    if not index.any():
+        return math.nan, math.nan
     sums = np.stack([np.bincount(index, weights=part) for part in (numerators, denominators)])
     rng, found = np.random.default_rng(seed), []
     for _ in range(10):  # in ten parts, to bound the memory
@@ -132,7 +135,7 @@ def _difference(numerators: np.ndarray, denominators: np.ndarray, groups) -> dic
         return {}
     low, high = bootstrap(numerators, denominators, list(groups))
     return {"difference": float(numerators.sum() / denominators.sum()), "interval": [low, high],
-            "shown": not low <= 0 <= high, "groups": len(set(groups)),
+            "shown": low > 0 or high < 0, "groups": len(set(groups)),
             "method": f"paired bootstrap, {RESAMPLES} resamples, percentile, 95 %"}
 
 
@@ -190,6 +193,8 @@ def markdown(summaries: list[dict], comparisons: list[dict], protocol: str) -> s
     sizes = [f"{name}: {q['n']} questions on {q['sources']} sources" for name, q in summaries[0]["qa"].items()]
     test = summaries[0]["test"]
     lines += ["", f"Test split: {test['documents']} documents, {test['tokens']:,} scored tokens. {'; '.join(sizes)}."]
+    if min([test["documents"], *(q["sources"] for q in summaries[0]["qa"].values())]) < FEW:
+        lines.append(f"Intervals over fewer than {FEW} documents or sources are too narrow; over one there is none (nan).")
     if comparisons:
         lines += ["", "## Differences", "", "Second model less first, paired; an interval that contains 0 shows no difference. "
                   f"Pairs compared, without correction for their number: {len(comparisons)}.", "",
@@ -235,7 +240,7 @@ def main() -> None:
     questions = dataset.questions()
     if not len(dataset.split("test")):
         raise ValueError(f"{args.data} has an empty test split; prepare it from more articles")
-    # Everything that can be wrong with a model is found before the first is measured.
+    # Wrong names, configs and tokenizers are found before the first model is measured.
     folders = {name: locate(name) for name in args.models}
     configs = {name: Decoder.read_config(folder) for name, folder in folders.items()}
     for name, folder in folders.items():
@@ -244,7 +249,15 @@ def main() -> None:
     window = min(config.max_position_embeddings for config in configs.values())
     short = {name: Path(name).name for name in args.models}
     labels = short if len(set(short.values())) == len(short) else {name: name for name in args.models}
-    found = [evaluate(labels[name], folder, dataset, questions, args, window) for name, folder in folders.items()]
+    found, failure = [], None
+    for name, folder in folders.items():
+        try:
+            found.append(evaluate(labels[name], folder, dataset, questions, args, window))
+        except ValueError as error:  # what was measured before is written all the same
+            failure = ValueError(f"{name}: {error}")
+            break
+    if not found:
+        raise failure
 
     skipped = {label: len(asked) - len(found[0]["answers"][label]) for label, asked in questions.items()}
     left_out = "".join(f"; {n} of {label} are longer than {window} tokens and left out" for label, n in skipped.items() if n)
@@ -273,6 +286,8 @@ def main() -> None:
     figure = draw_results(out, out / "comparison.png")
     print(report)
     print(f"wrote {out}/results.md, results.json, models.csv, accuracy.csv, documents.csv, questions.csv and {figure}")
+    if failure:
+        raise failure
 
 
 if __name__ == "__main__":
@@ -281,3 +296,6 @@ if __name__ == "__main__":
     except ValueError as error:
         print(f"eval.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\neval.py: stopped", file=sys.stderr)
+        sys.exit(130)

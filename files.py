@@ -6,6 +6,8 @@ JSON and safetensors only; nothing is unpickled. Every error says which file and
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -151,6 +153,29 @@ def _replace(path: str | Path, write) -> None:
                          "free some space or write elsewhere") from error
 
 
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` when the block ends well; otherwise what was there stays whole."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; choose another place to write to")
+    parent = make_folder(folder.parent)
+    beside, before = (parent / f".{folder.name}.{os.getpid()}.{state}" for state in ("new", "old"))
+    try:
+        yield make_folder(beside)
+        if folder.exists():
+            os.replace(folder, before)
+        os.replace(beside, folder)
+    except OSError as error:
+        raise ValueError(f"cannot write {folder}: {error}. What was there before is unharmed; "
+                         "free some space or write elsewhere") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        if before.exists() and not folder.exists():
+            os.replace(before, folder)
+        shutil.rmtree(before, ignore_errors=True)
+
+
 def write_text(path: str | Path, text: str) -> None:
     _replace(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
@@ -186,4 +211,4 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     """Take the tokenizer's files along, so that the target folder is complete for whoever loads it."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file() and source.resolve() != target.resolve():
-            shutil.copyfile(source / name, target / name)
+            _replace(target / name, lambda beside, name=name: shutil.copyfile(source / name, beside))

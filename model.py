@@ -437,7 +437,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(best if name == "auto" else name)
     except RuntimeError:
         device = torch.device("meta")
-    if device.type not in ("cpu", "cuda", "mps"):
+    if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
         raise ValueError(f"device: given {name!r}; allowed are auto, cpu, cuda, cuda:N and mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: given {name}, this machine has {torch.cuda.device_count()} CUDA device(s)")

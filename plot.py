@@ -20,10 +20,10 @@ COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f", "#c98b2b", "#5c6b73")
 
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict]:
-    """Rows of a CSV file that must have these columns."""
+    """Whole rows of a CSV file that must have these columns."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]  # a kill can leave half a last line
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     if not rows or (missing := [c for c in columns if c not in rows[0]]):
@@ -112,6 +112,7 @@ def running_mean(values: list[float], width: int) -> list[float]:
 
 
 def save(figure, out: Path) -> Path:
+    out = out if out.suffix else out.with_suffix(".png")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=150, metadata={"Software": None} if out.suffix == ".png" else None)

@@ -7,9 +7,7 @@ Says what it dropped and why. Same input and options, same bytes.
 
 import argparse
 import hashlib
-import os
 import re
-import shutil
 import sys
 from collections import Counter
 from datetime import date
@@ -32,7 +30,7 @@ from dataset import (
     write_jsonl,
     write_tokens,
 )
-from files import TOKENIZER_FILES, copy_tokenizer, locate, make_folder, read_json, write_json
+from files import TOKENIZER_FILES, copy_tokenizer, locate, make_folder, read_json, whole_folder, write_json
 from questions import open_and_closed_book, training_pairs
 
 # ---------------------------------------------------------------- boilerplate
@@ -166,6 +164,8 @@ def read_articles(path: Path, since: date | None, until: date | None) -> list[di
     for number, article in enumerate(articles, start=1):
         try:
             article["day"] = date.fromisoformat(article["date"])
+            if article["day"].isoformat() != article["date"]:  # days are compared as they are written
+                raise ValueError
         except (TypeError, ValueError):
             raise ValueError(f"{path}, line {number}: date {article['date']!r} is not of the form 2025-12-05") from None
         if not all(isinstance(article[key], str) for key in ("id", "title", "text")):
@@ -326,6 +326,8 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
     articles = read_articles(args.articles, args.since, args.until)
     pairs = read_pairs(args.pairs) if args.pairs else []
     sets = {path.stem: read_questions(path) for path in args.questions}
+    if args.tokenizer:
+        copy_tokenizer(locate(args.tokenizer, files=TOKENIZER_FILES), folder)
     documents, dropped, removed = select(articles, args)
     splits = split_by_date(documents, args.split)
     drop_near_duplicates(splits, dropped)
@@ -333,15 +335,13 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
 
     if args.train_tokenizer:
         train_tokenizer([d["text"] for d in splits["train"]], args.train_tokenizer, folder)
-    else:
-        copy_tokenizer(locate(args.tokenizer, files=TOKENIZER_FILES), folder)
     tokenizer = load_tokenizer(folder)
     end, begins = end_token(tokenizer, folder), bool(tokenizer.encode("").ids)
     entries = {name: write_split(folder, name, found, tokenizer, end, begins) for name, found in splits.items()}
 
     if args.generated:
         pairs = training_pairs(splits["train"], args.seed) + pairs
-        sets = open_and_closed_book(splits, args.seed) | sets
+        sets = {name: found for name, found in open_and_closed_book(splits, args.seed).items() if found} | sets
     write_pairs(folder, pairs, tokenizer, end)
     for name, questions in sets.items():
         write_jsonl(make_folder(folder / "qa") / f"{name}.jsonl", questions)
@@ -355,8 +355,8 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
         "dropped": {reason: len(found) for reason, found in dropped.items()},
         "paragraphs_removed": dict(sorted(removed.items())),
         "splits": entries, "pairs": len(pairs), "questions": {name: len(found) for name, found in sets.items()},
-        "options": {"since": str(args.since), "until": str(args.until), "language": args.language, "min_chars": args.min_chars,
-                    "split": list(args.split), "keep_boilerplate": args.keep_boilerplate, "seed": args.seed},
+        "options": {key: str(value) if isinstance(value, date) else value for key, value in vars(args).items()
+                    if key in ("since", "until", "language", "min_chars", "split", "keep_boilerplate", "seed")},
     }
     write_json(folder / "meta.json", meta)
     return meta
@@ -420,23 +420,17 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.tokenizer) == bool(args.train_tokenizer):
         raise ValueError("give --tokenizer NAME (the model's to be trained) or --train-tokenizer SIZE")
+    names = [path.stem for path in args.questions] + ["closed_book", "open_book"] * args.generated
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two question sets would be named {twice[0]}; rename a file (closed_book and open_book are the names "
+                         "of the generated ones, which --no-generated leaves out)")
+    if args.min_chars < 0:
+        raise ValueError(f"--min-chars must be 0 or more, given {args.min_chars}")
     if strange := foreign_files(args.out):
         raise ValueError(f"{args.out} holds what prepare.py did not write ({', '.join(strange[:3])}) and would be lost; "
                          "move it elsewhere or choose another --out")
-    # All of it is made beside and then put in place: whatever goes wrong, an older dataset there stays whole.
-    beside, before = (args.out.with_name(args.out.name + suffix) for suffix in (".tmp", ".old"))
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        meta = prepare(args, make_folder(beside))
-        shutil.rmtree(before, ignore_errors=True)
-        if args.out.exists():
-            os.replace(args.out, before)
-        os.replace(beside, args.out)
-        shutil.rmtree(before, ignore_errors=True)
-    except OSError as error:
-        raise ValueError(f"cannot write {args.out}: {error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with whole_folder(args.out) as beside:
+        meta = prepare(args, beside)
     tokens = sum(entry["tokens"] for entry in meta["splits"].values())
     print(f"wrote {args.out}: {tokens:,} tokens, {meta['pairs']} training pairs, questions: "
           + (", ".join(f"{n} {name}" for name, n in meta["questions"].items()) or "none"))
@@ -448,3 +442,6 @@ if __name__ == "__main__":
     except ValueError as error:
         print(f"prepare.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nprepare.py: stopped", file=sys.stderr)
+        sys.exit(130)

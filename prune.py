@@ -18,8 +18,8 @@ import numpy as np
 import torch.nn as nn
 from tqdm import tqdm
 
-from dataset import Dataset
-from files import copy_tokenizer, locate, make_folder, write_text
+from dataset import Dataset, Split
+from files import MODEL_FILES, TOKENIZER_FILES, copy_tokenizer, locate, make_folder, whole_folder, write_text
 from model import Decoder, document_nll, pick_device
 
 SCORE_COLUMNS = ("block", "nll", "difference", "perplexity", "rank", "parameters", "tokens", "documents")
@@ -72,6 +72,8 @@ def score(args: argparse.Namespace) -> None:
     if args.context < 1 or args.tokens < 0:
         raise ValueError(f"--context must be at least 1 and --tokens 0 or more; given {args.context} and {args.tokens}")
     make_folder(Path(args.score).parent)
+    if Path(args.score).is_dir():
+        raise ValueError(f"--score {args.score} is a folder; give the CSV file to write")
     dataset = Dataset(args.data)
     folder = locate(args.base, args.revision)
     model = Decoder.from_pretrained(folder, device=pick_device(args.device))
@@ -79,33 +81,33 @@ def score(args: argparse.Namespace) -> None:
     model.eval()
     split = dataset.split("val")
     context = min(args.context, model.config.max_position_embeddings)
-    windows = limit_tokens(split.windows(context), args.tokens)
+    windows = list(split.windows(context, only=choose_documents(split, args.tokens)))
     print(f"loss without each of {model.config.num_hidden_layers} blocks, on validation documents in windows of {context}, "
           f"{sum(int((t >= 0).sum()) for _, t, _ in windows):,} tokens, fp32, no prefix token")
     rows = score_blocks(model, windows, len(split))
+    print("block        nll  difference  perplexity  rank")
+    for row in rows:
+        print(f"{row['block']!s:>5} {row['nll']:10.4f} {row['difference']:+11.4f} {row['perplexity']:11.2f} {row['rank']!s:>5}")
     table = io.StringIO()
     writer = csv.DictWriter(table, SCORE_COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(args.score, table.getvalue())
-    print("block        nll  difference  perplexity  rank")
-    for row in rows:
-        print(f"{row['block']!s:>5} {row['nll']:10.4f} {row['difference']:+11.4f} {row['perplexity']:11.2f} {row['rank']!s:>5}")
     print(f"wrote {args.score}")
 
 
-def limit_tokens(windows: Iterable, tokens: int) -> list:
-    """Every n-th batch, so that about `tokens` predictions of all lengths are left (0: all of them)."""
-    windows = list(windows)
-    total = sum(int((targets >= 0).sum()) for _, targets, _ in windows)
-    step = max(1, round(total / tokens)) if tokens else 1
-    return windows[::step]
+def choose_documents(split: Split, tokens: int) -> set[int]:
+    """Documents evenly spaced over the split, of about `tokens` tokens in all (0: every document)."""
+    step = max(1, round(len(split.tokens) / tokens)) if tokens else 1
+    return set(range(0, len(split), step))
 
 
 def drop(args: argparse.Namespace) -> None:
     folder, out = locate(args.base, args.revision), Path(args.out)
-    if out.exists() and folder.resolve() == out.resolve():
-        raise ValueError(f"--out {out} is the base itself; write the reduced model to another folder")
+    strange = {path.name for path in out.glob("*") if not any(map(path.match, MODEL_FILES + TOKENIZER_FILES))}
+    if strange or folder.resolve() == out.resolve():
+        what = f"holds more than a model ({', '.join(sorted(strange)[:3])})" if strange else "is the base itself"
+        raise ValueError(f"--out {out} {what}; write the reduced model to another folder")
     try:
         blocks = [int(b) for b in args.drop.split(",")]
     except ValueError:
@@ -113,8 +115,9 @@ def drop(args: argparse.Namespace) -> None:
     model = Decoder.from_pretrained(folder)
     before = sum(p.numel() for p in model.parameters())
     drop_blocks(model, blocks)
-    model.save_pretrained(out)
-    copy_tokenizer(folder, out)
+    with whole_folder(out) as beside:
+        model.save_pretrained(beside)
+        copy_tokenizer(folder, beside)
     after = sum(p.numel() for p in model.parameters())
     print(f"{args.base} without block {args.drop}: {model.config.num_hidden_layers} blocks, "
           f"{after:,} parameters ({(after - before) / before:+.1%})")
@@ -135,8 +138,9 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.score) == bool(args.drop):
         raise ValueError("give either --score CSV with --data FOLDER, or --drop BLOCKS with --out FOLDER")
-    if args.score and not args.data or args.drop and not args.out:
-        raise ValueError("--score needs --data FOLDER" if args.score else "--drop needs --out FOLDER")
+    needed, useless = (args.data, args.out) if args.score else (args.out, args.data)
+    if useless or not needed:
+        raise ValueError("--score goes with --data FOLDER, --drop with --out FOLDER")
     score(args) if args.score else drop(args)
 
 
@@ -146,3 +150,6 @@ if __name__ == "__main__":
     except ValueError as error:
         print(f"prune.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nprune.py: stopped", file=sys.stderr)
+        sys.exit(130)

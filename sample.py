@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import math
 import sys
 import textwrap
 from pathlib import Path
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--out", help="also write the texts to this JSONL file")
     args = parser.parse_args()
-    if args.tokens < 1 or args.temperature < 0 or args.top_k < 0 or not 0 < args.top_p <= 1:
+    if args.tokens < 1 or not 0 <= args.temperature < math.inf or args.top_k < 0 or not 0 < args.top_p <= 1:
         raise ValueError("--tokens must be at least 1, --temperature and --top-k 0 or more, --top-p above 0 and at most 1; "
                          f"given {args.tokens}, {args.temperature}, {args.top_k}, {args.top_p}")
     if args.out:
@@ -94,9 +95,10 @@ def main() -> None:
             stop = model.stop_tokens | {tokenizer.token_to_id(token) for token in END_TOKENS} - {None}
             for prompt in args.prompt:
                 ids = torch.tensor([tokenizer.encode(prompt).ids or sorted(stop)[:1]], dtype=torch.int64)
-                if not 0 < ids.shape[1] <= model.config.max_position_embeddings - args.tokens:
-                    raise ValueError(f"the prompt's {ids.shape[1]} tokens and {args.tokens} new ones: {name} was made for at "
-                                     f"least 1 of a prompt and {model.config.max_position_embeddings} in all")
+                room = model.config.max_position_embeddings - args.tokens
+                if not 0 < ids.shape[1] <= room:
+                    raise ValueError(f"{name} was made for {room + args.tokens} tokens: a prompt of {ids.shape[1]} and "
+                                     f"--tokens {args.tokens} do not fit; change one of them")
                 new = generate(model, ids, args.tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
                                seed=args.seed, stop=stop)[0]
                 lines.append({"model": name, "prompt": prompt, "text": tokenizer.decode(new)})
@@ -124,3 +126,6 @@ if __name__ == "__main__":
     except ValueError as error:
         print(f"sample.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nsample.py: stopped", file=sys.stderr)
+        sys.exit(130)

@@ -48,9 +48,8 @@ def train(config: Config, resume: bool = False) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     if not resume and (run / "config.json").is_file():
-        saved = has_state(run / "state")
-        hint = f"Go on with it: python train.py --resume {run}" if saved else "It stopped before its first save"
-        raise ValueError(f"{run} holds a run already. {hint}; or give this one another name: --name={config.name}-2; or "
+        resume_it = f"go on with it (python train.py --resume {run}), " if has_state(run / "state") else ""
+        raise ValueError(f"{run} holds a run already: {resume_it}give this one another name (--name={config.name}-2), or "
                          "remove the folder")
 
     dataset = Dataset(config.data)
@@ -58,11 +57,15 @@ def train(config: Config, resume: bool = False) -> None:
     rows = Rows(dataset.split("train"), config.context, config.seed, pairs, config.pair_repeats)
     validation = Validation(dataset, config)
     model, base_folder = load_base(config, dataset)
+    sources = {"data": file_hashes(dataset.folder), "base": file_hashes(base_folder) if base_folder else None}
     model.to(device).train()
     optimizer = adamw(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
     progress = {"step": 0, "seconds": 0.0, "best": math.inf, "best_step": 0, "stale": 0, "scaler": scaler.state_dict()}
     if resume:
+        if changed := [name for name, hashes in sources.items() if read_json(run / "env.json").get(name) != hashes]:
+            raise ValueError(f"{run} began with another {' and another '.join(changed)} than there is now ({config.data}, "
+                             f"{config.base}): put them back, or begin anew under another name")
         progress, tensors = load_state(run / "state", device)
         restore(tensors, model, optimizer)
         del tensors  # as large as the model and the optimizer's state
@@ -72,7 +75,7 @@ def train(config: Config, resume: bool = False) -> None:
             return
     else:
         write_json(make_folder(run) / "config.json", config.to_dict())
-        write_json(run / "env.json", environment(config, dataset, device, base_folder))
+        write_json(run / "env.json", environment(device) | sources)
     done = progress["step"] if resume else None
     train_log, eval_log = Log(run / "train.csv", TRAIN_COLUMNS, done), Log(run / "eval.csv", EVAL_COLUMNS, done)
     autocast = make_autocast(config, device)
@@ -264,11 +267,10 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def environment(config: Config, dataset: Dataset, device: torch.device, base: Path | None) -> dict:
-    """What a run depends on besides its config."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True) if (
-        shutil.which("git")) else None
-    weights = {path.name: file_hash(path) for path in sorted(base.glob("*.safetensors"))} if base else None
+def environment(device: torch.device) -> dict:
+    """What a run depends on besides its config, data and base."""
+    describe = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    git = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True) if shutil.which("git") else None
     return {
         "git": git.stdout.strip() or None if git else None,
         "python": platform.python_version(),
@@ -276,14 +278,16 @@ def environment(config: Config, dataset: Dataset, device: torch.device, base: Pa
         "numpy": np.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}",
         "threads": torch.get_num_threads(),
-        "data": {path.name: file_hash(path) for path in sorted(dataset.folder.glob("*.safetensors"))},
-        "base": weights,
     }
 
 
-def file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of a folder's safetensors, by name."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with open(path, "rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def main() -> None:
@@ -298,8 +302,8 @@ def main() -> None:
         if overrides:
             raise ValueError(f"--resume goes on with the run's own settings; {' '.join(overrides)} cannot be changed")
         if not has_state(Path(args.resume) / "state"):
-            raise ValueError(f"{args.resume} holds no saved state to resume from; a run that stopped before its first save "
-                             "starts anew: remove its folder and run its config again")
+            raise ValueError(f"there is no saved state in {args.resume} to go on from; a run that stopped before its first "
+                             "save starts anew: remove its folder and run its config again")
         config = config_from_dict(read_json(Path(args.resume) / "config.json"), f"{args.resume}/config.json")
         if config.folder.resolve() != Path(args.resume).resolve():
             raise ValueError(f"{args.resume} was written as {config.folder}; move it back there to resume it")
@@ -315,5 +319,5 @@ if __name__ == "__main__":
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ntrain.py: stopped; the last saved state is in the run's state/, go on with --resume", file=sys.stderr)
+        print("\ntrain.py: stopped; if a state was saved (see the run's state/), go on with --resume", file=sys.stderr)
         sys.exit(130)

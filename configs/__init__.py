@@ -126,13 +126,13 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """The config bound by a Python file, with overrides such as ["--lr=1e-5"]; ValueError lists all problems."""
     problems, config = [], None
+    if not Path(path).is_file():
+        raise ValueError(f"there is no config file {path}; shipped ones are in configs/, and settings are given as --key=value")
     try:
         config = runpy.run_path(str(path)).get("config")
         if not isinstance(config, Config):
             problems.append("binds no `config`; the file must end with config = Config(...) or replace(other, ...)")
             config = None
-    except OSError as error:
-        raise ValueError(f"cannot read the config {path}: {error.strerror}; shipped ones are in configs/") from error
     except ValueError as error:
         problems += str(error).splitlines()
     except Exception as error:  # the user's own code: name the fault and its line rather than show our stack

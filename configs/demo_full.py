@@ -3,7 +3,7 @@
 from configs import replace
 from configs.demo_base import config as base
 
-# 1,024 tokens a step, 0.6 M tokens in all; a third of them are question/answer pairs in wording A.
+# 1,024 tokens a step, 0.6 M tokens in all; two fifths of them are question/answer pairs in wording A.
 config = replace(
     base,
     name="full",

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from small import make_data
 
 import dataset
-from dataset import IGNORE, Dataset, Rows, Split, read_jsonl, read_questions, split_tokens, write_tokens
+from dataset import IGNORE, Dataset, Rows, Split, read_jsonl, read_questions, split_tokens, write_jsonl, write_tokens
+from files import write_tensors
 
 
 def make_split(folder, documents, learned=None) -> Split:
@@ -155,3 +156,25 @@ def test_damaged_datasets_are_named(world, tmp_path):
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="tokenizer.json is not a tokenizer file"):
         Dataset(folder)
+
+
+def test_a_damaged_folder_is_named(world, tmp_path):
+    data = shutil.copytree(world.data, tmp_path / "data")
+    write_tensors(data / "val.safetensors", {"offsets": torch.zeros(1, dtype=torch.int64)})
+    with pytest.raises(ValueError, match="val.safetensors lacks tokens; run prepare.py again"):
+        Dataset(data).split("val")
+    (data / "meta.json").write_text("{}")
+    with pytest.raises(ValueError, match="meta.json lacks end_token, tokenizer_hash, vocab_size"):
+        Dataset(data)
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(question=5), "question .* must be a text"), (dict(question=" "), "question .* must be a text"),
+    (dict(context=7), "context.* must be a text"), (dict(choices=["a", "a"]), "different texts"),
+    (dict(answer=2), "index from 0 to 1"),
+])
+def test_questions_are_checked(tmp_path, changes, message):
+    good = {"question": "Which?", "choices": ["a", "b"], "answer": 0}
+    write_jsonl(tmp_path / "q.jsonl", [good, good | changes])
+    with pytest.raises(ValueError, match=f"q.jsonl, line 2: .*{message}"):
+        read_questions(tmp_path / "q.jsonl")

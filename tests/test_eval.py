@@ -151,7 +151,7 @@ def test_the_bootstrap_covers_the_truth():
 
 
 @pytest.mark.parametrize("spoil, message", [
-    ("tokenizer", "was tokenized with another tokenizer"), ("choice", "choices must be two or more non-empty texts"),
+    ("tokenizer", "was tokenized with another tokenizer"), ("choice", "choices must be two or more different texts"),
     ("test", "has an empty test split"), ("model", "no folder"), ("run", "neither a model's folder nor a run"),
     ("out", "choose another place to write to"), ("device", "device: given cuda:9"),
     ("context", "--context must be at least 1"),
@@ -193,3 +193,24 @@ def test_one_model_has_no_differences(world, tmp_path, monkeypatch, capsys):
     run_main(monkeypatch, capsys, "eval.py", world.model, "--data", world.data, "--out", tmp_path / "out")
     report = (tmp_path / "out" / "results.md").read_text()
     assert "scored tokens" in report and "Differences" not in report
+
+
+def test_one_group_has_no_interval_and_shows_nothing(world, tmp_path, monkeypatch, capsys):
+    assert all(map(math.isnan, bootstrap(np.ones(4), np.ones(4), ["one"] * 4)))
+    data, other = make_data(tmp_path / "data", test=1), make_model(tmp_path / "other", world.data, seed=1)
+    assert run_main(monkeypatch, capsys, "eval.py", world.model, other, "--data", data, "--out", tmp_path / "out")[0] == 0
+    report = (tmp_path / "out" / "results.md").read_text()
+    assert "Intervals over fewer than 10" in report
+    assert [line for line in report.splitlines() if "test nll" in line and "no difference shown" in line]
+
+
+def test_what_was_measured_before_a_damaged_model_is_written(world, tmp_path, monkeypatch, capsys):
+    broken = shutil.copytree(world.model, tmp_path / "broken")
+    with open(broken / "model.safetensors", "rb+") as file:
+        file.truncate(5000)
+    arguments = ["--data", world.data, "--out", tmp_path / "out"]
+    code, _, err = run_main(monkeypatch, capsys, "eval.py", world.model, broken, *arguments)
+    assert code == 2 and f"{broken}: " in err and "truncated" in err
+    assert [m["name"] for m in json.loads((tmp_path / "out" / "results.json").read_text())["models"]] == ["base"]
+    code, _, err = run_main(monkeypatch, capsys, "eval.py", broken, "--data", world.data, "--out", tmp_path / "none")
+    assert code == 2 and "truncated" in err

@@ -32,6 +32,14 @@ def test_curves_of_runs(world, tmp_path, monkeypatch, capsys, kind):
     assert code == 0 and f"wrote {tmp_path}/f/c.{kind}" in out and (tmp_path / "f" / f"c.{kind}").stat().st_size > 5000
 
 
+def test_half_a_last_line_and_a_name_without_an_ending(world, tmp_path, monkeypatch, capsys):
+    train(world.config(tmp_path, name="a", max_steps=3))
+    table = tmp_path / "a" / "train.csv"
+    table.write_text(table.read_text()[:-40])
+    code, out, _ = run_main(monkeypatch, capsys, "plot.py", tmp_path / "a", "--out", tmp_path / "curves")
+    assert code == 0 and f"wrote {tmp_path}/curves.png" in out and (tmp_path / "curves.png").is_file()
+
+
 def test_results_and_blocks(tmp_path, monkeypatch, capsys):
     models_csv(tmp_path / "results")
     assert run_main(monkeypatch, capsys, "plot.py", tmp_path / "results", "--out", tmp_path / "one.png")[0] == 0

@@ -252,6 +252,7 @@ GOOD = [article(i) for i in range(40)]
     ([json.dumps(GOOD[0]), json.dumps(GOOD[1])[:50]], "line 2: not valid JSON"),
     ([json.dumps({k: v for k, v in GOOD[0].items() if k != "text"})], "line 1: lacks text"),
     ([json.dumps(GOOD[0] | {"date": "5 May 2024"})], "line 1: date '5 May 2024' is not of the form"),
+    ([json.dumps(GOOD[0] | {"date": "20240105"})], "line 1: date '20240105' is not of the form"),
     ([json.dumps(GOOD[0] | {"text": None})], "line 1: id, title and text must be texts"),
     ([], "holds no articles"),
     ([json.dumps(a) for a in GOOD[:2]], "too few for three splits"),
@@ -264,7 +265,7 @@ def test_bad_articles_leave_the_old_dataset(prepare, tmp_path, monkeypatch, caps
     options = ["--out", folder, "--train-tokenizer", "400"]
     code, _, err = run_main(monkeypatch, capsys, "prepare.py", tmp_path / "bad.jsonl", *options)
     assert code == 2 and message in err and "Traceback" not in err
-    assert (folder / "meta.json").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
+    assert (folder / "meta.json").read_bytes() == before and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("options, message", [
@@ -276,6 +277,8 @@ def test_bad_articles_leave_the_old_dataset(prepare, tmp_path, monkeypatch, caps
     (["--train-tokenizer", "400", "--since", "2030-01-01"], "has no articles of that period"),
     (["--train-tokenizer", "400", "--since", "yesterday"], "'yesterday' is no date"),
     (["--train-tokenizer", "400", "--split", "1,1,1"], "three shares above 0"),
+    (["--train-tokenizer", "400", "--min-chars", "-1"], "--min-chars must be 0 or more"),
+    (["--train-tokenizer", "400", "--questions", "{tmp}/open_book.jsonl"], "two question sets would be named open_book"),
     (["--train-tokenizer", "400", "--out", "/dev/null/x"], "choose another place to write to"),
 ])
 def test_bad_options(prepare, tmp_path, options, message):
@@ -291,6 +294,15 @@ def test_a_users_own_files_are_not_swept_away(prepare, name):
     (folder / name).write_text("{}")
     code, _, err, _ = prepare(GOOD)
     assert code == 2 and f"holds what prepare.py did not write ({name})" in err and (folder / name).read_text() == "{}"
+
+
+def test_folders_beside_the_dataset_are_left_alone(prepare, tmp_path):
+    for name in ("data.old", "data.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("mine")
+    folder = prepare(GOOD)[3]
+    assert prepare(GOOD)[0] == 0 and folder.parent == tmp_path
+    assert all((folder.with_name(f"{folder.name}.{end}") / "mine.txt").is_file() for end in ("old", "tmp"))
 
 
 def test_the_real_releases(real, prepare, tmp_path, monkeypatch, capsys):

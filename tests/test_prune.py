@@ -10,7 +10,7 @@ from small import ROOT, SHAPE, read_rows, run_main
 
 from dataset import Dataset, load_tokenizer, read_jsonl
 from model import Decoder, ModelConfig
-from prune import drop_blocks, limit_tokens, score_blocks
+from prune import choose_documents, drop_blocks, score_blocks
 
 TWO_WINDOWS = dict(use_sliding_window=True, sliding_window=4, max_window_layers=2)
 FAMILIES = {"qwen3": {}, "qwen2": {"model_type": "qwen2"}, "llama": {"model_type": "llama", "tie_word_embeddings": False},
@@ -100,12 +100,33 @@ def test_a_loss_that_is_not_finite_ranks_last(world):
     assert {row["block"]: row["rank"] for row in rows}[1] == 1
 
 
-def test_limit_tokens_keeps_all_lengths(world):
-    windows = list(Dataset(world.data).split("train").windows(32, batch_tokens=32))
-    total = sum(int((t >= 0).sum()) for _, t, _ in windows)
-    kept = limit_tokens(iter(windows), total // 3)
-    assert total // 6 < sum(int((t >= 0).sum()) for _, t, _ in kept) < total // 2
-    assert len(limit_tokens(windows, 0)) == len(windows)
+def test_some_tokens_are_whole_documents_evenly_spaced(world):
+    split = Dataset(world.data).split("train")
+    chosen = choose_documents(split, len(split.tokens) // 3)
+    assert chosen == {0, 3, 6, 9} and choose_documents(split, 0) == choose_documents(split, 10**9) == set(range(12))
+    assert choose_documents(split, 1) == {0}
+
+
+def test_a_model_is_replaced_whole_or_not_at_all(world, tmp_path, monkeypatch, capsys):
+    """A second model takes the first one's folder; what fails half way, and what is no model's folder, stays as it was."""
+    out = tmp_path / "less"
+    for block in ("0", "1"):
+        assert run_main(monkeypatch, capsys, "prune.py", world.model, "--drop", block, "--out", out)[0] == 0
+        assert Decoder.read_config(out).blocks == ((1, 2) if block == "0" else (0, 2))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr("files.copy_tokenizer", full_disk)
+    code, _, err = run_main(monkeypatch, capsys, "prune.py", world.model, "--drop", "2", "--out", out)
+    assert code == 2 and "No space left" in err and before == {path.name: path.read_bytes() for path in out.iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == ["less"]  # nothing half is left beside it
+    monkeypatch.undo()
+    (out / "notes.txt").write_text("mine")
+    for place, message in ((out, "holds more than a model (notes.txt)"), (out / "notes.txt", "is a file")):
+        code, _, err = run_main(monkeypatch, capsys, "prune.py", world.model, "--drop", "2", "--out", place)
+        assert code == 2 and message in err and (out / "notes.txt").read_text() == "mine"
+
+
+def full_disk(*_):
+    raise OSError(28, "No space left on device")
 
 
 @torch.no_grad()
@@ -162,8 +183,9 @@ def test_score_and_drop_commands(world, tmp_path, monkeypatch, capsys):
     (["--drop", "1,1", "--out", "{tmp}/r"], "named more than once"),
     (["--drop", "0,1,2", "--out", "{tmp}/r"], "cannot drop all 3 blocks"),
     (["--drop", "one", "--out", "{tmp}/r"], "given 'one'"),
-    (["--drop", "1"], "--drop needs --out"),
-    (["--score", "{tmp}/b.csv"], "--score needs --data"),
+    (["--drop", "1"], "--drop with --out FOLDER"), (["--score", "{tmp}/b.csv"], "--score goes with --data FOLDER"),
+    (["--score", "{tmp}/b.csv", "--data", "{data}", "--out", "{tmp}/x"], "--score goes with --data"),
+    (["--score", "{tmp}", "--data", "{data}"], "is a folder; give the CSV file"),
     ([], "give either --score"),
     (["--drop", "1", "--out", "{base}"], "is the base itself"),
     (["--drop", "1", "--out", "/dev/null/r"], "choose another place to write to"),

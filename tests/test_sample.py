@@ -67,7 +67,8 @@ def test_the_command(world, tmp_path, monkeypatch, capsys):
     first = out
     assert run_main(monkeypatch, capsys, "sample.py", *arguments, "--out", tmp_path / "s.jsonl")[1] == first
     for extra, message in ((["--tokens", "0"], "--tokens must be at least 1"), (["--temperature", "-1"], "--temperature"),
-                           (["--top-p", "0"], "--top-p above 0"), (["--tokens", "128"], "128 in all"),
+                           (["--temperature", "nan"], "--temperature"),
+                           (["--top-p", "0"], "--top-p above 0"), (["--tokens", "128"], "was made for 128 tokens"),
                            ([world.folder / "none"], "no folder")):
         code, _, err = run_main(monkeypatch, capsys, "sample.py", world.model, *extra, "--prompt", "Munich.")
         assert code == 2 and message in err and "Traceback" not in err

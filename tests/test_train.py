@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from small import ROOT, SHAPE, TIMING, make_data, read_rows, run_main
+from small import ROOT, SHAPE, TIMING, make_data, make_model, read_rows, run_main
 
 import train as train_module
 from configs import replace
@@ -310,9 +310,9 @@ def test_the_command(world, tmp_path, monkeypatch, capsys):
     for arguments, message in (
         ([path], f"{run} holds a run already"),
         (["--resume", run, "--lr=1"], "cannot be changed"),
-        (["--resume", tmp_path], "holds no saved state"), ([], "give a config"),
+        (["--resume", tmp_path], "there is no saved state"), ([], "give a config"),
         ([path, "--resume", run], "give a config"), ([path, "--lrr=1"], "did you mean lr?"), ([path, "more"], "--key=value"),
-        ([tmp_path / "no.py"], "cannot read the config"),
+        ([tmp_path / "no.py"], "there is no config file"), (["--max_steps", "2", path], "given as --key=value"),
     ):
         code, _, err = run_main(monkeypatch, capsys, "train.py", *arguments)
         assert code == 2 and message in err and "Traceback" not in err, err
@@ -335,3 +335,17 @@ def test_a_killed_run_goes_on(world, tmp_path):
     if process.returncode:  # it may have been quicker
         subprocess.run([sys.executable, ROOT / "train.py", "--resume", run], check=True, capture_output=True)
     assert_same_bytes(tmp_path / "runs" / "whole", run)
+
+
+def test_a_run_goes_on_with_its_own_data_and_base_only(world, tmp_path):
+    base, data = shutil.copytree(world.model, tmp_path / "base"), shutil.copytree(world.data, tmp_path / "data")
+    config = world.config(tmp_path, base=str(base), data=str(data), max_steps=2)
+    train(config)
+    kept = (data / "train.safetensors").read_bytes()
+    shutil.copy(data / "val.safetensors", data / "train.safetensors")
+    with pytest.raises(ValueError, match="began with another data than there is now"):
+        train(config, resume=True)
+    (data / "train.safetensors").write_bytes(kept)
+    make_model(base, data, seed=9)
+    with pytest.raises(ValueError, match="began with another base than there is now"):
+        train(config, resume=True)
