@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import files
-from files import locate, make_folder, read_json, read_tensors, write_json, write_tensors, write_text
+from files import locate, make_folder, read_json, read_tensors, whole_folder, write_json, write_tensors, write_text
 from model import Decoder
 
 DTYPES = list(files.SAFETENSORS_TYPES)
@@ -158,3 +158,19 @@ def test_hub(world, tmp_path):
     layers, _, _, gone = hub.run(ASK).stdout.splitlines()
     assert layers == "3"  # what was downloaded serves without the network
     assert "the hub cannot be reached" in gone and "hf download Qwen/Other --local-dir models/Other" in gone
+
+
+def test_a_folder_whose_replacement_fails_comes_back(tmp_path, monkeypatch):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a").write_text("old")
+    replace = os.replace
+
+    def fail_at_the_new(source, target):
+        if source.name.endswith(".new"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_at_the_new)
+    with pytest.raises(ValueError, match="No space left.*unharmed"), whole_folder(tmp_path / "d") as beside:
+        (beside / "a").write_text("new")
+    assert (tmp_path / "d" / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["d"]
