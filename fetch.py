@@ -1,13 +1,17 @@
-"""HTTP as a guest: robots.txt, one host, one request at a time, patient retries, bounded answers."""
+"""HTTP as a guest: robots.txt, one request at a time, no question twice, patient retries, bounded answers."""
 
+import random
 import re
-import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from time import monotonic, sleep
 from urllib.parse import urljoin, urlsplit
 from urllib.robotparser import RobotFileParser
 
 import requests
+
+from store import Store
 
 USER_AGENT = "nanoprune/0.1 (press-release research)"
 TIMEOUT = (10, 30)  # seconds to connect, and to wait for the next bytes
@@ -15,6 +19,7 @@ MAX_BYTES = 20 * 2**20  # of one response, unpacked: a small gzip can hold gigab
 MAX_REDIRECTS = 5
 RETRIES = 3  # after the first try
 BACKOFF = 1.0  # seconds before the first retry, doubled each time
+JITTER = 1.25  # pauses are up to this many times the delay, so that requests keep no beat
 MAX_WAIT = 120  # seconds; a server that asks for more is left alone
 MAX_UNANSWERED = 3  # URLs in a row without any answer: the network or the host is gone
 
@@ -32,54 +37,92 @@ class Disallowed(FetchError):
 
 
 class Fetcher:
-    """GETs from one host at its pace: robots.txt and its crawl delay, `delay` seconds between requests, patient retries.
+    """GETs from a site at its pace: robots.txt and its crawl delay, `delay` seconds between requests, patient retries.
 
-    ValueError where robots.txt cannot be asked for.
+    Answers are kept in `store`, and asked for again on the condition that they changed. `hosts` are the names of other
+    hosts that redirects may lead to. ValueError where the site's robots.txt cannot be asked for.
     """
 
-    def __init__(self, base_url: str, delay: float = 1.0):
+    def __init__(self, base_url: str, delay: float = 1.0, store: Store | None = None, hosts: Iterable[str] = ()):
         self.session = requests.Session()
         self.session.headers["User-Agent"] = USER_AGENT
         # No proxy could reach this machine's own server.
         self.session.trust_env = urlsplit(base_url).hostname not in ("127.0.0.1", "localhost", "::1")
-        self.host, self.delay, self.next_start, self.unanswered = _host(base_url), delay, 0.0, 0
-        self.robots = RobotFileParser()
-        self.robots.parse([])  # allows all, for the one request that is made without asking
+        self.store, self.delay, self.next_start, self.unanswered = store, delay, 0.0, 0
+        self.hosts, self.rules = {_host(base_url), *hosts}, {}
         try:
-            rules = self.get(base_url + "/robots.txt").decode("utf-8-sig", "replace")
+            self.robots = self._robots(base_url)
         except FetchError as error:
-            if error.status is None or not 400 <= error.status < 500 or error.status == 429:
-                raise ValueError(f"cannot read {base_url}/robots.txt: {error}. Check the network and --base-url, "
-                                 "and run the same command again") from error
-            rules = ""  # RFC 9309: where there are no rules, all is allowed
-        self.robots.parse(rules.splitlines())
-        self.delay = max(delay, float(self.robots.crawl_delay(USER_AGENT) or 0))
+            raise ValueError(f"cannot read {base_url}/robots.txt: {error}. Check the network and --base-url, "
+                             "and run the same command again") from error
 
-    def get(self, url: str) -> bytes:
-        """The unpacked body; FetchError where the URL is refused or the host does not give it."""
+    def get(self, url: str, kind: str = "page", version: str = "") -> bytes:
+        """The unpacked body; FetchError where the URL is refused or the host does not give it.
+
+        `kind` and `version` (what a sitemap says of the last change) are kept with the answer.
+        """
+        known, kept = self.kept(url)
+        asked, conditions = url, {"If-None-Match": known.get("etag"), "If-Modified-Since": known.get("last_modified")}
         for _ in range(MAX_REDIRECTS + 1):
-            try:
-                if urlsplit(url).scheme not in ("http", "https") or _host(url) != self.host:
-                    raise FetchError(f"refused: {url} is on another host")
-            except ValueError as error:
-                raise FetchError(f"not a URL: {error}") from error
-            if not self.robots.can_fetch(USER_AGENT, url):
-                raise Disallowed("disallowed by robots.txt")
-            response, body = self._patiently(url)
+            self._check(url)
+            response, body = self._patiently(url, {name: value for name, value in conditions.items() if value})
             target = self.session.get_redirect_target(response)
             if target is None:
-                if response.status_code != 200:
-                    raise FetchError(f"{response.status_code} {response.reason}", response.status_code)
-                return body
-            url = urljoin(url, target)
-        raise FetchError(f"more than {MAX_REDIRECTS} redirects")
+                break
+            url, conditions = urljoin(url, target), {}  # what is known is of the first URL
+        else:
+            raise FetchError(f"more than {MAX_REDIRECTS} redirects")
+        given = response.headers
+        about = {"version": version, "etag": given.get("ETag"), "last_modified": given.get("Last-Modified")}
+        if response.status_code == 304 and kept is not None:
+            body, about = kept, {key: value or known.get(key) for key, value in about.items()}
+        elif response.status_code != 200:
+            raise FetchError(f"{response.status_code} {response.reason}", response.status_code)
+        if self.store is not None:
+            self.store.keep(asked, kind, body, **(about if url == asked else {"version": version}))
+        return body
 
-    def _patiently(self, url: str) -> tuple[requests.Response, bytes]:
+    def kept(self, url: str) -> tuple[dict, bytes | None]:
+        """The line and the body of the answer that is kept of a URL, if it can be read."""
+        answer = self.store.latest.get(url, {}) if self.store else {}
+        try:
+            return answer, self.store.read(answer) if answer else None
+        except ValueError:  # then it is asked for anew
+            return {}, None
+
+    def _check(self, url: str) -> None:
+        try:
+            if urlsplit(url).scheme not in ("http", "https") or not {_host(url), urlsplit(url).hostname} & self.hosts:
+                raise FetchError(f"refused: {url} is on another host; --allow-host would allow it")
+        except ValueError as error:
+            raise FetchError(f"not a URL: {error}") from error
+        if not self._robots(url).can_fetch(USER_AGENT, url):
+            raise Disallowed("disallowed by robots.txt")
+
+    def _robots(self, url: str) -> RobotFileParser:
+        """The rules of a URL's host, asked for once; RFC 9309: where there are none, all is allowed."""
+        if (host := _host(url)) not in self.rules:
+            rules = RobotFileParser()
+            place = urlsplit(url)
+            try:
+                self.rules[host] = RobotFileParser()
+                self.rules[host].parse([])  # allows all, for the one request that is made without asking
+                text = self.get(f"{place.scheme}://{place.netloc}/robots.txt", "robots").decode("utf-8-sig", "replace")
+            except FetchError as error:
+                if error.status is None or not 400 <= error.status < 500 or error.status == 429:
+                    del self.rules[host]
+                    raise
+                text = ""
+            rules.parse(text.splitlines())
+            self.rules[host], self.delay = rules, max(self.delay, float(rules.crawl_delay(USER_AGENT) or 0))
+        return self.rules[host]
+
+    def _patiently(self, url: str, headers: dict) -> tuple[requests.Response, bytes]:
         """The first answer that is neither "too many requests" nor a server's error."""
         for attempt in range(RETRIES + 1):
             wait, status = BACKOFF * 2**attempt, None
             try:
-                response, body = self._once(url)
+                response, body = self._once(url, headers)
                 self.unanswered, status = 0, response.status_code
                 if status != 429 and status < 500:
                     return response, body
@@ -92,15 +135,15 @@ class Fetcher:
             if wait > MAX_WAIT:
                 raise FetchError(f"{problem}; it asks to come back in {wait:.0f} s", status)
             if attempt < RETRIES:
-                time.sleep(wait)
+                sleep(wait)
         self.unanswered += status is None
         raise FetchError(f"{problem}, {RETRIES + 1} times", status)
 
-    def _once(self, url: str) -> tuple[requests.Response, bytes]:
-        time.sleep(max(0.0, self.next_start - time.monotonic()))
-        self.next_start = time.monotonic() + self.delay
+    def _once(self, url: str, headers: dict) -> tuple[requests.Response, bytes]:
+        sleep(max(0.0, self.next_start - monotonic()))
+        self.next_start = monotonic() + self.delay * random.uniform(1, JITTER)
         body = bytearray()
-        with self.session.get(url, timeout=TIMEOUT, stream=True, allow_redirects=False) as response:
+        with self.session.get(url, headers=headers, timeout=TIMEOUT, stream=True, allow_redirects=False) as response:
             for chunk in response.iter_content(2**16):
                 body += chunk
                 if len(body) > MAX_BYTES:

@@ -1,11 +1,14 @@
 """What a newsroom's pages say: its definition as a site, and articles out of its feed, sitemap and pages."""
 
 import re
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 
 from lxml import etree
+
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 
 def _by_class(name: str) -> str:
@@ -22,7 +25,7 @@ class Site:
     topics: tuple[str, ...]
     sitemaps: str  # pattern of the sitemaps in robots.txt that hold its articles
     id: str  # pattern of an article's id; the group `language`, where there is one, must equal the next field
-    language: str
+    language: str  # of the articles that are wanted
     title: str  # XPaths within an article's page
     teaser: str
     date: str
@@ -30,6 +33,8 @@ class Site:
     tags: str
     body: str
     dates: tuple[str, ...]
+    months: tuple[str, ...] = MONTHS  # how the names of months begin, where dates have names
+    tables: bool = True  # whether the rows of tables are text
 
     def article_id(self, text: str) -> str:
         """The id that stands in a URL or a feed's guid; empty where there is none."""
@@ -63,8 +68,8 @@ SITES = {
         ),
     ),
 }
+MAX_SITEMAP = 50 * 2**20  # bytes unpacked, the protocol's own limit (https://www.sitemaps.org/protocol.html)
 RFC_822 = r"(?P<day>\d{1,2}) (?P<month>[A-Za-z]{3}) (?P<year>\d{4})"  # Fri, 05 Dec 2025 08:34:40 +0100, in every RSS feed
-MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 
 def blank_article(id: str, url: str, *, title="", teaser="", date="", category="", tags=(), text="") -> dict:
@@ -74,10 +79,10 @@ def blank_article(id: str, url: str, *, title="", teaser="", date="", category="
 
 def parse_article(html: bytes, site: Site, url: str) -> dict:
     """The article on its page, with its id from `url`; ValueError where id, title, date or body are missing."""
-    root = _parse_html(html)
+    root = read_html(html)
 
     def texts(path: str) -> list[str]:
-        return [text for element in root.xpath(path) if (text := html_to_text(element))]
+        return [text for element in root.xpath(path) if (text := html_to_text(element, site.tables))]
 
     def first(path: str) -> str:
         return " ".join(next(iter(texts(path)), "").split())
@@ -88,7 +93,7 @@ def parse_article(html: bytes, site: Site, url: str) -> dict:
     # No second place to look for a body: what stands elsewhere on a page without one is no article.
     if missing := [key for key in ("id", "title", "text") if not article[key]]:
         raise ValueError(f"the page has no {' and no '.join(missing)}")
-    return article | {"date": parse_date(first(site.date), site.dates)}
+    return article | {"date": parse_date(first(site.date), site.dates, site.months)}
 
 
 def parse_feed(xml: bytes, site: Site) -> tuple[list[dict], str | None]:
@@ -109,7 +114,7 @@ def parse_feed(xml: bytes, site: Site) -> tuple[list[dict], str | None]:
         except ValueError:
             day = ""
         try:  # a damaged feed may have lost any part of a text: the page has to give it
-            text = html_to_text(_inner(description)) if sound and description is not None else ""
+            text = html_to_text(_inner(description), site.tables) if sound and description is not None else ""
         except ValueError:
             text = ""
         title = " ".join(html_to_text(item.findtext("title") or "").split())
@@ -120,10 +125,15 @@ def parse_feed(xml: bytes, site: Site) -> tuple[list[dict], str | None]:
 
 
 def parse_sitemap(xml: bytes) -> tuple[list[tuple[str, str]], list[str]]:
-    """(URL, day of the last change or "") of every page in a sitemap, and the URLs of the sitemaps it names.
+    """(URL, time of the last change or "") of every page in a sitemap, and the URLs of the sitemaps it names.
 
     ValueError where it is no sitemap.
     """
+    if xml.startswith(b"\x1f\x8b"):  # a .xml.gz
+        try:
+            xml = zlib.decompressobj(31).decompress(xml, MAX_SITEMAP)
+        except zlib.error as error:
+            raise ValueError(f"not a sitemap: {error}") from error
     root, _ = _parse_xml(xml)
     if etree.QName(root).localname not in ("urlset", "sitemapindex"):
         raise ValueError(f"not a sitemap: its first element is <{root.tag}>")
@@ -133,18 +143,17 @@ def parse_sitemap(xml: bytes) -> tuple[list[tuple[str, str]], list[str]]:
             if etree.QName(entry).localname == "sitemap":
                 nested.append(place)
             else:
-                day = (entry.findtext("{*}lastmod") or "").strip()[:10]
-                pages.append((place, day if re.fullmatch(r"\d{4}-\d\d-\d\d", day) else ""))
+                pages.append((place, (entry.findtext("{*}lastmod") or "").strip()))
     return pages, nested
 
 
-def parse_date(text: str, patterns: Iterable[str]) -> str:
-    """The day as YYYY-MM-DD, by the first pattern found; English months in any locale. ValueError where none fits."""
+def parse_date(text: str, patterns: Iterable[str], months: tuple[str, ...] = MONTHS) -> str:
+    """The day as YYYY-MM-DD, by the first pattern found, in any locale. ValueError where none fits."""
     for pattern in patterns:
         if match := re.search(pattern, text):
             month = match["month"].lower()
             try:
-                number = int(month) if month.isdigit() else MONTHS.index(month) + 1
+                number = int(month) if month.isdigit() else [month.startswith(name) for name in months].index(True) + 1
                 return date(int(match["year"]), number, int(match["day"])).isoformat()
             except ValueError:
                 break
@@ -160,14 +169,15 @@ INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad\0"))  # zero-width 
 CELL = "\0"  # between cells until a line is complete; no text has it
 
 
-def html_to_text(html: str | bytes | etree._Element) -> str:
+def html_to_text(html: str | bytes | etree._Element, tables: bool = True) -> str:
     """All text of a piece of HTML in its order; paragraphs are separated by an empty line.
 
     Two `<br>` end a paragraph, one ends a line; items of lists and rows of tables are lines. Inline elements add
-    nothing (`CO<sub>2</sub>` is CO2), and the source's own white space is one space. ValueError where the HTML is
+    nothing (`CO<sub>2</sub>` is CO2), and the source's own white space is one space. Without `tables`, those with several
+    cells in a row are left out. ValueError where the HTML is
     nested too deeply to be read whole.
     """
-    root = html if isinstance(html, etree._Element) else _parse_html(html)
+    root = html if isinstance(html, etree._Element) else read_html(html)
     paragraphs, lines, line = [], [], []
     bullet, lists, rows = "", 0, []  # rows: for each open row, whether it has several cells
 
@@ -191,7 +201,7 @@ def html_to_text(html: str | bytes | etree._Element) -> str:
     walk = etree.iterwalk(root, events=("start", "end", "comment", "pi"))
     for event, element in walk:
         starts, tag = event == "start", element.tag if isinstance(element.tag, str) else ""
-        if starts and tag in SKIPPED_TAGS:
+        if starts and (tag in SKIPPED_TAGS or (tag == "table" and not tables and _has_columns(element))):
             walk.skip_subtree()
             continue
         if tag == "tr" and not starts:
@@ -214,7 +224,7 @@ def html_to_text(html: str | bytes | etree._Element) -> str:
             if tag in ("ul", "ol") and starts:
                 lists += 1
         if tag == "tr" and starts:
-            rows.append(sum(child.tag in ("td", "th") for child in element) > 1)
+            rows.append(_columns(element) > 1)
         text = element.text if starts else element.tail if element is not root else None
         if text:
             line.append(text.translate(INVISIBLE))
@@ -222,7 +232,15 @@ def html_to_text(html: str | bytes | etree._Element) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _parse_html(html: str | bytes) -> etree._Element:
+def _columns(row: etree._Element) -> int:
+    return sum(child.tag in ("td", "th") for child in row)
+
+
+def _has_columns(table: etree._Element) -> bool:
+    return any(_columns(row) > 1 for row in table.iter("tr"))
+
+
+def read_html(html: str | bytes) -> etree._Element:
     if isinstance(html, str):
         html = html.encode("utf-8", "replace")
     try:  # UTF-8 is never so by accident, whatever the page says about itself

@@ -4,14 +4,18 @@
     python scrape.py --out data/raw/articles.jsonl --since 2025-09-01       # only what is newer
     python scrape.py --out data/raw/articles.jsonl --source sitemap         # every page of the sitemaps in robots.txt
     python scrape.py --out data/raw/articles.jsonl URL URL                  # single articles
+    python scrape.py --out data/raw/articles.jsonl --reparse                # read what was kept again, ask for nothing
+    python scrape.py --out data/raw/manuals.jsonl manuals/                  # a folder's .html, .txt and .pdf files
 
-A line has `id, url, title, teaser, date, category, tags, text`. Paragraphs are separated by an empty line, list items
-start with "- ", the cells of a table's row with " | "; a line break inside a paragraph stays one. Nothing is cleaned
-here: contact blocks and the like are left for prepare.py, which sees the whole corpus.
+A line has `id, url, title, teaser, date, category, tags, text`, and lines are in order of date and id. Paragraphs are
+separated by an empty line, list items start with "- ", the cells of a table's row with " | "; a line break inside a
+paragraph stays one. Nothing is cleaned here: contact blocks and the like are left for prepare.py, which sees the whole
+corpus.
 
 The feed carries the full text, so twenty articles cost one request; an article's own page is fetched only where the
-feed's text is missing or cut short, and only pages give teaser, category and tags (empty otherwise). Run the command
-again to go on: articles that the output file has are not fetched again.
+feed's text is missing or cut short, and only pages give teaser, category and tags (empty otherwise). Every answer is
+kept in data/raw/articles.raw/, and the articles are what can be read in there: run the command again to go on, after a
+kill as well; what is there is not fetched again unless the site says that it changed.
 """
 
 import argparse
@@ -19,8 +23,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
 from itertools import count
@@ -30,18 +33,21 @@ from urllib.parse import urljoin
 from tqdm import tqdm
 
 from fetch import MAX_UNANSWERED, Disallowed, Fetcher, FetchError
+from folder import READERS, read_folder
 from pages import SITES, Site, blank_article, parse_article, parse_feed, parse_sitemap
+from store import Store, read_lines, write_whole
 
 # ---------------------------------------------------------------- collecting
 
 
 @dataclass
 class Report:
-    """What became of every article that was listed."""
+    """What became of every article that was listed or had before."""
 
     listed: int = 0
     new: int = 0
-    had: int = 0
+    updated: int = 0
+    unchanged: int = 0
     skipped: Counter[str] = field(default_factory=Counter)  # by reason
     failed: list[tuple[str, str]] = field(default_factory=list)  # URL, reason
 
@@ -53,66 +59,157 @@ class Report:
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(self.skipped.items()))
-        lines = [f"new         {self.new:6}", f"already had {self.had:6}",
-                 f"skipped     {self.skipped.total():6}" + (f"  ({reasons})" if reasons else ""),
-                 f"failed      {len(self.failed):6}"]
+        lines = [f"new       {self.new:6}", f"updated   {self.updated:6}", f"unchanged {self.unchanged:6}",
+                 f"skipped   {self.skipped.total():6}" + (f"  ({reasons})" if reasons else ""),
+                 f"failed    {len(self.failed):6}"]
         return "\n".join(lines + [f"  {url}: {reason}" for url, reason in self.failed])
 
 
-def collect(site: Site, out: Path, report: Report, *, source: str = "feed", urls: Iterable[str] = (),
-            since: str | None = None, limit: int | None = None, delay: float = 1.0) -> None:
-    """Append the site's articles that `out` does not have, each as soon as it is read, and count them in `report`.
+@dataclass(frozen=True)
+class Choice:
+    """Which articles are wanted: of these days (YYYY-MM-DD, inclusive), and at most `limit` new ones."""
 
-    `since` is YYYY-MM-DD, `limit` a number of new articles, `delay` the seconds between requests. An article that
-    fails is named in the report. ValueError where `out` is damaged or cannot be written, where the host does not
-    answer, and where no article is found at all.
+    since: str = ""
+    until: str = "9999"
+    limit: int | None = None
+
+    def refuses(self, day: str) -> str | None:
+        """Why an article of this day is left out; None where it is wanted."""
+        return f"older than {self.since}" if day < self.since else f"newer than {self.until}" if day > self.until else None
+
+
+def collect(site: Site, out: Path, report: Report, choice: Choice, *, source: str = "feed", urls: Iterable[str] = (),
+            delay: float = 1.0, hosts: Iterable[str] = ()) -> None:
+    """Ask for the site's articles that are not there yet, and write `out` anew from all that is kept.
+
+    `delay` is the seconds between requests, `hosts` others that redirects may lead to. What fails is named in the
+    report. ValueError where `out` is damaged or cannot be written, where the host does not answer, and where no article
+    is found at all.
     """
-    with open_collection(out) as (have, append):
-        fetcher = Fetcher(site.base_url, delay)
-        if source == "feed":
-            listed = from_feed(fetcher, site, since, report)
-        elif source == "sitemap":
-            listed = from_sitemap(fetcher, site, report)
-        else:
-            listed = [_candidate(site, url) for url in urls]
+    old = {row["id"]: row for row in read_lines(out, ("id",))}
+    store = Store(out.with_suffix(".raw"))
+    wanted, taken = set(old), 0
+    fetcher = Fetcher(site.base_url, delay, store, hosts)
+    if source == "feed":
+        listed = from_feed(fetcher, site, choice.since, report)
+    elif source == "sitemap":
+        listed = from_sitemap(fetcher, site, report)
+    else:
+        listed = ((blank_article(site.article_id(url), url), "") for url in urls)
+    try:
         seen = set()
-        for candidate in tqdm(listed, desc="articles", unit="", disable=None):
-            article_id, url = candidate["id"], candidate["url"]
-            if (article_id or url) in seen:  # topics overlap
+        for article, version in tqdm(listed, desc="articles", unit="", disable=None):
+            article_id, url = article["id"], article["url"]
+            if url in seen:  # topics overlap
                 continue
-            seen.add(article_id or url)
+            seen.add(url)
             report.listed += 1
-            if article_id in have:
-                report.had += 1
-                continue
             if not site.speaks(article_id):
                 report.skipped["in another language"] += 1
                 continue
-            try:
-                old = since and candidate["date"] and candidate["date"] < since
-                article = candidate if old or is_complete(candidate) else parse_article(fetcher.get(url), site, url)
-            except (FetchError, ValueError) as error:
-                report.miss(url, error)
-                if fetcher.unanswered >= MAX_UNANSWERED:
-                    raise ValueError(f"{site.base_url} does not answer any more ({error}); what was collected is kept: "
-                                     "run the same command again to go on") from error
+            if not is_complete(article):
+                kept = store.latest.get(url, {})
+                same = kept.get("kind") == "page" and kept["version"] == version
+                if article_id in old and (same or not version):
+                    continue
+                if article["date"] and article["date"] < choice.since:  # it cannot be newer than its last change
+                    report.skipped[choice.refuses(article["date"])] += 1
+                    continue
+                try:
+                    page = (same and fetcher.kept(url)[1]) or fetcher.get(url, "page", version)
+                except FetchError as error:
+                    report.miss(url, error)
+                    if fetcher.unanswered >= MAX_UNANSWERED:
+                        raise ValueError(f"{site.base_url} does not answer any more ({error}); what was collected is kept: "
+                                         "run the same command again to go on") from error
+                    continue
+                try:
+                    article = parse_article(page, site, url)
+                except ValueError as error:
+                    report.miss(url, error)
+                    continue
+            if reason := choice.refuses(article["date"]):
+                report.skipped[reason] += 1
                 continue
-            if since and article["date"] < since:
-                report.skipped[f"older than {since}"] += 1
-                continue
-            append(article)
-            have.add(article_id)
-            report.new += 1
-            if report.new == limit:
+            taken += article["id"] not in wanted
+            wanted.add(article["id"])
+            if taken == choice.limit:
                 break
-        if not report.listed or not have:
-            why = "".join(f"\n  {url}: {reason}" for url, reason in report.failed[:5])
-            why += "".join(f"\n  {number} URLs {reason}" for reason, number in report.skipped.items())
-            raise ValueError(f"nothing collected from {site.base_url} by --source {source}{why or ': it lists no article'}\n"
-                             "Check --base-url and --site, or try another --source")
+    finally:
+        write_articles(out, old, read_kept(store, site, wanted, report), report)
+    if not (report.listed and (old or wanted)):
+        why = "".join(f"\n  {url}: {reason}" for url, reason in report.failed[:5])
+        why += "".join(f"\n  {number} URLs {reason}" for reason, number in report.skipped.items())
+        raise ValueError(f"nothing collected from {site.base_url} by --source {source}{why or ': it lists no article'}\n"
+                         "Check --base-url and --site, or try another --source")
 
 
-def from_feed(fetcher: Fetcher, site: Site, since: str | None, report: Report) -> Iterator[dict]:
+def collect_folder(folder: Path, out: Path, report: Report, choice: Choice) -> None:
+    """The documents of a folder; those that `out` has of files that are gone stay. ValueError where there is none."""
+    old, found = {row["id"]: row for row in read_lines(out, ("id",))}, {}
+    for path, article in tqdm(read_folder(folder), desc="files", unit="", disable=None):
+        report.listed += 1
+        if isinstance(article, ValueError):
+            report.miss(str(path), article)
+        elif reason := choice.refuses(article["date"]):
+            report.skipped[reason] += 1
+        elif choice.limit is None or len(found.keys() - old.keys()) < choice.limit:
+            found[article["id"]] = article
+    write_articles(out, old, found, report)
+    if not (old or found):
+        raise ValueError(f"{folder} gave no article; read are files that end in {', '.join(READERS)}")
+
+
+def reparse(site: Site, out: Path, report: Report, choice: Choice) -> None:
+    """Read all that is kept once more: the articles that `out` has, or, where there is no such file, all that are chosen."""
+    old, store = {row["id"]: row for row in read_lines(out, ("id",))}, Store(out.with_suffix(".raw"))
+    if not store.answers:
+        raise ValueError(f"{store.folder} keeps no answers to read again; collect some first, without --reparse")
+    report.listed = len(store.answers)
+    found = read_kept(store, site, set(old) or None, report)
+    write_articles(out, old, {i: a for i, a in found.items() if i in old or not choice.refuses(a["date"])}, report)
+
+
+def read_kept(store: Store, site: Site, wanted: set[str] | None, report: Report) -> dict[str, dict]:
+    """The wanted articles (None: all in the site's language) as the kept answers tell them, by id.
+
+    Of several tellings the one of the latest day counts, and of those the one that arrived last; what it leaves empty
+    (a feed has no teaser) is taken from those before.
+    """
+    found: dict[str, dict] = {}
+    for answer in tqdm(store.answers, desc="reading", unit="", disable=None):
+        if answer["kind"] not in ("feed", "page"):
+            continue
+        try:
+            body = store.read(answer)
+        except ValueError as error:
+            report.miss(answer["url"], error)
+            continue
+        try:
+            told = ([article for article in parse_feed(body, site)[0] if is_complete(article)] if answer["kind"] == "feed" else
+                    [parse_article(body, site, answer["url"])])
+        except ValueError:  # reported when it was fetched
+            continue
+        for article in told:
+            before = found.get(article["id"], article)
+            of_ours = article["id"] in wanted if wanted is not None else site.speaks(article["id"])
+            if of_ours and article["date"] >= before["date"]:
+                found[article["id"]] = {key: value or before[key] for key, value in article.items()}
+    return found
+
+
+def write_articles(out: Path, old: dict[str, dict], found: dict[str, dict], report: Report) -> None:
+    """Write the collection in order of date and id, and count what changed. Nothing that `out` had is lost."""
+    report.new = len(found.keys() - old.keys())
+    report.updated = sum(i in found and found[i] != article for i, article in old.items())
+    report.unchanged = len(old) - report.updated
+    rows = sorted((old | found).values(), key=lambda article: (article.get("date", ""), article["id"]))
+    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    if rows and not (out.is_file() and out.read_bytes() == data):
+        write_whole(out, data)
+
+
+def from_feed(fetcher: Fetcher, site: Site, since: str, report: Report) -> Iterator[tuple[dict, str]]:
     """The articles of every topic, newest first, page by page.
 
     A topic ends with a page that is missing, no feed or without anything new (some start over with page 1), or as soon
@@ -122,12 +219,14 @@ def from_feed(fetcher: Fetcher, site: Site, since: str | None, report: Report) -
         url, seen = site.base_url + site.feed.format(topic=topic, page=1), set()
         for page in count(1):
             try:
-                articles, following = parse_feed(fetcher.get(url), site)
-                following = urljoin(url, following or site.feed.format(topic=topic, page=page + 1))
+                answer = fetcher.get(url, "feed")
             except FetchError as error:
                 if page == 1 or error.status not in (404, 410):
                     report.miss(url, error)
                 break
+            try:
+                articles, following = parse_feed(answer, site)
+                following = urljoin(url, following or site.feed.format(topic=topic, page=page + 1))
             except ValueError as error:
                 if page == 1:
                     report.miss(url, error)
@@ -136,14 +235,17 @@ def from_feed(fetcher: Fetcher, site: Site, since: str | None, report: Report) -
             if found <= seen:
                 break
             seen |= found
-            yield from articles
-            if since and all(article["date"] and article["date"] < since for article in articles):
+            yield from ((article, "") for article in articles)
+            if all(article["date"] and article["date"] < since for article in articles):
                 break
             url = following
 
 
-def from_sitemap(fetcher: Fetcher, site: Site, report: Report) -> Iterator[dict]:
-    """The article pages in the sitemaps that robots.txt declares, and in the sitemaps that those name."""
+def from_sitemap(fetcher: Fetcher, site: Site, report: Report) -> Iterator[tuple[dict, str]]:
+    """The article pages in the sitemaps that robots.txt declares, and in the sitemaps that those name.
+
+    Of each only the URL is known, and when it changed last.
+    """
     declared = [urljoin(site.base_url, url) for url in fetcher.robots.site_maps() or []]
     if not declared:
         raise ValueError(f"{site.base_url}/robots.txt declares no sitemap; use --source feed or give the articles' URLs")
@@ -152,13 +254,21 @@ def from_sitemap(fetcher: Fetcher, site: Site, report: Report) -> Iterator[dict]
     while waiting:
         url = waiting.pop(0)
         try:
-            pages, nested = parse_sitemap(fetcher.get(url))
-        except (FetchError, ValueError) as error:
+            answer = fetcher.get(url, "sitemap")
+        except FetchError as error:
+            report.miss(url, error)
+            continue
+        try:
+            pages, nested = parse_sitemap(answer)
+        except ValueError as error:
             report.miss(url, error)
             continue
         waiting += [other for other in nested if other not in known]
         known.update(nested)
-        yield from (_candidate(site, page, changed) for page, changed in pages if site.article_id(page))
+        for page, changed in pages:
+            if article_id := site.article_id(page):
+                day = changed[:10] if re.match(r"\d{4}-\d\d-\d\d", changed) else ""
+                yield blank_article(article_id, page, date=day), changed
 
 
 def is_complete(article: dict) -> bool:
@@ -167,94 +277,62 @@ def is_complete(article: dict) -> bool:
     return bool(article["id"] and article["title"] and article["date"] and article["text"]) and whole
 
 
-def _candidate(site: Site, url: str, changed: str = "") -> dict:
-    """An article of which only the URL is known; it cannot be newer than the day of its last change."""
-    return blank_article(site.article_id(url), url, date=changed)
-
-
-# ---------------------------------------------------------------- the output file
-
-
-@contextmanager
-def open_collection(path: Path) -> Iterator[tuple[set[str], Callable[[dict], None]]]:
-    """The ids of the articles in a JSONL file, and a function that appends one article and has it on disk at once.
-
-    A half last line, which a killed run leaves, is cut off with a warning. ValueError where another line is malformed
-    (nothing is changed then) or the file cannot be written.
-    """
-    ids: set[str] = set()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "ab")
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}; choose another --out") from error
-
-    def append(article: dict) -> None:
-        try:
-            file.write((json.dumps(article, ensure_ascii=False) + "\n").encode())
-            file.flush()
-        except OSError as error:
-            raise ValueError(f"cannot write {path}: {error.strerror}; the articles before are kept: make room and run "
-                             "the same command again") from error
-
-    with file:
-        try:
-            size, line = 0, b"\n"
-            with open(path, "rb") as old:
-                for number, line in enumerate(old, start=1):  # noqa: B007
-                    try:
-                        ids.add(json.loads(line)["id"])
-                    except (ValueError, KeyError, TypeError) as error:
-                        if old.read(1):
-                            raise ValueError(f"{path}, line {number}: not an article ({error}). Nothing was changed; mend or "
-                                             "delete the line, or choose another --out") from error
-                        print(f"warning: {path}, line {number}: a half line at the end is dropped", file=sys.stderr)
-                        file.truncate(size)
-                        line = b"\n"
-                    size += len(line)
-            if not line.endswith(b"\n"):
-                file.write(b"\n")
-            yield ids, append
-        finally:
-            if not path.stat().st_size:
-                path.unlink()
-
-
 # ---------------------------------------------------------------- the command
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("urls", nargs="*", metavar="URL", help="article pages (with --source urls, the default then)")
+    parser.add_argument("urls", nargs="*", metavar="URL", help="article pages, or one folder of documents")
     parser.add_argument("--out", type=Path, required=True, help="the JSONL file to make or to go on with")
     parser.add_argument("--site", default="bmw", help=f"one of: {', '.join(SITES)} (default %(default)s)")
     parser.add_argument("--base-url", help="another place that serves the same site, such as a mirror")
     parser.add_argument("--source", choices=("feed", "sitemap", "urls"), help="where to look for articles (default feed)")
-    parser.add_argument("--since", metavar="DATE", help="no articles before this day, YYYY-MM-DD")
+    parser.add_argument("--reparse", action="store_true", help="read the answers that are kept again, without the network")
+    parser.add_argument("--topics", metavar="ID,ID", help="the feed's topics to read (default: all that the site has)")
+    parser.add_argument("--lang", metavar="EN", help="the language wanted, as it stands in the articles' ids")
+    parser.add_argument("--since", metavar="DATE", default="0001-01-01", help="no articles before this day, YYYY-MM-DD")
+    parser.add_argument("--until", metavar="DATE", default="9999-12-31", help="no articles after this day")
     parser.add_argument("--limit", type=int, metavar="N", help="stop after N new articles")
+    parser.add_argument("--no-tables", dest="tables", action="store_false", help="leave the rows of tables out of the text")
     parser.add_argument("--delay", type=float, default=1.0, metavar="SECONDS", help="between requests (default %(default)s)")
+    parser.add_argument("--allow-host", action="append", default=[], metavar="HOST", help="another host to follow redirects to")
     args = parser.parse_args()
     if args.site not in SITES:
         raise ValueError(f"unknown --site {args.site!r}; known: {', '.join(SITES)}. A new one is a definition in pages.py")
-    site = replace(SITES[args.site], base_url=(args.base_url or SITES[args.site].base_url).rstrip("/"))
+    site = replace(SITES[args.site], base_url=(args.base_url or SITES[args.site].base_url).rstrip("/"), tables=args.tables)
     if not re.match(r"https?://[^/]", site.base_url):
         raise ValueError(f"--base-url {args.base_url!r} is no web address; give one such as https://www.example.com")
+    if args.topics is not None:
+        topics = tuple(filter(None, args.topics.split(",")))
+        if not topics or not all(re.fullmatch(r"[\w-]+", topic) for topic in topics):
+            raise ValueError(f"--topics {args.topics!r}: give ids with commas between, such as {','.join(site.topics[:2])}")
+        site = replace(site, topics=topics)
+    if args.lang:
+        site = replace(site, language=args.lang.upper())
+    folder = Path(args.urls[0]) if len(args.urls) == 1 and Path(args.urls[0]).is_dir() else None
     source = args.source or ("urls" if args.urls else "feed")
     if (source == "urls") != bool(args.urls):
         raise ValueError(f"--source {source} takes {'URLs of articles: give some' if source == 'urls' else 'no URLs'}")
-    try:
-        since = date.fromisoformat(args.since).isoformat() if args.since else None
-    except ValueError as error:
-        raise ValueError(f"--since {args.since!r} is no date; write YYYY-MM-DD, such as 2025-09-01") from error
+    days = []
+    for name, given in (("--since", args.since), ("--until", args.until)):
+        try:
+            days.append(date.fromisoformat(given).isoformat())
+        except ValueError as error:
+            raise ValueError(f"{name} {given!r} is no date; write YYYY-MM-DD, such as 2025-09-01") from error
     if (args.limit is not None and args.limit < 1) or not 0 <= args.delay <= 3600:
         raise ValueError(f"--limit must be at least 1 and --delay from 0 to 3600 s; given {args.limit} and {args.delay}")
-    report = Report()
+    report, choice = Report(), Choice(*days, args.limit)
     try:
-        collect(site, args.out, report, source=source, urls=args.urls, since=since, limit=args.limit, delay=args.delay)
+        if folder:
+            collect_folder(folder, args.out, report, choice)
+        elif args.reparse:
+            reparse(site, args.out, report, choice)
+        else:
+            collect(site, args.out, report, choice, source=source, urls=args.urls, delay=args.delay, hosts=args.allow_host)
     finally:
         if report.listed:
             print(report)
-    print(f"wrote {args.out}" if report.new else f"{args.out} is up to date")
+    print(f"wrote {args.out}" if report.new or report.updated else f"{args.out} is up to date")
 
 
 if __name__ == "__main__":

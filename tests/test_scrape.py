@@ -2,6 +2,10 @@
 
 import gzip
 import json
+import subprocess
+import sys
+import time
+from collections import Counter
 from contextlib import contextmanager
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,10 +14,12 @@ from threading import Thread
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import run_main
+from small import ROOT, run_main
 
 import fetch
+import pages
 import scrape
+import store
 from dataset import read_jsonl
 from demo import newsroom, site
 from fetch import Disallowed, Fetcher, FetchError, retry_after
@@ -26,7 +32,7 @@ BMW = SITES["bmw"]
 def quick(monkeypatch):
     """No waiting; what would have been waited is kept."""
     waited = []
-    monkeypatch.setattr(fetch.time, "sleep", waited.append)
+    monkeypatch.setattr(fetch, "sleep", waited.append)
     return waited
 
 
@@ -39,7 +45,8 @@ def articles() -> list[dict]:
 
 @contextmanager
 def server(answers: dict):
-    """A server's base URL; `answers` maps a path to (status, headers, body), or to a list of them, used in turn.
+    """A server's base URL; `answers` maps a path to (status, headers, body), or to a list of them, used in turn, or to a
+    function of the request's headers.
 
     A body of None closes the connection without an answer. Yields (url, requests seen).
     """
@@ -51,6 +58,8 @@ def server(answers: dict):
             found = answers.get(self.path, (404, {}, b""))
             if isinstance(found, list):
                 found = found.pop(0) if len(found) > 1 else found[0]
+            if callable(found):
+                found = found(self.headers)
             status, headers, body = found
             if body is None:
                 return self.connection.close()
@@ -124,6 +133,72 @@ def test_since_limit_and_going_on(articles, tmp_path, monkeypatch, capsys):
     assert {a["id"] for a in read_jsonl(out)} == {a["id"] for a in articles if a["date"] >= "2025-01-01" and a["lang"] == "en"}
 
 
+HERZOG = pages.Site(  # another newsroom, built in another way: another language, markup, dates, ids and feed
+    base_url="https://presse.example",
+    feed="/presse/feed/{topic}/?paged={page}",
+    topics=("alle",),
+    sitemaps="post-sitemap",
+    id=r"\d{4}/\d\d/[\w-]+",
+    language="DE",
+    title="//article/header/h1",
+    teaser="//p[@class='lead']",
+    date="//article//time",
+    category="//a[@rel='category']",
+    tags="//a[@rel='tag']",
+    body="//div[@class='entry']",
+    dates=(r"(?P<day>\d{1,2})\. (?P<month>\w+) (?P<year>\d{4})",),
+    months=("jan", "feb", "mär", "apr", "mai", "jun", "jul", "aug", "sep", "okt", "nov", "dez"),
+)
+
+
+@pytest.mark.parametrize("source", ["feed", "sitemap"])
+def test_another_newsroom_is_a_definition(tmp_path, monkeypatch, capsys, source):
+    monkeypatch.setitem(SITES, "herzog", HERZOG)
+    answers, items, entries = {"/robots.txt": None}, [], []
+    with server(answers) as (url, _):
+        for n in range(1, 6):
+            path = f"/presse/2025/{n:02}/meldung-{n}"
+            html = f"<p>Die Größe von Nr. {n} &ndash; CO<sub>2</sub>.</p><ul><li>eins</li><li>zwei</li></ul>"
+            answers[path] = ok(f"<html><article><header><h1>Meldung &amp; {n}</h1><time>{n}. März 2025</time></header>"
+                               f"<p class=lead>Kurz.</p><div class=entry>{html}</div><a rel=tag>Auto</a></article></html>")
+            items.append(f"<item><title>Meldung &amp;amp; {n}</title><link>{url}{path}</link><guid>{url}/?p={n}</guid>"
+                         f"<pubDate>Mon, {n:02} Mar 2025 10:00:00 +0000</pubDate><description>Kurz.</description>"
+                         f"<content:encoded><![CDATA[{html}]]></content:encoded></item>")
+            entries.append(f"<url><loc>{url}{path}</loc></url>")
+        for page in (1, 2):
+            part = "".join(items[3 * page - 3 : 3 * page])
+            answers[f"/presse/feed/alle/?paged={page}"] = ok(
+                f'<rss xmlns:content="http://purl.org/rss/1.0/modules/content/"><channel>{part}</channel></rss>')
+        answers["/robots.txt"] = ok(f"Sitemap: {url}/index.xml\n")
+        answers["/index.xml"] = ok(f"<sitemapindex><sitemap><loc>{url}/post-sitemap1.xml.gz</loc></sitemap></sitemapindex>")
+        answers["/post-sitemap1.xml.gz"] = ok(gzip.compress(f"<urlset>{''.join(entries)}</urlset>".encode()))
+        code, _, err = run_main(monkeypatch, capsys, "scrape.py", "--site", "herzog", "--base-url", url, "--delay", "0",
+                                "--source", source, "--out", tmp_path / "a.jsonl")
+    assert code == 0, err
+    found = read_jsonl(tmp_path / "a.jsonl")
+    assert [(a["id"], a["date"], a["title"]) for a in found] == [
+        (f"2025/{n:02}/meldung-{n}", f"2025-03-{n:02}", f"Meldung & {n}") for n in range(1, 6)]
+    assert found[2]["text"] == "Die Größe von Nr. 3 – CO2.\n\n- eins\n- zwei"
+    assert found[2]["tags"] == (["Auto"] if source == "sitemap" else [])
+
+
+def test_tables_and_other_hosts(tmp_path, monkeypatch, capsys):
+    table = "<table><tr><td>Power</td><td>250 kW</td></tr></table>after <table><tr><td><p>Layout stays.</p></td></tr></table>"
+    pages_of = {n: f"/global/article/detail/T000000{n}EN/slug" for n in (1, 2)}
+    answers = {pages_of[1]: ok(PAGE.format(n=1, date="05.12.2025").replace("<p>Text", f"{table}<p>Text"))}
+    with server(answers) as (url, _), server({pages_of[2]: ok(PAGE.format(n=2, date="06.12.2025"))}) as (other, _):
+        elsewhere = other.replace("127.0.0.1", "localhost")
+        answers[pages_of[2]] = (302, {"Location": elsewhere + pages_of[2]}, b"")
+        arguments = ["--base-url", url, "--delay", "0", *(url + path for path in pages_of.values())]
+        code, text, _ = run_main(monkeypatch, capsys, "scrape.py", "--out", tmp_path / "a.jsonl", *arguments, "--no-tables")
+        assert code == 0 and "is on another host; --allow-host would allow it" in text
+        whole = "after\n\nLayout stays.\n\nText of article 1, which is whole."
+        assert [a["text"] for a in read_jsonl(tmp_path / "a.jsonl")] == [whole]
+        run_main(monkeypatch, capsys, "scrape.py", "--out", tmp_path / "b.jsonl", *arguments, "--allow-host", "localhost")
+    found = read_jsonl(tmp_path / "b.jsonl")
+    assert [a["id"] for a in found] == ["T0000001EN", "T0000002EN"] and found[0]["text"].startswith("Power | 250 kW")
+
+
 def test_single_urls(articles, tmp_path, monkeypatch, capsys):
     out = tmp_path / "articles.jsonl"
     with site.serve(articles) as url:
@@ -131,7 +206,7 @@ def test_single_urls(articles, tmp_path, monkeypatch, capsys):
         code, text, _ = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--delay", "0", "--out", out, *pages,
                                  url + "/global/article/detail/T9999999EN/nothing")
     assert code == 0 and [a["id"] for a in read_jsonl(out)] == [a["id"] for a in articles[:2]]
-    assert "failed           1" in text and "T9999999EN/nothing: 404" in text
+    assert "failed         1" in text and "T9999999EN/nothing: 404" in text
 
 
 def test_the_real_page(real):
@@ -142,6 +217,150 @@ def test_the_real_page(real):
     assert found["tags"] == ["BMW M Motorsport", "Customer Racing"]
     assert abs(len(found["text"]) - 6587) <= 66
     assert "Corporate Communications" not in found["text"].split("\n")[0]
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def test_reparsing_gives_the_same_bytes_and_a_better_parser_other_text(articles, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "a.jsonl"
+    with site.serve(articles) as url:
+        arguments = ["--base-url", url, "--delay", "0", "--out", out]
+        run_main(monkeypatch, capsys, "scrape.py", *arguments)
+        run_main(monkeypatch, capsys, "scrape.py", *arguments, "--source", "sitemap")  # now with teasers and tags
+    before = out.read_bytes()
+    assert sum(bool(a["tags"]) for a in read_jsonl(out)) >= 40
+    for gone in (False, True):  # nobody listens any more
+        if gone:
+            out.unlink()
+        code, text, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments, "--reparse")
+        assert code == 0 and out.read_bytes() == before
+    monkeypatch.setattr(pages, "MONTHS", ())  # a parser that is worse: no date is read any more
+    assert run_main(monkeypatch, capsys, "scrape.py", *arguments, "--reparse")[0] == 0 and out.read_bytes() == before
+    monkeypatch.undo()
+    monkeypatch.setattr(pages, "INVISIBLE", dict.fromkeys(map(ord, "aeiou")))
+    code, text, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments, "--reparse")
+    assert code == 0 and f"updated     {len(read_jsonl(out)):4}" in text and "e" not in read_jsonl(out)[0]["text"]
+    (tmp_path / "b.raw").mkdir()
+    code, _, err = run_main(monkeypatch, capsys, "scrape.py", "--out", tmp_path / "b.jsonl", "--reparse")
+    assert code == 2 and "keeps no answers to read again" in err
+
+
+@pytest.mark.parametrize("source", ["feed", "sitemap"])
+def test_killed_at_any_moment_it_loses_nothing_and_fetches_nothing_twice(articles, tmp_path, source):
+    answers, asked = {}, []
+
+    def answer(path: str):
+        def reply(_):
+            asked.append(path)
+            if len(asked) in (3, 17, 18, 30):  # the answer is sent, and the scraper killed while it reads or writes it
+                Thread(target=kill, args=[0.02 * (len(asked) % 3)]).start()
+            kind, body = site.answer(articles, base, path)
+            return 200, {"Content-Type": kind}, body.encode()
+        return reply
+
+    def kill(after: float) -> None:
+        time.sleep(after)
+        running[-1].kill()
+
+    running, out, pages_asked = [], tmp_path / "a.jsonl", "/global/article/"
+    with server(answers) as (base, _):
+        for article in articles:
+            answers[site._path(article)] = answer(site._path(article))
+        for path in ["/robots.txt", site.SITEMAP] + [site_feed(topic, page) for topic in BMW.topics for page in range(1, 5)]:
+            if site.answer(articles, base, path):
+                answers[path] = answer(path)
+        for _ in range(8):
+            running.append(subprocess.Popen([sys.executable, "scrape.py", "--base-url", base, "--delay", "0", "--out", out,
+                                             "--source", source], cwd=ROOT, stdout=subprocess.DEVNULL))
+            if running[-1].wait(60) == 0:
+                break
+    assert 2 <= len(running) <= 6 and running[-1].returncode == 0
+    assert {a["id"] for a in read_jsonl(out)} == {a["id"] for a in articles if a["lang"] == "en"}
+    # Only an answer that was on its way when the scraper died is asked for again.
+    again = Counter(path for path in asked if path.startswith(pages_asked))
+    assert sum(n - 1 for n in again.values()) <= len(running) - 1
+
+
+def site_feed(topic: str, page: int) -> str:
+    return BMW.feed.format(topic=topic, page=page)
+
+
+def test_what_did_not_change_is_not_sent_again_and_what_did_is_updated(tmp_path, monkeypatch, capsys):
+    path, sent = "/global/article/detail/T0000001EN/slug", []
+    state = {"day": "2025-12-05", "text": "The first text, which is whole."}
+
+    def page(headers):
+        tag = f'"{hash(state["text"])}"'
+        sent.append(headers["If-None-Match"] != tag)
+        body = PAGE.format(n=1, date="05.12.2025").replace("Text of article 1, which is whole.", state["text"]).encode()
+        return (200, {"ETag": tag}, body) if sent[-1] else (304, {"ETag": tag}, b"")
+
+    answers = {path: page}
+    answers["/sitemap_pcgl_en.xml"] = lambda _: ok(f"<urlset><url><loc>{url}{path}</loc><lastmod>{state['day']}</lastmod></url>"
+                                                   "</urlset>")
+    with server(answers) as (url, _):
+        answers["/robots.txt"] = ok(f"Sitemap: {url}/sitemap_pcgl_en.xml\n")
+        arguments = ["--base-url", url, "--delay", "0", "--source", "sitemap", "--out", tmp_path / "a.jsonl"]
+        for day, text, was_sent, line in (("2025-12-05", "The first text, which is whole.", [True], "new            1"),
+                                          ("2025-12-05", "The first text, which is whole.", [], "unchanged      1"),
+                                          ("2025-12-06", "The first text, which is whole.", [False], "unchanged      1"),
+                                          ("2025-12-07", "The second text, also whole.", [True], "updated        1")):
+            state.update(day=day, text=text)
+            sent.clear()
+            code, found, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments)
+            assert code == 0 and line in found and sent == was_sent
+            assert [a["text"] for a in read_jsonl(tmp_path / "a.jsonl")] == [text]
+    kept = store.Store(tmp_path / "a.raw")
+    assert sum("first text" in kept.read(a).decode() for a in kept.answers) == 2  # under two dates of change
+    assert sum("second text" in kept.read(a).decode() for a in kept.answers) == 1
+
+
+def test_a_damaged_answer_is_asked_for_again(articles, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "a.jsonl"
+    with site.serve(articles) as url:
+        arguments = ["--base-url", url, "--delay", "0", "--source", "sitemap", "--out", out]
+        run_main(monkeypatch, capsys, "scrape.py", *arguments)
+        before = out.read_bytes()
+        kept = store.Store(tmp_path / "a.raw")
+        kept._path(next(a for a in kept.answers if a["kind"] == "page")["sha256"]).write_bytes(b"not gzip")
+        code, text, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments)
+        assert code == 0 and "cannot be read" in text and out.read_bytes() == before  # the article itself is not lost
+        out.unlink()
+        assert run_main(monkeypatch, capsys, "scrape.py", *arguments)[0] == 0 and out.read_bytes() == before
+
+
+def test_an_id_used_twice(tmp_path, monkeypatch, capsys):
+    """The newest telling wins, whichever comes first; both are kept."""
+    item = ("<item><title>A</title><link>{url}/x/T0000001EN/{n}</link><guid>T0000001EN</guid>"
+            "<pubDate>{day} Dec 2025 08:00:00 +0100</pubDate><description>Text number {n}, whole.</description></item>")
+    answers = {"/robots.txt": ok("")}
+    with server(answers) as (url, _):
+        items = [item.format(url=url, n=n, day=day) for n, day in ((1, 5), (2, 9), (3, 7))]
+        answers[site_feed("803", 1)] = ok(f'<rss version="2.0"><channel>{"".join(items)}</channel></rss>')
+        arguments = ["--base-url", url, "--out", tmp_path / "a.jsonl", "--topics", "803"]
+        assert run_main(monkeypatch, capsys, "scrape.py", *arguments)[0] == 0
+    assert [(a["text"], a["date"]) for a in read_jsonl(tmp_path / "a.jsonl")] == [("Text number 2, whole.", "2025-12-09")]
+
+
+def test_choices(articles, tmp_path, monkeypatch, capsys):
+    with site.serve(articles) as url:
+        def chosen(*options) -> list[dict]:
+            out = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+            code, _, err = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--delay", "0", "--out", out, *options)
+            assert code == 0, err
+            return read_jsonl(out)
+
+        everything = chosen()
+        days = [a["date"] for a in everything]
+        assert days == sorted(days)
+        middle = days[len(days) // 2]
+        assert [a["date"] for a in chosen("--until", middle)] == [day for day in days if day <= middle]
+        assert [a["date"] for a in chosen("--since", middle, "--until", middle)] == [day for day in days if day == middle]
+        topic = articles[0]["topics"][0]
+        assert {a["id"] for a in chosen("--topics", topic)} == {
+            a["id"] for a in articles if topic in a["topics"] and a["lang"] == "en"} != {a["id"] for a in everything}
+        assert {a["id"] for a in chosen("--lang", "de")} == {a["id"] for a in articles if a["lang"] == "de"} != set()
 
 
 # ---------------------------------------------------------------- manners
@@ -156,7 +375,7 @@ def test_manners(quick):
             fetcher.get(url + "/private/c")
     assert [path for path, _ in seen] == ["/robots.txt", "/a", "/b"]
     assert all(agent.startswith("nanoprune/") for _, agent in seen)
-    assert 0.8 < quick[1] <= 1 and 2.5 < quick[2] <= 3  # after robots.txt one second, then what it asks for
+    assert 0.8 < quick[1] <= 1.25 and 2.5 < quick[2] <= 3.75  # after robots.txt one second, then what it asks for
 
 
 def test_no_robots_txt_allows_all_and_a_broken_one_stops():
@@ -186,7 +405,7 @@ def test_retries(quick):
             fetcher.get(url + "/never")
 
 
-def timeout(url):
+def timeout(url, headers):
     raise fetch.requests.ReadTimeout("slow")
 
 
@@ -235,7 +454,7 @@ def test_bad_articles_are_counted_and_the_rest_comes(tmp_path, monkeypatch, caps
         answers[sitemap] = ok(f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">{entries.format(url=url)}</urlset>')
         arguments = ["--base-url", url, "--source", "sitemap", "--out", tmp_path / "a.jsonl"]
         code, out, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments)
-    assert code == 0 and "failed           6" in out
+    assert code == 0 and "failed         6" in out
     for reason in ("404", "the page has no title and no text", "no date that can be read: 'some day'", "500"):
         assert reason in out
     found = read_jsonl(tmp_path / "a.jsonl")
@@ -262,24 +481,32 @@ def test_a_damaged_collection_is_left_alone(articles, tmp_path, monkeypatch, cap
     out.write_text('{"id": "T0000001EN"}\n{"id": \n{"id": "T0000002EN"}\n')
     with site.serve(articles) as url:
         code, _, err = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--out", out)
-    assert code == 2 and "a.jsonl, line 2: not an article" in err
+    assert code == 2 and "a.jsonl, line 2: damaged" in err
     assert out.read_text() == '{"id": "T0000001EN"}\n{"id": \n{"id": "T0000002EN"}\n'
 
 
-def test_a_full_disk_keeps_what_was_collected(tmp_path, monkeypatch):
-    with scrape.open_collection(tmp_path / "a.jsonl") as (_, append):
-        append({"id": "T1"})
-    with pytest.raises(ValueError, match="No space left.*the articles before are kept"):
-        with scrape.open_collection(tmp_path / "a.jsonl") as (have, append):
-            assert have == {"T1"}
-            monkeypatch.setattr(scrape.json, "dumps", full_disk)
-            append({"id": "T2"})
-    monkeypatch.undo()
-    assert [a["id"] for a in read_jsonl(tmp_path / "a.jsonl")] == ["T1"]
+@pytest.mark.parametrize("broken", ["write_whole", "append_line"])
+def test_a_full_disk_keeps_what_was_collected(articles, tmp_path, monkeypatch, capsys, broken):
+    out = tmp_path / "a.jsonl"
+    with site.serve(articles) as url:
+        arguments = ["--base-url", url, "--delay", "0", "--out", out]
+        run_main(monkeypatch, capsys, "scrape.py", *arguments, "--limit", "5")
+        before, write, calls = out.read_bytes(), getattr(store, broken), []
 
+        def fill_up(path, data):
+            calls.append(path)
+            if len(calls) > 1:
+                raise ValueError(f"cannot write {path}: No space left on device; what was collected before is kept")
+            write(path, data)
 
-def full_disk(*_, **__):
-    raise OSError(28, "No space left on device")
+        monkeypatch.setattr(store, broken, fill_up)
+        code, _, err = run_main(monkeypatch, capsys, "scrape.py", *arguments)
+        assert code == 2 and "No space left" in err
+        kept = read_jsonl(out)
+        assert len(kept) >= 5 and {json.dumps(a) for a in map(json.loads, before.splitlines())} <= set(map(json.dumps, kept))
+        monkeypatch.undo()
+        assert run_main(monkeypatch, capsys, "scrape.py", *arguments)[0] == 0
+    assert len(read_jsonl(out)) == sum(a["lang"] == "en" for a in articles)
 
 
 # ---------------------------------------------------------------- markup
