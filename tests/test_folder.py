@@ -85,7 +85,8 @@ def test_rows_of_a_table_are_lines(read):
 
 def test_pages_and_plain_files(read):
     html = ("<html><head><title>Site | Page</title><meta property='article:published_time' content='2024-02-03T10:00'></head>"
-            "<body><nav>Menu</nav><article><nav>Menu</nav><h1>The M&uuml;nchen plant</h1><p>One CO<sub>2</sub>.</p><p>Two.</p></article>"
+            "<body><nav>Menu</nav><article><nav>Menu</nav><h1>The M&uuml;nchen plant</h1><p>One CO<sub>2</sub>.</p><p>Two.</p>"
+            "</article>"
             "<footer>Imprint</footer></body></html>")
     files = {"a/page.html": html.encode(), "2025-12-05 note.txt": "A note\n\nWrapped\nlines, größer.".encode(),
              "old.txt": "Grün in another code.".encode("cp1252"), "ignored.docx": b"x"}
