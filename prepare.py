@@ -9,7 +9,7 @@ import argparse
 import hashlib
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 
+from clean import STOP_WORDS, clean, fingerprint, language_of, near_duplicates, paragraphs_of, recurring_paragraphs
 from dataset import (
     SPLITS,
     end_token,
@@ -32,128 +33,7 @@ from dataset import (
 )
 from files import TOKENIZER_FILES, copy_tokenizer, locate, make_folder, read_json, whole_folder, write_json
 from questions import open_and_closed_book, training_pairs
-
-# ---------------------------------------------------------------- boilerplate
-# Every pattern covers a whole paragraph: nothing is cut because of a word that also stands in running text.
-
-CONTACT_START = re.compile(
-    r"((in case of|in the event of|for|(if|should) you have)( any| further| more| additional| media)*"
-    r" (queries|questions|enquiries|inquiries|information|details)),? please contact:?.{0,200}"
-    r"|(press|media) contacts?[.:]?|(BMW Group,? )?corporate communications", re.I)
-CONTACT_LINE = re.compile(
-    r".{0,160}(\b(tel|telephone|phone|mobile|cell|fax)\b[.:]? ?[+(]?\d|\be-?mail: ?\S+@|\+\d\d[- (]|\S+@\S+\.\w{2,3}\b)"
-    r".{0,160}", re.I)
-WHOLE = {
-    "link": re.compile(
-        r"((internet|media website|website|web|facebook|instagram|youtube|linkedin|x|tiktok|twitter|threads): ?\S+"
-        r"|(https?://|www\.)\S+)( e-?mail: ?\S+)?", re.I),
-    "company": re.compile(
-        r"with its (three|four) brands,? BMW.*|in 20\d\d, the BMW Group (sold|delivered) .{0,40}million passenger.*"
-        r"|the (economic )?success of the BMW Group has always been based on.*|the BMW Group", re.I | re.S),
-    "consumption": re.compile(
-        r"(official (data|information|figures) on|(power|fuel|energy|electric(ity)?) consumption and range data"
-        r"|(all )?(the )?(stated |values |figures |data )+(of|on|for|regarding) (the )?(fuel|power|energy) consumption).*",
-        re.I | re.S),
-}
-CONSUMPTION = re.compile(r"(?i)consumption|emissions?|combined|weighted|WLTP|NEDC|EnVKV|CO ?[2₂]|kWh/100 ?km|l/100 ?km|g/km|"
-                         r"class(es)?|unloaded|discharged|battery|electric range|\bkm\b|[\d.,:;()/–-]+|\b[A-G]\b")
-
-
-def boilerplate_kind(paragraph: str, in_contact: bool) -> str | None:
-    """What kind of boilerplate a whole paragraph is, or None for text; `in_contact` says that a contact block is open."""
-    if CONTACT_START.fullmatch(paragraph) or (paragraph[-1] != "." and CONTACT_LINE.fullmatch(paragraph)):
-        return "contact"
-    if in_contact and len(paragraph) <= 120 and paragraph[-1] not in ".!?”\":":
-        return "contact"  # names and job titles between "please contact" and the next sentence
-    for kind, pattern in WHOLE.items():
-        if pattern.fullmatch(paragraph):
-            return kind
-    rest = CONSUMPTION.sub("", paragraph)
-    if "km" in paragraph and "ombined" in paragraph and len(rest) < 0.4 * len(paragraph):
-        return "consumption"
-    return None
-
-
-def clean(text: str, recurring: set[str], removed: Counter) -> str:
-    """An article's text without boilerplate, one paragraph a block; what was removed is counted by kind."""
-    kept, in_contact = [], False
-    for paragraph in paragraphs_of(text):
-        kind = boilerplate_kind(paragraph, in_contact)
-        if kind is None and fingerprint(paragraph) in recurring:
-            kind = "recurring"
-        in_contact = kind == "contact"
-        if kind:
-            removed[kind] += 1
-        else:
-            kept.append(paragraph)
-    return "\n\n".join(kept)
-
-
-def paragraphs_of(text: str) -> list[str]:
-    lines = (re.sub(r"\s+", " ", line.replace("\u200b", "")).strip() for line in text.split("\n"))
-    return [line for line in lines if line]
-
-
-def fingerprint(text: str) -> str:
-    """A hash of the letters and digits alone: equal for texts that differ in spacing, case or punctuation."""
-    return hashlib.sha256(re.sub(r"[\W_]+", "", text.lower()).encode()).hexdigest()
-
-
-def recurring_paragraphs(articles: list[dict], shortest: int = 60) -> set[str]:
-    """Fingerprints of paragraphs that stand in at least 1 % of the articles and in five of them.
-
-    Short lines (names in lists of results) and those that announce what follows ("...:") recur as text does.
-    """
-    counts = Counter()
-    for article in articles:
-        counts.update({fingerprint(p) for p in paragraphs_of(article["text"]) if len(p) >= shortest and p[-1] != ":"})
-    return {mark for mark, n in counts.items() if n >= max(5, 0.01 * len(articles))}
-
-
-# ---------------------------------------------------------------- language and duplicates
-
-STOP_WORDS = {
-    "EN": "the and of to in is for with that on as are from this by at has was it its be will".split(),
-    "DE": "der die das und ist mit von für auf den dem ein eine im zu nicht sich auch wird als".split(),
-    "ES": "el la los las de que en y del con por para una un se es su al como más".split(),
-    "FR": "le la les des du et est une dans pour que sur avec par au ce qui en un pas".split(),
-    "IT": "il la di che e del della per con un una sono nel dei le al da si gli più".split(),
-    "NL": "de het een en van in is op te dat met voor zijn niet aan er om ook als bij".split(),
-}
-
-
-def language_of(text: str) -> str | None:
-    """The language whose stop words stand in a text most often; None where there are too few to tell."""
-    words = Counter(re.findall(r"[^\W\d_]+", text.lower()))
-    found = {language: sum(words[word] for word in stop) for language, stop in STOP_WORDS.items()}
-    best = max(found, key=found.get)
-    return best if found[best] >= 5 else None
-
-
-def near_duplicates(texts: list[str], threshold: float = 0.8) -> list[tuple[int, int]]:
-    """Pairs (i < j) whose sets of five-word shingles have a Jaccard similarity of at least `threshold`.
-
-    MinHash (Broder 1997): 64 permutations in 16 bands of 4; documents that share a band are compared exactly.
-    """
-    rng = np.random.default_rng(1)
-    a, b = rng.integers(1, 2**61, (2, 64, 1), dtype=np.uint64) | np.uint64(1)
-    shingles, bands = [], []
-    for text in texts:
-        words = re.findall(r"\w+", text.lower())
-        grams = {" ".join(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
-        hashes = {int.from_bytes(hashlib.blake2b(g.encode(), digest_size=8).digest(), "little") for g in grams}
-        shingles.append(hashes)
-        minima = (a * np.fromiter(hashes, np.uint64) + b).min(1)  # wraps modulo 2^64
-        bands.append([hash(band.tobytes()) for band in minima.reshape(16, 4)])
-    pairs = set()
-    for column in np.array(bands, dtype=np.int64).reshape(-1, 16).T:
-        order = np.argsort(column, kind="stable")
-        for run in np.split(order, np.flatnonzero(np.diff(column[order])) + 1):
-            pairs |= {(int(i), int(j)) for n, i in enumerate(run) for j in run[n + 1 :]}
-    def jaccard(i: int, j: int) -> float:
-        return len(shingles[i] & shingles[j]) / len(shingles[i] | shingles[j])
-    return sorted((i, j) for i, j in pairs if jaccard(i, j) >= threshold)
-
+from report import write_report
 
 # ---------------------------------------------------------------- articles to documents
 
@@ -179,16 +59,18 @@ def read_articles(path: Path, since: date | None, until: date | None) -> list[di
     return sorted(chosen, key=lambda a: (a["day"], a["id"]))
 
 
-def select(articles: list[dict], args: argparse.Namespace) -> tuple[list[dict], dict[str, list[dict]], Counter]:
-    """(documents, articles dropped by reason, paragraphs removed by kind), before the split."""
+def select(articles: list[dict], args: argparse.Namespace) -> tuple[list[dict], dict[str, list[dict]], dict[str, Counter]]:
+    """(documents, articles dropped by reason, how often each paragraph was removed by kind), before the split."""
     dropped: dict[str, list[dict]] = {}
     def drop(reason: str, article: dict) -> None:
         dropped.setdefault(reason, []).append(article)
 
-    ours = []
+    ours, newest = [], {article["id"]: article for article in articles}
     for article in articles:
         suffix = re.fullmatch(r".*\d([A-Z]{2})(_[A-Z]{2})?", article["id"])
-        if suffix and suffix[1] != args.language:
+        if newest[article["id"]] is not article:
+            drop("same id, older", article)
+        elif suffix and suffix[1] != args.language:
             drop("other language (id)", article)
         elif suffix and suffix[2]:
             drop("other market (id)", article)
@@ -196,21 +78,18 @@ def select(articles: list[dict], args: argparse.Namespace) -> tuple[list[dict], 
             drop("other language (words)", article)
         else:
             ours.append(article)
-    removed, recurring = Counter(), set() if args.keep_boilerplate else recurring_paragraphs(ours)
-    documents, seen, ids = [], set(), set()
+    removed, recurring = defaultdict(Counter), set() if args.keep_boilerplate else recurring_paragraphs(ours)
+    documents, seen = [], set()
     for article in tqdm(ours, desc="cleaning", disable=None):
         whole = "\n\n".join(paragraphs_of(article["text"]))
         text = whole if args.keep_boilerplate else clean(article["text"], recurring, removed)
         mark = fingerprint(text)
-        if article["id"] in ids:
-            drop("same id", article)
-        elif len(text) < args.min_chars:
+        if len(text) < args.min_chars:
             drop(f"shorter than {args.min_chars} characters", article)
         elif mark in seen:
             drop("same text", article)
         else:
             seen.add(mark)
-            ids.add(article["id"])
             title = re.sub(r"\s+", " ", article["title"]).strip()
             documents.append({"id": article["id"], "title": title, "date": article["date"], "category": article.get("category"),
                               "url": article.get("url"), "text": f"{title}\n\n{text}"})
@@ -233,6 +112,17 @@ def split_by_date(documents: list[dict], shares: tuple[float, ...]) -> dict[str,
     if empty := [name for name, found in splits.items() if not found]:
         raise ValueError(f"{len(documents)} documents of {len(set(days))} days are too few for three splits: "
                          f"{', '.join(empty)} would be empty; collect more articles")
+    return splits
+
+
+def split_by_hash(documents: list[dict], shares: tuple[float, ...]) -> dict[str, list[dict]]:
+    """Train, val and test by a hash of the id: about the shares, and a document stays where it is when others come."""
+    splits = {name: [] for name in SPLITS}
+    for document in documents:
+        place = int.from_bytes(hashlib.sha256(document["id"].encode()).digest()[:8], "big") / 2**64
+        splits[SPLITS[int(np.searchsorted(np.cumsum(shares)[:-1], place, side="right"))]].append(document)
+    if empty := [name for name, found in splits.items() if not found]:
+        raise ValueError(f"{len(documents)} documents are too few: {', '.join(empty)} would be empty; collect more articles")
     return splits
 
 
@@ -329,7 +219,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
     if args.tokenizer:
         copy_tokenizer(locate(args.tokenizer, files=TOKENIZER_FILES), folder)
     documents, dropped, removed = select(articles, args)
-    splits = split_by_date(documents, args.split)
+    splits = {"date": split_by_date, "hash": split_by_hash}[args.split_by](documents, args.split)
     drop_near_duplicates(splits, dropped)
     print_report(len(articles), splits, dropped, removed)
 
@@ -353,21 +243,24 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
         "vocab_size": max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
         "end_token": end, "begins": begins,
         "dropped": {reason: len(found) for reason, found in dropped.items()},
-        "paragraphs_removed": dict(sorted(removed.items())),
+        "paragraphs_removed": {kind: found.total() for kind, found in sorted(removed.items())},
         "splits": entries, "pairs": len(pairs), "questions": {name: len(found) for name, found in sets.items()},
         "options": {key: str(value) if isinstance(value, date) else value for key, value in vars(args).items()
-                    if key in ("since", "until", "language", "min_chars", "split", "keep_boilerplate", "seed")},
+                    if key in ("since", "until", "language", "min_chars", "split", "split_by", "keep_boilerplate", "seed")},
     }
     write_json(folder / "meta.json", meta)
+    if args.report:
+        write_report(folder, meta, dropped, removed)
     return meta
 
 
-def print_report(total: int, splits: dict, dropped: dict[str, list[dict]], removed: Counter) -> None:
+def print_report(total: int, splits: dict, dropped: dict[str, list[dict]], removed: dict[str, Counter]) -> None:
     print(f"{total} articles, {sum(map(len, splits.values()))} kept")
     for reason, found in sorted(dropped.items(), key=lambda item: -len(item[1])):
         print(f"  {len(found):6d}  {reason:34s} such as {found[0]['id']}: {found[0]['title'][:60]}")
-    print(f"{sum(removed.values())} paragraphs of boilerplate removed: "
-          + (", ".join(f"{n} {kind}" for kind, n in removed.most_common()) or "none"))
+    kinds = sorted(removed.items(), key=lambda item: -item[1].total())
+    print(f"{sum(found.total() for found in removed.values())} paragraphs of boilerplate removed: "
+          + (", ".join(f"{found.total()} {kind}" for kind, found in kinds) or "none"))
     for name, found in splits.items():
         print(f"  {name:5s}  {len(found):6d} documents  {found[0]['date']} to {found[-1]['date']}")
 
@@ -376,7 +269,7 @@ def foreign_files(folder: Path) -> list[str]:
     """What stands in a folder besides a dataset that prepare.py wrote: the user's own files, above all question sets."""
     if not folder.is_dir():
         return [folder.name] if folder.exists() else []
-    ours = {"meta.json", "qa", *TOKENIZER_FILES}
+    ours = {"meta.json", "qa", "report.md", "lengths.png", *TOKENIZER_FILES}
     ours |= {f"{name}.{kind}" for name in (*SPLITS, "pairs") for kind in ("jsonl", "safetensors")}
     meta = folder / "meta.json"
     questions = {f"{name}.jsonl" for name in read_json(meta).get("questions", {})} if meta.is_file() else set()
@@ -411,7 +304,10 @@ def main() -> None:
     parser.add_argument("--until", type=parse_date, help="last day kept")
     parser.add_argument("--language", default="EN", choices=sorted(STOP_WORDS), help="language kept")
     parser.add_argument("--min-chars", type=int, default=450, help="shorter texts are stubs")
-    parser.add_argument("--split", type=parse_shares, default=(0.8, 0.1, 0.1), help="shares of train, val and test, by date")
+    parser.add_argument("--split", type=parse_shares, default=(0.8, 0.1, 0.1), help="shares of train, val and test")
+    parser.add_argument("--split-by", choices=("date", "hash"), default="date",
+                        help="test on the latest articles, or on a choice that stays when articles are added")
+    parser.add_argument("--report", action="store_true", help="also write report.md, a page about the dataset, with a figure")
     parser.add_argument("--keep-boilerplate", action="store_true", help="remove no paragraphs")
     parser.add_argument("--pairs", type=Path, help="JSONL of further training pairs (messages)")
     parser.add_argument("--questions", type=Path, nargs="+", default=[], help="JSONL files of multiple-choice questions to add")

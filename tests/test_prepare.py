@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 from small import run_main
 
 import questions as questions_module
+from clean import boilerplate_kind, language_of, near_duplicates, paragraphs_of, recurring_paragraphs
 from dataset import Dataset, read_jsonl, write_jsonl
-from prepare import (
-    boilerplate_kind,
-    language_of,
-    near_duplicates,
-    paragraphs_of,
-    recurring_paragraphs,
-    split_by_date,
-)
+from prepare import split_by_date, split_by_hash
 
 WORDS = ["steel", "motor", "city", "light", "river", "window", "paint", "wheel", "road", "bridge", "garden", "signal", "tower"]
 
@@ -91,7 +85,7 @@ def test_what_is_dropped_and_why(prepare):
     german = "Das ist der Text für die Presse und er ist nicht auf Englisch, die Werke sind mit dem Zug zu erreichen. " * 8
     bad = [
         article(50, id="T0000050DE"), article(51, id="T0000051EN_US"), article(52, text=german), article(53, text="Short."),
-        article(0, id="T0000054EN", date=article(3)["date"]), article(0, date="2024-12-30"),
+        article(0, id="T0000054EN", date=article(3)["date"]), article(0, date="2023-12-30"),
         article(55, text=text(1).replace("steel", "iron", 1), date=article(2)["date"]),
         article(56, text=text(39) + " And that is all.", date="2024-01-02"),
     ]
@@ -99,7 +93,7 @@ def test_what_is_dropped_and_why(prepare):
     assert code == 0
     assert json.loads((folder / "meta.json").read_text())["dropped"] == {
         "other language (id)": 1, "other market (id)": 1, "other language (words)": 1, "shorter than 450 characters": 1,
-        "same text": 1, "same id": 1, "near-duplicate": 1, "near-duplicate across the split": 1}
+        "same text": 1, "same id, older": 1, "near-duplicate": 1, "near-duplicate across the split": 1}
     assert "T0000051EN_US" in out and "T0000053EN" in out
     kept = {d["id"] for name in ("train", "val", "test") for d in Dataset(folder).documents(name)}
     assert kept == {a["id"] for a in good}  # the copy of the last test article left the training side
@@ -125,6 +119,42 @@ def test_splits_never_overlap(days):
     assert [d for found in splits.values() for d in found] == documents
     assert max(d["date"] for d in splits["train"]) < min(d["date"] for d in splits["val"])
     assert max(d["date"] for d in splits["val"]) < min(d["date"] for d in splits["test"])
+
+
+def test_a_split_by_hash_stays_when_articles_come(prepare):
+    few = {d["id"]: name for name, found in split_by_hash([article(i) for i in range(0, 2000, 2)], (0.8, 0.1, 0.1)).items()
+           for d in found}
+    many = split_by_hash([article(i) for i in range(2000)], (0.8, 0.1, 0.1))
+    assert all(few.get(d["id"], name) == name for name, found in many.items() for d in found) and len(few) == 1000
+    assert [len(many[name]) / 2000 for name in ("train", "val", "test")] == pytest.approx([0.8, 0.1, 0.1], abs=0.03)
+    folder = prepare([article(i) for i in range(60)], "--train-tokenizer", "400", "--split-by", "hash")[3]
+    assert all(few.get(d["id"], name) == name for name in many for d in Dataset(folder).documents(name))
+    with pytest.raises(ValueError, match="1 documents are too few"):
+        split_by_hash([article(0)], (0.8, 0.1, 0.1))
+
+
+def test_the_newest_of_two_with_one_id_stays(prepare):
+    """The later day, and of one day the later line."""
+    changes = [article(0, date="2024-12-30", text="New words. " + text(0)), article(1, text="Also new. " + text(1))]
+    folder = prepare([article(i) for i in range(40)] + changes)[3]
+    found = {d["id"]: d["text"] for name in ("train", "val", "test") for d in Dataset(folder).documents(name)}
+    assert "New words." in found["T0000000EN"] and "Also new." in found["T0000001EN"] and len(found) == 40
+
+
+def test_the_report(prepare):
+    copied = text(2).split("\n\n")[0]
+    articles = [article(i) for i in range(38)] + [article(38, text=f"{copied}\n\n{text(38)}"), article(39, text="Short.")]
+    articles = [a | {"text": a["text"] + "\n\nIn case of queries, please contact:\n\nPress office"} for a in articles]
+    code, _, _, folder = prepare(articles, "--train-tokenizer", "400", "--report")
+    page, meta = (folder / "report.md").read_text(), json.loads((folder / "meta.json").read_text())
+    assert code == 0 and (folder / "lengths.png").stat().st_size > 5000
+    for part in (f"| train | {meta['splits']['train']['documents']} | 2024-01-01 |", "**closed_book**: ",
+                 "| shorter than 450 characters | 1 | T0000039EN", "**contact**: 80 paragraphs, 2 different ones",
+                 "- 40 x In case of queries, please contact:"):
+        assert part in page, part
+    assert re.search(r"- \d\d\.\d% of T0000038EN", page)  # what it shares with a training document
+    assert prepare(articles, "--train-tokenizer", "400", "--report")[0] == 0  # the page is its own file
+    assert (folder / "report.md").read_text() == page
 
 
 BOILERPLATE = {

@@ -1,0 +1,77 @@
+"""One page about a dataset: what is in it, what was left out, and whether the test set was seen in training."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from dataset import SPLITS, Dataset
+from files import write_text
+from plot import draw_lengths
+
+EXAMPLES = 5  # of each kind
+
+
+def write_report(folder: Path, meta: dict, dropped: dict[str, list[dict]], removed: dict[str, Counter]) -> None:
+    """Write report.md and lengths.png into a dataset folder; `dropped` are articles by reason, `removed` paragraphs by kind."""
+    dataset = Dataset(folder)
+    splits = {name: dataset.split(name) for name in SPLITS}
+    documents = {name: dataset.documents(name) for name in SPLITS}
+    draw_lengths({name: np.diff(split.offsets).tolist() for name, split in splits.items()}, folder / "lengths.png")
+    lines = [f"# The dataset of {meta['source']['name']}", "",
+             f"{meta['source']['articles']} articles (SHA-256 {meta['source']['sha256'][:16]}...), "
+             f"{sum(map(len, documents.values()))} documents kept. Tokenizer: {meta['tokenizer']}. "
+             f"Options: {', '.join(f'{key} {value}' for key, value in meta['options'].items())}.", "",
+             *_table("split | documents | first day | last day | tokens | median tokens | longest | tokens per byte", [
+                 (name, len(split), meta["splits"][name]["first"], meta["splits"][name]["last"], f"{len(split.tokens):,}",
+                  int(np.median(np.diff(split.offsets))), int(np.diff(split.offsets).max()),
+                  f"{len(split.tokens) / split.bytes.sum():.3f}") for name, split in splits.items()]),
+             "", "![Length of the documents](lengths.png)", "", "## Articles left out", "",
+             *_table("reason | articles | for example", [
+                 (reason, len(found), "; ".join(f"{a['id']} {_short(a['title'], 60)}" for a in found[:EXAMPLES]))
+                 for reason, found in sorted(dropped.items())]),
+             "", "## Paragraphs removed", ""]
+    for kind, found in sorted(removed.items()):
+        lines += [f"**{kind}**: {found.total()} paragraphs, {len(found)} different ones", ""]
+        often = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:EXAMPLES]
+        lines += [*(f"- {n} x {_short(text, 160)}" for text, n in often), ""]
+    lines += ["## Was the test set seen?", "", *_leakage(documents), "", "## Documents", ""]
+    for name, found in documents.items():
+        lines += [f"- {name}, {found[0]['id']} ({found[0]['date']}): {_short(found[0]['text'], 300)}"]
+    lines += ["", "## Questions", ""]
+    for name, questions in dataset.questions().items():
+        positions, sources = Counter(q["answer"] for q in questions), {q.get("source", i) for i, q in enumerate(questions)}
+        lines += [f"**{name}**: {len(questions)} questions on {len(sources)} sources; right answers by position: "
+                  f"{', '.join(str(positions[i]) for i in range(max(positions) + 1))}", ""]
+        for q in questions[:EXAMPLES]:
+            choices = "; ".join(f"**{c}**" if i == q["answer"] else c for i, c in enumerate(q["choices"]))
+            lines.append(f"- {_short(q['question'], 250)} {choices} ({q.get('source', 'no source')})")
+        lines.append("")
+    write_text(folder / "report.md", "\n".join(lines).rstrip() + "\n")
+
+
+def _leakage(documents: dict[str, list[dict]], n: int = 13) -> list[str]:
+    """How much of each test document stands in the training documents, in runs of 13 words (as GPT-3's authors counted,
+    arXiv:2005.14165, appendix C)."""
+    def runs(text: str) -> set[int]:
+        words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+        return {hash(tuple(words[i : i + n])) for i in range(len(words) - n + 1)}
+
+    seen = set().union(*(runs(d["text"]) for d in documents["train"]))
+    shares = sorted(((len(found & seen) / len(found), d) for d in documents["test"] if (found := runs(d["text"]))),
+                    key=lambda item: (-item[0], item[1]["id"]))
+    mean = sum(share for share, _ in shares) / max(len(shares), 1)
+    days = documents["train"][-1]["date"], documents["test"][0]["date"]
+    return [f"Of the runs of {n} words in a test document, {mean:.1%} on average stand in a training document too. The last "
+            f"day of training is {days[0]}, the first of the test {days[1]}. The most:", "",
+            *(f"- {share:.1%} of {d['id']}: {_short(d['title'], 80)}" for share, d in shares[:EXAMPLES])]
+
+
+def _short(text: str, length: int) -> str:
+    text = " ".join(text.split()).replace("|", "/")
+    return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + " ..."
+
+
+def _table(head: str, rows: list[tuple]) -> list[str]:
+    width = head.count("|") + 1
+    return [f"| {head} |", "|" + "---|" * width, *("| " + " | ".join(map(str, row)) + " |" for row in rows)]
