@@ -23,15 +23,14 @@ from dataset import (
     SPLITS,
     end_token,
     load_tokenizer,
-    prompt_of,
     read_jsonl,
     read_questions,
-    split_tokens,
     tokenizer_hash,
     write_jsonl,
     write_tokens,
 )
 from files import TOKENIZER_FILES, copy_tokenizer, locate, make_folder, read_json, whole_folder, write_json
+from instructions import MAX_REPEATS, balance, encode_pair, hold_out, read_pairs, with_task
 from questions import open_and_closed_book, training_pairs
 from report import write_report
 
@@ -184,28 +183,12 @@ def write_split(folder: Path, name: str, documents: list[dict], tokenizer: Token
             "first": documents[0]["date"], "last": documents[-1]["date"]}
 
 
-def write_pairs(folder: Path, pairs: list[dict], tokenizer: Tokenizer, end: int) -> None:
-    """Training pairs as text and as tokens; only the answer and the end are learned."""
-    tokens, learned = [], []
-    for pair in pairs:
-        question, answer = (message["content"] for message in pair["messages"])
-        whole, prompt = split_tokens(tokenizer, prompt_of(question), " " + answer)
-        tokens.append([*whole, end])
-        learned.append([0] * prompt + [1] * (len(whole) + 1 - prompt))
-    write_jsonl(folder / "pairs.jsonl", pairs)
-    write_tokens(folder / "pairs.safetensors", tokens, tokenizer.get_vocab_size(), learned=learned)
-
-
-def read_pairs(path: Path) -> list[dict]:
-    """Training examples in chat form: a user's turn and an assistant's."""
-    pairs = read_jsonl(path, ("messages",))
-    for number, pair in enumerate(pairs, start=1):
-        turns = pair["messages"] if isinstance(pair["messages"], list) else []
-        texts = [m.get("content") for m in turns if isinstance(m, dict)]
-        roles = [m.get("role") for m in turns if isinstance(m, dict)]
-        if roles != ["user", "assistant"] or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError(f"{path}, line {number}: messages must be a turn of the user and one of the assistant, with text")
-    return pairs
+def write_pairs(folder: Path, name: str, pairs: list[dict], tokenizer: Tokenizer, end: int) -> None:
+    """Examples as text and as tokens; only the answers and the end are learned."""
+    found = [encode_pair(pair["messages"], tokenizer, end) for pair in pairs]
+    write_jsonl(folder / f"{name}.jsonl", pairs)
+    write_tokens(folder / f"{name}.safetensors", [tokens for tokens, _ in found], tokenizer.get_vocab_size(),
+                 learned=[mask for _, mask in found])
 
 
 # ---------------------------------------------------------------- the whole
@@ -232,7 +215,21 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
     if args.generated:
         pairs = training_pairs(splits["train"], args.seed) + pairs
         sets = {name: found for name, found in open_and_closed_book(splits, args.seed).items() if found} | sets
-    write_pairs(folder, pairs, tokenizer, end)
+    if args.task_prefix:
+        pairs = [with_task(pair) for pair in pairs]
+    longest = args.max_pair_tokens or sys.maxsize
+    whole = [pair for pair in pairs if len(encode_pair(pair["messages"], tokenizer, end)[0]) <= longest]  # none is ever cut
+    too_long = len(pairs) - len(whole)
+    pairs, held_out = hold_out(whole, args.hold_out, args.seed)
+    if args.balance:
+        pairs = balance(pairs, args.balance)
+    write_pairs(folder, "pairs", pairs, tokenizer, end)
+    if held_out:
+        write_pairs(folder, "pairs_test", held_out, tokenizer, end)
+    tasks = Counter(pair.get("task") or "none" for pair in pairs)
+    if pairs:
+        print(f"{len(pairs)} training pairs by task: {', '.join(f'{n} {task}' for task, n in tasks.most_common())}; "
+              f"{len(held_out)} held out; {too_long} dropped as too long")
     for name, questions in sets.items():
         write_jsonl(make_folder(folder / "qa") / f"{name}.jsonl", questions)
     meta = {
@@ -244,7 +241,8 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
         "end_token": end, "begins": begins,
         "dropped": {reason: len(found) for reason, found in dropped.items()},
         "paragraphs_removed": {kind: found.total() for kind, found in sorted(removed.items())},
-        "splits": entries, "pairs": len(pairs), "questions": {name: len(found) for name, found in sets.items()},
+        "splits": entries, "pairs": len(pairs), "pairs_held_out": len(held_out), "pairs_too_long": too_long,
+        "tasks": dict(sorted(tasks.items())), "questions": {name: len(found) for name, found in sets.items()},
         "options": {key: str(value) if isinstance(value, date) else value for key, value in vars(args).items()
                     if key in ("since", "until", "language", "min_chars", "split", "split_by", "keep_boilerplate", "seed")},
     }
@@ -270,7 +268,7 @@ def foreign_files(folder: Path) -> list[str]:
     if not folder.is_dir():
         return [folder.name] if folder.exists() else []
     ours = {"meta.json", "qa", "report.md", "lengths.png", *TOKENIZER_FILES}
-    ours |= {f"{name}.{kind}" for name in (*SPLITS, "pairs") for kind in ("jsonl", "safetensors")}
+    ours |= {f"{name}.{kind}" for name in (*SPLITS, "pairs", "pairs_test") for kind in ("jsonl", "safetensors")}
     meta = folder / "meta.json"
     questions = {f"{name}.jsonl" for name in read_json(meta).get("questions", {})} if meta.is_file() else set()
     found = [path.name for path in folder.iterdir() if path.name not in ours]
@@ -309,7 +307,12 @@ def main() -> None:
                         help="test on the latest articles, or on a choice that stays when articles are added")
     parser.add_argument("--report", action="store_true", help="also write report.md, a page about the dataset, with a figure")
     parser.add_argument("--keep-boilerplate", action="store_true", help="remove no paragraphs")
-    parser.add_argument("--pairs", type=Path, help="JSONL of further training pairs (messages)")
+    parser.add_argument("--pairs", type=Path, help="JSONL of further training pairs (messages, or prompt and response)")
+    parser.add_argument("--task-prefix", action="store_true", help="put each pair's task in front of its question: [SPEC] ...")
+    parser.add_argument("--balance", type=float, metavar="RATIO",
+                        help=f"repeat rare tasks, {MAX_REPEATS} times at most, until none has over RATIO times another's pairs")
+    parser.add_argument("--hold-out", type=float, default=0.0, metavar="SHARE", help="share of the pairs kept for pairs_test")
+    parser.add_argument("--max-pair-tokens", type=int, metavar="N", help="drop pairs that are longer, rather than cut them")
     parser.add_argument("--questions", type=Path, nargs="+", default=[], help="JSONL files of multiple-choice questions to add")
     parser.add_argument("--no-generated", dest="generated", action="store_false", help="make no pairs and questions by rule")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of questions and distractors")
@@ -320,6 +323,9 @@ def main() -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two question sets would be named {twice[0]}; rename a file (closed_book and open_book are the names "
                          "of the generated ones, which --no-generated leaves out)")
+    if not 0 <= args.hold_out < 1 or (args.balance or 1) < 1 or (args.max_pair_tokens or 1) < 1:
+        raise ValueError("--hold-out must be from 0 to below 1, --balance and --max-pair-tokens at least 1; given "
+                         f"{args.hold_out}, {args.balance} and {args.max_pair_tokens}")
     if args.min_chars < 0:
         raise ValueError(f"--min-chars must be 0 or more, given {args.min_chars}")
     if strange := foreign_files(args.out):

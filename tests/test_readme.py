@@ -47,7 +47,7 @@ def test_make_targets_exist():
 def checkout(tmp_path_factory):
     """A copy of what is in the repository, so that no command touches this one's data and runs."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("configs", "demo"):
+    for name in ("configs", "demo", "qa"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)

@@ -1,0 +1,109 @@
+"""instructions.py and qa/: data from elsewhere comes in whole, checked and balanced."""
+
+import json
+import re
+from collections import Counter
+from datetime import date
+
+import pytest
+from small import ROOT, make_data, run_main
+
+from dataset import Dataset, load_tokenizer, read_jsonl, read_questions, write_jsonl
+from instructions import MAX_REPEATS, balance, encode_pair, hold_out, read_pairs
+from questions import written
+
+
+def chat(*turns: str, **more) -> dict:
+    """user, assistant, user, ... in turn."""
+    return {"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]} | more
+
+
+def test_both_forms_come_in(tmp_path):
+    system = {"role": "system", "content": "Be brief."}
+    write_jsonl(tmp_path / "p.jsonl", [
+        chat("Q?", "A.", task="SPEC"), {"prompt": "Q2?", "response": "A2.", "task": "WIRING", "x": 1},
+        {"messages": [system, *chat("a", "b", "c", "d")["messages"]]}])
+    assert read_pairs(tmp_path / "p.jsonl") == [chat("Q?", "A.", task="SPEC"), chat("Q2?", "A2.", task="WIRING", x=1),
+                                                {"messages": [system, *chat("a", "b", "c", "d")["messages"]]}]
+
+
+@pytest.mark.parametrize("row, message", [
+    ({"prompt": "?"}, "lacks messages, or prompt and response; it has prompt"), (chat("?"), "messages must be turns"),
+    (chat("?", " "), "messages must be turns"), ({"messages": "?"}, "messages must be turns"),
+    ({"messages": []}, "messages must be turns"), ({"messages": chat("?", "!")["messages"][::-1]}, "messages must be turns"),
+    ({"prompt": 5, "response": "x"}, "messages must be turns"),
+    ({"messages": chat("?", "!")["messages"] + [{"role": "system", "content": "late"}]}, "messages must be turns"),
+    (chat("?", "!", task=3), "task must be a text"),
+])
+def test_bad_lines_are_named(tmp_path, row, message):
+    write_jsonl(tmp_path / "p.jsonl", [chat("?", "!"), row])
+    with pytest.raises(ValueError, match=f"p.jsonl, line 2: {message}"):
+        read_pairs(tmp_path / "p.jsonl")
+
+
+def test_only_what_the_assistant_says_is_learned(tmp_path):
+    tokenizer = load_tokenizer(make_data(tmp_path / "data"))
+    system = {"role": "system", "content": "Be brief."}
+    tokens, learned = encode_pair([system, *chat("Why?", "So it is.", "When?", "Größer now.")["messages"]], tokenizer, 0)
+    whole = "Be brief.\n\nQuestion: Why?\nAnswer: So it is.\n\nQuestion: When?\nAnswer: Größer now."
+    assert tokenizer.decode(tokens[:-1]) == whole
+    said = [t for t, mask in zip(tokens, learned, strict=True) if mask]
+    assert said[-1] == tokens[-1] == 0 and tokenizer.decode(said[:-1]) == " So it is. Größer now."
+
+
+def test_balance_and_hold_out():
+    pairs = [chat(f"{task}{i}", "a", task=task) for task, n in (("SPEC", 100), ("WIRING", 30), ("RARE", 2)) for i in range(n)]
+    counts = Counter(p["task"] for p in balance(pairs, 2))
+    assert counts == {"SPEC": 100, "WIRING": 60, "RARE": 2 * MAX_REPEATS}
+    assert balance(pairs, 1000) == pairs and not balance([], 2)
+    training, held = hold_out(pairs, 0.2, seed=42)
+    assert (len(training), len(held)) == (106, 26) and hold_out(pairs, 0.2, seed=42)[1] == held != hold_out(pairs, 0.2, 1)[1]
+    assert sorted(map(json.dumps, training + held)) == sorted(map(json.dumps, pairs))
+
+
+def test_the_service_manual_recipe(tmp_path, monkeypatch, capsys):
+    """Five tasks with prefixes, a fifth held out before any is repeated, no task over twice another, nothing cut."""
+    sizes = dict(SPEC=60, PROCEDURE=40, EXPLANATION=30, WIRING=12, TROUBLESHOOTING=20)
+    rows = [{"prompt": f"What about part {i} of {task.lower()}?", "response": f"Turn it {i} times.", "task": task}
+            for task, n in sizes.items() for i in range(n)]
+    rows.append({"prompt": "Long?", "response": "word " * 300, "task": "SPEC"})
+    write_jsonl(tmp_path / "manual.jsonl", rows)
+    write_jsonl(tmp_path / "a.jsonl", [
+        {"id": f"a{i}", "title": f"T{i}", "date": f"2024-01-{i + 1:02}", "text": f"The text {i} is of part {i * i}. " * 25}
+        for i in range(20)])
+    options = ["--train-tokenizer", "400", "--no-generated", "--pairs", tmp_path / "manual.jsonl", "--task-prefix",
+               "--hold-out", "0.2", "--seed", "42", "--balance", "2", "--max-pair-tokens", "200"]
+    code, out, err = run_main(monkeypatch, capsys, "prepare.py", tmp_path / "a.jsonl", "--out", tmp_path / "d", *options)
+    assert code == 0, err
+    data, training = Dataset(tmp_path / "d"), read_jsonl(tmp_path / "d" / "pairs.jsonl")
+    held = read_jsonl(tmp_path / "d" / "pairs_test.jsonl")
+    counts = Counter(p["task"] for p in training)
+    assert set(counts) == set(sizes) and max(counts.values()) <= 2 * min(counts.values())
+    assert all(p["messages"][0]["content"].startswith(f"[{p['task']}] ") for p in training + held)
+    texts = [{p["messages"][0]["content"] for p in part} for part in (training, held)]
+    assert not texts[0] & texts[1] and len(texts[0] | texts[1]) == 162
+    assert "1 dropped as too long" in out and len(data.split("pairs_test")) == len(held) == data.meta["pairs_held_out"] == 32
+    assert data.meta["pairs_too_long"] == 1 and data.meta["tasks"] == counts
+
+
+def test_the_questions_written_by_hand():
+    """66 in six kinds; the place of the right answer tells nothing, and no answer stands in its question."""
+    questions = read_questions(ROOT / "qa" / "bmw_news.jsonl")
+    kinds, places = Counter(q["category"] for q in questions), Counter(q["answer"] for q in questions)
+    assert len(questions) >= 60 and {"who", "where", "when", "how many", "which model"} <= set(kinds)
+    assert min(kinds.values()) >= 5
+    assert all(len(q["choices"]) == 4 for q in questions) and max(places.values()) - min(places.values()) <= 3
+    assert not any(choice.lower() in q["question"].lower() for q in questions for choice in q["choices"])
+    longest = [max(range(4), key=lambda i, q=q: len(q["choices"][i])) == q["answer"] for q in questions]
+    assert sum(longest) / len(questions) < 0.4
+
+
+def test_the_questions_written_by_hand_rest_on_their_articles(real):
+    articles = {a["id"]: a for a in read_jsonl(real / "bmw" / "articles.jsonl")}
+    for q in read_questions(ROOT / "qa" / "bmw_news.jsonl"):
+        article = articles[q["source"]]
+        text = f"{written(date.fromisoformat(article['date']))} {article['title']} {article['text']}".lower()
+        text = re.sub(r"(?<=\d)[.,](?=\d{3})", "", text)
+        words = re.findall(r"\w+", q["choices"][q["answer"]].replace(",", "").lower())
+        found = [word for word in words if word in text]
+        assert len(found) >= max(1, len(words) / 2), f"{q['question']}: {q['choices'][q['answer']]} is not in {q['source']}"
