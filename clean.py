@@ -2,9 +2,11 @@
 
 import hashlib
 import re
+import zlib
 from collections import Counter
 
 import numpy as np
+from tqdm import tqdm
 
 # ---------------------------------------------------------------- boilerplate
 # Every pattern covers a whole paragraph: nothing is cut because of a word that also stands in running text.
@@ -106,23 +108,38 @@ def language_of(text: str) -> str | None:
 def near_duplicates(texts: list[str], threshold: float = 0.8) -> list[tuple[int, int]]:
     """Pairs (i < j) whose sets of five-word shingles have a Jaccard similarity of at least `threshold`.
 
-    MinHash (Broder 1997): 64 permutations in 16 bands of 4; documents that share a band are compared exactly.
+    MinHash (Broder 1997): 64 permutations in 16 bands of 4. Of the documents that share a band, each is compared exactly
+    with the first and with the one before, so that time and memory (128 bytes a document) grow linearly.
     """
     rng = np.random.default_rng(1)
     a, b = rng.integers(1, 2**61, (2, 64, 1), dtype=np.uint64) | np.uint64(1)
-    shingles, bands = [], []
-    for text in texts:
-        words = re.findall(r"\w+", text.lower())
-        grams = {" ".join(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
-        hashes = {int.from_bytes(hashlib.blake2b(g.encode(), digest_size=8).digest(), "little") for g in grams}
-        shingles.append(hashes)
-        minima = (a * np.fromiter(hashes, np.uint64) + b).min(1)  # wraps modulo 2^64
-        bands.append([hash(band.tobytes()) for band in minima.reshape(16, 4)])
-    pairs = set()
-    for column in np.array(bands, dtype=np.int64).reshape(-1, 16).T:
+    mix = rng.integers(1, 2**61, 4, dtype=np.uint64) | np.uint64(1)
+    bands = np.empty((len(texts), 16), np.uint64)
+    for i, text in enumerate(tqdm(texts, desc="duplicates", disable=None)):
+        minima = (a * shingles(text) + b).min(1)  # wraps modulo 2^64, here and below
+        bands[i] = (minima.reshape(16, 4) * mix).sum(1)
+    candidates = []
+    for column in bands.T:
         order = np.argsort(column, kind="stable")
-        for run in np.split(order, np.flatnonzero(np.diff(column[order])) + 1):
-            pairs |= {(int(i), int(j)) for n, i in enumerate(run) for j in run[n + 1 :]}
+        same = column[order[1:]] == column[order[:-1]]
+        starts = np.maximum.accumulate(np.where(np.r_[True, ~same], np.arange(len(order)), 0))
+        for other in (order[:-1], order[starts][1:]):
+            candidates.append(np.stack([other[same], order[1:][same]], 1))
+    pairs = np.unique(np.concatenate(candidates), axis=0)
+
     def jaccard(i: int, j: int) -> float:
-        return len(shingles[i] & shingles[j]) / len(shingles[i] | shingles[j])
-    return sorted((i, j) for i, j in pairs if jaccard(i, j) >= threshold)
+        first, second = shingles(texts[i]), shingles(texts[j])
+        common = len(np.intersect1d(first, second, assume_unique=True))
+        return common / (len(first) + len(second) - common)
+
+    return [(i, j) for i, j in pairs.tolist() if jaccard(i, j) >= threshold]
+
+
+def shingles(text: str) -> np.ndarray:
+    """Hashes of the runs of five words (of all the words, where they are fewer), each once."""
+    words = np.fromiter((zlib.crc32(word.encode()) for word in re.findall(r"\w+", text.lower())), np.uint64)
+    size = min(5, max(1, len(words)))
+    found = np.zeros(max(1, len(words) - size + 1), np.uint64)
+    for k in range(min(size, len(words))):
+        found = found * np.uint64(0x9E3779B97F4A7C15) + words[k : len(words) - size + 1 + k] + np.uint64(1)
+    return np.unique(found)

@@ -126,14 +126,17 @@ def split_by_hash(documents: list[dict], shares: tuple[float, ...]) -> dict[str,
 
 
 def drop_near_duplicates(splits: dict[str, list[dict]], dropped: dict[str, list[dict]]) -> None:
-    """Within a split the later one goes; across the split the one on the training side, so that nothing tested was seen."""
+    """Within a split the later one goes; across the split the one on the training side, so that nothing tested was seen.
+
+    What resembles a document that goes, goes as well: a chain of versions leaves one.
+    """
     where = [(name, d) for name, found in splits.items() for d in found]
     gone = set()
     for i, j in near_duplicates([d["text"] for _, d in where]):
-        if i in gone or j in gone:
-            continue
         same = where[i][0] == where[j][0]
         loser = j if same else i
+        if loser in gone:
+            continue
         gone.add(loser)
         dropped.setdefault("near-duplicate" if same else "near-duplicate across the split", []).append(where[loser][1])
     lost = {id(where[i][1]) for i in gone}

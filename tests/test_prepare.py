@@ -223,6 +223,16 @@ def test_near_duplicates_are_those_of_the_plain_comparison():
     assert {(j, i) for (i, j), s in similar.items() if s >= 0.9} <= found and len(found) >= 10
 
 
+def test_many_versions_of_one_text_leave_one_at_linear_cost(prepare):
+    versions = [" ".join(text(3).split()) + f" Version {i} of {i * i}." for i in range(200)]
+    others = [text(i) for i in range(60, 100)]
+    found = near_duplicates(versions + others)
+    assert 199 <= len(found) <= 16 * 2 * 200 and {j for _, j in found} == set(range(1, 200))
+    articles = [article(i, text=t, date="2024-01-01") for i, t in enumerate(versions)]
+    folder = prepare(articles + [article(i) for i in range(200, 260)])[3]
+    assert Dataset(folder).meta["dropped"] == {"near-duplicate": 199}
+
+
 def test_questions_are_of_one_kind_and_not_given_away(prepare):
     """Four different choices of the same unit, none of the wrong ones in the source, the answer not in the question."""
     folder = prepare([article(i) for i in range(60)])[3]
