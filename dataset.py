@@ -13,7 +13,7 @@ and then the end-of-text token. A document of n tokens gives n - 1 predictions: 
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from files import read_json, read_tensors, write_tensors, write_text
+from files import map_tensors, read_json, write_tensors, write_text
 
 IGNORE = -100  # a target that is not learned, torch's convention
 SPLITS = ("train", "val", "test")
@@ -123,7 +123,7 @@ def split_tokens(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[i
 
 def write_tokens(
     path: str | Path,
-    documents: list[list[int]],
+    documents: Sequence[Sequence[int]],
     vocab_size: int,
     *,
     nbytes: list[int] | None = None,
@@ -150,7 +150,7 @@ class Split:
     """Tokenized documents of one split: `split[i]` is document i's tokens, `split.bytes[i]` the bytes they predict."""
 
     def __init__(self, path: Path):
-        tensors = {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
+        tensors = map_tensors(path)
         if missing := {"tokens", "offsets"} - tensors.keys():
             raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; run prepare.py again")
         self.path = path

@@ -4,12 +4,14 @@ JSON and safetensors only; nothing is unpickled. Every error says which file and
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -17,6 +19,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
                    "vocab.json", "merges.txt")
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
                      torch.int32: "I32", torch.uint8: "U8", torch.uint16: "U16", torch.uint32: "U32", torch.bool: "BOOL"}
+MAPPED_TYPES = {"F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "u1", "U16": "<u2", "U32": "<u4"}
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", "*.safetensors")
 
 
@@ -79,6 +82,29 @@ def read_tensors(path: str | Path, device="cpu") -> dict[str, torch.Tensor]:
             return {name: file.get_tensor(name).clone() for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); fetch or make it again") from error
+
+
+def map_tensors(path: str | Path) -> dict[str, np.ndarray]:
+    """A safetensors file's tensors as read-only arrays on the file itself: only what is used is ever read."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is missing")
+    try:
+        with safe_open(path, framework="np"):  # checks the header against the file's size
+            pass
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); fetch or make it again") from error
+    found = {}
+    for name, about in header.items():
+        if name != "__metadata__":
+            if about["dtype"] not in MAPPED_TYPES:
+                raise ValueError(f"{path}: {name} is of type {about['dtype']}; a dataset holds {', '.join(MAPPED_TYPES)}")
+            kind, shape = np.dtype(MAPPED_TYPES[about["dtype"]]), tuple(about["shape"])
+            start = 8 + size + about["data_offsets"][0]
+            found[name] = np.memmap(path, kind, "r", start, shape) if math.prod(shape) else np.empty(shape, kind)
+    return found
 
 
 def read_weights(folder: Path, wanted: dict[str, torch.Size], device, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from hub import Hub
@@ -174,3 +175,25 @@ def test_a_folder_whose_replacement_fails_comes_back(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="No space left.*unharmed"), whole_folder(tmp_path / "d") as beside:
         (beside / "a").write_text("new")
     assert (tmp_path / "d" / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_mapped_tensors_are_those_of_the_library(tmp_path):
+    tensors = {"a": torch.arange(7, dtype=torch.int64), "b": torch.arange(6).to(torch.uint16).reshape(2, 3),
+               "c": torch.tensor([1.5, -2.0]), "none": torch.empty(0, dtype=torch.uint8)}
+    for writer in (write_tensors, lambda path, tensors: save_file(tensors, path)):
+        writer(tmp_path / "t.safetensors", tensors)
+        found = files.map_tensors(tmp_path / "t.safetensors")
+        assert found.keys() == tensors.keys()
+        assert all(np.array_equal(found[name], tensor.numpy()) for name, tensor in tensors.items())
+        with pytest.raises(ValueError):
+            found["a"][0] = 1  # nothing that reads can write
+    for size in (4, 100, (tmp_path / "t.safetensors").stat().st_size - 1):
+        shutil.copy(tmp_path / "t.safetensors", tmp_path / "cut.safetensors")
+        os.truncate(tmp_path / "cut.safetensors", size)
+        with pytest.raises(ValueError, match="cut.safetensors is truncated or damaged"):
+            files.map_tensors(tmp_path / "cut.safetensors")
+    save_file({"h": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "h.safetensors")
+    with pytest.raises(ValueError, match="h.safetensors: h is of type BF16"):
+        files.map_tensors(tmp_path / "h.safetensors")
+    with pytest.raises(ValueError, match="nothing.safetensors is missing"):
+        files.map_tensors(tmp_path / "nothing.safetensors")
