@@ -97,8 +97,19 @@ STOP_WORDS = {
 }
 
 
+SCRIPTS = {  # letters of their own; Japanese before Chinese, whose characters it uses too
+    "JA": "\u3040-\u30ff", "ZH": "\u4e00-\u9fff", "KO": "\uac00-\ud7af", "RU": "\u0400-\u04ff", "EL": "\u0370-\u03ff",
+    "AR": "\u0600-\u06ff", "HE": "\u0590-\u05ff", "TH": "\u0e00-\u0e7f", "HI": "\u0900-\u097f",
+}
+
+
 def language_of(text: str) -> str | None:
-    """The language whose stop words stand in a text most often; None where there are too few to tell."""
+    """The language whose script has a fifth of the letters, else whose stop words stand in a text most often; None where
+    there are too few to tell."""
+    letters = len(re.findall(r"[^\W\d_]", text))
+    for language, span in SCRIPTS.items():
+        if len(re.findall(f"[{span}]", text)) > 0.2 * letters:
+            return language
     words = Counter(re.findall(r"[^\W\d_]+", text.lower()))
     found = {language: sum(words[word] for word in stop) for language, stop in STOP_WORDS.items()}
     best = max(found, key=found.get)

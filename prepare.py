@@ -74,7 +74,7 @@ def select(articles: list[dict], args: argparse.Namespace) -> tuple[list[dict], 
         elif suffix and suffix[2]:
             drop("other market (id)", article)
         elif language_of(article["text"]) not in (None, args.language):
-            drop("other language (words)", article)
+            drop("other language (text)", article)
         else:
             ours.append(article)
     removed, recurring = defaultdict(Counter), set() if args.keep_boilerplate else recurring_paragraphs(ours)

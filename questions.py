@@ -89,7 +89,7 @@ def _mentions(text: str) -> list[Mention]:
 
 
 def training_pairs(documents: list[dict], seed: int, per_document: int = 3) -> list[dict]:
-    """Chat examples from training documents: the day of publication, what it is about, and figures to complete."""
+    """Chat examples from training documents: the day of publication, how it begins, its title, and figures to complete."""
     rng, pairs = random.Random(seed), []
     for document in documents:
         title, body = document["title"], document["text"].split("\n\n", 1)[1]
@@ -102,6 +102,8 @@ def training_pairs(documents: list[dict], seed: int, per_document: int = 3) -> l
         first = next((s for s in sentences_of(body.split("\n\n")[0]) if len(s) >= 60), None)
         if first and len(first) <= 400:
             add("summary", f"What does the press release “{title}” say first?", first)
+            if not _gives_away(first, title):
+                add("title", f"What is the title of the press release that begins: “{first}”", title)
         facts = facts_of(document)
         for fact in rng.sample(facts, min(per_document, len(facts))):
             add(_category(fact), f"Complete this: “{blank(fact)}”", fact.mention.answer)

@@ -86,13 +86,14 @@ def test_what_is_dropped_and_why(prepare):
     bad = [
         article(50, id="T0000050DE"), article(51, id="T0000051EN_US"), article(52, text=german), article(53, text="Short."),
         article(0, id="T0000054EN", date=article(3)["date"]), article(0, date="2023-12-30"),
+        article(57, text="宝马集团在慕尼黑发布了新款车型。" * 50), article(58, text="Новый завод БМВ открыт в Мюнхене. " * 30),
         article(55, text=text(1).replace("steel", "iron", 1), date=article(2)["date"]),
         article(56, text=text(39) + " And that is all.", date="2024-01-02"),
     ]
     code, out, _, folder = prepare(good + bad)
     assert code == 0
     assert json.loads((folder / "meta.json").read_text())["dropped"] == {
-        "other language (id)": 1, "other market (id)": 1, "other language (words)": 1, "shorter than 450 characters": 1,
+        "other language (id)": 1, "other market (id)": 1, "other language (text)": 3, "shorter than 450 characters": 1,
         "same text": 1, "same id, older": 1, "near-duplicate": 1, "near-duplicate across the split": 1}
     assert "T0000051EN_US" in out and "T0000053EN" in out
     kept = {d["id"] for name in ("train", "val", "test") for d in Dataset(folder).documents(name)}
@@ -354,6 +355,8 @@ def test_the_real_releases(real, prepare, tmp_path, monkeypatch, capsys):
     assert "512 articles" in out and sum(data.meta["dropped"].values()) + sum(
         data.meta["splits"][name]["documents"] for name in ("train", "val", "test")) == 512
     assert data.meta["paragraphs_removed"]["contact"] > 300 and data.meta["dropped"]["other market (id)"] > 30
+    tasks = data.meta["tasks"]
+    assert set(tasks) == {"date", "summary", "title", "figure", "day"} and min(tasks["title"], tasks["date"]) > 200
     articles = {a["id"]: a for a in read_jsonl(real / "bmw" / "articles.jsonl")}
     leads = removed = 0
     for name in ("train", "val", "test"):
