@@ -18,6 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 
+from ask import write_questions
 from clean import STOP_WORDS, clean, fingerprint, language_of, near_duplicates, paragraphs_of, recurring_paragraphs
 from dataset import (
     SPLITS,
@@ -218,6 +219,11 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
     if args.generated:
         pairs = training_pairs(splits["train"], args.seed) + pairs
         sets = {name: found for name, found in open_and_closed_book(splits, args.seed).items() if found} | sets
+    if args.questions_from:
+        chosen = splits["train"][:: max(1, len(splits["train"]) // args.questions_documents)][: args.questions_documents]
+        sets["written"], refused = write_questions(args.questions_from, args.questions_model, chosen, args.seed)
+        print(f"{len(sets['written'])} questions written on {len(chosen)} documents; refused: "
+              + (", ".join(f"{n} {reason}" for reason, n in refused.most_common()) or "none"))
     if args.task_prefix:
         pairs = [with_task(pair) for pair in pairs]
     longest = args.max_pair_tokens or sys.maxsize
@@ -317,15 +323,22 @@ def main() -> None:
     parser.add_argument("--hold-out", type=float, default=0.0, metavar="SHARE", help="share of the pairs kept for pairs_test")
     parser.add_argument("--max-pair-tokens", type=int, metavar="N", help="drop pairs that are longer, rather than cut them")
     parser.add_argument("--questions", type=Path, nargs="+", default=[], help="JSONL files of multiple-choice questions to add")
+    parser.add_argument("--questions-from", metavar="URL", help="have a model write questions: an OpenAI-compatible endpoint, "
+                        "such as http://localhost:8000/v1 (key in OPENAI_API_KEY, prompt in qa/prompt.txt)")
+    parser.add_argument("--questions-model", default="default", metavar="NAME", help="the model to ask for there")
+    parser.add_argument("--questions-documents", type=int, default=100, metavar="N", help="training documents to ask about")
     parser.add_argument("--no-generated", dest="generated", action="store_false", help="make no pairs and questions by rule")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of questions and distractors")
     args = parser.parse_args()
     if bool(args.tokenizer) == bool(args.train_tokenizer):
         raise ValueError("give --tokenizer NAME (the model's to be trained) or --train-tokenizer SIZE")
     names = [path.stem for path in args.questions] + ["closed_book", "open_book"] * args.generated
+    names += ["written"] * bool(args.questions_from)
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"two question sets would be named {twice[0]}; rename a file (closed_book and open_book are the names "
-                         "of the generated ones, which --no-generated leaves out)")
+        raise ValueError(f"two question sets would be named {twice[0]}; rename a file (closed_book, open_book and written are "
+                         "the names of the sets that are made here)")
+    if args.questions_documents < 1:
+        raise ValueError(f"--questions-documents must be at least 1, given {args.questions_documents}")
     if not 0 <= args.hold_out < 1 or (args.balance or 1) < 1 or (args.max_pair_tokens or 1) < 1:
         raise ValueError("--hold-out must be from 0 to below 1, --balance and --max-pair-tokens at least 1; given "
                          f"{args.hold_out}, {args.balance} and {args.max_pair_tokens}")
