@@ -78,7 +78,10 @@ def select(articles: list[dict], args: argparse.Namespace) -> tuple[list[dict], 
             drop("other language (text)", article)
         else:
             ours.append(article)
-    removed, recurring = defaultdict(Counter), set() if args.keep_boilerplate else recurring_paragraphs(ours)
+    removed, recurring = defaultdict(Counter), set()
+    if not args.keep_boilerplate:  # what versions of one article share is its text
+        versions = {j for _, j in near_duplicates([article["text"] for article in ours])}
+        recurring = recurring_paragraphs([article for i, article in enumerate(ours) if i not in versions])
     documents, seen = [], set()
     for article in tqdm(ours, desc="cleaning", disable=None):
         whole = "\n\n".join(paragraphs_of(article["text"]))
