@@ -32,3 +32,11 @@ def real() -> Path:
 
 def pytest_terminal_summary(terminalreporter) -> None:
     terminalreporter.write_line(f"{len(terminalreporter.stats.get('skipped', []))} tests were skipped; reasons stand above")
+
+
+@pytest.fixture
+def quick(monkeypatch) -> list[float]:
+    """No waiting between requests; what would have been waited is kept."""
+    waited = []
+    monkeypatch.setattr("fetch.sleep", waited.append)
+    return waited

@@ -1,4 +1,4 @@
-"""scrape.py, fetch.py and pages.py against servers on this machine: a whole newsroom, and one that answers badly."""
+"""scrape.py against servers on this machine: a whole newsroom, what is kept of it, and one that answers badly."""
 
 import gzip
 import json
@@ -6,34 +6,24 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
 from datetime import date
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from server import ok, server
 from small import ROOT, run_main
 
 import fetch
 import pages
-import scrape
 import store
 from dataset import read_jsonl
 from demo import newsroom, site
-from fetch import Disallowed, Fetcher, FetchError, retry_after
-from pages import SITES, html_to_text, parse_article, parse_date, parse_feed, parse_sitemap
+from pages import SITES
 
 BMW = SITES["bmw"]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """No waiting; what would have been waited is kept."""
-    waited = []
-    monkeypatch.setattr(fetch, "sleep", waited.append)
-    return waited
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
@@ -41,48 +31,6 @@ def articles() -> list[dict]:
     company = newsroom.invent(3, companies=1, models=6, first_day=date(2024, 1, 1))[0]
     found = newsroom.releases(company, 50, 7, date(2024, 1, 1))
     return found + newsroom.oddities(company, 7, found[0])
-
-
-@contextmanager
-def server(answers: dict):
-    """A server's base URL; `answers` maps a path to (status, headers, body), or to a list of them, used in turn, or to a
-    function of the request's headers.
-
-    A body of None closes the connection without an answer. Yields (url, requests seen).
-    """
-    seen = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            seen.append((self.path, self.headers["User-Agent"]))
-            found = answers.get(self.path, (404, {}, b""))
-            if isinstance(found, list):
-                found = found.pop(0) if len(found) > 1 else found[0]
-            if callable(found):
-                found = found(self.headers)
-            status, headers, body = found
-            if body is None:
-                return self.connection.close()
-            self.send_response(status)
-            for key, value in ({"Content-Length": str(len(body))} | headers).items():
-                self.send_header(key, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{http.server_port}", seen
-    finally:
-        http.shutdown()
-        http.server_close()
-
-
-def ok(body: str | bytes, **headers) -> tuple:
-    return 200, headers, body if isinstance(body, bytes) else body.encode()
 
 
 # ---------------------------------------------------------------- a whole newsroom
@@ -207,16 +155,6 @@ def test_single_urls(articles, tmp_path, monkeypatch, capsys):
                                  url + "/global/article/detail/T9999999EN/nothing")
     assert code == 0 and [a["id"] for a in read_jsonl(out)] == [a["id"] for a in articles[:2]]
     assert "failed         1" in text and "T9999999EN/nothing: 404" in text
-
-
-def test_the_real_page(real):
-    page = (real / "bmw" / "article_page.html").read_bytes()
-    found = parse_article(page, BMW, "https://www.press.bmwgroup.com/global/article/detail/T0454343EN/slug")
-    assert found["id"] == "T0454343EN" and found["date"] == "2025-12-05" and found["category"] == "Press Release"
-    assert found["title"].startswith("BMW M Racing Academy") and found["teaser"].startswith("+++")
-    assert found["tags"] == ["BMW M Motorsport", "Customer Racing"]
-    assert abs(len(found["text"]) - 6587) <= 66
-    assert "Corporate Communications" not in found["text"].split("\n")[0]
 
 
 # ---------------------------------------------------------------- what is kept
@@ -368,75 +306,6 @@ def test_choices(articles, tmp_path, monkeypatch, capsys):
         assert {a["id"] for a in chosen("--lang", "de")} == {a["id"] for a in articles if a["lang"] == "de"} != set()
 
 
-# ---------------------------------------------------------------- manners
-
-
-def test_manners(quick):
-    robots = "User-agent: *\nDisallow: /private\nCrawl-delay: 3\n"
-    with server({"/robots.txt": ok(robots), "/a": ok("a"), "/b": ok("b"), "/private/c": ok("c")}) as (url, seen):
-        fetcher = Fetcher(url, delay=1.0)
-        assert fetcher.get(url + "/a") == b"a" and fetcher.get(url + "/b") == b"b"
-        with pytest.raises(Disallowed):
-            fetcher.get(url + "/private/c")
-    assert [path for path, _ in seen] == ["/robots.txt", "/a", "/b"]
-    assert all(agent.startswith("nanoprune/") for _, agent in seen)
-    assert 0.8 < quick[1] <= 1.25 and 2.5 < quick[2] <= 3.75  # after robots.txt one second, then what it asks for
-
-
-def test_no_robots_txt_allows_all_and_a_broken_one_stops():
-    with server({"/a": ok("a")}) as (url, _):
-        assert Fetcher(url, 0).get(url + "/a") == b"a"
-    with server({"/robots.txt": (503, {}, b"")}) as (url, _), pytest.raises(ValueError, match="cannot read .*robots.txt: 503"):
-        Fetcher(url, 0)
-    with pytest.raises(ValueError, match="cannot read .*robots.txt.*Check the network"):
-        Fetcher(url, 0)  # nobody listens there any more
-
-
-def test_retries(quick):
-    answers = {"/busy": [(503, {}, b""), (429, {"Retry-After": "7"}, b""), ok("now")], "/closed": [(0, {}, None), ok("again")],
-               "/never": (500, {}, b""), "/later": (429, {"Retry-After": "9999"}, b""), "/gone": (410, {}, b"")}
-    with server(answers) as (url, seen):
-        fetcher = Fetcher(url, 0)
-        quick.clear()
-        assert fetcher.get(url + "/busy") == b"now" and [w for w in quick if w] == [1, 7]
-        assert fetcher.get(url + "/closed") == b"again"
-        for path, message, tries in (("/never", "500 .*4 times", 4), ("/later", "asks to come back in 9999 s", 1),
-                                     ("/gone", "410", 1)):
-            with pytest.raises(FetchError, match=message):
-                fetcher.get(url + path)
-            assert [p for p, _ in seen].count(path) == tries
-        fetcher._once = timeout
-        with pytest.raises(FetchError, match="no answer in time"):
-            fetcher.get(url + "/never")
-
-
-def timeout(url, headers):
-    raise fetch.requests.ReadTimeout("slow")
-
-
-def test_retry_after():
-    assert retry_after("12") == 12 and retry_after("") == retry_after("soon") == retry_after("-1") == 0
-    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert retry_after("Fri, 31 Dec 9999 23:59:59 GMT") > 1e9
-
-
-def test_sizes_and_hosts(monkeypatch):
-    monkeypatch.setattr(fetch, "MAX_BYTES", 2**16)
-    bomb = gzip.compress(b"0" * 2**24)
-    answers = {"/bomb": ok(bomb, **{"Content-Encoding": "gzip"}), "/away": (302, {"Location": "http://example.com/x"}, b""),
-               "/there": (301, {"Location": "/here"}, b""), "/here": ok("here"), "/round": (302, {"Location": "/round"}, b""),
-               "/file": (302, {"Location": "file:///etc/passwd"}, b""), "/half": ok("half", **{"Content-Length": "99"})}
-    with server(answers) as (url, _):
-        fetcher = Fetcher(url, 0)
-        assert fetcher.get(url + "/there") == b"here"
-        for path, message in (("/bomb", "larger than"), ("/away", "is on another host"), ("/round", "redirects"),
-                              ("/file", "is on another host"), ("/half", "4 times")):
-            with pytest.raises(FetchError, match=message):
-                fetcher.get(url + path)
-        with pytest.raises(FetchError, match="is on another host"):
-            fetcher.get("http://example.com/")
-
-
 # ---------------------------------------------------------------- bad answers
 
 
@@ -514,74 +383,3 @@ def test_a_full_disk_keeps_what_was_collected(articles, tmp_path, monkeypatch, c
     assert len(read_jsonl(out)) == sum(a["lang"] == "en" for a in articles)
 
 
-# ---------------------------------------------------------------- markup
-
-
-@pytest.mark.parametrize("html, text", [
-    ("<p>One.</p><p>Two.</p>", "One.\n\nTwo."),
-    ("<p>One.<br><br>Two.<br/>Line.</p>", "One.\n\nTwo.\nLine."),
-    ("<p>One.<br>\n<br>\nTwo.", "One.\n\nTwo."),
-    ("CO<sub>2</sub> and m<sup>2</sup>", "CO2 and m2"),
-    ("A&nbsp;b &amp; M&uuml;nchen &#8211; x", "A b & München – x"),
-    ("<ul><li>One</li><li>Two <b>bold</b></li></ul>After", "- One\n- Two bold\n\nAfter"),
-    ("<table><tr><th>A</th><th>B</th></tr><tr><td>1</td><td><p>2</p></td></tr></table>", "A | B\n1 | 2"),
-    ("<script>x()</script><style>p{}</style>Text<!-- no -->", "Text"),
-    ("<div>One<div>Two</div>Three</div>", "One\n\nTwo\n\nThree"),
-    ("soft\u00adhyphen zero\u200bwidth", "softhyphen zerowidth"),
-    ("<p>  many \n\t spaces  </p>", "many spaces"),
-    ("<p>One<p>Two", "One\n\nTwo"),
-    ("", ""),
-])
-def test_html_to_text(html, text):
-    assert html_to_text(html) == text
-
-
-def test_a_body_of_nested_line_breaks_is_kept_whole():
-    """The trap that lost others two thirds: `<br>` inside each other in one paragraph."""
-    parts = [f"Part number {i} of the text." for i in range(300)]
-    assert html_to_text("<p>" + "<br><br>".join(parts) + "</p>") == "\n\n".join(parts)
-    assert html_to_text("<p>" + "<div>".join(parts) + "</p>").count("Part number") == 300
-
-
-@pytest.mark.parametrize("text, day", [
-    ("Fri Dec 05 08:34:40 CET 2025", "2025-12-05"), ("05.12.2025", "2025-12-05"), ("5.3.2025", "2025-03-05"),
-    ("Tue Mar 04 10:00:00 CEST 2025", "2025-03-04")])
-def test_dates(text, day):
-    assert parse_date(text, BMW.dates) == day
-    for wrong in ("", "31.02.2025", "yesterday", "2025"):
-        with pytest.raises(ValueError, match="no date that can be read"):
-            parse_date(wrong, BMW.dates)
-
-
-def test_a_feed():
-    """Text that breaks off, an item without text, a language in the id, and what is no feed."""
-    item = ("<item><title>A &amp;amp; B</title><link>http://x/{id}/s</link><guid>{id}</guid>"
-            "<pubDate>Fri, 05 Dec 2025 08:34:40 +0100</pubDate><description>{text}</description></item>")
-    items = [item.format(id="T0000001EN", text="&lt;p&gt;Whole CO&lt;sub&gt;2&lt;/sub&gt; text.&lt;/p&gt;"),
-             item.format(id="T0000002EN_US", text="It breaks off ..."), item.format(id="T0000003DE", text="")]
-    feed = f'<rss version="2.0"><channel>{"".join(items)}</channel></rss>'.encode()
-    found, following = parse_feed(feed, BMW)
-    assert following is None and [a["id"] for a in found] == ["T0000001EN", "T0000002EN_US", "T0000003DE"]
-    assert found[0]["text"] == "Whole CO2 text." and found[0]["title"] == "A & B" and found[0]["date"] == "2025-12-05"
-    assert [scrape.is_complete(a) for a in found] == [True, False, False]
-    assert [BMW.speaks(a["id"]) for a in found] == [True, True, False]
-    for wrong in (b"", b"<html><body>No feed</body></html>", b"plain text", b"{}"):
-        with pytest.raises(ValueError, match="not "):
-            parse_feed(wrong, BMW)
-
-
-def test_entities_do_not_read_files(tmp_path):
-    (tmp_path / "secret").write_text("secret words")
-    xml = (f'<!DOCTYPE rss [<!ENTITY x SYSTEM "file://{tmp_path}/secret"> <!ENTITY a "{"a" * 1000}">]>'
-           "<rss><channel><item><title>&x;</title><guid>T0000001EN</guid></item></channel></rss>").encode()
-    assert "secret words" not in json.dumps(parse_feed(xml, BMW)[0])
-
-
-@given(st.one_of(st.binary(max_size=300), st.text("<>/abp &;=\"'\x00-!?[]", max_size=200).map(str.encode)))
-@settings(max_examples=300, deadline=None)
-def test_parsers_only_ever_raise_value_errors(data):
-    for parse in (html_to_text, lambda d: parse_feed(d, BMW), parse_sitemap, lambda d: parse_article(d, BMW, "T0000001EN")):
-        try:
-            parse(data)
-        except ValueError:
-            pass

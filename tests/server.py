@@ -1,0 +1,47 @@
+"""A web server on this machine that answers as it is told."""
+
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+
+@contextmanager
+def server(answers: dict):
+    """A server's base URL; `answers` maps a path to (status, headers, body), or to a list of them, used in turn, or to a
+    function of the request's headers.
+
+    A body of None closes the connection without an answer. Yields (url, requests seen).
+    """
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append((self.path, self.headers["User-Agent"]))
+            found = answers.get(self.path, (404, {}, b""))
+            if isinstance(found, list):
+                found = found.pop(0) if len(found) > 1 else found[0]
+            if callable(found):
+                found = found(self.headers)
+            status, headers, body = found
+            if body is None:
+                return self.connection.close()
+            self.send_response(status)
+            for key, value in ({"Content-Length": str(len(body))} | headers).items():
+                self.send_header(key, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{http.server_port}", seen
+    finally:
+        http.shutdown()
+        http.server_close()
+
+
+def ok(body: str | bytes, **headers) -> tuple:
+    return 200, headers, body if isinstance(body, bytes) else body.encode()

@@ -1,0 +1,92 @@
+"""pages.py: the text that markup holds, feeds, dates, and what no parser may do."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import scrape
+from pages import SITES, html_to_text, parse_article, parse_date, parse_feed, parse_sitemap
+
+BMW = SITES["bmw"]
+
+
+def test_the_real_page(real):
+    page = (real / "bmw" / "article_page.html").read_bytes()
+    found = parse_article(page, BMW, "https://www.press.bmwgroup.com/global/article/detail/T0454343EN/slug")
+    assert found["id"] == "T0454343EN" and found["date"] == "2025-12-05" and found["category"] == "Press Release"
+    assert found["title"].startswith("BMW M Racing Academy") and found["teaser"].startswith("+++")
+    assert found["tags"] == ["BMW M Motorsport", "Customer Racing"]
+    assert abs(len(found["text"]) - 6587) <= 66
+    assert "Corporate Communications" not in found["text"].split("\n")[0]
+
+
+@pytest.mark.parametrize("html, text", [
+    ("<p>One.</p><p>Two.</p>", "One.\n\nTwo."),
+    ("<p>One.<br><br>Two.<br/>Line.</p>", "One.\n\nTwo.\nLine."),
+    ("<p>One.<br>\n<br>\nTwo.", "One.\n\nTwo."),
+    ("CO<sub>2</sub> and m<sup>2</sup>", "CO2 and m2"),
+    ("A&nbsp;b &amp; M&uuml;nchen &#8211; x", "A b & München – x"),
+    ("<ul><li>One</li><li>Two <b>bold</b></li></ul>After", "- One\n- Two bold\n\nAfter"),
+    ("<table><tr><th>A</th><th>B</th></tr><tr><td>1</td><td><p>2</p></td></tr></table>", "A | B\n1 | 2"),
+    ("<script>x()</script><style>p{}</style>Text<!-- no -->", "Text"),
+    ("<div>One<div>Two</div>Three</div>", "One\n\nTwo\n\nThree"),
+    ("soft\u00adhyphen zero\u200bwidth", "softhyphen zerowidth"),
+    ("<p>  many \n\t spaces  </p>", "many spaces"),
+    ("<p>One<p>Two", "One\n\nTwo"),
+    ("", ""),
+])
+def test_html_to_text(html, text):
+    assert html_to_text(html) == text
+
+
+def test_a_body_of_nested_line_breaks_is_kept_whole():
+    """The trap that lost others two thirds: `<br>` inside each other in one paragraph."""
+    parts = [f"Part number {i} of the text." for i in range(300)]
+    assert html_to_text("<p>" + "<br><br>".join(parts) + "</p>") == "\n\n".join(parts)
+    assert html_to_text("<p>" + "<div>".join(parts) + "</p>").count("Part number") == 300
+
+
+@pytest.mark.parametrize("text, day", [
+    ("Fri Dec 05 08:34:40 CET 2025", "2025-12-05"), ("05.12.2025", "2025-12-05"), ("5.3.2025", "2025-03-05"),
+    ("Tue Mar 04 10:00:00 CEST 2025", "2025-03-04")])
+def test_dates(text, day):
+    assert parse_date(text, BMW.dates) == day
+    for wrong in ("", "31.02.2025", "yesterday", "2025"):
+        with pytest.raises(ValueError, match="no date that can be read"):
+            parse_date(wrong, BMW.dates)
+
+
+def test_a_feed():
+    """Text that breaks off, an item without text, a language in the id, and what is no feed."""
+    item = ("<item><title>A &amp;amp; B</title><link>http://x/{id}/s</link><guid>{id}</guid>"
+            "<pubDate>Fri, 05 Dec 2025 08:34:40 +0100</pubDate><description>{text}</description></item>")
+    items = [item.format(id="T0000001EN", text="&lt;p&gt;Whole CO&lt;sub&gt;2&lt;/sub&gt; text.&lt;/p&gt;"),
+             item.format(id="T0000002EN_US", text="It breaks off ..."), item.format(id="T0000003DE", text="")]
+    feed = f'<rss version="2.0"><channel>{"".join(items)}</channel></rss>'.encode()
+    found, following = parse_feed(feed, BMW)
+    assert following is None and [a["id"] for a in found] == ["T0000001EN", "T0000002EN_US", "T0000003DE"]
+    assert found[0]["text"] == "Whole CO2 text." and found[0]["title"] == "A & B" and found[0]["date"] == "2025-12-05"
+    assert [scrape.is_complete(a) for a in found] == [True, False, False]
+    assert [BMW.speaks(a["id"]) for a in found] == [True, True, False]
+    for wrong in (b"", b"<html><body>No feed</body></html>", b"plain text", b"{}"):
+        with pytest.raises(ValueError, match="not "):
+            parse_feed(wrong, BMW)
+
+
+def test_entities_do_not_read_files(tmp_path):
+    (tmp_path / "secret").write_text("secret words")
+    xml = (f'<!DOCTYPE rss [<!ENTITY x SYSTEM "file://{tmp_path}/secret"> <!ENTITY a "{"a" * 1000}">]>'
+           "<rss><channel><item><title>&x;</title><guid>T0000001EN</guid></item></channel></rss>").encode()
+    assert "secret words" not in json.dumps(parse_feed(xml, BMW)[0])
+
+
+@given(st.one_of(st.binary(max_size=300), st.text("<>/abp &;=\"'\x00-!?[]", max_size=200).map(str.encode)))
+@settings(max_examples=300, deadline=None)
+def test_parsers_only_ever_raise_value_errors(data):
+    for parse in (html_to_text, lambda d: parse_feed(d, BMW), parse_sitemap, lambda d: parse_article(d, BMW, "T0000001EN")):
+        try:
+            parse(data)
+        except ValueError:
+            pass
