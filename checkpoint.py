@@ -7,14 +7,13 @@ A state is written beside, synced and renamed; the two newest are kept, so that 
 """
 
 import csv
-import hashlib
 import io
 import shutil
 from pathlib import Path
 
 import torch
 
-from files import make_folder, read_json, read_tensors, write_json, write_tensors, write_text
+from files import file_hash, make_folder, read_json, read_tensors, write_json, write_tensors, write_text
 
 KEPT = 2
 
@@ -29,7 +28,7 @@ def save_state(folder: Path, step: int, weights: dict, optimizer: torch.optim.Op
         tensors |= {f"optimizer/{name}/{key}": torch.as_tensor(value) for key, value in optimizer.state[parameter].items()}
     try:
         write_tensors(beside / "training.safetensors", tensors)
-        write_json(beside / "state.json", counters | {"step": step, "sha256": _sha256(beside / "training.safetensors")})
+        write_json(beside / "state.json", counters | {"step": step, "sha256": file_hash(beside / "training.safetensors")})
         shutil.rmtree(state, ignore_errors=True)
         beside.rename(state)
     except BaseException:
@@ -45,7 +44,7 @@ def load_state(folder: Path, device) -> tuple[dict, dict[str, torch.Tensor]]:
     for state in reversed(_states(folder)):
         try:
             counters = read_json(state / "state.json")
-            if counters["sha256"] != _sha256(state / "training.safetensors"):
+            if counters["sha256"] != file_hash(state / "training.safetensors"):
                 raise ValueError(f"{state / 'training.safetensors'} is damaged: its checksum is wrong")
             return counters, read_tensors(state / "training.safetensors", device)
         except (ValueError, OSError, KeyError) as error:
@@ -101,8 +100,3 @@ def _named(optimizer: torch.optim.Optimizer):
 def _states(folder: Path) -> list[Path]:
     """Complete states, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp" and (path / "state.json").is_file())
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,9 +4,9 @@ import hashlib
 import re
 import zlib
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
-from tqdm import tqdm
 
 # ---------------------------------------------------------------- boilerplate
 # Every pattern covers a whole paragraph: nothing is cut because of a word that also stands in running text.
@@ -18,6 +18,7 @@ CONTACT_START = re.compile(
 CONTACT_LINE = re.compile(
     r".{0,160}(\b(tel|telephone|phone|mobile|cell|fax)\b[.:]? ?[+(]?\d|\be-?mail: ?\S+@|\+\d\d[- (]|\S+@\S+\.\w{2,3}\b)"
     r".{0,160}", re.I)
+NUMBER_OR_ADDRESS = re.compile(r"[\d@]")  # cheap to look for, and no contact line is without
 WHOLE = {
     "link": re.compile(
         r"((internet|media website|website|web|facebook|instagram|youtube|linkedin|x|tiktok|twitter|threads): ?\S+"
@@ -36,53 +37,58 @@ CONSUMPTION = re.compile(r"(?i)consumption|emissions?|combined|weighted|WLTP|NED
 
 def boilerplate_kind(paragraph: str, in_contact: bool) -> str | None:
     """What kind of boilerplate a whole paragraph is, or None for text; `in_contact` says that a contact block is open."""
-    if CONTACT_START.fullmatch(paragraph) or (paragraph[-1] != "." and CONTACT_LINE.fullmatch(paragraph)):
+    if CONTACT_START.fullmatch(paragraph):
+        return "contact"
+    if paragraph[-1] != "." and NUMBER_OR_ADDRESS.search(paragraph) and CONTACT_LINE.fullmatch(paragraph):
         return "contact"
     if in_contact and len(paragraph) <= 120 and paragraph[-1] not in ".!?”\":":
         return "contact"  # names and job titles between "please contact" and the next sentence
     for kind, pattern in WHOLE.items():
         if pattern.fullmatch(paragraph):
             return kind
-    rest = CONSUMPTION.sub("", paragraph)
-    if "km" in paragraph and "ombined" in paragraph and len(rest) < 0.4 * len(paragraph):
+    if "km" in paragraph and "ombined" in paragraph and len(CONSUMPTION.sub("", paragraph)) < 0.4 * len(paragraph):
         return "consumption"
     return None
 
 
-def clean(text: str, recurring: set[str], removed: dict[str, Counter]) -> str:
-    """An article's text without boilerplate, one paragraph a block; what was removed is counted, by kind and paragraph."""
-    kept, in_contact = [], False
+def clean(text: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """(an article's paragraphs of text, (kind, paragraph) of those that are boilerplate)."""
+    kept, removed, in_contact = [], [], False
     for paragraph in paragraphs_of(text):
         kind = boilerplate_kind(paragraph, in_contact)
-        if kind is None and fingerprint(paragraph) in recurring:
-            kind = "recurring"
         in_contact = kind == "contact"
         if kind:
-            removed[kind][paragraph] += 1
+            removed.append((kind, paragraph))
         else:
             kept.append(paragraph)
-    return "\n\n".join(kept)
+    return kept, removed
 
 
 def paragraphs_of(text: str) -> list[str]:
-    lines = (re.sub(r"\s+", " ", line.replace("\u200b", "")).strip() for line in text.split("\n"))
+    lines = (" ".join(line.split()) for line in text.replace("\u200b", "").split("\n"))
     return [line for line in lines if line]
 
 
-def fingerprint(text: str) -> str:
-    """A hash of the letters and digits alone: equal for texts that differ in spacing, case or punctuation."""
-    return hashlib.sha256(re.sub(r"[\W_]+", "", text.lower()).encode()).hexdigest()
+def fingerprint(text: str) -> int:
+    """64 bits of a hash of the letters and digits alone: equal for texts that differ in spacing, case or punctuation."""
+    return int.from_bytes(hashlib.blake2b(text.lower().translate(NO_LETTER).encode(), digest_size=8).digest(), "little")
 
 
-def recurring_paragraphs(articles: list[dict], shortest: int = 60) -> set[str]:
-    """Fingerprints of paragraphs that stand in at least 1 % of the articles and in five of them.
+NO_LETTER = dict.fromkeys(i for i in range(0x3100) if not chr(i).isalnum())  # every script's punctuation up to Japanese
+
+
+def paragraph_marks(paragraphs: list[str], shortest: int = 60) -> list[int]:
+    """Fingerprints of the paragraphs that are boilerplate if they recur, each once.
 
     Short lines (names in lists of results) and those that announce what follows ("...:") recur as text does.
     """
-    counts = Counter()
-    for article in articles:
-        counts.update({fingerprint(p) for p in paragraphs_of(article["text"]) if len(p) >= shortest and p[-1] != ":"})
-    return {mark for mark, n in counts.items() if n >= max(5, 0.01 * len(articles))}
+    return sorted({fingerprint(p) for p in paragraphs if len(p) >= shortest and p[-1] != ":"})
+
+
+def recurring(marks: np.ndarray, articles: int) -> np.ndarray:
+    """The marks that stand in at least 1 % of so many articles and in five of them, ascending."""
+    found, counts = np.unique(marks, return_counts=True)
+    return found[counts >= max(5, 0.01 * articles)]
 
 
 # ---------------------------------------------------------------- language and duplicates
@@ -103,54 +109,71 @@ SCRIPTS = {  # letters of their own; Japanese before Chinese, whose characters i
 }
 
 
+LANGUAGES_OF = {word: [language for language, words in STOP_WORDS.items() if word in words]
+                for word in sum(STOP_WORDS.values(), [])}
+
+
 def language_of(text: str) -> str | None:
     """The language whose script has a fifth of the letters, else whose stop words stand in a text most often; None where
     there are too few to tell."""
-    letters = len(re.findall(r"[^\W\d_]", text))
-    for language, span in SCRIPTS.items():
-        if len(re.findall(f"[{span}]", text)) > 0.2 * letters:
-            return language
-    words = Counter(re.findall(r"[^\W\d_]+", text.lower()))
-    found = {language: sum(words[word] for word in stop) for language, stop in STOP_WORDS.items()}
+    if not text.isascii():
+        letters = sum(map(str.isalpha, text))
+        for language, span in SCRIPTS.items():
+            if len(re.findall(f"[{span}]", text)) > 0.2 * letters:
+                return language
+    found = dict.fromkeys(STOP_WORDS, 0)
+    for word, times in Counter(filter(LANGUAGES_OF.__contains__, text.lower().split())).items():
+        for language in LANGUAGES_OF[word]:
+            found[language] += times
     best = max(found, key=found.get)
     return best if found[best] >= 5 else None
 
 
-def near_duplicates(texts: list[str], threshold: float = 0.8) -> list[tuple[int, int]]:
-    """Pairs (i < j) whose sets of five-word shingles have a Jaccard similarity of at least `threshold`.
+def signature(text: str) -> np.ndarray:
+    """(16,) uint64: bands of a text's MinHash (Broder 1997), 64 permutations in bands of 4.
 
-    MinHash (Broder 1997): 64 permutations in 16 bands of 4. Of the documents that share a band, each is compared exactly
-    with the first and with the one before, so that time and memory (128 bytes a document) grow linearly.
+    Texts whose shingles have a Jaccard similarity of s share a band with probability 1 - (1 - s^4)^16.
     """
-    rng = np.random.default_rng(1)
-    a, b = rng.integers(1, 2**61, (2, 64, 1), dtype=np.uint64) | np.uint64(1)
-    mix = rng.integers(1, 2**61, 4, dtype=np.uint64) | np.uint64(1)
-    bands = np.empty((len(texts), 16), np.uint64)
-    for i, text in enumerate(tqdm(texts, desc="duplicates", disable=None)):
-        minima = (a * shingles(text) + b).min(1)  # wraps modulo 2^64, here and below
-        bands[i] = (minima.reshape(16, 4) * mix).sum(1)
-    candidates = []
-    for column in bands.T:
+    minima = (PERMUTATIONS * (shingles(text) >> np.uint64(32)).astype(np.uint32)).min(1)  # wraps modulo 2^32
+    return (minima.reshape(16, 4) * BAND_MIX).sum(1)
+
+
+_RNG = np.random.default_rng(1)
+PERMUTATIONS = _RNG.integers(1, 2**32, (64, 1), dtype=np.uint32) | np.uint32(1)
+BAND_MIX = _RNG.integers(1, 2**61, 4, dtype=np.uint64) | np.uint64(1)
+
+
+def near_duplicates(signatures: np.ndarray, text: Callable[[int], str], threshold: float = 0.8) -> list[tuple[int, int]]:
+    """Pairs (i < j) of texts whose sets of five-word shingles have a Jaccard similarity of at least `threshold`.
+
+    Of the texts that share a band, each is compared exactly with the first and with the one before, so that time and
+    memory grow linearly. `signatures` are of shape (texts, 16), `text(i)` gives the i-th.
+    """
+    candidates, n = [np.empty(0, np.int64)], len(signatures)
+    for column in np.ascontiguousarray(signatures.T):
         order = np.argsort(column, kind="stable")
         same = column[order[1:]] == column[order[:-1]]
-        starts = np.maximum.accumulate(np.where(np.r_[True, ~same], np.arange(len(order)), 0))
+        starts = np.maximum.accumulate(np.where(np.r_[True, ~same], np.arange(n), 0))
         for other in (order[:-1], order[starts][1:]):
-            candidates.append(np.stack([other[same], order[1:][same]], 1))
-    pairs = np.unique(np.concatenate(candidates), axis=0)
+            candidates.append(other[same] * n + order[1:][same])
 
     def jaccard(i: int, j: int) -> float:
-        first, second = shingles(texts[i]), shingles(texts[j])
+        first, second = np.unique(shingles(text(i))), np.unique(shingles(text(j)))
         common = len(np.intersect1d(first, second, assume_unique=True))
         return common / (len(first) + len(second) - common)
 
-    return [(i, j) for i, j in pairs.tolist() if jaccard(i, j) >= threshold]
+    pairs = (divmod(pair, n) for pair in np.unique(np.concatenate(candidates)).tolist())
+    return [(i, j) for i, j in pairs if jaccard(i, j) >= threshold]
 
 
-def shingles(text: str) -> np.ndarray:
-    """Hashes of the runs of five words (of all the words, where they are fewer), each once."""
-    words = np.fromiter((zlib.crc32(word.encode()) for word in re.findall(r"\w+", text.lower())), np.uint64)
-    size = min(5, max(1, len(words)))
+TO_SPACE = dict.fromkeys((i for i in range(0x3100) if not (chr(i).isalnum() or chr(i) == "_")), " ")
+
+
+def shingles(text: str, size: int = 5) -> np.ndarray:
+    """Hashes of the runs of `size` words (of all the words, where they are fewer), in order."""
+    words = np.fromiter(map(zlib.crc32, text.lower().translate(TO_SPACE).encode().split()), np.uint64)
+    size = min(size, max(1, len(words)))
     found = np.zeros(max(1, len(words) - size + 1), np.uint64)
     for k in range(min(size, len(words))):
         found = found * np.uint64(0x9E3779B97F4A7C15) + words[k : len(words) - size + 1 + k] + np.uint64(1)
-    return np.unique(found)
+    return found

@@ -13,7 +13,8 @@ and then the end-of-text token. A document of n tokens gives n - 1 predictions: 
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -21,9 +22,10 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from files import map_tensors, read_json, write_tensors, write_text
+from files import map_tensors, read_json, replace_file, safetensors_header, write_tensors, write_text
 
 IGNORE = -100  # a target that is not learned, torch's convention
+HEADER_SIZE = 512  # bytes kept free for the header of a token file, whose length is known last
 SPLITS = ("train", "val", "test")
 END_TOKENS = ("<|endoftext|>", "<|end_of_text|>")  # how Qwen and Llama 3 end a document, also in their instruct models
 
@@ -31,20 +33,17 @@ END_TOKENS = ("<|endoftext|>", "<|end_of_text|>")  # how Qwen and Llama 3 end a 
 # ---------------------------------------------------------------- lines of JSON
 
 
-def read_jsonl(path: str | Path, required: tuple[str, ...] = ()) -> list[dict]:
-    """The objects of a JSONL file; a ValueError names file and line of the first that is empty, broken or incomplete."""
+def parse_lines(data: bytes, path: str | Path, first: int = 1, required: tuple[str, ...] = ()) -> list[dict]:
+    """The objects of some lines of a JSONL file; a ValueError names file and line (the first is number `first`) of the one
+    that is empty, broken or incomplete."""
     rows = []
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    for number, line in enumerate(data.splitlines(), start=1):
+    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n") if data else [], start=first):
         where = f"{path}, line {number}"
         if not line.strip():
             raise ValueError(f"{where}: empty line; every line must be one JSON object. Delete the line and run again")
         try:
             row = json.loads(line)
-        except ValueError as error:  # broken JSON or broken UTF-8
+        except (ValueError, RecursionError) as error:  # broken JSON or broken UTF-8
             raise ValueError(f"{where}: not valid JSON ({error}). Mend or delete the line and run again") from error
         if not isinstance(row, dict):
             raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
@@ -54,8 +53,44 @@ def read_jsonl(path: str | Path, required: tuple[str, ...] = ()) -> list[dict]:
     return rows
 
 
-def write_jsonl(path: str | Path, rows: list[dict]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def read_jsonl(path: str | Path, required: tuple[str, ...] = ()) -> list[dict]:
+    """The objects of a JSONL file; ValueError as by `parse_lines`."""
+    try:
+        return parse_lines(Path(path).read_bytes(), path, required=required)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+
+
+class Lines(Sequence):
+    """A JSONL file whose objects are read when they are asked for: only where each line begins is held, 8 bytes."""
+
+    def __init__(self, path: str | Path):
+        self.path = path
+        ends, size = [], 0
+        try:
+            self.file = open(path, "rb")  # noqa: SIM115 (open as long as the object is)
+            while block := self.file.read(2**20):
+                ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + (size + 1))
+                size += len(block)
+        except OSError as error:
+            raise ValueError(f"cannot read {path}: {error.strerror}") from error
+        self.starts = np.unique(np.concatenate([[0], *ends, [size]])).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, i: int) -> dict:
+        i = range(len(self))[i]  # from the end, or an IndexError, as in a list
+        self.file.seek(self.starts[i])
+        return parse_lines(self.file.read(self.starts[i + 1] - self.starts[i]), self.path, i + 1)[0]
+
+
+def line_of(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
+    write_text(path, "".join(map(line_of, rows)))
 
 
 # ---------------------------------------------------------------- tokenizers
@@ -121,26 +156,37 @@ def split_tokens(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[i
 # ---------------------------------------------------------------- writing
 
 
-def write_tokens(
-    path: str | Path,
-    documents: Sequence[Sequence[int]],
-    vocab_size: int,
-    *,
-    nbytes: list[int] | None = None,
-    learned: list[list[int]] | None = None,
-) -> None:
-    """Token lists as one flat array with offsets; `learned` marks the tokens that count in the loss."""
+def write_tokens(path: str | Path, documents: Iterable[tuple[list[int], int]], count: int, vocab_size: int) -> None:
+    """`count` documents' (tokens, bytes they predict) as one flat array with offsets, written as they come."""
+    code = "H" if vocab_size <= 2**16 else "I"
+    offsets, nbytes = np.zeros(count + 1, np.int64), np.zeros(count, np.int64)
+
+    def write(beside: Path) -> None:
+        with open(beside, "wb") as file:  # what has the known size comes first, and is filled in at the end
+            file.seek(HEADER_SIZE + offsets.nbytes + nbytes.nbytes)
+            for i, (tokens, predicted) in enumerate(documents):
+                file.write(array(code, tokens))
+                offsets[i + 1], nbytes[i] = offsets[i] + len(tokens), predicted
+            total, kind = int(offsets[-1]), "U16" if code == "H" else "U32"
+            file.seek(0)
+            file.write(safetensors_header({
+                "bytes": ("I64", nbytes.shape, nbytes.nbytes), "offsets": ("I64", offsets.shape, offsets.nbytes),
+                "tokens": (kind, (total,), total * array(code).itemsize)}, HEADER_SIZE))
+            file.write(nbytes)
+            file.write(offsets)
+
+    replace_file(path, write)
+
+
+def write_examples(path: str | Path, examples: list[tuple[list[int], list[int]]], vocab_size: int) -> None:
+    """Examples as (tokens, which of them count in the loss), in the same form."""
     dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
-    lengths = np.array([len(d) for d in documents], dtype=np.int64)
     tensors = {
-        "tokens": np.concatenate([np.asarray(d, dtype) for d in documents] or [np.empty(0, dtype)]),
-        "offsets": np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+        "tokens": np.fromiter((token for tokens, _ in examples for token in tokens), dtype),
+        "offsets": np.cumsum([0, *(len(tokens) for tokens, _ in examples)], dtype=np.int64),
+        "mask": np.fromiter((learned for _, mask in examples for learned in mask), np.uint8),
     }
-    if nbytes is not None:
-        tensors["bytes"] = np.array(nbytes, dtype=np.int64)
-    if learned is not None:
-        tensors["mask"] = np.concatenate([np.asarray(m, np.uint8) for m in learned] or [np.empty(0, np.uint8)])
-    write_tensors(path, {name: torch.from_numpy(array) for name, array in tensors.items()})
+    write_tensors(path, {name: torch.from_numpy(values) for name, values in tensors.items()})
 
 
 # ---------------------------------------------------------------- reading

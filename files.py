@@ -3,11 +3,12 @@
 JSON and safetensors only; nothing is unpickled. Every error says which file and what to do about it.
 """
 
+import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -149,6 +150,11 @@ def read_weights(folder: Path, wanted: dict[str, torch.Size], device, dtype: tor
     return found
 
 
+def file_hash(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 # ---------------------------------------------------------------- writing
 
 
@@ -163,7 +169,7 @@ def make_folder(folder: str | Path) -> Path:
     return Path(folder)
 
 
-def _replace(path: str | Path, write) -> None:
+def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, put it on the disk and rename it: readers see the old or the new, never half."""
     path = Path(path)
     make_folder(path.parent)
@@ -203,38 +209,48 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    _replace(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: str | Path, content: dict) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def safetensors_header(layout: dict[str, tuple[str, tuple[int, ...], int]], size: int = 0) -> bytes:
+    """The bytes in front of tensors that follow each other as in `layout`: name to (type, shape, bytes).
+
+    The header's length in 8 bytes, then the header in JSON, with spaces to a multiple of 8 or to `size` bytes
+    (https://huggingface.co/docs/safetensors). transformers wants the `format` entry.
+    """
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, (kind, shape, nbytes) in layout.items():
+        start, end = end, end + nbytes
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (size - 8 - len(text) if size else -len(text) % 8)
+    assert not size or len(text) + 8 == size
+    return len(text).to_bytes(8, "little") + text
+
+
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
     """A safetensors file, written one tensor at a time: the library's own writer holds a copy of them all.
 
-    The format is the header's length in 8 bytes, the header in JSON, then the tensors' bytes; the largest element types
-    come first, so that all are aligned (https://huggingface.co/docs/safetensors). transformers wants the `format` entry.
+    The largest element types come first, so that all are aligned.
     """
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    for name, tensor in ordered:
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": SAFETENSORS_TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+    layout = {name: (SAFETENSORS_TYPES[t.dtype], tuple(t.shape), t.numel() * t.element_size()) for name, t in ordered.items()}
 
     def write(beside: Path) -> None:
         with open(beside, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for tensor in (tensor for _, tensor in ordered if tensor.numel()):
+            file.write(safetensors_header(layout))
+            for tensor in (tensor for tensor in ordered.values() if tensor.numel()):
                 file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
-    _replace(path, write)
+    replace_file(path, write)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Take the tokenizer's files along, so that the target folder is complete for whoever loads it."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file() and source.resolve() != target.resolve():
-            _replace(target / name, lambda beside, name=name: shutil.copyfile(source / name, beside))
+            replace_file(target / name, lambda beside, name=name: shutil.copyfile(source / name, beside))

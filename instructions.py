@@ -63,15 +63,21 @@ def balance(pairs: list[dict], ratio: float) -> list[dict]:
     return [pair for pair in pairs for _ in range(repeats[pair.get("task")])]
 
 
-def encode_pair(messages: list[dict], tokenizer: Tokenizer, end: int) -> tuple[list[int], list[int]]:
-    """(tokens, which of them are learned): the assistant's answers, and the end."""
-    text, answers = "", []
-    for turn in messages:
-        if turn["role"] == "assistant":
-            answers.append((len(text), len(text) + 1 + len(turn["content"])))
-            text += " " + turn["content"]
-        else:
-            text += ("\n\n" if text else "") + (turn["content"] if turn["role"] == "system" else prompt_of(turn["content"]))
-    encoded = tokenizer.encode(text)
-    learned = [int(any(start <= first < stop for start, stop in answers)) for first, _ in encoded.offsets]
-    return [*encoded.ids, end], [*learned, 1]
+def encode_pairs(pairs: list[dict], tokenizer: Tokenizer, end: int) -> list[tuple[list[int], list[int]]]:
+    """(tokens, which of them are learned) of each example: the assistant's answers, and the end."""
+    texts, answers = [], []
+    for pair in pairs:
+        text, spans = "", []
+        for turn in pair["messages"]:
+            if turn["role"] == "assistant":
+                spans.append((len(text), len(text) + 1 + len(turn["content"])))
+                text += " " + turn["content"]
+            else:
+                text += ("\n\n" if text else "") + (turn["content"] if turn["role"] == "system" else prompt_of(turn["content"]))
+        texts.append(text)
+        answers.append(spans)
+    found = []
+    for encoded, spans in zip(tokenizer.encode_batch(texts), answers, strict=True):
+        learned = [int(any(start <= first < stop for start, stop in spans)) for first, _ in encoded.offsets]
+        found.append(([*encoded.ids, end], [*learned, 1]))
+    return found

@@ -6,9 +6,12 @@ the same kind and not being true: a figure of the same unit, or a day, of anothe
 
 import random
 import re
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
 from datetime import date
+from heapq import merge
+from itertools import islice
 
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
           "December")
@@ -75,6 +78,8 @@ def facts_of(document: dict) -> list[Fact]:
 
 def _mentions(text: str) -> list[Mention]:
     found = []
+    if not any(map(text.__contains__, "0123456789")):
+        return found  # most sentences, and the patterns are slow
     for match in FIGURE.finditer(text):
         unit = next(name for i, name in enumerate(UNITS) if match[f"u{i}"])
         number, scale = match["number"], match["scale"] or ""
@@ -112,11 +117,12 @@ def training_pairs(documents: list[dict], seed: int, per_document: int = 3) -> l
 
 def open_and_closed_book(splits: dict[str, list[dict]], seed: int, limit: int = 300) -> dict[str, list[dict]]:
     """Two sets of four-choice questions: facts of training documents from memory, and of test documents with the passage."""
-    pool: dict[str, list[tuple[str, Mention]]] = {}
+    pool: dict[str, dict[float, str]] = {}  # the numbers of a shape, by value
     for documents in splits.values():
         for d in documents:
             for m in [*_mentions(d["text"]), _publication(d)]:
-                pool.setdefault(m.shape, []).append((d["id"], m))
+                pool.setdefault(m.shape, {})[m.value] = m.number
+    pool = {shape: dict(sorted(numbers.items())) for shape, numbers in pool.items()}
     closed = [(f"Which figure belongs in the gap of this sentence from “{d['title']}”? “{blank(f)}”", d, f, None)
               for d in splits["train"] for f in facts_of(d)]
     closed += [(f"On which day did the press release “{d['title']}” come out?", d, Fact(_publication(d)), None)
@@ -159,17 +165,19 @@ def _choose(asked: list[tuple], pool: dict, seed: int, limit: int, per_document:
     return lines
 
 
-def _wrong_choices(true: Mention, document: dict, others: list[tuple[str, Mention]], rng: random.Random) -> list[str] | None:
+def _wrong_choices(true: Mention, document: dict, numbers: dict[float, str], rng: random.Random) -> list[str] | None:
     """Three answers of the same shape, near the true one, that the document does not contain; None where there are not."""
     true_here = {m.value for m in _mentions(document["text"]) if m.kind == true.kind} | {true.value}
-    by_value = {m.value: m.number + true.rest for source, m in others if source != document["id"] and m.value not in true_here}
-    near = sorted(by_value, key=lambda value: (abs(value - true.value), value))
-    texts = [by_value[value] for value in near if by_value[value] not in document["text"]][:8]
-    return rng.sample(texts, 3) if len(texts) >= 3 else None
+    values = list(numbers)  # ascending
+    place = bisect_left(values, true.value)
+    near = merge(reversed(values[:place]), values[place:], key=lambda value: (abs(value - true.value), value))
+    texts = (numbers[value] + true.rest for value in near if value not in true_here)
+    found = list(islice((text for text in texts if text not in document["text"]), 8))
+    return rng.sample(found, 3) if len(found) >= 3 else None
 
 
 def _gives_away(question: str, answer: str) -> bool:
     """Whether the answer stands in the question: the whole, its number, or for a day its month and year."""
     number, day = re.match(r"[\d.,]*\d", answer), DAY.fullmatch(answer)
     parts = (day["month"], day["year"]) if day else (number[0],) if number else (answer,)
-    return all(re.search(rf"(?<![\w.,]){re.escape(part)}(?![\w]|[.,]\d)", question) for part in parts)
+    return all(part in question and re.search(rf"(?<![\w.,]){re.escape(part)}(?![\w]|[.,]\d)", question) for part in parts)

@@ -4,19 +4,22 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from dataset import SPLITS, Dataset
+from clean import shingles
+from corpus import Corpus
+from dataset import SPLITS, Dataset, Lines
 from files import write_text
 from plot import draw_lengths
 
 EXAMPLES = 5  # of each kind
 
 
-def write_report(folder: Path, meta: dict, dropped: dict[str, list[dict]], removed: dict[str, Counter]) -> None:
-    """Write report.md and lengths.png into a dataset folder; `dropped` are articles by reason, `removed` paragraphs by kind."""
+def write_report(folder: Path, meta: dict, corpus: Corpus) -> None:
+    """Write report.md and lengths.png into a dataset folder, on what is in it and what was left out."""
     dataset = Dataset(folder)
     splits = {name: dataset.split(name) for name in SPLITS}
-    documents = {name: dataset.documents(name) for name in SPLITS}
+    documents = {name: Lines(folder / f"{name}.jsonl") for name in SPLITS}
     draw_lengths({name: np.diff(split.offsets).tolist() for name, split in splits.items()}, folder / "lengths.png")
     lines = [f"# The dataset of {meta['source']['name']}", "",
              f"{meta['source']['articles']} articles (SHA-256 {meta['source']['sha256'][:16]}...), "
@@ -28,10 +31,10 @@ def write_report(folder: Path, meta: dict, dropped: dict[str, list[dict]], remov
                   f"{len(split.tokens) / split.bytes.sum():.3f}") for name, split in splits.items()]),
              "", "![Length of the documents](lengths.png)", "", "## Articles left out", "",
              *_table("reason | articles | for example", [
-                 (reason, len(found), "; ".join(f"{a['id']} {_short(a['title'], 60)}" for a in found[:EXAMPLES]))
-                 for reason, found in sorted(dropped.items())]),
-             "", "## Paragraphs removed", ""]
-    for kind, found in sorted(removed.items()):
+                 (reason, len(found), "; ".join(_short(article, 80) for article in found[:EXAMPLES]))
+                 for reason, found in sorted(corpus.dropped.items())]),
+             "", "## Boilerplate", "", _share(meta, corpus), ""]
+    for kind, found in sorted(corpus.removed.items()):
         lines += [f"**{kind}**: {found.total()} paragraphs, {len(found)} different ones", ""]
         often = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:EXAMPLES]
         lines += [*(f"- {n} x {_short(text, 160)}" for text, n in often), ""]
@@ -50,20 +53,32 @@ def write_report(folder: Path, meta: dict, dropped: dict[str, list[dict]], remov
     write_text(folder / "report.md", "\n".join(lines).rstrip() + "\n")
 
 
-def _leakage(documents: dict[str, list[dict]], n: int = 13) -> list[str]:
-    """How much of each test document stands in the training documents, in runs of 13 words (as GPT-3's authors counted,
-    arXiv:2005.14165, appendix C)."""
-    def runs(text: str) -> set[int]:
-        words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
-        return {hash(tuple(words[i : i + n])) for i in range(len(words) - n + 1)}
+def _share(meta: dict, corpus: Corpus) -> str:
+    found = sum(len(paragraph) * n for kind in corpus.removed.values() for paragraph, n in kind.items())
+    left = sum(document.length for document in corpus.documents)
+    if meta["options"]["keep_boilerplate"]:
+        return f"They stand in the documents (--keep-boilerplate); without, {left - found:,} of {left:,} characters are left."
+    return f"They were taken out, and {left:,} of {left + found:,} characters are left (see --keep-boilerplate)."
 
-    seen = set().union(*(runs(d["text"]) for d in documents["train"]))
-    shares = sorted(((len(found & seen) / len(found), d) for d in documents["test"] if (found := runs(d["text"]))),
+
+def _leakage(documents: dict[str, Lines], n: int = 13, most: int = 1000) -> list[str]:
+    """How much of each test document (of 1,000, evenly, where there are more) stands in the training documents, in runs of
+    13 words (as GPT-3's authors counted, arXiv:2005.14165, appendix C)."""
+    test = documents["test"]
+    chosen = [test[i * len(test) // most] for i in range(most)] if len(test) > most else list(test)
+    runs = [np.unique(shingles(d["text"], n)) for d in chosen]
+    wanted = np.unique(np.concatenate(runs))
+    seen = np.zeros(len(wanted), bool)
+    for document in tqdm(documents["train"], "leakage", disable=None):
+        found = shingles(document["text"], n)
+        place = np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)
+        seen[place[wanted[place] == found]] = True
+    shares = sorted(((seen[np.searchsorted(wanted, found)].mean(), d) for found, d in zip(runs, chosen, strict=True)),
                     key=lambda item: (-item[0], item[1]["id"]))
-    mean = sum(share for share, _ in shares) / max(len(shares), 1)
+    mean = sum(share for share, _ in shares) / len(shares)
     days = documents["train"][-1]["date"], documents["test"][0]["date"]
-    return [f"Of the runs of {n} words in a test document, {mean:.1%} on average stand in a training document too. The last "
-            f"day of training is {days[0]}, the first of the test {days[1]}. The most:", "",
+    return [f"Of the runs of {n} words in {len(chosen)} test documents, {mean:.1%} on average stand in training documents. "
+            f"The last day of training is {days[0]}, the first of the test {days[1]}. The most:", "",
             *(f"- {share:.1%} of {d['id']}: {_short(d['title'], 80)}" for share, d in shares[:EXAMPLES])]
 
 

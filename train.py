@@ -9,7 +9,6 @@ A run folder holds config.json, env.json, train.csv, eval.csv, model/ (the weigh
 
 import argparse
 import contextlib
-import hashlib
 import math
 import os
 import platform
@@ -29,7 +28,7 @@ import torch
 from checkpoint import Log, has_state, load_state, restore, save_state
 from configs import Config, config_from_dict, load_config
 from dataset import IGNORE, Dataset, Rows
-from files import copy_tokenizer, locate, make_folder, read_json, write_json
+from files import copy_tokenizer, file_hash, locate, make_folder, read_json, write_json
 from model import Decoder, ModelConfig, document_nll, pick_device
 from prune import drop_blocks
 
@@ -283,11 +282,7 @@ def environment(device: torch.device) -> dict:
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of a folder's safetensors, by name."""
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with open(path, "rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ def make_data(folder: Path, train: int = 12, val: int = 4, test: int = 6, text: 
         dataset.write_jsonl(folder / f"{name}.jsonl", [{"id": f"{name}{i}", "text": t} for i, t in enumerate(texts)])
         tokens = [[*tokenizer.encode(text).ids, end] for text in texts]
         nbytes = [len(tokenizer.decode(row[1:-1]).encode()) for row in tokens]
-        dataset.write_tokens(folder / f"{name}.safetensors", tokens, size, nbytes=nbytes)
+        dataset.write_tokens(folder / f"{name}.safetensors", zip(tokens, nbytes, strict=True), len(tokens), size)
 
     messages, tokens, learned = [], [], []
     for i in range(train):
@@ -68,7 +68,7 @@ def make_data(folder: Path, train: int = 12, val: int = 4, test: int = 6, text: 
         tokens.append([*row, end])
         learned.append([0] * prompt + [1] * (len(row) + 1 - prompt))
     dataset.write_jsonl(folder / "pairs.jsonl", [{"messages": m} for m in messages])
-    dataset.write_tokens(folder / "pairs.safetensors", tokens, size, learned=learned)
+    dataset.write_examples(folder / "pairs.safetensors", list(zip(tokens, learned, strict=True)), size)
 
     places = [{"question": f"Where is plant {i}?", "choices": list(CITIES[:4]), "answer": i % 4,
                "category": "place", "source": f"plant {i // 2}"} for i in range(8)]

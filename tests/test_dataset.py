@@ -11,12 +11,26 @@ from hypothesis import strategies as st
 from small import make_data
 
 import dataset
-from dataset import IGNORE, Dataset, Rows, Split, read_jsonl, read_questions, split_tokens, write_jsonl, write_tokens
+from dataset import (
+    IGNORE,
+    Dataset,
+    Rows,
+    Split,
+    read_jsonl,
+    read_questions,
+    split_tokens,
+    write_examples,
+    write_jsonl,
+    write_tokens,
+)
 from files import write_tensors
 
 
 def make_split(folder, documents, learned=None) -> Split:
-    write_tokens(folder / "s.safetensors", documents, 1000, nbytes=[len(d) for d in documents], learned=learned)
+    if learned is None:
+        write_tokens(folder / "s.safetensors", ((d, len(d)) for d in documents), len(documents), 1000)
+    else:
+        write_examples(folder / "s.safetensors", list(zip(documents, learned, strict=True)), 1000)
     return Split(folder / "s.safetensors")
 
 
@@ -83,7 +97,7 @@ def test_windows_hold_every_prediction_once(tmp_path_factory, sizes, context, ba
 
 
 def test_big_vocabularies_keep_their_ids(tmp_path):
-    write_tokens(tmp_path / "s.safetensors", [[70_000, 151_643], [5]], 151_669)
+    write_tokens(tmp_path / "s.safetensors", [([70_000, 151_643], 3), ([5], 0)], 2, 151_669)
     split = Split(tmp_path / "s.safetensors")
     assert split[0].tolist() == [70_000, 151_643] and split[1].tolist() == [5]
 

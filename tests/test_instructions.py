@@ -9,7 +9,7 @@ import pytest
 from small import ROOT, make_data, run_main
 
 from dataset import Dataset, load_tokenizer, read_jsonl, read_questions, write_jsonl
-from instructions import MAX_REPEATS, balance, encode_pair, hold_out, read_pairs
+from instructions import MAX_REPEATS, balance, encode_pairs, hold_out, read_pairs
 from questions import written
 
 
@@ -44,7 +44,8 @@ def test_bad_lines_are_named(tmp_path, row, message):
 def test_only_what_the_assistant_says_is_learned(tmp_path):
     tokenizer = load_tokenizer(make_data(tmp_path / "data"))
     system = {"role": "system", "content": "Be brief."}
-    tokens, learned = encode_pair([system, *chat("Why?", "So it is.", "When?", "Größer now.")["messages"]], tokenizer, 0)
+    pair = {"messages": [system, *chat("Why?", "So it is.", "When?", "Größer now.")["messages"]]}
+    [(tokens, learned)] = encode_pairs([pair], tokenizer, 0)
     whole = "Be brief.\n\nQuestion: Why?\nAnswer: So it is.\n\nQuestion: When?\nAnswer: Größer now."
     assert tokenizer.decode(tokens[:-1]) == whole
     said = [t for t, mask in zip(tokens, learned, strict=True) if mask]

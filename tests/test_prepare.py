@@ -6,15 +6,16 @@ import shutil
 from datetime import date, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import run_main
 
 import questions as questions_module
-from clean import boilerplate_kind, language_of, near_duplicates, paragraphs_of, recurring_paragraphs
+from clean import boilerplate_kind, language_of, near_duplicates, paragraphs_of, signature
+from corpus import Document, split_by_date, split_by_hash
 from dataset import Dataset, read_jsonl, write_jsonl
-from prepare import split_by_date, split_by_hash
 
 WORDS = ["steel", "motor", "city", "light", "river", "window", "paint", "wheel", "road", "bridge", "garden", "signal", "tower"]
 
@@ -111,27 +112,27 @@ def test_no_date_is_on_both_sides(prepare):
 @given(st.lists(st.integers(0, 40), min_size=3, max_size=120))
 @settings(max_examples=100, deadline=None)
 def test_splits_never_overlap(days):
-    documents = [{"date": f"{2000 + day}-01-01"} for day in sorted(days)]
+    documents = [Document(i, str(i), "", f"{2000 + day}-01-01", 0, 0) for i, day in enumerate(sorted(days))]
     try:
         splits = split_by_date(documents, (0.8, 0.1, 0.1))
     except ValueError as error:
         assert "too few for three splits" in str(error)
         return
     assert [d for found in splits.values() for d in found] == documents
-    assert max(d["date"] for d in splits["train"]) < min(d["date"] for d in splits["val"])
-    assert max(d["date"] for d in splits["val"]) < min(d["date"] for d in splits["test"])
+    assert max(d.date for d in splits["train"]) < min(d.date for d in splits["val"])
+    assert max(d.date for d in splits["val"]) < min(d.date for d in splits["test"])
 
 
 def test_a_split_by_hash_stays_when_articles_come(prepare):
-    few = {d["id"]: name for name, found in split_by_hash([article(i) for i in range(0, 2000, 2)], (0.8, 0.1, 0.1)).items()
-           for d in found}
-    many = split_by_hash([article(i) for i in range(2000)], (0.8, 0.1, 0.1))
-    assert all(few.get(d["id"], name) == name for name, found in many.items() for d in found) and len(few) == 1000
+    documents = [Document(i, article(i)["id"], "", "", 0, 0) for i in range(2000)]
+    few = {d.id: name for name, found in split_by_hash(documents[::2], (0.8, 0.1, 0.1)).items() for d in found}
+    many = split_by_hash(documents, (0.8, 0.1, 0.1))
+    assert all(few.get(d.id, name) == name for name, found in many.items() for d in found) and len(few) == 1000
     assert [len(many[name]) / 2000 for name in ("train", "val", "test")] == pytest.approx([0.8, 0.1, 0.1], abs=0.03)
     folder = prepare([article(i) for i in range(60)], "--train-tokenizer", "400", "--split-by", "hash")[3]
     assert all(few.get(d["id"], name) == name for name in many for d in Dataset(folder).documents(name))
     with pytest.raises(ValueError, match="1 documents are too few"):
-        split_by_hash([article(0)], (0.8, 0.1, 0.1))
+        split_by_hash(documents[:1], (0.8, 0.1, 0.1))
 
 
 def test_the_newest_of_two_with_one_id_stays(prepare):
@@ -188,7 +189,6 @@ def test_text_that_only_mentions_such_words_stays(paragraph):
 def test_paragraphs_that_recur_go(prepare):
     closing = "Example Motors is a maker of cars with nine plants in four countries and many thousands of people."
     articles = [article(i, text=text(i) + "\n\n" + closing * (i % 4 == 0)) for i in range(40)]
-    assert len(recurring_paragraphs(articles)) == 1
     folder = prepare(articles)[3]
     assert json.loads((folder / "meta.json").read_text())["paragraphs_removed"] == {"recurring": 10}
     assert not any(closing in d["text"] for d in Dataset(folder).documents("train"))
@@ -217,7 +217,7 @@ def test_near_duplicates_are_those_of_the_plain_comparison():
             for k in range(0, len(words), 150 if i % 2 else 30):
                 words[k] = f"other{k}"
             texts.append(" ".join(words))
-    found = set(near_duplicates(texts))
+    found = set(near_duplicates(np.stack(list(map(signature, texts))), texts.__getitem__))
     sets = [shingles(t) for t in texts]
     similar = {(i, j): len(sets[i] & sets[j]) / len(sets[i] | sets[j]) for i in range(len(texts)) for j in range(i)}
     assert found <= {(j, i) for (i, j), s in similar.items() if s >= 0.8}
@@ -226,8 +226,8 @@ def test_near_duplicates_are_those_of_the_plain_comparison():
 
 def test_many_versions_of_one_text_leave_one_at_linear_cost(prepare):
     versions = [text(3) + f" Version {i} of {i * i}." for i in range(200)]
-    others = [text(i) for i in range(60, 100)]
-    found = near_duplicates(versions + others)
+    texts = versions + [text(i) for i in range(60, 100)]
+    found = near_duplicates(np.stack(list(map(signature, texts))), texts.__getitem__)
     assert 199 <= len(found) <= 16 * 2 * 200 and {j for _, j in found} == set(range(1, 200))
     articles = [article(i, text=t, date="2024-01-01") for i, t in enumerate(versions)]
     folder = prepare(articles + [article(i) for i in range(200, 260)])[3]
