@@ -5,6 +5,7 @@ A line of JSONL is chat (`messages`: perhaps a system turn, then user and assist
 """
 
 import random
+from bisect import bisect_left
 from collections import Counter
 from pathlib import Path
 
@@ -78,6 +79,9 @@ def encode_pairs(pairs: list[dict], tokenizer: Tokenizer, end: int) -> list[tupl
         answers.append(spans)
     found = []
     for encoded, spans in zip(tokenizer.encode_batch(texts), answers, strict=True):
-        learned = [int(any(start <= first < stop for start, stop in spans)) for first, _ in encoded.offsets]
-        found.append(([*encoded.ids, end], [*learned, 1]))
+        begins, learned = [first for first, _ in encoded.offsets], [0] * len(encoded.ids) + [1]
+        for start, stop in spans:
+            first, last = bisect_left(begins, start), bisect_left(begins, stop)
+            learned[first:last] = [1] * (last - first)
+        found.append(([*encoded.ids, end], learned))
     return found

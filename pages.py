@@ -96,8 +96,8 @@ def parse_article(html: bytes, site: Site, url: str) -> dict:
     return article | {"date": parse_date(first(site.date), site.dates, site.months)}
 
 
-def parse_feed(xml: bytes, site: Site) -> tuple[list[dict], str | None]:
-    """The articles of one page of an RSS feed and the link to the next page, if it names one.
+def parse_feed(xml: bytes, site: Site) -> tuple[list[dict], str | None, bool]:
+    """(the articles of one page of an RSS feed, the link to the next page if it names one, whether its XML is whole).
 
     Articles have all keys; what the feed does not say is empty. ValueError where the page is no RSS feed.
     """
@@ -119,9 +119,11 @@ def parse_feed(xml: bytes, site: Site) -> tuple[list[dict], str | None]:
             text = ""
         title = " ".join(html_to_text(item.findtext("title") or "").split())
         article_id = site.article_id(item.findtext("guid") or "") or site.article_id(link)
+        if not (sound or link):
+            continue
         articles.append(blank_article(article_id, link, title=title, date=day, text=text))
     following = root.find(".//{http://www.w3.org/2005/Atom}link[@rel='next']")
-    return articles, None if following is None else following.get("href")
+    return articles, None if following is None else following.get("href"), sound
 
 
 def parse_sitemap(xml: bytes) -> tuple[list[tuple[str, str]], list[str]]:
@@ -174,8 +176,7 @@ def html_to_text(html: str | bytes | etree._Element, tables: bool = True) -> str
 
     Two `<br>` end a paragraph, one ends a line; items of lists and rows of tables are lines. Inline elements add
     nothing (`CO<sub>2</sub>` is CO2), and the source's own white space is one space. Without `tables`, those with several
-    cells in a row are left out. ValueError where the HTML is
-    nested too deeply to be read whole.
+    cells in a row are left out. ValueError where the HTML is nested too deeply to be read whole.
     """
     root = html if isinstance(html, etree._Element) else read_html(html)
     paragraphs, lines, line = [], [], []
@@ -241,16 +242,10 @@ def _has_columns(table: etree._Element) -> bool:
 
 
 def read_html(html: str | bytes) -> etree._Element:
-    if isinstance(html, str):
-        html = html.encode("utf-8", "replace")
-    try:  # UTF-8 is never so by accident, whatever the page says about itself
-        html.decode("utf-8")
-        encoding = "utf-8"
-    except UnicodeDecodeError:
-        encoding = None
-    parser = etree.HTMLParser(encoding=encoding, huge_tree=True)
+    text = html if isinstance(html, str) else decode(html)
+    parser = etree.HTMLParser(encoding="utf-8", huge_tree=True)
     try:
-        root = etree.fromstring(html.replace(b"\0", b"") if encoding else html, parser)
+        root = etree.fromstring(text.replace("\0", "").encode("utf-8", "replace"), parser)
     except etree.LxmlError as error:
         raise ValueError(f"not HTML: {error}") from error
     if any(entry.level_name == "FATAL" for entry in parser.error_log):
@@ -258,13 +253,35 @@ def read_html(html: str | bytes) -> etree._Element:
     return etree.Element("html") if root is None else root
 
 
+CHARSET = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?([\w-]{2,20})""", re.IGNORECASE)
+CHARSETS = re.compile(r"utf-?16(le|be)?|iso-?8859-?\d+|(windows-?|cp)125\d|koi8-[ru]|gb(2312|k|18030)|big5|shift_jis|euc-\w\w")
+
+
+def decode(data: bytes) -> str:
+    """The text of a page or feed, even where it is wrong about its charset.
+
+    UTF-8 is never valid by accident, so it comes before what the page says; what fits neither is windows-1252, which
+    browsers take ISO 8859-1 for as well (https://encoding.spec.whatwg.org/#names-and-labels).
+    """
+    said = CHARSET.search(data[:2048])
+    said = said[1].decode().lower() if said else ""
+    order = ["utf-8-sig", said if CHARSETS.fullmatch(said) and "8859-1" not in said[-6:] else "cp1252", "cp1252"]
+    for encoding in (["utf-16"] if data[:2] in (b"\xff\xfe", b"\xfe\xff") else []) + order:
+        try:
+            return data.decode(encoding)
+        except ValueError:
+            pass
+    return data.decode("latin-1")
+
+
 def _parse_xml(xml: bytes) -> tuple[etree._Element, bool]:
     """The root, and whether the XML is sound; ValueError where nothing can be made of it."""
+    text = re.sub(r"^\s*<\?xml[^>]{0,200}\?>", "", decode(xml)).strip().encode("utf-8", "replace")
     for recover in (False, True):
         parser = etree.XMLParser(recover=recover, resolve_entities=False, no_network=True, remove_comments=True,
-                                 remove_pis=True)
+                                 remove_pis=True, encoding="utf-8")
         try:
-            if (root := etree.fromstring(xml.strip(), parser)) is not None:
+            if (root := etree.fromstring(text, parser)) is not None:
                 return root, not recover
         except etree.LxmlError:
             pass

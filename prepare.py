@@ -231,7 +231,7 @@ def main() -> None:
                         "such as http://localhost:8000/v1 (key in OPENAI_API_KEY, prompt in qa/prompt.txt)")
     parser.add_argument("--questions-model", default="default", metavar="NAME", help="the model to ask for there")
     parser.add_argument("--questions-documents", type=int, default=100, metavar="N", help="training documents to ask about")
-    parser.add_argument("--generated-documents", type=int, default=5_000, metavar="N",
+    parser.add_argument("--generated-documents", type=int, default=2_000, metavar="N",
                         help="documents of a split that pairs and questions are made from by rule, evenly spaced")
     parser.add_argument("--no-generated", dest="generated", action="store_false", help="make no pairs and questions by rule")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of questions and distractors")

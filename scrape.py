@@ -225,12 +225,14 @@ def from_feed(fetcher: Fetcher, site: Site, since: str, report: Report) -> Itera
                     report.miss(url, error)
                 break
             try:
-                articles, following = parse_feed(answer, site)
+                articles, following, sound = parse_feed(answer, site)
                 following = urljoin(url, following or site.feed.format(topic=topic, page=page + 1))
             except ValueError as error:
                 if page == 1:
                     report.miss(url, error)
                 break
+            if not sound:
+                report.failed.append((url, "its XML is broken: articles may be missing, and texts come from their pages"))
             found = {article["id"] or article["url"] for article in articles}
             if found <= seen:
                 break

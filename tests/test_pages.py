@@ -1,6 +1,7 @@
 """pages.py: the text that markup holds, feeds, dates, and what no parser may do."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -65,8 +66,8 @@ def test_a_feed():
     items = [item.format(id="T0000001EN", text="&lt;p&gt;Whole CO&lt;sub&gt;2&lt;/sub&gt; text.&lt;/p&gt;"),
              item.format(id="T0000002EN_US", text="It breaks off ..."), item.format(id="T0000003DE", text="")]
     feed = f'<rss version="2.0"><channel>{"".join(items)}</channel></rss>'.encode()
-    found, following = parse_feed(feed, BMW)
-    assert following is None and [a["id"] for a in found] == ["T0000001EN", "T0000002EN_US", "T0000003DE"]
+    found, following, sound = parse_feed(feed, BMW)
+    assert sound and following is None and [a["id"] for a in found] == ["T0000001EN", "T0000002EN_US", "T0000003DE"]
     assert found[0]["text"] == "Whole CO2 text." and found[0]["title"] == "A & B" and found[0]["date"] == "2025-12-05"
     assert [scrape.is_complete(a) for a in found] == [True, False, False]
     assert [BMW.speaks(a["id"]) for a in found] == [True, True, False]
@@ -90,3 +91,47 @@ def test_parsers_only_ever_raise_value_errors(data):
             parse(data)
         except ValueError:
             pass
+
+
+SNIPPETS = ["<table><tr><td>", "<td>a</td>", "</tr>", "<li>", "<ul>", "</ul>", "<br>", "<p>", "</p>", "<div>", "</div>", "<b>x",
+            "&amp;", "&#", "<!--", "-->", "<![CDATA[", "]]>", "word ", " ", "\n", '"', "<a href='", "<item>", "</item>",
+            "<item><guid>T0000001EN</guid>", "<description>", "</description>", "<loc>http://a/</loc>", "<url>",
+            "</url>", "<?x", "\u00e4", "\0", "read more "]
+PARSERS = {
+    "text": html_to_text, "text without tables": lambda d: html_to_text(d, tables=False),
+    "article": lambda d: parse_article(b"<h1>x</h1><div id='article-text'>" + d, BMW, "T0000001EN"),
+    "feed": lambda d: parse_feed(b"<rss><channel>" + d, BMW), "sitemap": lambda d: parse_sitemap(b"<urlset>" + d),
+    "date": lambda d: parse_date(d.decode("utf-8", "replace"), BMW.dates),
+}
+
+
+@pytest.mark.parametrize("name", PARSERS)
+@given(unit=st.lists(st.sampled_from(SNIPPETS), min_size=1, max_size=4).map("".join))
+@settings(max_examples=15, deadline=None)
+def test_no_input_takes_more_than_linear_time(name, unit):
+    """Sixteen times as much of anything takes some sixteen times as long; 256 times would be quadratic."""
+    def seconds(size: int) -> float:
+        data, found = (unit * (size // len(unit))).encode(), []
+        for _ in range(3):
+            began = time.process_time()
+            try:
+                PARSERS[name](data)
+            except ValueError:
+                pass
+            found.append(time.process_time() - began)
+        return min(found)
+
+    assert seconds(160_000) < 80 * max(seconds(10_000), 5e-5)
+
+
+@pytest.mark.parametrize("said, encoding", [
+    ("utf-8", "cp1252"), ("iso-8859-1", "utf-8"), ("iso-8859-1", "cp1252"), ("windows-1252", "cp1252"), ("", "cp1252"),
+    ("nonsense", "cp1252"), ("utf-8", "utf-16"), ("punycode", "utf-8"), ("utf-16", "utf-8"), ("koi8-r", "koi8-r")])
+def test_a_page_that_is_wrong_about_its_charset(said, encoding):
+    words = "Größe “neu” für 5 €" if encoding != "koi8-r" else "Новый завод"
+    page = f"<html><head><meta charset='{said}'></head><body><p>{words}</p></body></html>".encode(encoding)
+    assert html_to_text(page) == words
+    feed = f"""<?xml version="1.0" encoding="{said}"?><rss><channel><item><guid>T0000001EN</guid><title>{words}</title>
+        <description>{words}</description></item></channel></rss>""".encode(encoding)
+    [article], _, sound = parse_feed(feed, BMW)
+    assert sound and article["title"] == article["text"] == words

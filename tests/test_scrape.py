@@ -336,6 +336,24 @@ def test_bad_articles_are_counted_and_the_rest_comes(tmp_path, monkeypatch, caps
     assert found[0]["text"] == "Text of article 0, which is whole."
 
 
+def test_a_feed_that_breaks_in_the_middle_is_named(tmp_path, monkeypatch, capsys):
+    """What stands before the break is taken, from its page as its text may be cut; the pages that follow come, too."""
+    item = ("<item><title>Title {n}</title><link>{url}/global/article/detail/T{n:07d}EN/slug</link><guid>T{n:07d}EN</guid>"
+            "<pubDate>Fri, 05 Dec 2025 08:34:40 +0100</pubDate><description>Text of {n}, whole.</description></item>")
+    answers = {"/robots.txt": ok("")}
+    with server(answers) as (url, _):
+        items = [item.format(url=url, n=n) for n in range(6)]
+        broken = f'<rss version="2.0"><channel>{"".join(items[:3])}<item><title>Title & <b'
+        answers[site_feed("803", 1)] = ok(broken)
+        answers[site_feed("803", 2)] = ok(f"<rss><channel>{''.join(items[4:])}</channel></rss>")
+        answers |= {f"/global/article/detail/T{n:07d}EN/slug": ok(PAGE.format(n=n, date="05.12.2025")) for n in range(3)}
+        code, out, _ = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--out", tmp_path / "a.jsonl",
+                                "--topics", "803", "--delay", "0")
+    assert code == 0 and f"{url}{site_feed('803', 1)}: its XML is broken" in out and "failed         1" in out
+    assert {a["id"]: a["text"] for a in read_jsonl(tmp_path / "a.jsonl")} == {
+        f"T{n:07d}EN": f"Text of article {n}, which is whole." if n < 3 else f"Text of {n}, whole." for n in (0, 1, 2, 4, 5)}
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--source", "sitemap"], "declares no sitemap"), (["--source", "urls"], "takes URLs of articles"),
     ([], "nothing collected"),
