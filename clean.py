@@ -65,24 +65,27 @@ def clean(text: str) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def paragraphs_of(text: str) -> list[str]:
-    lines = (" ".join(line.split()) for line in text.replace("\u200b", "").split("\n"))
+    lines = (line.strip() if line.isprintable() and "  " not in line else " ".join(line.replace("\u200b", "").split())
+             for line in text.split("\n"))  # what is printable has no white space but blanks
     return [line for line in lines if line]
 
 
-def fingerprint(text: str) -> int:
-    """64 bits of a hash of the letters and digits alone: equal for texts that differ in spacing, case or punctuation."""
-    return int.from_bytes(hashlib.blake2b(text.lower().translate(NO_LETTER).encode(), digest_size=8).digest(), "little")
+def plain(text: str) -> str:
+    """The letters and digits alone, in lower case, line by line: equal for texts that differ in spacing or punctuation."""
+    return text.lower().translate(NO_LETTER)
 
 
-NO_LETTER = dict.fromkeys(i for i in range(0x3100) if not chr(i).isalnum())  # every script's punctuation up to Japanese
+NO_LETTER = dict.fromkeys(i for i in range(0x3100) if not chr(i).isalnum() and chr(i) != "\n")  # up to Japanese punctuation
 
 
-def paragraph_marks(paragraphs: list[str], shortest: int = 60) -> list[int]:
-    """Fingerprints of the paragraphs that are boilerplate if they recur, each once.
+def fingerprint(plain_text: str) -> int:
+    """64 bits that stand for a text."""
+    return int.from_bytes(hashlib.blake2b(plain_text.encode(), digest_size=8).digest(), "little")
 
-    Short lines (names in lists of results) and those that announce what follows ("...:") recur as text does.
-    """
-    return sorted({fingerprint(p) for p in paragraphs if len(p) >= shortest and p[-1] != ":"})
+
+def may_recur(paragraph: str) -> bool:
+    """Short lines (names in lists of results) and those that announce what follows ("...:") recur as text does."""
+    return len(paragraph) >= 60 and paragraph[-1] != ":"
 
 
 def recurring(marks: np.ndarray, articles: int) -> np.ndarray:
@@ -113,8 +116,15 @@ LANGUAGES_OF = {word: [language for language, words in STOP_WORDS.items() if wor
                 for word in sum(STOP_WORDS.values(), [])}
 
 
-def language_of(text: str) -> str | None:
-    """The language whose script has a fifth of the letters, else whose stop words stand in a text most often; None where
+def words_of(text: str) -> list[str]:
+    return text.lower().translate(TO_SPACE).split()
+
+
+TO_SPACE = dict.fromkeys((i for i in range(0x3100) if not (chr(i).isalnum() or chr(i) == "_")), " ")
+
+
+def language_of(text: str, words: list[str]) -> str | None:
+    """The language whose script has a fifth of the letters, else whose stop words are most of a text's words; None where
     there are too few to tell."""
     if not text.isascii():
         letters = sum(map(str.isalpha, text))
@@ -122,19 +132,19 @@ def language_of(text: str) -> str | None:
             if len(re.findall(f"[{span}]", text)) > 0.2 * letters:
                 return language
     found = dict.fromkeys(STOP_WORDS, 0)
-    for word, times in Counter(filter(LANGUAGES_OF.__contains__, text.lower().split())).items():
+    for word, times in Counter(filter(LANGUAGES_OF.__contains__, words)).items():
         for language in LANGUAGES_OF[word]:
             found[language] += times
     best = max(found, key=found.get)
     return best if found[best] >= 5 else None
 
 
-def signature(text: str) -> np.ndarray:
-    """(16,) uint64: bands of a text's MinHash (Broder 1997), 64 permutations in bands of 4.
+def signature(words: list[str]) -> np.ndarray:
+    """(16,) uint64: bands of the MinHash of a text's words (Broder 1997), 64 permutations in bands of 4.
 
     Texts whose shingles have a Jaccard similarity of s share a band with probability 1 - (1 - s^4)^16.
     """
-    minima = (PERMUTATIONS * (shingles(text) >> np.uint64(32)).astype(np.uint32)).min(1)  # wraps modulo 2^32
+    minima = (PERMUTATIONS * (shingles(words) >> np.uint64(32)).astype(np.uint32)).min(1)  # wraps modulo 2^32
     return (minima.reshape(16, 4) * BAND_MIX).sum(1)
 
 
@@ -158,7 +168,7 @@ def near_duplicates(signatures: np.ndarray, text: Callable[[int], str], threshol
             candidates.append(other[same] * n + order[1:][same])
 
     def jaccard(i: int, j: int) -> float:
-        first, second = np.unique(shingles(text(i))), np.unique(shingles(text(j)))
+        first, second = np.unique(shingles(words_of(text(i)))), np.unique(shingles(words_of(text(j))))
         common = len(np.intersect1d(first, second, assume_unique=True))
         return common / (len(first) + len(second) - common)
 
@@ -166,14 +176,21 @@ def near_duplicates(signatures: np.ndarray, text: Callable[[int], str], threshol
     return [(i, j) for i, j in pairs if jaccard(i, j) >= threshold]
 
 
-TO_SPACE = dict.fromkeys((i for i in range(0x3100) if not (chr(i).isalnum() or chr(i) == "_")), " ")
+class Hashes(dict):
+    """32 bits for a word, computed once: a few thousand words are most of any corpus."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) > 2**18:
+            self.clear()
+        self[word] = found = zlib.crc32(word.encode())
+        return found
 
 
-def shingles(text: str, size: int = 5) -> np.ndarray:
+HASHES = Hashes()
+
+
+def shingles(words: list[str], size: int = 5) -> np.ndarray:
     """Hashes of the runs of `size` words (of all the words, where they are fewer), in order."""
-    words = np.fromiter(map(zlib.crc32, text.lower().translate(TO_SPACE).encode().split()), np.uint64)
-    size = min(size, max(1, len(words)))
-    found = np.zeros(max(1, len(words) - size + 1), np.uint64)
-    for k in range(min(size, len(words))):
-        found = found * np.uint64(0x9E3779B97F4A7C15) + words[k : len(words) - size + 1 + k] + np.uint64(1)
-    return found
+    hashes = np.fromiter(map(HASHES.__getitem__, words or [""]), np.uint64)
+    weights = np.cumprod(np.full(min(size, len(hashes)), 0x9E3779B97F4A7C15, np.uint64))
+    return np.convolve(hashes, weights, "valid")  # wraps modulo 2^64

@@ -9,7 +9,7 @@ import re
 import signal
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -22,7 +22,18 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from clean import clean, fingerprint, language_of, near_duplicates, paragraph_marks, paragraphs_of, recurring, signature
+from clean import (
+    clean,
+    fingerprint,
+    language_of,
+    may_recur,
+    near_duplicates,
+    paragraphs_of,
+    plain,
+    recurring,
+    signature,
+    words_of,
+)
 from dataset import SPLITS, Lines, line_of, parse_lines
 
 BLOCK = 256  # articles cleaned at a time
@@ -53,7 +64,7 @@ class Cleaned(NamedTuple):
     line: bytes = b""
     boilerplate: Sequence[tuple[str, str]] = ()  # kind and paragraph
     signature: bytes = b""
-    marks: Sequence[int] = ()  # of its paragraphs of text
+    marks: Iterable[int] = ()  # fingerprints of its paragraphs of text
 
 
 def clean_article(article: dict, where: str, args: argparse.Namespace) -> Cleaned:
@@ -74,15 +85,17 @@ def clean_article(article: dict, where: str, args: argparse.Namespace) -> Cleane
         return Cleaned(document, "other language (id)")
     if suffix and suffix[2]:
         return Cleaned(document, "other market (id)")
-    if language_of(article["text"]) not in (None, args.language):
-        return Cleaned(document, "other language (text)")
     paragraphs, removed = clean(article["text"])
     body = "\n\n".join(paragraphs_of(article["text"]) if args.keep_boilerplate else paragraphs)
-    document.length, document.mark = len(body), fingerprint(body)
+    words = words_of(f"{title}\n{body}")
+    if language_of(body, words) not in (None, args.language):
+        return Cleaned(document, "other language (text)")
+    plainly = plain("\n".join(paragraphs)).split("\n")
+    marks = {fingerprint(mark) for mark, paragraph in zip(plainly, paragraphs, strict=False) if may_recur(paragraph)}
+    document.length, document.mark = len(body), fingerprint("".join(plainly))
     line = line_of({"id": article["id"], "title": title, "date": article["date"], "category": article.get("category"),
                     "url": article.get("url"), "text": body})
-    return Cleaned(document, None, line.encode(), removed, signature(f"{title}\n\n{body}").tobytes(),
-                   paragraph_marks(paragraphs))
+    return Cleaned(document, None, line.encode(), removed, signature(words).tobytes(), marks)
 
 
 # ---------------------------------------------------------------- all articles
@@ -127,7 +140,7 @@ class Corpus:
         return found | {"text": f"{found['title']}\n\n{found['text']}"}
 
     def recurs(self, paragraph: str) -> bool:
-        return not self.recurring.isdisjoint(paragraph_marks([paragraph]))
+        return may_recur(paragraph) and fingerprint(plain(paragraph)) in self.recurring
 
     def near_duplicates(self, documents: list[Document]) -> list[tuple[int, int]]:
         numbers = [document.number for document in documents]
@@ -197,8 +210,8 @@ def find_recurring(corpus: Corpus, marks: np.ndarray, owners: np.ndarray, keep: 
             corpus.removed["recurring"].update(filter(corpus.recurs, body))
             if not keep:
                 document.recurs = True
-                rest = "\n\n".join(p for p in body if not corpus.recurs(p))
-                document.length, document.mark = len(rest), fingerprint(rest)
+                rest = [paragraph for paragraph in body if not corpus.recurs(paragraph)]
+                document.length, document.mark = len("\n\n".join(rest)), fingerprint(plain("".join(rest)))
 
 
 # ---------------------------------------------------------------- train, val and test

@@ -7,8 +7,9 @@ Says what it dropped and why. Same input and options, same bytes.
 
 import argparse
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import TextIO
@@ -66,11 +67,21 @@ def write_split(folder: Path, name: str, documents: list[Document], corpus: Corp
     """
     begins, totals = bool(tokenizer.encode("").ids), Counter()
 
+    def batches() -> Iterator[tuple[list[dict], Future]]:
+        """The next batch is tokenized while the one before it is written."""
+        with ThreadPoolExecutor(1) as ahead:
+            waiting = deque()
+            for start in tqdm(range(0, len(documents), BATCH), desc=f"tokenizing {name}", disable=None):
+                batch = [corpus[document] for document in documents[start : start + BATCH]]
+                waiting.append((batch, ahead.submit(tokenizer.encode_batch_fast, [d["text"] for d in batch])))
+                if len(waiting) > 2:
+                    yield waiting.popleft()
+            yield from waiting
+
     def encoded(lines: TextIO) -> Iterator[tuple[list[int], int]]:
-        for start in tqdm(range(0, len(documents), BATCH), desc=f"tokenizing {name}", disable=None):
-            batch = [corpus[document] for document in documents[start : start + BATCH]]
+        for batch, coming in batches():
             lines.writelines(map(line_of, batch))
-            for document, found in zip(batch, tokenizer.encode_batch_fast([d["text"] for d in batch]), strict=True):
+            for document, found in zip(batch, coming.result(), strict=True):
                 text, tokens = document["text"], found.ids
                 skipped = 0 if begins else len(first_token(tokenizer, tokens, text).encode())
                 nbytes = len(text.encode()) - skipped

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from clean import shingles
+from clean import shingles, words_of
 from corpus import Corpus
 from dataset import SPLITS, Dataset, Lines
 from files import write_text
@@ -66,11 +66,11 @@ def _leakage(documents: dict[str, Lines], n: int = 13, most: int = 1000) -> list
     13 words (as GPT-3's authors counted, arXiv:2005.14165, appendix C)."""
     test = documents["test"]
     chosen = [test[i * len(test) // most] for i in range(most)] if len(test) > most else list(test)
-    runs = [np.unique(shingles(d["text"], n)) for d in chosen]
+    runs = [np.unique(shingles(words_of(d["text"]), n)) for d in chosen]
     wanted = np.unique(np.concatenate(runs))
     seen = np.zeros(len(wanted), bool)
     for document in tqdm(documents["train"], "leakage", disable=None):
-        found = shingles(document["text"], n)
+        found = shingles(words_of(document["text"]), n)
         place = np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)
         seen[place[wanted[place] == found]] = True
     shares = sorted(((seen[np.searchsorted(wanted, found)].mean(), d) for found, d in zip(runs, chosen, strict=True)),

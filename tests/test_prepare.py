@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small import run_main
 
 import questions as questions_module
-from clean import boilerplate_kind, language_of, near_duplicates, paragraphs_of, signature
+from clean import boilerplate_kind, language_of, near_duplicates, paragraphs_of, signature, words_of
 from corpus import Document, split_by_date, split_by_hash
 from dataset import Dataset, read_jsonl, write_jsonl
 
@@ -197,9 +197,9 @@ def test_paragraphs_that_recur_go(prepare):
 
 
 def test_languages():
-    assert language_of(text(3)) == "EN"
-    assert language_of("El coche es de la marca y se fabrica en el sur con un motor para los clientes") == "ES"
-    assert language_of("BMW iX3 M60") is None
+    spanish = "El coche es de la marca y se fabrica en el sur con un motor para los clientes"
+    for found, language in ((text(3), "EN"), (spanish, "ES"), ("BMW iX3 M60", None), ("新款车型" * 9, "ZH")):
+        assert language_of(found, words_of(found)) == language
 
 
 def shingles(text: str) -> set[str]:
@@ -217,7 +217,7 @@ def test_near_duplicates_are_those_of_the_plain_comparison():
             for k in range(0, len(words), 150 if i % 2 else 30):
                 words[k] = f"other{k}"
             texts.append(" ".join(words))
-    found = set(near_duplicates(np.stack(list(map(signature, texts))), texts.__getitem__))
+    found = set(near_duplicates(np.stack([signature(words_of(t)) for t in texts]), texts.__getitem__))
     sets = [shingles(t) for t in texts]
     similar = {(i, j): len(sets[i] & sets[j]) / len(sets[i] | sets[j]) for i in range(len(texts)) for j in range(i)}
     assert found <= {(j, i) for (i, j), s in similar.items() if s >= 0.8}
@@ -227,7 +227,7 @@ def test_near_duplicates_are_those_of_the_plain_comparison():
 def test_many_versions_of_one_text_leave_one_at_linear_cost(prepare):
     versions = [text(3) + f" Version {i} of {i * i}." for i in range(200)]
     texts = versions + [text(i) for i in range(60, 100)]
-    found = near_duplicates(np.stack(list(map(signature, texts))), texts.__getitem__)
+    found = near_duplicates(np.stack([signature(words_of(t)) for t in texts]), texts.__getitem__)
     assert 199 <= len(found) <= 16 * 2 * 200 and {j for _, j in found} == set(range(1, 200))
     articles = [article(i, text=t, date="2024-01-01") for i, t in enumerate(versions)]
     folder = prepare(articles + [article(i) for i in range(200, 260)])[3]
