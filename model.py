@@ -18,10 +18,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from files import locate, read_json, read_weights, write_json, write_tensors
+from ops import IGNORE, attend, attend_documents, causal_mask, document_lengths, head_loss
 
-HEAD_CHUNK = 2**25  # logits the head holds at a time in training: 128 MiB in fp32
+SHORT = 64  # tokens: packed documents shorter than this on average share one attention under a mask
 WRITTEN_ANEW = ("model_type", "architectures", "hidden_act", "torch_dtype", "dtype", "transformers_version")  # in config.json
-IGNORE = -100  # a target that is not counted, torch's convention
 
 
 # ---------------------------------------------------------------- configuration
@@ -183,18 +183,13 @@ def document_positions(documents: torch.Tensor) -> torch.Tensor:
     return index - torch.where(starts, index, 0).cummax(dim=1).values
 
 
-def attention_mask(queries: int, keys: int, window: int | None, documents, device) -> torch.Tensor | None:
-    """What each of the last `queries` of `keys` positions may see, as bool (B or 1, 1, queries, keys).
-
-    None stands for plain causal (or, for a single query, for everything): attention is then faster without a mask.
-    """
-    if documents is None and (window is None or keys <= window) and queries in (1, keys):
-        return None
-    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
-    mask = (distance >= 0) & (distance < (window or keys))
-    if documents is not None:
-        mask = mask & (documents[:, :, None] == documents[:, None, :])
-    return mask.view(-1, 1, queries, keys)
+def document_mask(documents: torch.Tensor, window: int | None, device) -> torch.Tensor:
+    """What each position of packed rows may see, as bool (B, 1, T, T)."""
+    same = documents[:, :, None] == documents[:, None, :]
+    T = documents.shape[1]
+    causal = causal_mask(T, T, window, "cpu")
+    mask = same & (torch.ones(T, T, dtype=torch.bool).tril() if causal is None else causal)
+    return mask[:, None].to(device)
 
 
 class Cache:
@@ -236,7 +231,8 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
-    def forward(self, x_BTD: torch.Tensor, rope, mask: torch.Tensor | None, cache: Cache | None, block: int) -> torch.Tensor:
+    def forward(self, x_BTD: torch.Tensor, rope, mask, cache: Cache | None, block: int) -> torch.Tensor:
+        """`mask`: None (causal), what may be seen (B or 1, 1, T, keys), or (lengths of packed documents, window or None)."""
         B, T, _ = x_BTD.shape
         q, k, v = (proj(x_BTD).view(B, T, -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if hasattr(self, "q_norm"):
@@ -246,8 +242,7 @@ class Attention(nn.Module):
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norms leave fp32 behind
         if cache is not None:
             k, v = cache.extend(block, k, v)
-        causal = mask is None and T > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+        y = attend_documents(q, k, v, *mask) if isinstance(mask, tuple) else attend(q, k, v, mask)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -284,6 +279,7 @@ class Trunk(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.recompute = False  # blocks keep only their input for the backward pass, and run again there
 
     def forward(self, config: ModelConfig, ids: torch.Tensor, documents=None, cache: Cache | None = None) -> torch.Tensor:
         start, T = (cache.used if cache else 0), ids.shape[1]
@@ -291,13 +287,21 @@ class Trunk(nn.Module):
             positions = torch.arange(start, start + T, device=ids.device)[None]
         else:
             assert cache is None, "packed rows are for training, the cache is for generating"
-            positions = document_positions(documents)
-        x = self.embed_tokens(ids)
+            documents = documents.cpu()  # they decide on shapes
+            positions = document_positions(documents).to(ids.device)
+        # Where the head shares the weight, its gradient is dense and takes the few rows of this one in.
+        x = F.embedding(ids, self.embed_tokens.weight, sparse=config.tie_word_embeddings)
         cos, sin = (table[:, None].to(x.dtype) for table in rope_table(config, positions))  # (B or 1, 1, T, F)
         windows = {"full_attention": None, "sliding_attention": config.sliding_window}
-        masks = {kind: attention_mask(T, start + T, windows[kind], documents, ids.device) for kind in set(config.layer_types)}
+        if documents is None:
+            masks = {kind: causal_mask(T, start + T, window, ids.device) for kind, window in windows.items()}
+        elif len(lengths := document_lengths(documents)) * SHORT <= ids.numel():
+            masks = {kind: (lengths, window) for kind, window in windows.items()}
+        else:
+            masks = {kind: document_mask(documents, windows[kind], ids.device) for kind in set(config.layer_types)}
         for i, layer in enumerate(self.layers):
-            x = layer(x, (cos, sin), masks[config.layer_types[i]], cache, i)
+            given = (x, (cos, sin), masks[config.layer_types[i]], cache, i)
+            x = checkpoint(layer, *given, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else layer(*given)
         if cache is not None:
             cache.used += T
         return self.norm(x)
@@ -395,23 +399,6 @@ class Uninitialized(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
-    """Cross entropy of the vocabulary head, in chunks of tokens: never all the logits at once, in training neither."""
-    def nll(x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(F.linear(x, weight).float(), targets, ignore_index=IGNORE, reduction="none")
-
-    assert reduction in ("mean", "sum", "none"), reduction
-    chunks = list(zip(*(t.flatten(0, 1).split(max(1, HEAD_CHUNK // len(weight))) for t in (x, targets)), strict=True))
-    if len(chunks) > 1 and torch.is_grad_enabled():
-        losses = [checkpoint(nll, *chunk, use_reentrant=False) for chunk in chunks]
-    else:
-        losses = [nll(*chunk) for chunk in chunks]
-    losses = torch.cat(losses)
-    if reduction == "none":
-        return losses.view_as(targets)
-    return losses.sum() if reduction == "sum" else losses.sum() / (targets != IGNORE).sum().clamp(min=1)
-
-
 @torch.no_grad()
 def document_nll(model: Decoder, windows: Iterable, documents: int, autocast=contextlib.nullcontext
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -422,11 +409,10 @@ def document_nll(model: Decoder, windows: Iterable, documents: int, autocast=con
     nll, tokens = np.zeros(documents), np.zeros(documents, np.int64)
     device = next(model.parameters()).device
     for ids, targets, rows in windows:
-        ids, targets = ids.to(device), targets.to(device)
         with autocast():
-            losses = model(ids, targets, reduction="none")
+            losses = model(ids.to(device), targets, reduction="none")
         np.add.at(nll, rows, losses.cpu().double().sum(1).numpy())
-        np.add.at(tokens, rows, (targets != IGNORE).sum(1).cpu().numpy())
+        np.add.at(tokens, rows, (targets != IGNORE).sum(1).numpy())
     return nll, tokens
 
 

@@ -9,6 +9,7 @@ A run folder holds config.json, env.json, train.csv, eval.csv, model/ (the weigh
 
 import argparse
 import contextlib
+import ctypes
 import math
 import os
 import platform
@@ -26,9 +27,10 @@ import numpy as np
 import torch
 
 from checkpoint import Log, has_state, load_state, restore, save_state
-from configs import Config, config_from_dict, load_config
+from configs import Config, config_from_dict, load_config, replace
 from dataset import IGNORE, Dataset, Rows
 from files import copy_tokenizer, file_hash, locate, make_folder, read_json, write_json
+from lean import LeanAdamW
 from model import Decoder, ModelConfig, document_nll, pick_device
 from prune import drop_blocks
 
@@ -39,8 +41,12 @@ EVAL_COLUMNS = ("step", "tokens", "split", "nll", "perplexity", "bits_per_byte",
 def train(config: Config, resume: bool = False) -> None:
     """Run the experiment of a config into its run folder; ValueError for whatever the user can mend."""
     run, device = config.folder, pick_device(config.device)
+    config = replace(config, dtype=pick_dtype(config.dtype, device))
+    if config.optimizer == "lean" and config.dtype == "float16":
+        raise ValueError(f"optimizer: lean cannot scale the loss, as float16 needs; set dtype for {device} or take adamw")
     if device.type == "cpu" and config.dtype == "float16":
         print("warning: float16 products are slow on CPUs; bfloat16 or float32 will be faster")
+    keep_freed_memory()
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time and changes no result
@@ -58,7 +64,11 @@ def train(config: Config, resume: bool = False) -> None:
     model, base_folder = load_base(config, dataset)
     sources = {"data": file_hashes(dataset.folder), "base": file_hashes(base_folder) if base_folder else None}
     model.to(device).train()
-    optimizer = adamw(model, config)
+    model.model.recompute = config.recompute
+    if config.compile:
+        for layer in model.model.layers:
+            layer.compile()
+    optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
     progress = {"step": 0, "seconds": 0.0, "best": math.inf, "best_step": 0, "stale": 0, "scaler": scaler.state_dict()}
     if resume:
@@ -113,14 +123,16 @@ def train(config: Config, resume: bool = False) -> None:
         # The mean is over the step's tokens, so every micro-batch's sum is divided by the count of all.
         counted = max(1, sum(int((targets != IGNORE).sum()) for _, targets, _ in micro_batches))
         loss = torch.zeros((), device=device)
-        for batch in micro_batches:
-            ids, targets, documents = (part.to(device) for part in batch)
+        for ids, targets, documents in micro_batches:
             with autocast():
-                micro_loss = model(ids, targets, documents, reduction="sum") / counted
+                micro_loss = model(ids.to(device), targets, documents, reduction="sum") / counted
             scaler.scale(micro_loss).backward()
             loss += micro_loss.detach()
-        scaler.unscale_(optimizer)
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
+        if config.optimizer == "lean":  # which has made its updates
+            grad_norm = optimizer.grad_norm()
+        else:
+            scaler.unscale_(optimizer)
+            grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
         if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not scaler.is_enabled()):
             save(step - 1)
             raise ValueError(
@@ -183,14 +195,19 @@ def keep_tokenizer(base: Path | None, dataset: Path, target: Path) -> None:
             copy_tokenizer(source, make_folder(target))
 
 
-def adamw(model: Decoder, config: Config) -> torch.optim.AdamW:
+def make_optimizer(model: Decoder, config: Config) -> torch.optim.Optimizer:
     """AdamW (arXiv:1711.05101) with decay on matrices only; groups carry the parameters' names for the checkpoint."""
     groups = []
     for decay in (True, False):
         chosen = [(name, p) for name, p in model.named_parameters() if (p.dim() >= 2) == decay]
         groups.append({"params": [p for _, p in chosen], "names": [name for name, _ in chosen],
                        "weight_decay": config.weight_decay * decay})
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    settings = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **settings, fused=True)
+    optimizer = LeanAdamW(groups, **settings)
+    optimizer.during_backward()
+    return optimizer
 
 
 def learning_rate(step: int, config: Config) -> float:
@@ -220,6 +237,15 @@ class Validation:
         model.train()
         mean = nll.sum() / tokens.sum()
         return float(mean), float(np.exp(mean)), float(nll.sum() / math.log(2) / self.bytes)
+
+
+def pick_dtype(name: str, device: torch.device) -> str:
+    """The type of a name, or for "auto" the fastest with units of its own: bf16 products without them are slower than fp32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return "bfloat16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
 def make_autocast(config: Config, device: torch.device):
@@ -257,6 +283,13 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
         synchronize()
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep large freed blocks: it hands them back to the kernel, and every step would fault them in again."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(-4, 0)  # M_MMAP_MAX: take large blocks from the heap, too
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink it
 
 
 def peak_memory(device: torch.device) -> float:

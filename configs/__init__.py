@@ -41,10 +41,13 @@ class Config:
     beta2: float = 0.95  # AdamW: memory of its square
     eps: float = 1e-8  # AdamW: added to the denominator
     clip: float = 1.0  # largest gradient norm (0: no clipping)
+    optimizer: str = "adamw"  # adamw, or lean: moments of a byte, updates during the backward pass, no clipping
 
     # how it runs
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    dtype: str = "bfloat16"  # of the products, by autocast: float32, bfloat16 or float16; weights stay fp32
+    dtype: str = "auto"  # of the products, by autocast: float32, bfloat16, float16, or the best the device has units for
+    recompute: bool = False  # a block's activations again in the backward pass: a third more time, a fraction of the memory
+    compile: bool = False  # blocks by torch.compile: faster steps, after a minute or more of compiling
     threads: int = 0  # CPU threads (0: torch's choice); results repeat bit by bit at a fixed number
 
     # what it reports and keeps
@@ -105,11 +108,15 @@ class Config:
         need("eps", self.eps > 0, "above 0")
         need("clip", self.clip >= 0, "0 (off) or more")
         need("dtype", self.dtype in DTYPES, " or ".join(DTYPES) + _nearest(self.dtype, DTYPES))
+        need("optimizer", self.optimizer in OPTIMIZERS, " or ".join(OPTIMIZERS) + _nearest(self.optimizer, OPTIMIZERS))
         need("keep", self.keep in ("best", "last"), "best or last")
         kind = self.device.split(":")[0]
         need("device", kind in DEVICES, f"{', '.join(DEVICES)}, or cuda:N" + _nearest(kind, DEVICES))
         repeated = len(set(self.drop_blocks)) < len(self.drop_blocks)
         need("drop_blocks", min(self.drop_blocks, default=0) >= 0 and not repeated, "indices from 0 up, each once")
+        if self.optimizer == "lean" and (self.clip or self.accumulation > 1 or self.dtype == "float16"):
+            found.append(f"optimizer: lean updates during the backward pass, so it needs clip=0 (given {self.clip}), "
+                         f"accumulation=1 (given {self.accumulation}) and no float16 (given {self.dtype})")
         if self.patience and not self.eval_every:
             found.append(f"patience: given {self.patience}, has no effect without eval_every; set eval_every or patience=0")
         if self.revision and (isinstance(self.base, dict) or Path(self.base).exists()):
@@ -119,7 +126,8 @@ class Config:
         return found
 
 
-DTYPES = ("float32", "bfloat16", "float16")
+OPTIMIZERS = ("adamw", "lean")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 

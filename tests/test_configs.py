@@ -47,7 +47,7 @@ def test_overrides_are_read_by_type(tmp_path):
     ("--max_step=5", "max_step: no such setting (did you mean max_steps?)"), ("--drop_blocks=a", "drop_blocks: given 'a'"),
     ("--lr", "overrides are written --key=value"), ("lr=1", "overrides are written --key=value"),
     ("--lr=nan", "lr: given nan, must be a number"), ("--lr=0", "lr: given 0.0, must be above 0 and below 1"),
-    ("--dtype=bf16", "dtype: given 'bf16', must be float32 or bfloat16 or float16"),
+    ("--dtype=bf16", "dtype: given 'bf16', must be auto or float32 or bfloat16 or float16"),
     ("--dtype=float23", "did you mean float32?"), ("--device=gpu", "device: given 'gpu'"),
     ("--keep=first", "keep: given 'first', must be best or last"), ("--name=a/b", "name: given 'a/b'"),
     ("--name=..", "name: given '..'"),

@@ -1,0 +1,304 @@
+"""train.py beside transformers' Trainer: the same weights, the same tokens, in turn, each in a fresh process.
+
+    python -m benchmarks.train full-fp32 small          # some rows
+    python -m benchmarks.train --rounds 3               # all of them: hours on a CPU
+
+A row is a kind of work. Its peers are Trainer as it comes and Trainer in other ordinary settings; "best" is the fastest of
+all of them. Rates leave the first step out; memory is the peak of the process, from its start. Writes results/train.csv
+(every measurement) and results/train.md (the table). Compare ratios, not seconds, as machines are noisy.
+"""
+
+import argparse
+import csv
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parent.parent
+QWEN3 = {"model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072,
+         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 1e6, "rms_norm_eps": 1e-6,
+         "max_position_embeddings": 32_768, "tie_word_embeddings": True}
+WHOLE, QUARTER = QWEN3 | {"num_hidden_layers": 28}, QWEN3 | {"num_hidden_layers": 7}
+SMALL = QWEN3 | {"vocab_size": 8192, "num_hidden_layers": 6, "hidden_size": 192, "intermediate_size": 576, "head_dim": 32,
+                 "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 2048}
+KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}  # the allocator settings that train.py gives itself
+PLAIN = {"as it comes": {}, "allocator": {"env": KEEP}}
+PACKED = PLAIN | {"length groups, allocator": {"env": KEEP, "group": True},
+                  "flattening, allocator": {"env": KEEP, "collator": "flattening"}}
+PEERS = {  # the settings of Trainer, by row
+    "full-bf16": PLAIN | {"bf16 weights, allocator": {"env": KEEP, "stored": "bfloat16"},
+                          "fp32, allocator": {"env": KEEP, "dtype": "float32"}},
+    "full-fp32": PLAIN | {"eager attention, allocator": {"env": KEEP, "attention": "eager"}},
+    "mixed": PACKED, "pairs": PACKED, "evaluate": PACKED,
+    "small": PLAIN | {"bf16 autocast, allocator": {"env": KEEP, "dtype": "bfloat16"}},
+}
+ANSWER = 24  # learned tokens of a question/answer pair
+ROWS = {  # model, dtype (Trainer's), context, batch, steps, and what train.py is told besides
+    "full-bf16": (WHOLE, "bfloat16", 1024, 1, 3, {"dtype": "auto"}),
+    "full-fp32": (WHOLE, "float32", 1024, 1, 3, {}),
+    "lean": (WHOLE, "float32", 1024, 1, 3, {"optimizer": "lean", "recompute": True, "clip": 0.0}),
+    "mixed": (QUARTER, "float32", 2048, 2, 3, {}),
+    "pairs": (QUARTER, "float32", 2048, 2, 3, {"pair_repeats": 1}),
+    "evaluate": (QUARTER, "float32", 2048, 2, 1, {}),
+    "small": (SMALL, "float32", 256, 8, 40, {}),
+}
+
+
+# ---------------------------------------------------------------- weights and data
+
+
+def lengths_of(row: str, context: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Tokens of the documents: rows' length exactly, or spread as press releases are (median 900, a third to three times)."""
+    if row in ("mixed", "pairs", "evaluate"):
+        return np.clip(np.exp(rng.normal(np.log(900), 0.6, count)), 40, context).astype(int)
+    return np.full(count, context + 1)
+
+
+def make(row: str, work: Path) -> tuple[Path, Path]:
+    """(base, dataset), made once: random weights of the row's shape, random tokens."""
+    from dataset import write_examples, write_tokens
+    from files import write_json
+    from model import Decoder, ModelConfig
+
+    shape, _, context, batch, steps, _ = ROWS[row]
+    layers, size = shape["num_hidden_layers"], shape["hidden_size"]
+    base, data = work / f"base-{layers}x{size}", work / f"data-{row}"
+    if not base.is_dir():
+        torch.manual_seed(0)
+        Decoder(ModelConfig.from_dict(shape)).save_pretrained(base)
+    if not data.is_dir():
+        rng, tokens = np.random.default_rng(0), shape["vocab_size"] - 300
+        documents = [rng.integers(0, tokens, n).tolist() for n in lengths_of(row, context, 64 * batch + steps * batch, rng)]
+        parts = {"train": documents, "val": documents[: 24 if row == "evaluate" else 1]}
+        if row == "pairs":
+            parts["train"] = [[1, 2]]
+            learned = [[0] * (len(d) - ANSWER) + [1] * ANSWER for d in documents]
+            write_examples(data / "pairs.safetensors", list(zip(documents, learned, strict=True)), tokens)
+        for name, found in parts.items():
+            write_tokens(data / f"{name}.safetensors", ((d, 1) for d in found), len(found), tokens)
+        write_json(data / "tokenizer.json", {"version": "1.0", "added_tokens": [], "model": {
+            "type": "BPE", "vocab": {"a": 0, "<|endoftext|>": 1}, "merges": []}})
+        write_json(data / "meta.json", {"tokenizer_hash": None, "vocab_size": tokens, "end_token": 1})
+    return base, data
+
+
+def config_of(row: str, work: Path, **changes):
+    from configs import Config
+
+    _, dtype, context, batch, steps, extra = ROWS[row]
+    base, data = make(row, work)
+    return Config(**({
+        "name": row, "base": str(base), "data": str(data), "runs": str(work / f"runs-{os.getpid()}"), "context": context,
+        "batch_size": batch, "accumulation": 1, "max_steps": steps, "warmup_steps": 0, "lr": 1e-5, "weight_decay": 0.0,
+        "beta2": 0.999, "dtype": dtype, "device": "cpu", "eval_every": 0, "save_every": 0, "keep": "last"} | extra | changes))
+
+
+# ---------------------------------------------------------------- the two sides
+
+
+def ours(row: str, work: Path) -> dict:
+    """train.py itself, less the writing of its last state; or its validation."""
+    import train
+
+    config = config_of(row, work)
+    if row == "evaluate":
+        from dataset import Dataset
+
+        train.keep_freed_memory()
+        dataset = Dataset(config.data)
+        model, validation = train.load_base(config, dataset)[0], train.Validation(dataset, config)
+        seconds, losses = [], []
+        for _ in range(3):
+            began = time.perf_counter()
+            losses.append(validation.measure(model, train.make_autocast(config, torch.device("cpu")))[0])
+            seconds.append(time.perf_counter() - began)
+        useful = sum(int((targets != -100).sum()) for _, targets, _ in validation.windows)
+        return {"seconds": seconds, "losses": losses, "useful": useful, "memory": peak()}
+    inside = [0.0]  # seconds in what a bare step consists of; the rest is the loop's own
+    for owner, name in ((train.Decoder, "forward"), (torch.Tensor, "backward"), (torch.nn.utils, "clip_grad_norm_"),
+                        (torch.optim.AdamW, "step")):
+        setattr(owner, name, timed(getattr(owner, name), inside))
+    train.save_state = lambda *_: None
+    train.Decoder.save_pretrained = lambda *_: None
+    train.train(config)
+    with open(config.folder / "train.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    ends = [0.0] + [float(r["seconds"]) for r in rows]
+    from dataset import Dataset, Rows
+
+    dataset = Dataset(config.data)
+    pairs = dataset.split("pairs") if config.pair_repeats else None
+    reader = Rows(dataset.split("train"), config.context, config.seed, pairs, config.pair_repeats)
+    batches = [reader.batch(i * config.batch_size, config.batch_size) for i in range(len(rows))]
+    useful = [int((targets != -100).sum()) / (ANSWER if row == "pairs" else 1) for _, targets, _ in batches]
+    return {"seconds": np.diff(ends).tolist(), "losses": [float(r["loss"]) for r in rows],
+            "useful": statistics.mean(useful), "memory": float(rows[-1]["memory_gb"]), "overhead": 1 - inside[0] / ends[-1]}
+
+
+def timed(function, total: list[float]):
+    def wrapped(*args, **options):
+        began, training = time.perf_counter(), torch.is_grad_enabled() or function.__name__ == "step"
+        found = function(*args, **options)
+        total[0] += (time.perf_counter() - began) * training
+        return found
+    return wrapped
+
+
+def theirs(row: str, work: Path, setting: str) -> dict:
+    """Trainer on the same weights and the same tokens; `useful` counts tokens (examples in "pairs") a step."""
+    import transformers
+    from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
+
+    from dataset import Dataset, Rows
+
+    options, config = PEERS[row][setting], config_of(row, work)
+    dataset = Dataset(config.data)
+    split = dataset.split({"pairs": "pairs", "evaluate": "val"}.get(row, "train"))
+    if PEERS[row] is PACKED:
+        examples = [{"input_ids": split[i].tolist(), "labels": split.targets(i).tolist()} for i in range(len(split))]
+    else:
+        rows = Rows(split, config.context, config.seed)
+        given = (rows.row(r) for r in range(config.max_steps * config.batch_size))
+        examples = [{"input_ids": [*ids.tolist(), int(targets[-1])]} for ids, targets, _ in given]
+        examples = [example | {"labels": example["input_ids"]} for example in examples]
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        config.base, dtype=getattr(torch, options.get("stored", "float32")),
+        attn_implementation=options.get("attention", "sdpa"))
+    times, losses, seen = [], [], []
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            times.append(-time.perf_counter())
+
+        def on_step_end(self, *_, **__):
+            times[-1] += time.perf_counter()
+
+        def on_log(self, args, state, control, logs=None, **__):
+            if "loss" in (logs or {}):
+                losses.append(logs["loss"])
+
+    def pad(features: list[dict]) -> dict:
+        longest = max(len(f["input_ids"]) for f in features)
+        def rows(key: str, filler: int) -> torch.Tensor:
+            return torch.tensor([f[key] + [filler] * (longest - len(f[key])) for f in features])
+        return {"input_ids": rows("input_ids", 0), "labels": rows("labels", -100),
+                "attention_mask": (rows("input_ids", -1) >= 0).long()}
+
+    chosen = DataCollatorWithFlattening() if options.get("collator") == "flattening" else pad
+
+    def collate(features: list[dict]) -> dict:
+        seen.append(len(features) if row == "pairs" else sum(len(f["input_ids"]) - 1 for f in features))
+        return chosen(features)
+
+    sampling = "group_by_length" if options.get("group") else "random" if PEERS[row] is PACKED else "sequential"
+    arguments = TrainingArguments(
+        output_dir=str(work / "trainer"), max_steps=config.max_steps, per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size, learning_rate=config.lr, lr_scheduler_type="cosine", weight_decay=0.0,
+        max_grad_norm=1.0, bf16=options.get("dtype", ROWS[row][1]) == "bfloat16", use_cpu=True, logging_steps=1, report_to=[],
+        save_strategy="no", disable_tqdm=True, remove_unused_columns=False, dataloader_num_workers=0,
+        train_sampling_strategy=sampling)
+    trainer = Trainer(model=model, args=arguments, train_dataset=examples, eval_dataset=examples, data_collator=collate,
+                      callbacks=[Clock()])
+    if row == "evaluate":
+        for _ in range(3):
+            began = time.perf_counter()
+            losses.append(trainer.evaluate()["eval_loss"])
+            times.append(time.perf_counter() - began)
+        return {"seconds": times, "losses": losses, "useful": sum(seen) / 3, "memory": peak()}
+    trainer.train()
+    return {"seconds": times, "losses": losses, "useful": statistics.mean(seen[: config.max_steps]), "memory": peak()}
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def fresh(row: str, work: Path, setting: str | None) -> dict:
+    """One side in a process of its own; rate per second without the first step."""
+    environment = os.environ | (PEERS[row][setting].get("env", {}) if setting else {})
+    command = [sys.executable, "-m", "benchmarks.train", "--one", row, "--work", str(work)]
+    command += ["--setting", setting] if setting else []
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    steady = found["seconds"][1:]
+    return found | {"rate": found["useful"] / statistics.median(steady), "step": statistics.median(steady)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all without")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--peers", type=int, default=9, help="settings of Trainer to measure, from the first")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--work", type=Path, default=Path("data/benchmark"), help="for weights, data and runs")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--setting", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    work = args.work.resolve()
+    if args.one:
+        print(json.dumps(theirs(args.one, work, args.setting) if args.setting else ours(args.one, work)))
+        return
+    if unknown := set(args.rows) - set(ROWS):
+        raise ValueError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    work.mkdir(parents=True, exist_ok=True)
+    found = []
+    for row in args.rows or ROWS:
+        make(row, work)
+        for turn in range(args.rounds):
+            for setting in [None, *list(PEERS.get(row, {}))[: args.peers]]:
+                one = fresh(row, work, setting)
+                found.append({
+                    "row": row, "round": turn, "setting": setting or "nanoprune", "rate": one["rate"], "step_s": one["step"],
+                    "memory_gb": one["memory"], "overhead": one.get("overhead", ""),
+                    "first_losses": " ".join(f"{loss:.6f}" for loss in one["losses"][:3])})
+                print(found[-1], file=sys.stderr, flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "train.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, found[0])
+        writer.writeheader()
+        writer.writerows(found)
+    table = tabulate(found)
+    (args.out / "train.md").write_text(table)
+    print(f"{table}\nwrote {path} and {args.out / 'train.md'}")
+
+
+def tabulate(found: list[dict]) -> str:
+    """A line a row: our rate, the ratio to Trainer as it comes and to the best of its settings, memory, and the share of
+    the time that the loop takes beside the model, the backward pass, clipping and the optimizer."""
+    def median(row: str, setting: str, key: str) -> float:
+        return statistics.median(f[key] for f in found if (f["row"], f["setting"]) == (row, setting))
+
+    lines = ["| work | seconds a step | to Trainer as it comes | to its best setting | peak memory, GB | to Trainer's | loop |",
+             "|---|---|---|---|---|---|---|"]
+    for row in dict.fromkeys(f["row"] for f in found):
+        settings = list(dict.fromkeys(f["setting"] for f in found if f["row"] == row and f["setting"] != "nanoprune"))
+        rate, memory = median(row, "nanoprune", "rate"), median(row, "nanoprune", "memory_gb")
+        cells = [f"{median(row, 'nanoprune', 'step_s'):.3g}", "", "", f"{memory:.2f}", "", ""]
+        if row != "evaluate":
+            cells[5] = f"{median(row, 'nanoprune', 'overhead'):.1%}"
+        if settings:
+            rates = {setting: median(row, setting, "rate") for setting in settings}
+            best = max(rates, key=rates.get)
+            cells[1], cells[2] = f"{rate / rates['as it comes']:.2f}x", f"{rate / rates[best]:.2f}x ({best})"
+            cells[4] = f"{memory / median(row, 'as it comes', 'memory_gb'):.2f}x"
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        print(f"benchmarks.train: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,123 @@
+"""The operations worth writing by hand. Each has a plain form, which the tests hold it to."""
+
+import torch
+import torch.nn.functional as F
+
+HEAD_CHUNK = 2**25  # logits held at a time: 128 MiB in fp32
+IGNORE = -100  # a target that is not counted, torch's convention
+
+# ---------------------------------------------------------------- the head's loss
+
+
+def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    """Cross entropy in nats of the vocabulary head: x (B, T, D), weight (V, D), targets (B, T) int64, on any device.
+
+    Never holds all the logits, and computes none where the target is IGNORE. `reduction` is "mean" over what counts,
+    "sum", or "none" for (B, T), which gives no gradient. Plain form: `F.cross_entropy(F.linear(x, weight), targets)`.
+    """
+    assert reduction in ("mean", "sum", "none"), reduction
+    counted = (targets.flatten() != IGNORE).nonzero().squeeze(1).to(x.device)
+    flat, aims = x.flatten(0, 1), targets.flatten().to(x.device)
+    if len(counted) < len(aims):
+        flat, aims = flat.index_select(0, counted), aims.index_select(0, counted)
+    if reduction == "none":
+        losses = torch.cat([_nll(part, weight, aim) for part, aim in _chunks(flat, aims, len(weight))])
+        return torch.zeros(targets.numel(), device=x.device).index_copy(0, counted, losses).view(targets.shape)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        total = SummedLoss.apply(flat, weight, aims)
+    else:
+        total = sum(_nll(part, weight, aim).sum() for part, aim in _chunks(flat, aims, len(weight)))
+    return total if reduction == "sum" else total / max(1, len(counted))
+
+
+def _chunks(x: torch.Tensor, targets: torch.Tensor, vocabulary: int) -> zip:
+    size = max(1, HEAD_CHUNK // vocabulary)
+    return zip(x.split(size), targets.split(size), strict=True)
+
+
+def _nll(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(F.linear(x, weight).float(), targets, reduction="none")
+
+
+class SummedLoss(torch.autograd.Function):
+    """The summed cross entropy, its gradients formed chunk by chunk on the way forward, while the logits are there.
+
+    The gradient of a chunk's logits is softmax less one at the target; its products with the weight and with x are the
+    gradients of x and of the weight. Nothing of a chunk is kept, and none is computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        want_x, want_weight, _ = ctx.needs_input_grad
+        total = torch.zeros((), device=x.device, dtype=torch.promote_types(dtype, torch.float32))
+        grad_x = torch.empty_like(x) if want_x else None
+        grad_weight = torch.zeros_like(weight) if want_weight else None
+        with torch.autocast(kind, enabled=False):
+            weight, start = weight.to(dtype), 0
+            for part, aim in _chunks(x, targets, len(weight)):
+                part, aim = part.to(dtype), aim[:, None]
+                p = torch.log_softmax(part @ weight.t(), 1, dtype=total.dtype)
+                at_target = p.gather(1, aim)
+                total -= at_target.sum()
+                p.exp_().scatter_(1, aim, at_target.exp() - 1)
+                p = p.to(dtype)
+                if want_x:
+                    grad_x[start : start + len(part)] = p @ weight
+                if want_weight and dtype == grad_weight.dtype:
+                    grad_weight.addmm_(p.t(), part)
+                elif want_weight:
+                    grad_weight += p.t() @ part
+                start += len(part)
+        ctx.grads = grad_x, grad_weight
+        return total
+
+    @staticmethod
+    def backward(ctx, scale: torch.Tensor):
+        grad_x, grad_weight = ctx.grads
+        ctx.grads = None  # they are handed on, not copied: there is one backward pass
+        return None if grad_x is None else grad_x.mul_(scale), None if grad_weight is None else grad_weight.mul_(scale), None
+
+
+# ---------------------------------------------------------------- attention over packed documents
+
+
+def document_lengths(documents: torch.Tensor) -> list[int]:
+    """Lengths of the documents in rows (B, T) of their numbers, row after row; a row's end ends its last document."""
+    B, T = documents.shape
+    first = torch.ones(B, T, dtype=torch.bool)
+    first[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    starts = first.flatten().nonzero().squeeze(1)
+    return torch.diff(starts, append=torch.tensor([B * T])).tolist()
+
+
+def attend_documents(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int], window: int | None) -> torch.Tensor:
+    """Causal attention within each document of packed rows: q (B, H, T, F), k and v (B, K, T, F), of one type.
+
+    `lengths` are the documents' along the rows, as of `document_lengths`. Plain form: one attention under a mask that is
+    block-diagonal, which computes every pair of a row and throws most away.
+    """
+    B, H, T, size = q.shape
+    rows = [part.transpose(0, 1).reshape(1, -1, B * T, size) for part in (q, k, v)]  # (1, heads, B T, F)
+    masks = {n: causal_mask(n, n, window, q.device) for n in set(lengths)}
+    parts = zip(*(part.split(lengths, dim=2) for part in rows), lengths, strict=True)
+    outs = [attend(*one, masks[n]) for *one, n in parts]
+    return torch.cat(outs, dim=2).view(H, B, T, size).transpose(0, 1)
+
+
+def causal_mask(queries: int, keys: int, window: int | None, device) -> torch.Tensor | None:
+    """What each of the last `queries` of `keys` positions may see, as bool (queries, keys).
+
+    None stands for plain causal (or, for a single query, for everything): attention is then faster without a mask.
+    """
+    if (window is None or keys <= window) and queries in (1, keys):
+        return None
+    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+    return (distance >= 0) & (distance < (window or keys))
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Attention under a mask, or causal without one (a single query then sees all)."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1,
+                                          enable_gqa=q.shape[1] != k.shape[1])

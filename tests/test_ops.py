@@ -1,0 +1,237 @@
+"""ops.py and lean.py: every fast path against its plain form."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small import TIMING, read_rows
+from torch import nn
+
+import model as model_module
+import ops
+from configs import replace
+from dataset import Dataset, Rows
+from lean import LeanAdamW, round_to_bfloat16, round_to_code
+from model import Decoder, ModelConfig, document_mask
+from train import train
+
+
+def drawn(*shape, seed: int = 0, dtype=torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).requires_grad_()
+
+
+@pytest.fixture(params=[1, 3, 100])
+def chunk(request, monkeypatch) -> int:
+    """Tokens of a chunk of the head, whose vocabulary is 11 in these tests."""
+    monkeypatch.setattr(ops, "HEAD_CHUNK", request.param * 11)
+    return request.param
+
+
+@pytest.fixture
+def targets() -> torch.Tensor:
+    found = torch.randint(0, 11, (2, 7), generator=torch.Generator().manual_seed(2))
+    found[0, 2:5] = -100
+    return found
+
+
+def test_the_heads_loss_equals_the_plain_one(chunk, targets, monkeypatch):
+    """In fp64: value, per-token values and gradients."""
+    x, weight = drawn(2, 7, 8), drawn(11, 8, seed=1)
+    plain = F.cross_entropy(F.linear(x, weight).flatten(0, 1), targets.flatten(), reduction="none").view(2, 7)
+    counted = (targets != -100).sum()
+    for reduction, wanted in (("sum", plain.sum()), ("mean", plain.sum() / counted)):
+        expected = torch.autograd.grad(3 * wanted, (x, weight), retain_graph=True)
+        loss = ops.head_loss(x, weight, targets, reduction)
+        assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+        for found, wanted_grad in zip(torch.autograd.grad(3 * loss, (x, weight)), expected, strict=True):
+            torch.testing.assert_close(found, wanted_grad, rtol=1e-10, atol=1e-12)
+        with torch.no_grad():
+            assert ops.head_loss(x, weight, targets, reduction).item() == pytest.approx(wanted.item(), rel=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(ops.head_loss(x, weight, targets, "none").double(), plain.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_not_counted_never_reaches_the_head(chunk, targets):
+    """Nor does it leave anything in a gradient."""
+    x, weight = drawn(2, 7, 8), drawn(11, 8, seed=1)
+    with torch.no_grad():
+        x[targets == -100] = float("nan")
+    loss = ops.head_loss(x, weight, targets, "mean")
+    of_x, of_weight = torch.autograd.grad(loss, (x, weight))
+    assert loss.isfinite() and of_weight.isfinite().all() and (of_x[targets == -100] == 0).all()
+
+
+def test_a_frozen_head_costs_no_gradient(chunk, targets):
+    x, weight = drawn(2, 7, 8), drawn(11, 8, seed=1).detach()
+    ops.head_loss(x, weight, targets).backward()
+    expected = torch.autograd.grad(F.cross_entropy(F.linear(x, weight).flatten(0, 1), targets.flatten()), x)[0]
+    torch.testing.assert_close(x.grad, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_heads_loss_under_autocast(chunk, targets):
+    """bf16 products, an fp32 loss and fp32 gradients, as close as bf16 is."""
+    x, weight = drawn(2, 7, 8, dtype=torch.float32), drawn(11, 8, seed=1, dtype=torch.float32)
+    expected = torch.autograd.grad(F.cross_entropy(F.linear(x, weight).flatten(0, 1), targets.flatten()), (x, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ops.head_loss(x, weight, targets)
+    found = torch.autograd.grad(loss, (x, weight))
+    assert loss.dtype == torch.float32
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_over_documents_is_that_under_a_mask(window, kv_heads):
+    documents = torch.tensor([[0] * 9 + [1] + [2] * 6, [7] * 16])
+    lengths = ops.document_lengths(documents)
+    assert lengths == [9, 1, 6, 16]
+    q, k, v = drawn(2, 4, 16, 8), drawn(2, kv_heads, 16, 8, seed=1), drawn(2, kv_heads, 16, 8, seed=2)
+    plain = ops.attend(q, k, v, document_mask(documents, window, "cpu"))
+    found = ops.attend_documents(q, k, v, lengths, window)
+    torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
+    weights = drawn(*plain.shape, seed=3).detach()
+    for a, b in zip(*(torch.autograd.grad((y * weights).sum(), (q, k, v)) for y in (found, plain)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def shape(**changes) -> ModelConfig:
+    return ModelConfig.from_dict(dict(
+        model_type="qwen3", vocab_size=50, num_hidden_layers=2, hidden_size=16, intermediate_size=24, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=64, tie_word_embeddings=True) | changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False},
+                                     {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1}])
+def test_packed_rows_are_their_documents_by_themselves(changes, monkeypatch):
+    """Loss and every gradient, whichever way attention is computed, with and without keeping activations; in fp64."""
+    torch.manual_seed(0)
+    decoder = Decoder(shape(**changes)).double()
+    lengths, ids = [[9, 1, 14], [24]], torch.randint(0, 50, (2, 24))
+    targets, documents = torch.randint(0, 50, (2, 24)), torch.tensor([[0] * 9 + [1] + [2] * 14, [0] * 24])
+    targets[0, :4] = -100
+    single = 0
+    for row, sizes in enumerate(lengths):
+        for one_ids, one_targets in zip(ids[row].split(sizes), targets[row].split(sizes), strict=True):
+            single = single + decoder(one_ids[None], one_targets[None], reduction="sum")
+    single.backward()
+    expected = {name: p.grad.clone() for name, p in decoder.named_parameters()}
+    for short, recompute in ((0, False), (10**9, False), (0, True)):
+        monkeypatch.setattr(model_module, "SHORT", short)
+        decoder.model.recompute = recompute
+        decoder.zero_grad()
+        loss = decoder(ids, targets, documents, reduction="sum")
+        loss.backward()
+        assert loss.item() == pytest.approx(single.item(), rel=1e-12)
+        for name, p in decoder.named_parameters():
+            torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+# ---------------------------------------------------------------- the lean optimizer
+
+
+def regression(make) -> tuple[list[float], nn.Module]:
+    """Losses of 150 steps on a small regression with inputs of very different sizes."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(24, 40), nn.Tanh(), nn.Linear(40, 7))
+    x = torch.randn(64, 24) * torch.logspace(-2, 1, 24)
+    y = torch.randn(64, 7) + x[:, :7]
+    optimizer, losses = make(net), []
+    for _ in range(150):
+        loss = F.mse_loss(net(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, net
+
+
+def test_the_lean_optimizer_is_adamw_but_for_its_precision():
+    settings = dict(lr=3e-3, betas=(0.9, 0.95), eps=1e-8)
+    plain, _ = regression(lambda net: torch.optim.AdamW(net.parameters(), weight_decay=0.1, **settings))
+    lean, net = regression(lambda net: LeanAdamW([{"params": list(net.parameters()), "weight_decay": 0.1}], **settings))
+    assert lean[0] == plain[0] and lean[1] == pytest.approx(plain[1], rel=1e-6)  # a first step needs no moments
+    assert plain[-1] < 0.3 * plain[0]
+    for a, b in zip(lean, plain, strict=True):
+        assert a == pytest.approx(b, abs=0.01 * plain[0])
+
+
+def test_rounding_is_right_on_average():
+    """And never further than to the next value there is."""
+    x = torch.cat([torch.linspace(-1, 1, 41), torch.tensor([1e-5, -3e-3, 0.0, 0.4999])])
+    noise = torch.randint(0, 2**16, (20_000, len(x)), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    codes = round_to_code(x.expand_as(noise), noise).double()
+    values = codes.sign() * (codes / 127) ** 2
+    step = 2 * x.abs().double().sqrt() / 127 + 1 / 127**2
+    assert ((values - x).abs() <= step * 1.001).all() and (values.mean(0) - x).abs().max() < 2e-4
+    x = x * 1.2345e-7
+    rounded = round_to_bfloat16(x.expand_as(noise).contiguous(), noise)
+    assert rounded.dtype == torch.bfloat16
+    assert torch.allclose(rounded.double().mean(0), x.double(), rtol=2e-4, atol=0)
+    assert ((rounded.double() - x).abs() <= x.abs().double() / 127).all()
+
+
+def test_the_lean_optimizer_in_the_backward_pass():
+    """The same updates, and no gradient is left; a gradient that is not finite changes nothing and is told."""
+    settings = dict(lr=3e-3, betas=(0.9, 0.95), eps=1e-8)
+
+    def during(net):
+        optimizer = LeanAdamW([{"params": list(net.parameters())}], **settings)
+        optimizer.during_backward()
+        return optimizer
+
+    after, one = regression(lambda net: LeanAdamW([{"params": list(net.parameters())}], **settings))
+    within, two = regression(during)
+    assert after == within and all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert all(p.grad is None for p in two.parameters())
+    weight = torch.ones(300, requires_grad=True)
+    optimizer = LeanAdamW([{"params": [weight]}], **settings)
+    optimizer.during_backward()
+    (weight * 2).sum().backward()
+    assert optimizer.grad_norm() == pytest.approx(2 * 300**0.5) and optimizer.grad_norm() == 0
+    before = weight.detach().clone()
+    (weight * float("inf")).sum().backward()
+    assert not optimizer.grad_norm() < float("inf") and torch.equal(weight, before)
+
+
+def test_a_lean_run_learns_and_resumes(world, tmp_path):
+    config = world.config(tmp_path / "whole", optimizer="lean", recompute=True, clip=0.0, max_steps=6, save_every=2)
+    train(config)
+    rows = read_rows(config.folder / "train.csv")
+    plain = world.config(tmp_path / "plain", clip=0.0, max_steps=6)
+    train(plain)
+    for a, b in zip(rows, read_rows(plain.folder / "train.csv"), strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=0.02)
+        assert float(a["grad_norm"]) == pytest.approx(float(b["grad_norm"]), rel=0.2)
+    stopped = replace(config, runs=str(tmp_path / "stopped"))
+    shutil.copytree(config.folder, stopped.folder)
+    (stopped.folder / "config.json").write_text(json.dumps(stopped.to_dict()))
+    shutil.rmtree(stopped.folder / "state" / "step-00000006")
+    train(stopped, resume=True)
+    assert read_rows(stopped.folder / "train.csv", TIMING) == read_rows(config.folder / "train.csv", TIMING)
+    a, b = ((run.folder / "state" / "step-00000006" / "training.safetensors").read_bytes() for run in (config, stopped))
+    assert a == b
+
+
+def test_compiled_blocks_learn_the_same(world, tmp_path):
+    if not shutil.which("g++"):
+        pytest.skip("no C++ compiler: torch.compile cannot be tried")
+    plain, fast = world.config(tmp_path), world.config(tmp_path, name="fast", compile=True)
+    train(plain)
+    train(fast)
+    for a, b in zip(read_rows(plain.folder / "train.csv"), read_rows(fast.folder / "train.csv"), strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-4)
+
+
+def test_rows_of_the_dataset_take_the_path_of_documents(world, monkeypatch):
+    """A whole batch of the real reader, once each way."""
+    rows = Rows(Dataset(world.data).split("train"), 32, 0)
+    batch = rows.batch(0, 4)
+    decoder, losses = Decoder.from_pretrained(world.model), []
+    for short in (0, 10**9):
+        monkeypatch.setattr(model_module, "SHORT", short)
+        losses.append(decoder(*batch).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
