@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from files import locate, read_json, read_weights, write_json, write_tensors
-from ops import IGNORE, attend, attend_documents, causal_mask, document_lengths, head_loss
+from ops import IGNORE, attend, attend_documents, causal_mask, document_lengths, head_loss, tie
 
 SHORT = 64  # tokens: packed documents shorter than this on average share one attention under a mask
 WRITTEN_ANEW = ("model_type", "architectures", "hidden_act", "torch_dtype", "dtype", "transformers_version")  # in config.json
@@ -281,7 +281,7 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.recompute = False  # blocks keep only their input for the backward pass, and run again there
 
-    def forward(self, config: ModelConfig, ids: torch.Tensor, documents=None, cache: Cache | None = None) -> torch.Tensor:
+    def forward(self, config: ModelConfig, ids: torch.Tensor, embed, documents=None, cache=None) -> torch.Tensor:
         start, T = (cache.used if cache else 0), ids.shape[1]
         if documents is None:
             positions = torch.arange(start, start + T, device=ids.device)[None]
@@ -289,8 +289,7 @@ class Trunk(nn.Module):
             assert cache is None, "packed rows are for training, the cache is for generating"
             documents = documents.cpu()  # they decide on shapes
             positions = document_positions(documents).to(ids.device)
-        # Where the head shares the weight, its gradient is dense and takes the few rows of this one in.
-        x = F.embedding(ids, self.embed_tokens.weight, sparse=config.tie_word_embeddings)
+        x = embed(ids)
         cos, sin = (table[:, None].to(x.dtype) for table in rope_table(config, positions))  # (B or 1, 1, T, F)
         windows = {"full_attention": None, "sliding_attention": config.sliding_window}
         if documents is None:
@@ -341,14 +340,14 @@ class Decoder(nn.Module):
         `documents` (B, T) numbers the documents of packed rows: tokens see their own document only, positions restart.
         `cache` holds earlier positions, and takes these in.
         """
-        x = self.model(self.config, ids, documents, cache)
-        if targets is None:
-            return F.linear(x, self.head_weight)
-        return head_loss(x, self.head_weight, targets, reduction)
+        tied = self.config.tie_word_embeddings
+        weight, embed = tie(self.head_weight) if tied else (self.head_weight, self.model.embed_tokens)
+        x = self.model(self.config, ids, embed, documents, cache)
+        return F.linear(x, weight) if targets is None else head_loss(x, weight, targets, reduction)
 
     def last_logits(self, ids: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Logits (B, V) of the last position only: what generating needs, without the head over the whole prompt."""
-        return F.linear(self.model(self.config, ids, None, cache)[:, -1], self.head_weight)
+        return F.linear(self.model(self.config, ids, self.model.embed_tokens, None, cache)[:, -1], self.head_weight)
 
     @property
     def stop_tokens(self) -> set[int]:

@@ -1,9 +1,11 @@
 """The operations worth writing by hand. Each has a plain form, which the tests hold it to."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
-HEAD_CHUNK = 2**25  # logits held at a time: 128 MiB in fp32
+HEAD_CHUNK = 5 * 2**24  # logits held at a time: 320 MiB in fp32; with fewer, products with a large vocabulary are slower
 IGNORE = -100  # a target that is not counted, torch's convention
 
 # ---------------------------------------------------------------- the head's loss
@@ -31,7 +33,9 @@ def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, redu
 
 
 def _chunks(x: torch.Tensor, targets: torch.Tensor, vocabulary: int) -> zip:
+    """Parts of equal size, as few as may be."""
     size = max(1, HEAD_CHUNK // vocabulary)
+    size = -(-len(x) // max(1, -(-len(x) // size))) or 1
     return zip(x.split(size), targets.split(size), strict=True)
 
 
@@ -58,11 +62,12 @@ class SummedLoss(torch.autograd.Function):
             weight, start = weight.to(dtype), 0
             for part, aim in _chunks(x, targets, len(weight)):
                 part, aim = part.to(dtype), aim[:, None]
-                p = torch.log_softmax(part @ weight.t(), 1, dtype=total.dtype)
+                p = (part @ weight.t()).to(total.dtype)
+                for few in p.split(64):  # in place, and in the cache
+                    few.copy_(torch.log_softmax(few, 1))
                 at_target = p.gather(1, aim)
                 total -= at_target.sum()
-                p.exp_().scatter_(1, aim, at_target.exp() - 1)
-                p = p.to(dtype)
+                p = p.exp_().scatter_(1, aim, at_target.exp() - 1).to(dtype)
                 if want_x:
                     grad_x[start : start + len(part)] = p @ weight
                 if want_weight and dtype == grad_weight.dtype:
@@ -78,6 +83,50 @@ class SummedLoss(torch.autograd.Function):
         grad_x, grad_weight = ctx.grads
         ctx.grads = None  # they are handed on, not copied: there is one backward pass
         return None if grad_x is None else grad_x.mul_(scale), None if grad_weight is None else grad_weight.mul_(scale), None
+
+
+# ---------------------------------------------------------------- a weight that head and embedding share
+
+
+def tie(weight: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """(the weight as the head's, a function from ids to its rows as embeddings).
+
+    The gradient of the rows is added in place to the head's, which is dense anyway. Plain form: `F.embedding` with the
+    same weight, whose gradient is another of the weight's size.
+    """
+    if not torch.is_grad_enabled() or not weight.requires_grad:
+        return weight, lambda ids: F.embedding(ids, weight)
+    rows = []  # ids and their gradients, left by the embedding's backward pass for the weight's, which waits for it
+    shared, link = Tie.apply(weight, rows)
+    return shared, lambda ids: Rows.apply(ids, weight.detach(), link, rows)
+
+
+class Tie(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight: torch.Tensor, rows: list):
+        ctx.rows, ctx.shape = rows, weight.shape
+        return weight.view_as(weight), weight.new_zeros(())
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor, link: torch.Tensor):
+        for ids, values in ctx.rows:
+            grad.index_add_(0, ids.flatten(), values.flatten(0, -2).to(grad.dtype))
+        ctx.rows.clear()
+        return grad, None
+
+
+class Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, ids: torch.Tensor, weight: torch.Tensor, link: torch.Tensor, rows: list):
+        ctx.rows = rows
+        ctx.save_for_backward(ids, link)
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        ids, link = ctx.saved_tensors
+        ctx.rows.append((ids, grad))
+        return None, None, torch.zeros_like(link), None
 
 
 # ---------------------------------------------------------------- attention over packed documents
