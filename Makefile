@@ -1,6 +1,7 @@
 # Two commands do everything, set-up included, on a machine that has only Python 3.11+ and make:
 #   make demo    the whole experiment, offline, on a fictional newsroom
 #   make test    every test
+#   make bench   train.py beside transformers' Trainer: hours on a CPU; one row of it: make bench-small
 # TORCH_INDEX picks another build of torch, for example
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -10,7 +11,7 @@ TORCH_INDEX ?=
 VENV = .venv
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/run-time
 	$(VENV)/bin/python -m demo $(DEMO)
@@ -20,6 +21,12 @@ test: $(VENV)/development
 
 lint: $(VENV)/development
 	$(VENV)/bin/ruff check .
+
+bench: $(VENV)/benchmarks
+	$(VENV)/bin/python -m benchmarks.train $(BENCH)
+
+bench-%: $(VENV)/benchmarks
+	$(VENV)/bin/python -m benchmarks.train $* $(BENCH)
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "nanoprune needs Python 3.11 or newer; none was found. Give one: make demo PYTHON=/path/to/python3.12"; exit 2; }
@@ -33,6 +40,10 @@ $(VENV)/run-time: requirements.txt | $(VENV)/bin/python
 
 $(VENV)/development: requirements-dev.txt $(VENV)/run-time
 	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/benchmarks: requirements-bench.txt $(VENV)/development
+	$(PIP) -r requirements-bench.txt
 	@touch $@
 
 clean:

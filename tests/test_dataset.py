@@ -14,6 +14,7 @@ import dataset
 from dataset import (
     IGNORE,
     Dataset,
+    Lines,
     Rows,
     Split,
     read_jsonl,
@@ -94,6 +95,28 @@ def test_windows_hold_every_prediction_once(tmp_path_factory, sizes, context, ba
             assert torch.equal(wanted[counted], row[counted] + 1)
             seen += [(int(i), int(token)) for token in wanted[counted]]
     assert sorted(seen) == sorted((i, token) for i, d in enumerate(documents) for token in d[1:])
+
+
+@given(st.lists(st.fixed_dictionaries({"id": st.text(max_size=9), "n": st.integers()}), max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_lines_are_the_rows_of_the_file(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    write_jsonl(path, rows)
+    lines = Lines(path)
+    assert list(lines) == rows == read_jsonl(path) and len(lines) == len(rows)
+    assert all(lines[-i - 1] == rows[-i - 1] for i in range(len(rows)))
+    with pytest.raises(IndexError):
+        lines[len(rows)]
+
+
+def test_a_line_that_is_not_json_is_named_when_it_is_read(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\r\n{"a": 2')
+    lines = Lines(tmp_path / "a.jsonl")
+    assert len(lines) == 2 and lines[0] == {"a": 1}
+    with pytest.raises(ValueError, match="a.jsonl, line 2: not valid JSON"):
+        lines[1]
+    with pytest.raises(ValueError, match="cannot read"):
+        Lines(tmp_path / "b.jsonl")
 
 
 def test_big_vocabularies_keep_their_ids(tmp_path):

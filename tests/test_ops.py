@@ -130,6 +130,34 @@ def test_packed_rows_are_their_documents_by_themselves(changes, monkeypatch):
             torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
+def test_recomputing_keeps_little():
+    """Of the blocks only their inputs wait for the backward pass."""
+    decoder, ids = Decoder(shape(num_hidden_layers=6)), torch.zeros(1, 32, dtype=torch.int64)
+
+    def kept() -> int:
+        sizes = {}
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            decoder(ids, ids)
+        return sum(sizes.values())
+
+    whole = kept()
+    decoder.model.recompute = True
+    assert kept() < 0.3 * whole
+
+
+def test_a_shared_weights_gradient_is_that_of_its_two_uses():
+    weight, ids = drawn(11, 8), torch.tensor([[3, 3, 10], [0, 3, 1]])
+    plain = (F.embedding(ids, weight).square().sum() + F.linear(F.embedding(ids, weight), weight).sin().sum())
+    expected = torch.autograd.grad(plain, weight)[0]
+    shared, embed = ops.tie(weight)
+    loss = embed(ids).square().sum() + F.linear(embed(ids), shared).sin().sum()
+    assert loss.item() == pytest.approx(plain.item())
+    torch.testing.assert_close(torch.autograd.grad(loss, weight)[0], expected, rtol=1e-10, atol=1e-12)
+
+
 # ---------------------------------------------------------------- the lean optimizer
 
 

@@ -1,6 +1,7 @@
 """prepare.py and questions.py: what goes and what stays, the split, the tokens, the questions."""
 
 import json
+import multiprocessing
 import re
 import shutil
 from datetime import date, timedelta
@@ -12,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import run_main
 
+import corpus
 import questions as questions_module
 from clean import boilerplate_kind, language_of, near_duplicates, paragraphs_of, signature, words_of
 from corpus import Document, split_by_date, split_by_hash
 from dataset import Dataset, read_jsonl, write_jsonl
+from prepare import first_token
 
 WORDS = ["steel", "motor", "city", "light", "river", "window", "paint", "wheel", "road", "bridge", "garden", "signal", "tower"]
 
@@ -79,6 +82,39 @@ def test_the_same_bytes_again(prepare, tmp_path):
     folder = prepare(articles)[3]
     first = {p.relative_to(tmp_path / "first"): p.read_bytes() for p in (tmp_path / "first").rglob("*") if p.is_file()}
     assert first == {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_several_processes_make_the_same_bytes(prepare, tmp_path, monkeypatch):
+    """And name the line that is wrong."""
+    articles = [article(i, text=text(i) + "\n\nPress contact:\n\nA. Person") for i in range(40)]
+    folder = prepare(articles)[3]
+    shutil.move(folder, tmp_path / "first")
+    made = []
+    monkeypatch.setattr(corpus, "BLOCK", 1)
+    monkeypatch.setattr(corpus, "Pool", lambda **options: made.append(options) or multiprocessing.Pool(2, **options))
+    folder = prepare(articles)[3]
+    first = {p.relative_to(tmp_path / "first"): p.read_bytes() for p in (tmp_path / "first").rglob("*") if p.is_file()}
+    assert made and first == {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    code, _, err, _ = prepare([*articles[:30], article(30, date="soon"), *articles[31:]])
+    assert code == 2 and "line 31: date 'soon' is not of the form" in err
+
+
+def test_pairs_and_questions_of_some_documents(prepare):
+    folder = prepare([article(i) for i in range(60)], "--train-tokenizer", "400", "--generated-documents", "5")[3]
+    data = Dataset(folder)
+    used = [d["id"] for d in data.documents("train")][::48 // 5][:5]
+    sources = {pair["source"] for pair in read_jsonl(folder / "pairs.jsonl")}
+    assert len(sources) == 5 and min(sources) == used[0] and len({q["source"] for q in data.questions()["closed_book"]}) <= 5
+    code, _, err, _ = prepare(GOOD, "--train-tokenizer", "400", "--generated-documents", "0")
+    assert code == 2 and "must be at least 1" in err
+
+
+@pytest.mark.parametrize("text", ["Über uns", "U\u0308ber uns", "車 is new", "<|endoftext|> is text", " spaced"])
+def test_the_first_tokens_part_of_the_text(prepare, text):
+    """Also where it is part of a character, a text that normalisation changes, or one that spells a special token."""
+    tokenizer = Dataset(prepare(GOOD)[3]).tokenizer
+    encoded = tokenizer.encode(text)
+    assert first_token(tokenizer, encoded.ids, text) == text[: encoded.offsets[0][1]]
 
 
 def test_what_is_dropped_and_why(prepare):
@@ -157,6 +193,13 @@ def test_the_report(prepare):
     assert re.search(r"- \d\d\.\d% of T0000038EN", page)  # what it shares with a training document
     assert prepare(articles, "--train-tokenizer", "400", "--report")[0] == 0  # the page is its own file
     assert (folder / "report.md").read_text() == page
+    left, of = re.search("They were taken out, and (.*) of (.*) characters are left", page).groups()
+    assert prepare(articles, "--train-tokenizer", "400", "--report", "--keep-boilerplate")[0] == 0
+    kept = (folder / "report.md").read_text()
+    assert "**contact**: 80 paragraphs" in kept
+    assert "They stand in the documents (--keep-boilerplate); without" in kept
+    assert int(left.replace(",", "")) < int(of.replace(",", ""))
+    assert any("please contact:" in d["text"] for d in Dataset(folder).documents("train"))
 
 
 BOILERPLATE = {

@@ -16,7 +16,7 @@ import train as train_module
 from configs import replace
 from dataset import IGNORE, Dataset, Rows
 from model import Decoder
-from train import learning_rate, make_optimizer, train, training_flops
+from train import learning_rate, make_optimizer, pick_dtype, train, training_flops
 
 
 def weights(run) -> dict[str, torch.Tensor]:
@@ -349,3 +349,21 @@ def test_a_run_goes_on_with_its_own_data_and_base_only(world, tmp_path):
     make_model(base, data, seed=9)
     with pytest.raises(ValueError, match="began with another base than there is now"):
         train(config, resume=True)
+
+
+@pytest.mark.parametrize("device, units, expected", [
+    ("cpu", True, "bfloat16"), ("cpu", False, "float32"), ("cuda", True, "bfloat16"), ("cuda", False, "float16"),
+    ("mps", True, "float32")])
+def test_products_are_in_the_type_the_device_has_units_for(monkeypatch, device, units, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: units)
+    assert pick_dtype("auto", torch.device(device)) == expected
+    assert pick_dtype("float16", torch.device(device)) == "float16"
+
+
+def test_the_lean_optimizers_terms(world, tmp_path):
+    """It cannot do these, and says so."""
+    for changes in ({"clip": 1.0}, {"accumulation": 2}, {"dtype": "float16"}):
+        given = {"clip": 0.0, "optimizer": "lean"} | changes
+        assert any("optimizer: lean" in problem for problem in world.config(tmp_path, **given).problems())
+    assert not world.config(tmp_path, clip=0.0, optimizer="lean").problems()
