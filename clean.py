@@ -39,7 +39,8 @@ def boilerplate_kind(paragraph: str, in_contact: bool) -> str | None:
     """What kind of boilerplate a whole paragraph is, or None for text; `in_contact` says that a contact block is open."""
     if CONTACT_START.fullmatch(paragraph):
         return "contact"
-    if paragraph[-1] != "." and NUMBER_OR_ADDRESS.search(paragraph) and CONTACT_LINE.fullmatch(paragraph):
+    may_be_contact = len(paragraph) <= 400 and paragraph[-1] != "." and NUMBER_OR_ADDRESS.search(paragraph)
+    if may_be_contact and CONTACT_LINE.fullmatch(paragraph):
         return "contact"
     if in_contact and len(paragraph) <= 120 and paragraph[-1] not in ".!?”\":":
         return "contact"  # names and job titles between "please contact" and the next sentence
@@ -176,21 +177,8 @@ def near_duplicates(signatures: np.ndarray, text: Callable[[int], str], threshol
     return [(i, j) for i, j in pairs if jaccard(i, j) >= threshold]
 
 
-class Hashes(dict):
-    """32 bits for a word, computed once: a few thousand words are most of any corpus."""
-
-    def __missing__(self, word: str) -> int:
-        if len(self) > 2**18:
-            self.clear()
-        self[word] = found = zlib.crc32(word.encode())
-        return found
-
-
-HASHES = Hashes()
-
-
 def shingles(words: list[str], size: int = 5) -> np.ndarray:
     """Hashes of the runs of `size` words (of all the words, where they are fewer), in order."""
-    hashes = np.fromiter(map(HASHES.__getitem__, words or [""]), np.uint64)
+    hashes = np.fromiter((zlib.crc32(word.encode()) for word in words or [""]), np.uint64)
     weights = np.cumprod(np.full(min(size, len(hashes)), 0x9E3779B97F4A7C15, np.uint64))
     return np.convolve(hashes, weights, "valid")  # wraps modulo 2^64

@@ -5,17 +5,18 @@ A corpus may be larger than memory: texts stand in files, and a few hundred byte
 
 import argparse
 import hashlib
+import os
 import re
 import signal
+import zlib
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from itertools import pairwise
-from multiprocessing import Pool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +50,7 @@ class Document:
     title: str
     date: str
     length: int  # characters of its body
+    boilerplate: int  # and of its paragraphs of boilerplate
     mark: int  # fingerprint of its body
     recurs: bool = False  # it holds paragraphs that recur in other articles, to be left out
 
@@ -62,7 +64,7 @@ class Cleaned(NamedTuple):
     document: Document
     reason: str | None
     line: bytes = b""
-    boilerplate: Sequence[tuple[str, str]] = ()  # kind and paragraph
+    boilerplate: Sequence[tuple[str, str, int]] = ()  # kind, beginning and hash of the paragraph
     signature: bytes = b""
     marks: Iterable[int] = ()  # fingerprints of its paragraphs of text
 
@@ -78,7 +80,7 @@ def clean_article(article: dict, where: str, args: argparse.Namespace) -> Cleane
     except (TypeError, ValueError):
         raise ValueError(f"{where}: date {article['date']!r} is not of the form 2025-12-05") from None
     title, suffix = " ".join(article["title"].split()), re.fullmatch(r".*\d([A-Z]{2})(_[A-Z]{2})?", article["id"])
-    document = Document(0, article["id"], title, article["date"], 0, 0)
+    document = Document(0, article["id"], title, article["date"], 0, 0, 0)
     if (args.since and day < args.since) or (args.until and day > args.until):
         return Cleaned(document, "outside the period")
     if suffix and suffix[1] != args.language:
@@ -93,6 +95,8 @@ def clean_article(article: dict, where: str, args: argparse.Namespace) -> Cleane
     plainly = plain("\n".join(paragraphs)).split("\n")
     marks = {fingerprint(mark) for mark, paragraph in zip(plainly, paragraphs, strict=False) if may_recur(paragraph)}
     document.length, document.mark = len(body), fingerprint("".join(plainly))
+    document.boilerplate = sum(len(paragraph) for _, paragraph in removed)
+    removed = [(kind, paragraph[:200], zlib.crc32(paragraph.encode())) for kind, paragraph in removed]
     line = line_of({"id": article["id"], "title": title, "date": article["date"], "category": article.get("category"),
                     "url": article.get("url"), "text": body})
     return Cleaned(document, None, line.encode(), removed, signature(words).tobytes(), marks)
@@ -106,18 +110,32 @@ def clean_block(args: argparse.Namespace, block: tuple[int, int, int]) -> list[C
     first, begin, end = block
     with open(args.articles, "rb") as file:
         file.seek(begin)
-        rows = parse_lines(file.read(end - begin), args.articles, first, ("id", "title", "date", "text"))
+        data = file.read(end - begin)
+        if len(data) < end - begin:
+            raise ValueError(f"{args.articles} changed while it was read; run again when nothing writes to it")
+        rows = parse_lines(data, args.articles, first, ("id", "title", "date", "text"))
     return [clean_article(row, f"{args.articles}, line {number}", args) for number, row in enumerate(rows, start=first)]
 
 
-@contextmanager
-def workers(tasks: int) -> Iterator[Callable]:
+def over_processes(function: Callable, tasks: list) -> Iterator:
     """`map`, in order, over several processes where there is enough to do for them, else in this one."""
-    if tasks < 32:
-        yield map
+    if len(tasks) < 32:
+        yield from map(function, tasks)
         return
-    with Pool(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:  # Ctrl-C is for this process
-        yield pool.imap
+    pool = ProcessPoolExecutor(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))  # Ctrl-C is for this one
+    try:
+        waiting = deque()
+        for task in tasks:
+            waiting.append(pool.submit(function, task))
+            if len(waiting) > 2 * (os.cpu_count() or 1):  # what is ready and not yet taken is held in memory
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenExecutor as error:
+        raise ValueError("a process that cleaned articles was killed, perhaps for want of memory; nothing was written, and "
+                         "what was there before is unharmed") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass
@@ -128,7 +146,7 @@ class Corpus:
     lines: Lines  # by number
     signatures: np.ndarray  # by number
     dropped: dict[str, list[str]]  # articles by reason
-    removed: dict[str, Counter]  # paragraphs by kind
+    removed: dict[str, Counter]  # beginnings and hashes of paragraphs, by kind
     articles: int
     recurring: frozenset[int] = frozenset()
 
@@ -156,8 +174,8 @@ def read_corpus(args: argparse.Namespace, path: Path) -> Corpus:
     blocks = [(i + 1, starts[i], starts[min(i + BLOCK, len(articles))]) for i in range(0, len(articles), BLOCK)]
     documents, dropped, removed, days = [], defaultdict(list), defaultdict(Counter), set()
     signatures, marks, owners = bytearray(), array("Q"), array("Q")  # a paragraph's mark, and whose it is
-    with open(path, "wb") as file, workers(len(blocks)) as each:
-        for found in tqdm(each(partial(clean_block, args), blocks), "cleaning", len(blocks), disable=None):
+    with open(path, "wb") as file:
+        for found in tqdm(over_processes(partial(clean_block, args), blocks), "cleaning", len(blocks), disable=None):
             for document, reason, line, boilerplate, signed, its_marks in found:
                 days.add(document.date)
                 if reason:
@@ -169,8 +187,8 @@ def read_corpus(args: argparse.Namespace, path: Path) -> Corpus:
                 signatures += signed
                 marks.extend(its_marks)
                 owners.extend([document.number] * len(its_marks))
-                for kind, paragraph in boilerplate:
-                    removed[kind][paragraph] += 1
+                for kind, *paragraph in boilerplate:
+                    removed[kind][tuple(paragraph)] += 1
     if len(dropped["outside the period"]) == len(articles):
         raise ValueError(f"{args.articles} has no articles of that period; its {len(articles)} are of {min(days)} to "
                          f"{max(days)}")
@@ -207,7 +225,9 @@ def find_recurring(corpus: Corpus, marks: np.ndarray, owners: np.ndarray, keep: 
     for document in corpus.documents:
         if document.number in holders:
             body = corpus[document]["text"].split("\n\n")[1:]
-            corpus.removed["recurring"].update(filter(corpus.recurs, body))
+            found = [paragraph for paragraph in body if corpus.recurs(paragraph)]
+            corpus.removed["recurring"].update((paragraph[:200], zlib.crc32(paragraph.encode())) for paragraph in found)
+            document.boilerplate += sum(map(len, found))
             if not keep:
                 document.recurs = True
                 rest = [paragraph for paragraph in body if not corpus.recurs(paragraph)]

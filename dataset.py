@@ -13,6 +13,7 @@ and then the end-of-text token. A document of n tokens gives n - 1 predictions: 
 
 import hashlib
 import json
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -33,6 +34,9 @@ END_TOKENS = ("<|endoftext|>", "<|end_of_text|>")  # how Qwen and Llama 3 end a 
 # ---------------------------------------------------------------- lines of JSON
 
 
+HALF_CHARACTER = re.compile(rb"\\u[dD]|\xed")  # may be half of a pair, which is no text: JSON lets it pass
+
+
 def parse_lines(data: bytes, path: str | Path, first: int = 1, required: tuple[str, ...] = ()) -> list[dict]:
     """The objects of some lines of a JSONL file; a ValueError names file and line (the first is number `first`) of the one
     that is empty, broken or incomplete."""
@@ -43,6 +47,8 @@ def parse_lines(data: bytes, path: str | Path, first: int = 1, required: tuple[s
             raise ValueError(f"{where}: empty line; every line must be one JSON object. Delete the line and run again")
         try:
             row = json.loads(line)
+            if HALF_CHARACTER.search(line):
+                line_of(row).encode()
         except (ValueError, RecursionError) as error:  # broken JSON or broken UTF-8
             raise ValueError(f"{where}: not valid JSON ({error}). Mend or delete the line and run again") from error
         if not isinstance(row, dict):

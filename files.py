@@ -194,6 +194,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         raise ValueError(f"{folder} is a file; choose another place to write to")
     parent = make_folder(folder.parent)
     beside, before = (parent / f".{folder.name}.{os.getpid()}.{state}" for state in ("new", "old"))
+    shutil.rmtree(beside, ignore_errors=True)  # of a killed process that had the same number
     try:
         yield make_folder(beside)
         if folder.exists():

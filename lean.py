@@ -27,6 +27,7 @@ class LeanAdamW(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict], lr: float, betas: tuple[float, float], eps: float):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        assert all(p.dtype == torch.float32 for group in self.param_groups for p in group["params"])
         self.squares = 0.0  # of the gradients since the norm was last asked for
         self.order = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
         self.noise = torch.randint(0, 2**16, (2 * PART,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)

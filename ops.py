@@ -23,7 +23,8 @@ def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, redu
     if len(counted) < len(aims):
         flat, aims = flat.index_select(0, counted), aims.index_select(0, counted)
     if reduction == "none":
-        losses = torch.cat([_nll(part, weight, aim) for part, aim in _chunks(flat, aims, len(weight))])
+        with torch.no_grad():
+            losses = torch.cat([_nll(part, weight, aim) for part, aim in _chunks(flat, aims, len(weight))])
         return torch.zeros(targets.numel(), device=x.device).index_copy(0, counted, losses).view(targets.shape)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         total = SummedLoss.apply(flat, weight, aims)
@@ -80,8 +81,9 @@ class SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale: torch.Tensor):
+        assert ctx.grads, "the gradients are handed on: there can be one backward pass"
         grad_x, grad_weight = ctx.grads
-        ctx.grads = None  # they are handed on, not copied: there is one backward pass
+        ctx.grads = None
         return None if grad_x is None else grad_x.mul_(scale), None if grad_weight is None else grad_weight.mul_(scale), None
 
 

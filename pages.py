@@ -115,9 +115,9 @@ def parse_feed(xml: bytes, site: Site) -> tuple[list[dict], str | None, bool]:
             day = ""
         try:  # a damaged feed may have lost any part of a text: the page has to give it
             text = html_to_text(_inner(description), site.tables) if sound and description is not None else ""
+            title = " ".join(html_to_text(item.findtext("title") or "").split())
         except ValueError:
-            text = ""
-        title = " ".join(html_to_text(item.findtext("title") or "").split())
+            title = text = ""
         article_id = site.article_id(item.findtext("guid") or "") or site.article_id(link)
         if not (sound or link):
             continue
@@ -254,7 +254,7 @@ def read_html(html: str | bytes) -> etree._Element:
 
 
 CHARSET = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?([\w-]{2,20})""", re.IGNORECASE)
-CHARSETS = re.compile(r"utf-?16(le|be)?|iso-?8859-?\d+|(windows-?|cp)125\d|koi8-[ru]|gb(2312|k|18030)|big5|shift_jis|euc-\w\w")
+CHARSETS = re.compile(r"iso-?8859-?\d+|(windows-?|cp)125\d|koi8-[ru]|gb(2312|k|18030)|big5|shift_jis|euc-\w\w")
 
 
 def decode(data: bytes) -> str:
@@ -269,7 +269,7 @@ def decode(data: bytes) -> str:
     for encoding in (["utf-16"] if data[:2] in (b"\xff\xfe", b"\xfe\xff") else []) + order:
         try:
             return data.decode(encoding)
-        except ValueError:
+        except (ValueError, LookupError):
             pass
     return data.decode("latin-1")
 

@@ -90,15 +90,20 @@ def write_split(folder: Path, name: str, documents: list[Document], corpus: Corp
                 yield tokens, nbytes
 
     with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as lines:
-        write_tokens(folder / f"{name}.safetensors", encoded(lines), len(documents), tokenizer.get_vocab_size())
+        write_tokens(folder / f"{name}.safetensors", encoded(lines), len(documents), vocabulary(tokenizer))
     return {"documents": len(documents), "tokens": totals["tokens"], "bytes": totals["bytes"],
             "first": documents[0].date, "last": documents[-1].date}
+
+
+def vocabulary(tokenizer: Tokenizer) -> int:
+    """One more than the largest id: some vocabularies have holes."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def first_token(tokenizer: Tokenizer, tokens: list[int], text: str) -> str:
     """The part of the text that its first token stands for."""
     plain = tokenizer.decode(tokens[:1])
-    if plain and text.startswith(plain):
+    if not tokens or (plain and text.startswith(plain)):
         return plain
     return text[: tokenizer.encode(text).offsets[0][1]]  # part of a character, or of a text that was normalised
 
@@ -148,7 +153,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
         pairs = balance(pairs, args.balance)
     for name, chosen in ({"pairs": pairs} | ({"pairs_test": held_out} if held_out else {})).items():
         write_jsonl(folder / f"{name}.jsonl", chosen)
-        write_examples(folder / f"{name}.safetensors", [encoded[id(p)] for p in chosen], tokenizer.get_vocab_size())
+        write_examples(folder / f"{name}.safetensors", [encoded[id(p)] for p in chosen], vocabulary(tokenizer))
     tasks = Counter(pair.get("task") or "none" for pair in pairs)
     if pairs:
         print(f"{len(pairs)} training pairs by task: {', '.join(f'{n} {task}' for task, n in tasks.most_common())}; "
@@ -159,7 +164,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
         "source": {"name": args.articles.name, "articles": corpus.articles, "sha256": file_hash(args.articles)},
         "tokenizer": Path(args.tokenizer).name if args.tokenizer else f"trained, {args.train_tokenizer}",
         "tokenizer_hash": tokenizer_hash(folder),
-        "vocab_size": max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
+        "vocab_size": vocabulary(tokenizer),
         "end_token": end, "begins": bool(tokenizer.encode("").ids),
         "dropped": {reason: len(found) for reason, found in corpus.dropped.items()},
         "paragraphs_removed": {kind: found.total() for kind, found in sorted(corpus.removed.items())},

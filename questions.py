@@ -67,12 +67,13 @@ def sentences_of(paragraph: str) -> list[str]:
 def facts_of(document: dict) -> list[Fact]:
     """Figures and days of a document's body that stand alone in a sentence of handy length."""
     found = []
-    for paragraph in filter(DIGIT.search, document["text"].split("\n\n")[1:]):
+    for paragraph in document["text"].split("\n\n")[1:]:
         for sentence in sentences_of(paragraph):
+            if not (50 <= len(sentence) <= 260 and sentence[0].isalnum()):
+                continue
             mentions = _mentions(sentence)
             for m in mentions:
-                alone = sum(other.kind == m.kind for other in mentions) == 1 and sentence.count(m.answer) == 1
-                if alone and 50 <= len(sentence) <= 260 and sentence[0].isalnum():
+                if sum(other.kind == m.kind for other in mentions) == 1 and sentence.count(m.answer) == 1:
                     found.append(Fact(m, sentence, paragraph))
     return found
 
@@ -99,6 +100,8 @@ def training_pairs(documents: list[dict], seed: int, per_document: int = 3) -> l
     rng, pairs = random.Random(seed), []
     for document in documents:
         title, body = document["title"], document["text"].split("\n\n", 1)[1]
+        if not title:  # there is nothing to call it by
+            continue
         def add(task: str, question: str, answer: str, source: str = document["id"]) -> None:
             pairs.append({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
                           "task": task, "source": source})
@@ -124,10 +127,11 @@ def open_and_closed_book(splits: dict[str, list[dict]], seed: int, limit: int = 
             for m in [*_mentions(d["text"]), _publication(d)]:
                 pool.setdefault(m.shape, {})[m.value] = m.number
     pool = {shape: dict(sorted(numbers.items())) for shape, numbers in pool.items()}
+    named = [d for d in splits["train"] if d["title"]]
     closed = [(f"Which figure belongs in the gap of this sentence from “{d['title']}”? “{blank(f)}”", d, f, None)
-              for d in splits["train"] for f in facts_of(d)]
+              for d in named for f in facts_of(d)]
     closed += [(f"On which day did the press release “{d['title']}” come out?", d, Fact(_publication(d)), None)
-               for d in splits["train"]]
+               for d in named]
     opened = [(f"Going by the text, what is missing here? “{blank(f)}”", d, f, f.paragraph)
               for d in splits["test"] for f in facts_of(d) if len(f.paragraph) <= 1500]
     return {"closed_book": _choose(closed, pool, seed, limit), "open_book": _choose(opened, pool, seed + 1, limit)}

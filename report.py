@@ -37,15 +37,15 @@ def write_report(folder: Path, meta: dict, corpus: Corpus) -> None:
     for kind, found in sorted(corpus.removed.items()):
         lines += [f"**{kind}**: {found.total()} paragraphs, {len(found)} different ones", ""]
         often = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:EXAMPLES]
-        lines += [*(f"- {n} x {_short(text, 160)}" for text, n in often), ""]
+        lines += [*(f"- {n} x {_short(text, 160)}" for (text, _), n in often), ""]
     lines += ["## Was the test set seen?", "", *_leakage(documents), "", "## Documents", ""]
     for name, found in documents.items():
         lines += [f"- {name}, {found[0]['id']} ({found[0]['date']}): {_short(found[0]['text'], 300)}"]
     lines += ["", "## Questions", ""]
     for name, questions in dataset.questions().items():
-        positions, sources = Counter(q["answer"] for q in questions), {q.get("source", i) for i, q in enumerate(questions)}
+        positions, sources = Counter(q["answer"] for q in questions), {str(q.get("source", i)) for i, q in enumerate(questions)}
         lines += [f"**{name}**: {len(questions)} questions on {len(sources)} sources; right answers by position: "
-                  f"{', '.join(str(positions[i]) for i in range(max(positions) + 1))}", ""]
+                  f"{', '.join(str(positions[i]) for i in range(max(positions, default=-1) + 1))}", ""]
         for q in questions[:EXAMPLES]:
             choices = "; ".join(f"**{c}**" if i == q["answer"] else c for i, c in enumerate(q["choices"]))
             lines.append(f"- {_short(q['question'], 250)} {choices} ({q.get('source', 'no source')})")
@@ -54,7 +54,7 @@ def write_report(folder: Path, meta: dict, corpus: Corpus) -> None:
 
 
 def _share(meta: dict, corpus: Corpus) -> str:
-    found = sum(len(paragraph) * n for kind in corpus.removed.values() for paragraph, n in kind.items())
+    found = sum(document.boilerplate for document in corpus.documents)
     left = sum(document.length for document in corpus.documents)
     if meta["options"]["keep_boilerplate"]:
         return f"They stand in the documents (--keep-boilerplate); without, {left - found:,} of {left:,} characters are left."

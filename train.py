@@ -134,11 +134,14 @@ def train(config: Config, resume: bool = False) -> None:
             scaler.unscale_(optimizer)
             grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
         if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not scaler.is_enabled()):
-            save(step - 1)
+            whole = config.optimizer != "lean"  # which has updated some of the weights
+            if whole:
+                save(step - 1)
             raise ValueError(
                 f"step {step}: the loss is {float(loss)}, the gradient norm {grad_norm} (rows {first_row} to "
-                f"{first_row + config.batch_size * config.accumulation - 1} of seed {config.seed}). The weights before it "
-                f"are saved in {run}/state. Lower lr, lengthen warmup_steps or use float32, under another name"
+                f"{first_row + config.batch_size * config.accumulation - 1} of seed {config.seed}). The weights "
+                f"{'before it' if whole else 'of the last save, where there was one,'} are in {run}/state. Lower lr, "
+                "lengthen warmup_steps or use float32, under another name"
             )
         scaler.step(optimizer)  # in fp16, a step whose gradient overflowed is left out and the scale lowered
         scaler.update()
@@ -286,10 +289,10 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep large freed blocks: it hands them back to the kernel, and every step would fault them in again."""
+    """Have glibc keep freed blocks: it hands large ones back to the kernel, and every step would fault them in again."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(-4, 0)  # M_MMAP_MAX: take large blocks from the heap, too
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink it
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: up to 32 MiB, the most it takes; larger blocks would leave holes in the heap
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
 
 
 def peak_memory(device: torch.device) -> float:

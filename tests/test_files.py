@@ -197,3 +197,12 @@ def test_mapped_tensors_are_those_of_the_library(tmp_path):
         files.map_tensors(tmp_path / "h.safetensors")
     with pytest.raises(ValueError, match="nothing.safetensors is missing"):
         files.map_tensors(tmp_path / "nothing.safetensors")
+
+
+def test_what_a_killed_process_left_is_no_part_of_the_folder(tmp_path):
+    """Process numbers come again."""
+    (tmp_path / f".out.{os.getpid()}.new").mkdir()
+    (tmp_path / f".out.{os.getpid()}.new" / "old.txt").write_text("old")
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "new.txt").write_text("new")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new.txt"]

@@ -1,9 +1,11 @@
 """prepare.py and questions.py: what goes and what stays, the split, the tokens, the questions."""
 
 import json
-import multiprocessing
+import os
 import re
 import shutil
+import signal
+import time
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from small import run_main
 
 import corpus
 import questions as questions_module
-from clean import boilerplate_kind, language_of, near_duplicates, paragraphs_of, signature, words_of
+from clean import boilerplate_kind, clean, language_of, near_duplicates, paragraphs_of, signature, words_of
 from corpus import Document, split_by_date, split_by_hash
 from dataset import Dataset, read_jsonl, write_jsonl
 from prepare import first_token
@@ -91,12 +93,86 @@ def test_several_processes_make_the_same_bytes(prepare, tmp_path, monkeypatch):
     shutil.move(folder, tmp_path / "first")
     made = []
     monkeypatch.setattr(corpus, "BLOCK", 1)
-    monkeypatch.setattr(corpus, "Pool", lambda **options: made.append(options) or multiprocessing.Pool(2, **options))
+    pool = corpus.ProcessPoolExecutor
+    monkeypatch.setattr(corpus, "ProcessPoolExecutor", lambda **options: made.append(options) or pool(2, **options))
     folder = prepare(articles)[3]
     first = {p.relative_to(tmp_path / "first"): p.read_bytes() for p in (tmp_path / "first").rglob("*") if p.is_file()}
     assert made and first == {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     code, _, err, _ = prepare([*articles[:30], article(30, date="soon"), *articles[31:]])
     assert code == 2 and "line 31: date 'soon' is not of the form" in err
+
+
+def test_a_worker_that_is_killed_is_told(prepare, monkeypatch):
+    """Rather than waited for."""
+    monkeypatch.setattr(corpus, "BLOCK", 1)
+    monkeypatch.setattr(corpus, "clean_block", killed)
+    code, _, err, folder = prepare([article(i) for i in range(40)])
+    assert code == 2 and "was killed, perhaps for want of memory" in err and not folder.exists()
+
+
+def killed(*_) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_articles_that_change_while_they_are_read(prepare, tmp_path, monkeypatch):
+    original = corpus.over_processes
+    def cut_short(function, tasks):
+        (tmp_path / "articles.jsonl").write_text("")
+        return original(function, tasks)
+    monkeypatch.setattr(corpus, "over_processes", cut_short)
+    code, _, err, folder = prepare([article(i) for i in range(40)])
+    assert code == 2 and "changed while it was read" in err and not folder.exists()
+
+
+def test_half_a_character_is_no_text(prepare, tmp_path):
+    """JSON lets the half of a surrogate pair pass; no file can hold it."""
+    for name, row in (("p.jsonl", {"prompt": "q\ud800", "response": "x"}), ("q.jsonl", {"question": "\ud800"})):
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    for options, place in ((("--pairs", tmp_path / "p.jsonl"), "p.jsonl, line 1"),
+                           (("--questions", tmp_path / "q.jsonl"), "q.jsonl, line 1")):
+        code, _, err, _ = prepare(GOOD, "--train-tokenizer", "400", *options)
+        assert code == 2 and place in err and "surrogates not allowed" in err
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a pair: \\ud83d\\ude97", "response": "yes"}\n')
+    assert prepare(GOOD, "--train-tokenizer", "400", "--pairs", tmp_path / "p.jsonl")[0] == 0
+
+
+def test_a_vocabulary_with_holes(prepare, tmp_path, monkeypatch, capsys):
+    folder = prepare(GOOD)[3]
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] = 70_000
+    (tmp_path / "holes").mkdir()
+    (tmp_path / "holes" / "tokenizer.json").write_text(json.dumps(content))
+    code, _, err, folder = prepare(GOOD, "--tokenizer", tmp_path / "holes")
+    assert code == 0, err
+    data = Dataset(folder)
+    assert data.meta["vocab_size"] == 70_001 and data.split("train").tokens.dtype == np.uint32
+    assert data.tokenizer.decode(data.split("train")[0].tolist()[:-1]) == data.documents("train")[0]["text"]
+
+
+def test_the_report_on_what_is_odd(prepare, tmp_path):
+    """An empty question set, a source that is a list, and boilerplate of articles that are dropped."""
+    (tmp_path / "none.jsonl").write_text("")
+    write_jsonl(tmp_path / "own.jsonl", [{"question": "q", "choices": ["a", "b"], "answer": 0, "source": ["x"]}])
+    company = "\n\nWith its four brands BMW, MINI and others the company is large. " + "It is very large. " * 200
+    articles = [article(i) for i in range(30)] + [article(i, id=f"T9{i:06d}EN", text=text(i) + company) for i in range(30)]
+    code, _, err, folder = prepare(articles, "--train-tokenizer", "400", "--report", "--questions", tmp_path / "none.jsonl",
+                                   tmp_path / "own.jsonl")
+    assert code == 0, err
+    left, of = re.search("taken out, and (.*) of (.*) characters", (folder / "report.md").read_text()).groups()
+    assert left == of  # the articles with the company's paragraph were the second of their text
+
+
+@pytest.mark.parametrize("unit", ["x@", "info@press.com,", "has 5 kW ", "+49 ", "km combined 5 ", "Press contact: a "])
+def test_cleaning_and_questions_take_linear_time(unit):
+    def seconds(size: int) -> float:
+        document = {"id": "a", "title": "T", "date": "2024-01-01", "text": "T\n\n" + (unit * size)[: size]}
+        began = time.process_time()
+        clean(document["text"])
+        questions_module.training_pairs([document], 0)
+        return time.process_time() - began
+
+    assert seconds(64_000) < 80 * max(min(seconds(4000) for _ in range(3)), 1e-3)
 
 
 def test_pairs_and_questions_of_some_documents(prepare):
@@ -148,7 +224,7 @@ def test_no_date_is_on_both_sides(prepare):
 @given(st.lists(st.integers(0, 40), min_size=3, max_size=120))
 @settings(max_examples=100, deadline=None)
 def test_splits_never_overlap(days):
-    documents = [Document(i, str(i), "", f"{2000 + day}-01-01", 0, 0) for i, day in enumerate(sorted(days))]
+    documents = [Document(i, str(i), "", f"{2000 + day}-01-01", 0, 0, 0) for i, day in enumerate(sorted(days))]
     try:
         splits = split_by_date(documents, (0.8, 0.1, 0.1))
     except ValueError as error:
@@ -160,7 +236,7 @@ def test_splits_never_overlap(days):
 
 
 def test_a_split_by_hash_stays_when_articles_come(prepare):
-    documents = [Document(i, article(i)["id"], "", "", 0, 0) for i in range(2000)]
+    documents = [Document(i, article(i)["id"], "", "", 0, 0, 0) for i in range(2000)]
     few = {d.id: name for name, found in split_by_hash(documents[::2], (0.8, 0.1, 0.1)).items() for d in found}
     many = split_by_hash(documents, (0.8, 0.1, 0.1))
     assert all(few.get(d.id, name) == name for name, found in many.items() for d in found) and len(few) == 1000

@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(world, tmp_path, 
         return loss * math.nan if len(calls) == 3 and self.training else loss
 
     monkeypatch.setattr(Decoder, "forward", fail_at_third)
-    with pytest.raises(ValueError, match=r"step 3: the loss is nan.*rows 4 to 5 of seed 0.*saved in .*state"):
+    with pytest.raises(ValueError, match=r"step 3: the loss is nan.*rows 4 to 5 of seed 0.*The weights before it are in .*state"):
         train(config)
     assert [int(row["step"]) for row in read_rows(config.folder / "train.csv")] == [1, 2]
     assert (config.folder / "state" / "step-00000002" / "state.json").is_file()
@@ -367,3 +367,24 @@ def test_the_lean_optimizers_terms(world, tmp_path):
         given = {"clip": 0.0, "optimizer": "lean"} | changes
         assert any("optimizer: lean" in problem for problem in world.config(tmp_path, **given).problems())
     assert not world.config(tmp_path, clip=0.0, optimizer="lean").problems()
+
+
+def test_a_lean_run_that_breaks_keeps_its_last_state(world, tmp_path, monkeypatch):
+    """Some weights were updated already: nothing is saved over the state that is whole."""
+    config = world.config(tmp_path, clip=0.0, optimizer="lean", save_every=1, max_steps=4)
+    stop_at, original = 3, Decoder.forward
+    calls = []
+
+    def broken(self, ids, targets=None, *args, **options):
+        loss = original(self, ids, targets, *args, **options)
+        calls.append(torch.is_grad_enabled())
+        if sum(calls) == stop_at and calls[-1]:
+            self.model.layers[0].mlp.up_proj.weight.register_hook(lambda grad: grad * math.inf)
+        return loss
+
+    monkeypatch.setattr(Decoder, "forward", broken)
+    with pytest.raises(ValueError, match="of the last save"):
+        train(config)
+    states = sorted(path.name for path in (config.folder / "state").iterdir())
+    state = load_file(config.folder / "state" / states[-1] / "training.safetensors")
+    assert states[-1] == "step-00000002" and {float(t) for name, t in state.items() if name.endswith("/step")} == {2.0}
