@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(world, tmp_path, 
         return loss * math.nan if len(calls) == 3 and self.training else loss
 
     monkeypatch.setattr(Decoder, "forward", fail_at_third)
-    with pytest.raises(ValueError, match=r"step 3: the loss is nan.*rows 4 to 5 of seed 0.*The weights before it are in .*state"):
+    with pytest.raises(ValueError, match=r"step 3: the loss is nan.*rows 4 to 5 of seed 0.*weights before it are in .*state"):
         train(config)
     assert [int(row["step"]) for row in read_rows(config.folder / "train.csv")] == [1, 2]
     assert (config.folder / "state" / "step-00000002" / "state.json").is_file()
