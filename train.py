@@ -207,7 +207,11 @@ def make_optimizer(model: Decoder, config: Config) -> torch.optim.Optimizer:
                        "weight_decay": config.weight_decay * decay})
     settings = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, **settings, fused=True)
+        optimizer = torch.optim.AdamW(groups, **settings, fused=True)
+        for parameter in model.parameters():  # now, in one piece, not in the holes that the first step's activations leave
+            optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device)} | {
+                name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        return optimizer
     optimizer = LeanAdamW(groups, **settings)
     optimizer.during_backward()
     return optimizer
