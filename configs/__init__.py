@@ -188,8 +188,10 @@ def _read_override(text: str) -> tuple[str, object]:
             return key, None
         if typing.get_origin(kind) is tuple:
             return key, tuple(int(part) for part in value.strip("()").split(",") if part.strip())
+        if kind is bool:
+            return key, {"true": True, "false": False}[value.lower()]
         return key, value if str in options else kind(value)
-    except ValueError:
+    except (ValueError, KeyError):
         raise ValueError(f"{key}: given {value!r}, must be {_type_name(kind)}") from None
 
 
@@ -204,7 +206,7 @@ def _is_a(value, kind) -> bool:
 
 
 def _type_name(kind) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", type(None): "None", dict: "a dict"}
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "None", dict: "a dict"}
     if isinstance(kind, types.UnionType):
         return " or ".join(_type_name(option) for option in typing.get_args(kind))
     return names.get(kind, "whole numbers with commas between, such as 13,25")
