@@ -100,6 +100,8 @@ def test_several_processes_make_the_same_bytes(prepare, tmp_path, monkeypatch):
     assert made and first == {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     code, _, err, _ = prepare([*articles[:30], article(30, date="soon"), *articles[31:]])
     assert code == 2 and "line 31: date 'soon' is not of the form" in err
+    code, _, err, _ = prepare([*articles[:30], {"id": "x"}, *articles[31:]])
+    assert code == 2 and "line 31: lacks title, date, text" in err
 
 
 def test_a_worker_that_is_killed_is_told(prepare, monkeypatch):
@@ -178,9 +180,10 @@ def test_cleaning_and_questions_take_linear_time(unit):
 def test_pairs_and_questions_of_some_documents(prepare):
     folder = prepare([article(i) for i in range(60)], "--train-tokenizer", "400", "--generated-documents", "5")[3]
     data = Dataset(folder)
-    used = [d["id"] for d in data.documents("train")][::48 // 5][:5]
-    sources = {pair["source"] for pair in read_jsonl(folder / "pairs.jsonl")}
-    assert len(sources) == 5 and min(sources) == used[0] and len({q["source"] for q in data.questions()["closed_book"]}) <= 5
+    ids = [d["id"] for d in data.documents("train")]
+    used = {ids[i * len(ids) // 5] for i in range(5)}  # evenly
+    assert {pair["source"] for pair in read_jsonl(folder / "pairs.jsonl")} == used
+    assert {q["source"] for q in data.questions()["closed_book"]} <= used
     code, _, err, _ = prepare(GOOD, "--train-tokenizer", "400", "--generated-documents", "0")
     assert code == 2 and "must be at least 1" in err
 
@@ -313,6 +316,11 @@ def test_paragraphs_that_recur_go(prepare):
     assert not any(closing in d["text"] for d in Dataset(folder).documents("train"))
     folder = prepare(articles, "--train-tokenizer", "400", "--keep-boilerplate")[3]
     assert any(closing in d["text"] for d in Dataset(folder).documents("train"))
+
+
+def test_paragraphs():
+    """One a line, its white space of whatever kind one blank."""
+    assert paragraphs_of(" a  b\n\n\tc\u00a0d\u2009e\u200bf \r\n \n g") == ["a b", "c d ef", "g"]
 
 
 def test_languages():
