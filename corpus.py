@@ -283,3 +283,8 @@ def drop_near_duplicates(splits: dict[str, list[Document]], corpus: Corpus) -> N
         splits[name] = [d for d in splits[name] if d.number not in lost]
         if not splits[name]:
             raise ValueError(f"without near-duplicates nothing is left of {name}; collect more articles")
+
+
+def spread(documents: Sequence, count: int) -> list:
+    """So many of the documents, evenly."""
+    return [documents[i * len(documents) // count] for i in range(count)] if count < len(documents) else list(documents)

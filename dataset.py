@@ -24,8 +24,8 @@ import torch
 from tokenizers import Tokenizer
 
 from files import map_tensors, read_json, replace_file, safetensors_header, write_tensors, write_text
+from ops import IGNORE
 
-IGNORE = -100  # a target that is not learned, torch's convention
 HEADER_SIZE = 512  # bytes kept free for the header of a token file, whose length is known last
 SPLITS = ("train", "val", "test")
 END_TOKENS = ("<|endoftext|>", "<|end_of_text|>")  # how Qwen and Llama 3 end a document, also in their instruct models

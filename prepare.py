@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ask import write_questions
 from clean import STOP_WORDS
-from corpus import Corpus, Document, drop_near_duplicates, read_corpus, split_by_date, split_by_hash
+from corpus import Corpus, Document, drop_near_duplicates, read_corpus, split_by_date, split_by_hash, spread
 from dataset import (
     SPLITS,
     end_token,
@@ -106,11 +106,6 @@ def first_token(tokenizer: Tokenizer, tokens: list[int], text: str) -> str:
     if not tokens or (plain and text.startswith(plain)):
         return plain
     return text[: tokenizer.encode(text).offsets[0][1]]  # part of a character, or of a text that was normalised
-
-
-def spread(documents: list[Document], count: int) -> list[Document]:
-    """So many of the documents, evenly."""
-    return [documents[i * len(documents) // count] for i in range(count)] if count < len(documents) else documents
 
 
 # ---------------------------------------------------------------- the whole

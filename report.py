@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clean import shingles, words_of
-from corpus import Corpus
+from corpus import Corpus, spread
 from dataset import SPLITS, Dataset, Lines
 from files import write_text
 from plot import draw_lengths
@@ -64,8 +64,7 @@ def _share(meta: dict, corpus: Corpus) -> str:
 def _leakage(documents: dict[str, Lines], n: int = 13, most: int = 1000) -> list[str]:
     """How much of each test document (of 1,000, evenly, where there are more) stands in the training documents, in runs of
     13 words (as GPT-3's authors counted, arXiv:2005.14165, appendix C)."""
-    test = documents["test"]
-    chosen = [test[i * len(test) // most] for i in range(most)] if len(test) > most else list(test)
+    chosen = spread(documents["test"], most)
     runs = [np.unique(shingles(words_of(d["text"]), n)) for d in chosen]
     wanted = np.unique(np.concatenate(runs))
     seen = np.zeros(len(wanted), bool)

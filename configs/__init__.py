@@ -46,8 +46,8 @@ class Config:
     # how it runs
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: str = "auto"  # of the products, by autocast: float32, bfloat16, float16, or the best the device has units for
-    recompute: bool = False  # a block's activations again in the backward pass: a third more time, a fraction of the memory
-    compile: bool = False  # blocks by torch.compile: faster steps, after a minute or more of compiling
+    recompute: bool = False  # blocks keep only their inputs for the backward pass, and run again there
+    compile: bool = False  # blocks by torch.compile, which takes a while at the first step
     threads: int = 0  # CPU threads (0: torch's choice); results repeat bit by bit at a fixed number
 
     # what it reports and keeps

@@ -4,6 +4,7 @@ import csv
 import json
 import runpy
 import sys
+from datetime import date, timedelta
 from pathlib import Path
 
 import torch
@@ -87,6 +88,23 @@ def make_model(folder: Path, data: Path, seed: int = 0, **shape) -> Path:
     Decoder(ModelConfig.from_dict(shape)).save_pretrained(folder)
     copy_tokenizer(data, folder)
     return folder
+
+
+WORDS = ["steel", "motor", "city", "light", "river", "window", "paint", "wheel", "road", "bridge", "garden", "signal", "tower"]
+
+
+def text(i: int, length: int = 120) -> str:
+    """An article's text: words that no two share in order, with figures and a day to ask for."""
+    body = " ".join(WORDS[(i * 7 + k * k + k * i) % len(WORDS)] + ("." if k % 9 == 8 else "") for k in range(length))
+    return (f"The plant in town number {i} is on show and it has been built with the help of many people. {body}.\n\n"
+            f"The new motor of the series that was shown today has an output of {200 + i} kW, which is more than it was.\n\n"
+            f"Work on the new hall of the plant began on {i % 28 + 1} May 2024 with {i + 50} employees and some guests there.")
+
+
+def article(i: int, **changes) -> dict:
+    day = date(2024, 1, 1) + timedelta(days=3 * i)
+    return {"id": f"T{i:07d}EN", "url": "", "title": f"News number {i} of the plant", "teaser": "", "date": day.isoformat(),
+            "category": "", "tags": [], "text": text(i)} | changes
 
 
 class World:

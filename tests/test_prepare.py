@@ -5,38 +5,21 @@ import os
 import re
 import shutil
 import signal
-import time
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import run_main
+from small import article, run_main, text
 
 import corpus
 import questions as questions_module
-from clean import boilerplate_kind, clean, language_of, near_duplicates, paragraphs_of, signature, words_of
+from clean import near_duplicates, paragraphs_of, signature, words_of
 from corpus import Document, split_by_date, split_by_hash
 from dataset import Dataset, read_jsonl, write_jsonl
 from prepare import first_token
-
-WORDS = ["steel", "motor", "city", "light", "river", "window", "paint", "wheel", "road", "bridge", "garden", "signal", "tower"]
-
-
-def text(i: int, length: int = 120) -> str:
-    """Words that no two articles share in order, with figures and a day to ask for."""
-    body = " ".join(WORDS[(i * 7 + k * k + k * i) % len(WORDS)] + ("." if k % 9 == 8 else "") for k in range(length))
-    return (f"The plant in town number {i} is on show and it has been built with the help of many people. {body}.\n\n"
-            f"The new motor of the series that was shown today has an output of {200 + i} kW, which is more than it was.\n\n"
-            f"Work on the new hall of the plant began on {i % 28 + 1} May 2024 with {i + 50} employees and some guests there.")
-
-
-def article(i: int, **changes) -> dict:
-    day = date(2024, 1, 1) + timedelta(days=3 * i)
-    return {"id": f"T{i:07d}EN", "url": "", "title": f"News number {i} of the plant", "teaser": "", "date": day.isoformat(),
-            "category": "", "tags": [], "text": text(i)} | changes
 
 
 @pytest.fixture
@@ -165,18 +148,6 @@ def test_the_report_on_what_is_odd(prepare, tmp_path):
     assert left == of  # the articles with the company's paragraph were the second of their text
 
 
-@pytest.mark.parametrize("unit", ["x@", "info@press.com,", "has 5 kW ", "+49 ", "km combined 5 ", "Press contact: a "])
-def test_cleaning_and_questions_take_linear_time(unit):
-    def seconds(size: int) -> float:
-        document = {"id": "a", "title": "T", "date": "2024-01-01", "text": "T\n\n" + (unit * size)[: size]}
-        began = time.process_time()
-        clean(document["text"])
-        questions_module.training_pairs([document], 0)
-        return time.process_time() - began
-
-    assert seconds(64_000) < 80 * max(min(seconds(4000) for _ in range(3)), 1e-3)
-
-
 def test_pairs_and_questions_of_some_documents(prepare):
     folder = prepare([article(i) for i in range(60)], "--train-tokenizer", "400", "--generated-documents", "5")[3]
     data = Dataset(folder)
@@ -281,33 +252,6 @@ def test_the_report(prepare):
     assert any("please contact:" in d["text"] for d in Dataset(folder).documents("train"))
 
 
-BOILERPLATE = {
-    "contact": ["In case of queries, please contact:", "Corporate Communications", "Tel: +49-89-382-00000",
-                "E-Mail: somebody@example.com", "Media Contact", "If you have any questions, please contact:",
-                "In the event of enquiries please contact:", "For media inquiries, please contact:"],
-    "link": ["www.example.com/press", "Internet: www.example.com", "YouTube: https://youtube.com/example"],
-    "company": ["With its four brands BMW, MINI, Rolls-Royce and BMW Motorrad, the company is a manufacturer."],
-    "consumption": ["BMW iX3: Power consumption combined: 17.9-15.1 kWh/100 km; CO2 emissions combined: 0 g/km; CO2 class: A."],
-}
-TEXT = [
-    "CO2 emissions fell by a third, said the head of Corporate Communications, who has led the department since 2019.",
-    "You can call the new hotline on working days.", "The website shows all models, and the company wants to sell more there.",
-    "With its four doors the car is larger than its predecessor.", "Contact with customers is what counts here.",
-    "The car drives 500 km on one charge, its consumption is lower than before and that makes it the best in its class.",
-]
-
-
-@pytest.mark.parametrize("kind, paragraph", [(kind, p) for kind, found in BOILERPLATE.items() for p in found])
-def test_boilerplate(kind, paragraph):
-    assert boilerplate_kind(paragraph, in_contact=False) == kind
-
-
-@pytest.mark.parametrize("paragraph", TEXT)
-def test_text_that_only_mentions_such_words_stays(paragraph):
-    assert boilerplate_kind(paragraph, in_contact=False) is None
-    assert boilerplate_kind(paragraph, in_contact=True) is None
-
-
 def test_paragraphs_that_recur_go(prepare):
     closing = "Example Motors is a maker of cars with nine plants in four countries and many thousands of people."
     articles = [article(i, text=text(i) + "\n\n" + closing * (i % 4 == 0)) for i in range(40)]
@@ -316,39 +260,6 @@ def test_paragraphs_that_recur_go(prepare):
     assert not any(closing in d["text"] for d in Dataset(folder).documents("train"))
     folder = prepare(articles, "--train-tokenizer", "400", "--keep-boilerplate")[3]
     assert any(closing in d["text"] for d in Dataset(folder).documents("train"))
-
-
-def test_paragraphs():
-    """One a line, its white space of whatever kind one blank."""
-    assert paragraphs_of(" a  b\n\n\tc\u00a0d\u2009e\u200bf \r\n \n g") == ["a b", "c d ef", "g"]
-
-
-def test_languages():
-    spanish = "El coche es de la marca y se fabrica en el sur con un motor para los clientes"
-    for found, language in ((text(3), "EN"), (spanish, "ES"), ("BMW iX3 M60", None), ("新款车型" * 9, "ZH")):
-        assert language_of(found, words_of(found)) == language
-
-
-def shingles(text: str) -> set[str]:
-    words = text.split()
-    return {" ".join(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
-
-
-def test_near_duplicates_are_those_of_the_plain_comparison():
-    """MinHash against all pairs; a similarity just at the threshold may be missed by chance, none may be made up."""
-    texts = []
-    for i in range(60):
-        words = text(i).lower().replace(".", "").replace(",", "").split()
-        texts.append(" ".join(words))
-        if i % 3 == 0:
-            for k in range(0, len(words), 150 if i % 2 else 30):
-                words[k] = f"other{k}"
-            texts.append(" ".join(words))
-    found = set(near_duplicates(np.stack([signature(words_of(t)) for t in texts]), texts.__getitem__))
-    sets = [shingles(t) for t in texts]
-    similar = {(i, j): len(sets[i] & sets[j]) / len(sets[i] | sets[j]) for i in range(len(texts)) for j in range(i)}
-    assert found <= {(j, i) for (i, j), s in similar.items() if s >= 0.8}
-    assert {(j, i) for (i, j), s in similar.items() if s >= 0.9} <= found and len(found) >= 10
 
 
 def test_many_versions_of_one_text_leave_one_at_linear_cost(prepare):
