@@ -8,6 +8,7 @@ import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import create_selective_checkpoint_contexts as keep_outputs
 
 from files import locate, read_json, read_weights, write_json, write_tensors
-from ops import IGNORE, attend, attend_documents, causal_mask, document_lengths, head_loss, tie
+from ops import IGNORE, GatedSilu, Normalize, Rotate, attend, attend_documents, causal_mask, document_lengths, head_loss, tie
 
 SHORT = 64  # tokens: packed documents shorter than this on average share one attention under a mask
+KEPT = [getattr(torch.ops.aten, name).default for name in (  # where only what is pointwise runs again in the backward pass
+    "mm", "addmm", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")]
 WRITTEN_ANEW = ("model_type", "architectures", "hidden_act", "torch_dtype", "dtype", "transformers_version")  # in config.json
 
 
@@ -169,12 +174,6 @@ def rope_table(config: ModelConfig, positions: torch.Tensor) -> tuple[torch.Tens
     return angles.cos(), angles.sin()
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Apply rotary positions to x (B, heads, T, F)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
-
-
 def document_positions(documents: torch.Tensor) -> torch.Tensor:
     """Positions (B, T) that restart wherever the document number changes along a row."""
     index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
@@ -215,7 +214,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # In fp32, cast back, then times the weight: the order the checkpoints were trained with.
-        return self.weight * F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype)
+        return self.weight * Normalize.apply(x, self.eps)
 
 
 class Attention(nn.Module):
@@ -238,7 +237,7 @@ class Attention(nn.Module):
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, heads, T, F)
-        q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k = Rotate.apply(q, *rope), Rotate.apply(k, *rope)
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norms leave fp32 behind
         if cache is not None:
             k, v = cache.extend(block, k, v)
@@ -254,7 +253,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(GatedSilu.apply(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):
@@ -279,7 +278,7 @@ class Trunk(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.recompute = False  # blocks keep only their input for the backward pass, and run again there
+        self.recompute = "none"  # what of a block runs again in the backward pass: none, pointwise or blocks
 
     def forward(self, config: ModelConfig, ids: torch.Tensor, embed, documents=None, cache=None) -> torch.Tensor:
         start, T = (cache.used if cache else 0), ids.shape[1]
@@ -288,19 +287,26 @@ class Trunk(nn.Module):
         else:
             assert cache is None, "packed rows are for training, the cache is for generating"
             documents = documents.cpu()  # they decide on shapes
+            lengths = document_lengths(documents)
+            if len(lengths) == len(documents):  # rows of one document each
+                return self(config, ids, embed)
             positions = document_positions(documents).to(ids.device)
         x = embed(ids)
         cos, sin = (table[:, None].to(x.dtype) for table in rope_table(config, positions))  # (B or 1, 1, T, F)
         windows = {"full_attention": None, "sliding_attention": config.sliding_window}
         if documents is None:
             masks = {kind: causal_mask(T, start + T, window, ids.device) for kind, window in windows.items()}
-        elif len(lengths := document_lengths(documents)) * SHORT <= ids.numel():
+        elif len(lengths) * SHORT <= ids.numel():
             masks = {kind: (lengths, window) for kind, window in windows.items()}
         else:
             masks = {kind: document_mask(documents, windows[kind], ids.device) for kind in set(config.layer_types)}
         for i, layer in enumerate(self.layers):
             given = (x, (cos, sin), masks[config.layer_types[i]], cache, i)
-            x = checkpoint(layer, *given, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else layer(*given)
+            if self.recompute == "none" or not torch.is_grad_enabled():
+                x = layer(*given)
+            else:
+                kept = KEPT if self.recompute == "pointwise" else []
+                x = checkpoint(layer, *given, use_reentrant=False, context_fn=partial(keep_outputs, kept))
         if cache is not None:
             cache.used += T
         return self.norm(x)

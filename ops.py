@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 HEAD_CHUNK = 5 * 2**24  # logits held at a time: 320 MiB in fp32; with fewer, products with a large vocabulary are slower
+CACHED = 2**20  # values that a CPU's cache holds
 IGNORE = -100  # a target that is not counted, torch's convention
 
 # ---------------------------------------------------------------- the head's loss
@@ -60,22 +61,26 @@ class SummedLoss(torch.autograd.Function):
         grad_x = torch.empty_like(x) if want_x else None
         grad_weight = torch.zeros_like(weight) if want_weight else None
         with torch.autocast(kind, enabled=False):
-            weight, start = weight.to(dtype), 0
+            weight, start, room = weight.to(dtype), 0, None
             for part, aim in _chunks(x, targets, len(weight)):
-                part, aim = part.to(dtype), aim[:, None]
-                p = (part @ weight.t()).to(total.dtype)
-                for few in p.split(64):  # in place, and in the cache
-                    few.copy_(torch.log_softmax(few, 1))
-                at_target = p.gather(1, aim)
-                total -= at_target.sum()
-                p = p.exp_().scatter_(1, aim, at_target.exp() - 1).to(dtype)
+                part, size = part.to(dtype), len(part)
+                room = torch.empty(size, len(weight), device=x.device, dtype=dtype) if room is None else room
+                logits = torch.mm(part, weight.t(), out=room[:size])
+                rows = max(1, CACHED // len(weight)) if kind == "cpu" else size
+                for few, aims in zip(logits.split(rows), aim[:, None].split(rows), strict=True):
+                    p = few.to(total.dtype)
+                    top, at_target = p.amax(1, keepdim=True), p.gather(1, aims)
+                    norm = p.sub_(top).exp_().sum(1, keepdim=True)
+                    total += (norm.log() + top - at_target).sum()
+                    p.div_(norm)
+                    few.copy_(p.scatter_(1, aims, p.gather(1, aims) - 1))
                 if want_x:
-                    grad_x[start : start + len(part)] = p @ weight
+                    grad_x[start : start + size] = logits @ weight
                 if want_weight and dtype == grad_weight.dtype:
-                    grad_weight.addmm_(p.t(), part)
+                    grad_weight.addmm_(logits.t(), part)
                 elif want_weight:
-                    grad_weight += p.t() @ part
-                start += len(part)
+                    grad_weight += logits.t() @ part
+                start += size
         ctx.grads = grad_x, grad_weight
         return total
 
@@ -129,6 +134,62 @@ class Rows(torch.autograd.Function):
         ids, link = ctx.saved_tensors
         ctx.rows.append((ids, grad))
         return None, None, torch.zeros_like(link), None
+
+
+# ---------------------------------------------------------------- what lies between the products, keeping little
+
+
+class Normalize(torch.autograd.Function):
+    """x (..., D) over its root mean square, in fp32 and cast back. Plain form: `F.rms_norm(x.float(), (D,), eps=eps)`."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, eps: float) -> torch.Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = (torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]).add_(eps).rsqrt_()
+        y = (wide * scale).to(x.dtype)
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        y, scale = ctx.saved_tensors
+        along = (grad * y).mean(-1, keepdim=True)
+        return torch.addcmul(grad, y, along, value=-1).mul_(scale).to(y.dtype), None
+
+
+class Rotate(torch.autograd.Function):
+    """Rotary positions on x (B, heads, T, F), in the half-split form; the gradient is turned back by the same angles."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return turn(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        return turn(grad, *ctx.saved_tensors, -1), None, None
+
+
+class GatedSilu(torch.autograd.Function):
+    """silu(gate) x up, which keeps the two alone. Plain form: `F.silu(gate) * up`."""
+
+    @staticmethod
+    def forward(ctx, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+
+def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    y, sin = x * cos, sin[..., :half]
+    y[..., :half].addcmul_(x[..., half:], sin, value=-sign)
+    y[..., half:].addcmul_(x[..., :half], sin, value=sign)
+    return y
 
 
 # ---------------------------------------------------------------- attention over packed documents

@@ -44,7 +44,7 @@ ANSWER = 24  # learned tokens of a question/answer pair
 ROWS = {  # model, dtype (Trainer's), context, batch, steps, and what train.py is told besides
     "full-bf16": (WHOLE, "bfloat16", 1024, 1, 3, {"dtype": "auto"}),
     "full-fp32": (WHOLE, "float32", 1024, 1, 3, {}),
-    "lean": (WHOLE, "float32", 1024, 1, 3, {"optimizer": "lean", "recompute": True, "clip": 0.0}),
+    "lean": (WHOLE, "float32", 1024, 1, 3, {"optimizer": "lean", "recompute": "blocks", "clip": 0.0}),
     "mixed": (QUARTER, "float32", 2048, 1, 3, {}),
     "pairs": (QUARTER, "float32", 2048, 1, 3, {"pair_repeats": 1}),
     "evaluate": (QUARTER, "float32", 2048, 1, 1, {}),

@@ -46,7 +46,7 @@ class Config:
     # how it runs
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: str = "auto"  # of the products, by autocast: float32, bfloat16, float16, or the best the device has units for
-    recompute: bool = False  # blocks keep only their inputs for the backward pass, and run again there
+    recompute: str = "none"  # in the backward pass, for memory: none, pointwise (all but products and attention), or blocks
     compile: bool = False  # blocks by torch.compile, which takes a while at the first step
     threads: int = 0  # CPU threads (0: torch's choice); results repeat bit by bit at a fixed number
 
@@ -109,6 +109,7 @@ class Config:
         need("clip", self.clip >= 0, "0 (off) or more")
         need("dtype", self.dtype in DTYPES, " or ".join(DTYPES) + _nearest(self.dtype, DTYPES))
         need("optimizer", self.optimizer in OPTIMIZERS, " or ".join(OPTIMIZERS) + _nearest(self.optimizer, OPTIMIZERS))
+        need("recompute", self.recompute in RECOMPUTE, " or ".join(RECOMPUTE) + _nearest(self.recompute, RECOMPUTE))
         need("keep", self.keep in ("best", "last"), "best or last")
         kind = self.device.split(":")[0]
         need("device", kind in DEVICES, f"{', '.join(DEVICES)}, or cuda:N" + _nearest(kind, DEVICES))
@@ -127,6 +128,7 @@ class Config:
 
 
 OPTIMIZERS = ("adamw", "lean")
+RECOMPUTE = ("none", "pointwise", "blocks")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 

@@ -39,7 +39,7 @@ def test_overrides_are_read_by_type(tmp_path):
     assert (config.lr, config.max_steps, config.drop_blocks, config.name) == (1e-5, 7, (3, 1), "a b")
     assert (config.revision, config.base) == ("abc", "other/model")
     assert load_config(path, ["--drop_blocks=()", "--revision=None"]) == load_config(path)
-    assert load_config(path, ["--recompute=true", "--compile=False"]) == replace(load_config(path), recompute=True)
+    assert load_config(path, ["--compile=true", "--recompute=none"]) == replace(load_config(path), compile=True)
 
 
 @pytest.mark.parametrize("override, message", [
@@ -54,7 +54,8 @@ def test_overrides_are_read_by_type(tmp_path):
     ("--name=..", "name: given '..'"),
     ("--drop_blocks=1,1", "drop_blocks: given (1, 1)"), ("--drop_blocks=-1", "drop_blocks: given (-1,)"),
     ("--warmup_steps=1000", "warmup_steps: given 1000, must be from 0 to below max_steps"),
-    ("--recompute=yes", "recompute: given 'yes', must be true or false"),
+    ("--compile=yes", "compile: given 'yes', must be true or false"),
+    ("--recompute=block", "recompute: given 'block', must be none or pointwise or blocks (did you mean blocks?)"),
     ("--optimizer=sgd", "optimizer: given 'sgd', must be adamw or lean"), ("--optimizer=lean", "it needs clip=0 (given 1.0)"),
     ("--context=0", "context: given 0, must be at least 1"), ("--beta2=1", "beta2: given 1.0, must be from 0 to below 1"),
 ])

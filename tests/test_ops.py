@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
 from small import TIMING, read_rows
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import model as model_module
 import ops
@@ -119,7 +121,7 @@ def test_packed_rows_are_their_documents_by_themselves(changes, monkeypatch):
             single = single + decoder(one_ids[None], one_targets[None], reduction="sum")
     single.backward()
     expected = {name: p.grad.clone() for name, p in decoder.named_parameters()}
-    for short, recompute in ((0, False), (10**9, False), (0, True)):
+    for short, recompute in ((0, "none"), (10**9, "none"), (0, "pointwise"), (0, "blocks")):
         monkeypatch.setattr(model_module, "SHORT", short)
         decoder.model.recompute = recompute
         decoder.zero_grad()
@@ -144,8 +146,25 @@ def test_recomputing_keeps_little():
         return sum(sizes.values())
 
     whole = kept()
-    decoder.model.recompute = True
+    decoder.model.recompute = "blocks"
     assert kept() < 0.3 * whole
+
+
+def test_recomputing_what_is_pointwise_multiplies_nothing_again():
+    decoder, ids, counts = Decoder(shape(num_hidden_layers=2)), torch.zeros(1, 32, dtype=torch.int64), {}
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            counts[choice][func.overloadpacket] += 1
+            return func(*args, **(kwargs or {}))
+
+    for choice in ("none", "pointwise", "blocks"):
+        decoder.model.recompute, counts[choice] = choice, Counter()
+        with Counted():
+            decoder(ids, ids).backward()
+    for heavy in (torch.ops.aten.mm, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu):
+        assert counts["none"][heavy] == counts["pointwise"][heavy] < counts["blocks"][heavy]
+    assert counts["none"][torch.ops.aten.silu] < counts["pointwise"][torch.ops.aten.silu]
 
 
 def test_a_shared_weights_gradient_is_that_of_its_two_uses():
@@ -156,6 +175,38 @@ def test_a_shared_weights_gradient_is_that_of_its_two_uses():
     loss = embed(ids).square().sum() + F.linear(embed(ids), shared).sin().sum()
     assert loss.item() == pytest.approx(plain.item())
     torch.testing.assert_close(torch.autograd.grad(loss, weight)[0], expected, rtol=1e-10, atol=1e-12)
+
+
+def plainly_rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+@pytest.mark.parametrize("fast, plain, shapes", [
+    (lambda x: ops.Normalize.apply(x, 1e-3), lambda x: F.rms_norm(x, (6,), eps=1e-3), [(2, 3, 6)]),
+    (ops.GatedSilu.apply, lambda gate, up: F.silu(gate) * up, [(2, 3, 6), (2, 3, 6)]),
+    (lambda x: ops.Rotate.apply(x, *angles()), lambda x: plainly_rotated(x, *angles()), [(2, 4, 3, 6)]),
+], ids=["norm", "gated silu", "rotary positions"])
+def test_what_lies_between_the_products_equals_its_plain_form(fast, plain, shapes):
+    """In fp64: values and gradients."""
+    inputs = [drawn(*one, seed=i) for i, one in enumerate(shapes)]
+    found, expected = fast(*inputs), plain(*inputs)
+    weights = drawn(*found.shape, seed=9).detach()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for one, other in zip(torch.autograd.grad((found * weights).sum(), inputs),
+                          torch.autograd.grad((expected * weights).sum(), inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def angles() -> tuple[torch.Tensor, torch.Tensor]:
+    turns = drawn(2, 1, 3, 3).detach().repeat(1, 1, 1, 2)
+    return turns.cos(), turns.sin()
+
+
+def test_the_norm_is_taken_in_fp32():
+    x = drawn(4, 64, dtype=torch.float32).detach().bfloat16()
+    expected = F.rms_norm(x.float(), (64,), eps=1e-6).bfloat16()
+    assert torch.equal(ops.Normalize.apply(x, 1e-6), expected)
 
 
 # ---------------------------------------------------------------- the lean optimizer
@@ -226,7 +277,7 @@ def test_the_lean_optimizer_in_the_backward_pass():
 
 
 def test_a_lean_run_learns_and_resumes(world, tmp_path):
-    config = world.config(tmp_path / "whole", optimizer="lean", recompute=True, clip=0.0, max_steps=6, save_every=2)
+    config = world.config(tmp_path / "whole", optimizer="lean", recompute="blocks", clip=0.0, max_steps=6, save_every=2)
     train(config)
     rows = read_rows(config.folder / "train.csv")
     plain = world.config(tmp_path / "plain", clip=0.0, max_steps=6)
