@@ -1,6 +1,7 @@
 """The operations worth writing by hand. Each has a plain form, which the tests hold it to."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -25,24 +26,43 @@ def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, redu
         flat, aims = flat.index_select(0, counted), aims.index_select(0, counted)
     if reduction == "none":
         with torch.no_grad():
-            losses = torch.cat([_nll(part, weight, aim) for part, aim in _chunks(flat, aims, len(weight))])
-        return torch.zeros(targets.numel(), device=x.device).index_copy(0, counted, losses).view(targets.shape)
+            losses = torch.cat([nll for _, nll in _chunks(*_as_multiplied(flat, weight), aims)] or [flat.new_zeros(0)])
+        return losses.new_zeros(targets.numel()).index_copy(0, counted, losses).view(targets.shape)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         total = SummedLoss.apply(flat, weight, aims)
     else:
-        total = sum(_nll(part, weight, aim).sum() for part, aim in _chunks(flat, aims, len(weight)))
+        total = sum((nll.sum() for _, nll in _chunks(*_as_multiplied(flat, weight), aims)), flat.new_zeros(()))
     return total if reduction == "sum" else total / max(1, len(counted))
 
 
-def _chunks(x: torch.Tensor, targets: torch.Tensor, vocabulary: int) -> zip:
-    """Parts of equal size, as few as may be."""
-    size = max(1, HEAD_CHUNK // vocabulary)
+def _as_multiplied(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """In the type that products have: autocast's, or their own."""
+    kind = tensors[0].device.type
+    return [t.to(torch.get_autocast_dtype(kind)) for t in tensors] if torch.is_autocast_enabled(kind) else list(tensors)
+
+
+def _chunks(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, gradient: bool = False
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(logits (n, V) or their gradient, negative log-likelihoods (n,)) of parts of equal size, as few as may be.
+
+    The logits are good until the next are asked for: all are written to one place.
+    """
+    size = max(1, HEAD_CHUNK // len(weight))
     size = -(-len(x) // max(1, -(-len(x) // size))) or 1
-    return zip(x.split(size), targets.split(size), strict=True)
-
-
-def _nll(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(F.linear(x, weight).float(), targets, reduction="none")
+    rows = max(1, CACHED // len(weight)) if x.device.type == "cpu" else size
+    room = spare("logits", (size, len(weight)), x.dtype, x.device)
+    for part, aims in zip(x.split(size), targets[:, None].split(size), strict=True):
+        logits, losses = torch.mm(part, weight.t(), out=room[: len(part)]), []
+        for few, aim in zip(logits.split(rows), aims.split(rows), strict=True):
+            p = few.to(torch.promote_types(few.dtype, torch.float32))
+            top, at_target = p.amax(1, keepdim=True), p.gather(1, aim)
+            norm = p.sub_(top).exp_().sum(1, keepdim=True)
+            losses.append(norm.log() + top - at_target)
+            if gradient:
+                p.div_(norm)
+                few.copy_(p.scatter_(1, aim, p.gather(1, aim) - 1))
+        yield logits, torch.cat(losses).squeeze(1)
+    give_back("logits", room)
 
 
 class SummedLoss(torch.autograd.Function):
@@ -54,33 +74,21 @@ class SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         want_x, want_weight, _ = ctx.needs_input_grad
-        total = torch.zeros((), device=x.device, dtype=torch.promote_types(dtype, torch.float32))
+        total = torch.zeros((), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
         grad_x = torch.empty_like(x) if want_x else None
-        grad_weight = torch.zeros_like(weight) if want_weight else None
-        with torch.autocast(kind, enabled=False):
-            weight, start, room = weight.to(dtype), 0, None
-            for part, aim in _chunks(x, targets, len(weight)):
-                part, size = part.to(dtype), len(part)
-                room = torch.empty(size, len(weight), device=x.device, dtype=dtype) if room is None else room
-                logits = torch.mm(part, weight.t(), out=room[:size])
-                rows = max(1, CACHED // len(weight)) if kind == "cpu" else size
-                for few, aims in zip(logits.split(rows), aim[:, None].split(rows), strict=True):
-                    p = few.to(total.dtype)
-                    top, at_target = p.amax(1, keepdim=True), p.gather(1, aims)
-                    norm = p.sub_(top).exp_().sum(1, keepdim=True)
-                    total += (norm.log() + top - at_target).sum()
-                    p.div_(norm)
-                    few.copy_(p.scatter_(1, aims, p.gather(1, aims) - 1))
-                if want_x:
-                    grad_x[start : start + size] = logits @ weight
-                if want_weight and dtype == grad_weight.dtype:
-                    grad_weight.addmm_(logits.t(), part)
-                elif want_weight:
-                    grad_weight += logits.t() @ part
-                start += size
+        grad_weight = spare("gradient", weight.shape, weight.dtype, x.device).zero_() if want_weight else None
+        given, narrow = _as_multiplied(x, weight)
+        start = 0
+        for logits, nll in _chunks(given, narrow, targets, gradient=True):
+            part, start = slice(start, start + len(nll)), start + len(nll)
+            total += nll.sum()
+            if want_x:
+                grad_x[part] = logits @ narrow
+            if want_weight and narrow is weight:
+                grad_weight.addmm_(logits.t(), given[part])
+            elif want_weight:
+                grad_weight += logits.t() @ given[part]
         ctx.grads = grad_x, grad_weight
         return total
 
@@ -90,6 +98,24 @@ class SummedLoss(torch.autograd.Function):
         grad_x, grad_weight = ctx.grads
         ctx.grads = None
         return None if grad_x is None else grad_x.mul_(scale), None if grad_weight is None else grad_weight.mul_(scale), None
+
+
+# Large tensors of every step, by name: the system hands out their pages slowly, again and again if they are let go.
+SPARES: dict[str, torch.Tensor] = {}
+
+
+def spare(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor to write to, made of the one given back under this name if it is large enough."""
+    kept, size = SPARES.pop(name, None), math.prod(shape)
+    if kept is None or kept.numel() < size or (kept.dtype, kept.device) != (dtype, device):
+        kept = torch.empty(size, dtype=dtype, device=device)
+    return kept.view(-1)[:size].view(shape)
+
+
+def give_back(name: str, tensor: torch.Tensor) -> None:
+    """What nobody reads any more, for the next to write to; on a GPU torch's allocator does this."""
+    if tensor.device.type == "cpu":
+        SPARES[name] = tensor
 
 
 # ---------------------------------------------------------------- a weight that head and embedding share

@@ -20,8 +20,8 @@ import sys
 import time
 from pathlib import Path
 
-# cuBLAS repeats its results only with a fixed workspace, chosen before CUDA starts; on CPUs, large tensors in large pages
-# are faulted in five hundred times less often. Both are read once.
+# Read when torch starts: cuBLAS repeats its results only with a fixed workspace; on CPUs, tensors that start at large pages
+# leave fewer holes that nothing fits in.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
@@ -34,6 +34,7 @@ from dataset import IGNORE, Dataset, Rows
 from files import copy_tokenizer, file_hash, locate, make_folder, read_json, write_json
 from lean import LeanAdamW
 from model import Decoder, ModelConfig, document_nll, pick_device
+from ops import give_back
 from prune import drop_blocks
 
 TRAIN_COLUMNS = ("step", "tokens", "epoch", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_gb", "seconds")
@@ -147,6 +148,8 @@ def train(config: Config, resume: bool = False) -> None:
             )
         scaler.step(optimizer)  # in fp16, a step whose gradient overflowed is left out and the scale lowered
         scaler.update()
+        if config.optimizer == "adamw":
+            give_back("gradient", model.head_weight.grad)
         optimizer.zero_grad()
 
         now = time.perf_counter()

@@ -121,7 +121,7 @@ def ours(row: str, work: Path) -> dict:
             losses.append(validation.measure(model, train.make_autocast(config, torch.device("cpu")))[0])
             seconds.append(time.perf_counter() - began)
         useful = sum(int((targets != -100).sum()) for _, targets, _ in validation.windows)
-        return {"seconds": seconds, "losses": losses, "useful": useful, "memory": peak()}
+        return {"seconds": seconds, "losses": losses, "useful": [useful] * 3, "memory": peak()}
     inside = [0.0]  # seconds in what a bare step consists of; the rest is the loop's own
     for owner, name in ((train.Decoder, "forward"), (torch.Tensor, "backward"), (torch.nn.utils, "clip_grad_norm_"),
                         (torch.optim.AdamW, "step")):
@@ -140,7 +140,7 @@ def ours(row: str, work: Path) -> dict:
     batches = [reader.batch(i * config.batch_size, config.batch_size) for i in range(len(rows))]
     useful = [int((targets != -100).sum()) / (ANSWER if row == "pairs" else 1) for _, targets, _ in batches]
     return {"seconds": np.diff(ends).tolist(), "losses": [float(r["loss"]) for r in rows],
-            "useful": statistics.mean(useful), "memory": float(rows[-1]["memory_gb"]), "overhead": 1 - inside[0] / ends[-1]}
+            "useful": useful, "memory": float(rows[-1]["memory_gb"]), "overhead": 1 - inside[0] / ends[-1]}
 
 
 def timed(function, total: list[float]):
@@ -153,7 +153,7 @@ def timed(function, total: list[float]):
 
 
 def theirs(row: str, work: Path, setting: str) -> dict:
-    """Trainer on the same weights and the same tokens; `useful` counts tokens (examples in "pairs") a step."""
+    """Trainer on the same weights and the same tokens; `useful` counts each step's tokens (examples in "pairs")."""
     import transformers
     from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
@@ -213,9 +213,9 @@ def theirs(row: str, work: Path, setting: str) -> dict:
             began = time.perf_counter()
             losses.append(trainer.evaluate()["eval_loss"])
             times.append(time.perf_counter() - began)
-        return {"seconds": times, "losses": losses, "useful": sum(seen) / 3, "memory": peak()}
+        return {"seconds": times, "losses": losses, "useful": [sum(seen) / 3] * 3, "memory": peak()}
     trainer.train()
-    return {"seconds": times, "losses": losses, "useful": statistics.mean(seen[: config.max_steps]), "memory": peak()}
+    return {"seconds": times, "losses": losses, "useful": seen[: config.max_steps], "memory": peak()}
 
 
 def peak() -> float:
@@ -232,7 +232,7 @@ def fresh(row: str, work: Path, setting: str | None) -> dict:
         raise ValueError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
     steady = found["seconds"][1:]
-    return found | {"rate": found["useful"] / statistics.median(steady), "step": statistics.median(steady)}
+    return found | {"rate": sum(found["useful"][1:]) / sum(steady), "step": statistics.median(steady)}
 
 
 def main() -> None:

@@ -55,6 +55,17 @@ def test_the_heads_loss_equals_the_plain_one(chunk, targets, monkeypatch):
         torch.testing.assert_close(ops.head_loss(x, weight, targets, "none").double(), plain.detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_large_tensors_given_back_are_written_to_again():
+    """Those large enough, of the same type; and what is in use is never handed out."""
+    ops.SPARES.clear()
+    first = ops.spare("logits", (3, 4), torch.float32, torch.device("cpu"))
+    assert ops.spare("logits", (3, 4), torch.float32, torch.device("cpu")).data_ptr() != first.data_ptr()
+    for shape, dtype, again in (((2, 5), torch.float32, True), ((3, 5), torch.float32, False), ((2, 2), torch.float64, False)):
+        ops.give_back("logits", first)
+        found = ops.spare("logits", shape, dtype, torch.device("cpu"))
+        assert (found.shape, found.dtype, found.data_ptr() == first.data_ptr()) == (shape, dtype, again)
+
+
 def test_what_is_not_counted_never_reaches_the_head(chunk, targets):
     """Nor does it leave anything in a gradient."""
     x, weight = drawn(2, 7, 8), drawn(11, 8, seed=1)
