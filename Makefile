@@ -1,7 +1,7 @@
 # Two commands do everything, set-up included, on a machine that has only Python 3.11+ and make:
 #   make demo    the whole experiment, offline, on a fictional newsroom
 #   make test    every test
-#   make bench   train.py beside transformers' Trainer: hours on a CPU; one row of it: make bench-small
+#   make bench   train.py beside transformers' Trainer: hours on a CPU; one row of it: make bench-small; how cost grows: make bench-growth
 # TORCH_INDEX picks another build of torch, for example
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 VENV = .venv
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-growth clean
 
 demo: $(VENV)/run-time
 	$(VENV)/bin/python -m demo $(DEMO)
@@ -24,6 +24,9 @@ lint: $(VENV)/development
 
 bench: $(VENV)/benchmarks
 	$(VENV)/bin/python -m benchmarks.train $(BENCH)
+
+bench-growth: $(VENV)/run-time
+	$(VENV)/bin/python -m benchmarks.growth $(BENCH)
 
 bench-%: $(VENV)/benchmarks
 	$(VENV)/bin/python -m benchmarks.train $* $(BENCH)
