@@ -1,7 +1,8 @@
 # Two commands do everything, set-up included, on a machine that has only Python 3.11+ and make:
 #   make demo    the whole experiment, offline, on a fictional newsroom
 #   make test    every test
-#   make bench   train.py beside transformers' Trainer: hours on a CPU; one row of it: make bench-small; how cost grows: make bench-growth
+#   make bench   train.py beside transformers' Trainer: hours on a CPU; one row of it: make bench-small
+#   make bench-growth   how its cost grows with the context and the model
 # TORCH_INDEX picks another build of torch, for example
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 

@@ -11,7 +11,6 @@ import argparse
 import csv
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.train import QWEN3, ROOT
+from benchmarks.train import QWEN3, ROOT, peak, write_data
 
 SHAPES = {  # Qwen3's vocabulary throughout: a large part of a small model
     "0.1 B": QWEN3 | {"num_hidden_layers": 12, "hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8,
@@ -40,18 +39,12 @@ def measure(size: str, context: int, steps: int) -> dict:
     """Steps of train.py on one row of `context` tokens, in this process."""
     import train
     from configs import Config
-    from dataset import write_tokens
-    from files import write_json
 
     rng, tokens = np.random.default_rng(0), QWEN3["vocab_size"] - 300
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
-        for name, count in (("train", steps + 1), ("val", 1)):
-            documents = (([*rng.integers(0, tokens, context if name == "train" else 64).tolist()], 1) for _ in range(count))
-            write_tokens(data / f"{name}.safetensors", documents, count, tokens)
-        write_json(data / "tokenizer.json", {"version": "1.0", "added_tokens": [], "model": {
-            "type": "BPE", "vocab": {"a": 0, "<|endoftext|>": 1}, "merges": []}})
-        write_json(data / "meta.json", {"tokenizer_hash": None, "vocab_size": tokens, "end_token": 1})
+        documents = [rng.integers(0, tokens, context + 1).tolist() for _ in range(steps)]
+        write_data(data, {"train": documents, "val": [documents[0][:64]]}, tokens)
         train.save_state = train.Decoder.save_pretrained = lambda *_, **__: None
         train.train(Config(name="growth", base=SHAPES[size], data=folder, runs=folder, context=context, batch_size=1,
                            accumulation=1, max_steps=steps, warmup_steps=0, lr=1e-5, device="cpu", dtype="float32",
@@ -60,7 +53,7 @@ def measure(size: str, context: int, steps: int) -> dict:
             ends = [float(row["seconds"]) for row in csv.DictReader(file)]
     parameters = sum(p.numel() for p in train.Decoder(train.ModelConfig.from_dict(SHAPES[size])).parameters())
     return {"size": size, "parameters": parameters, "context": context, "seconds": statistics.median(np.diff(ends)),
-            "memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+            "memory_gb": peak()}
 
 
 def table(found: list[dict], key: str) -> str:

@@ -64,8 +64,7 @@ def lengths_of(row: str, context: int, count: int, rng: np.random.Generator) -> 
 
 def make(row: str, work: Path) -> tuple[Path, Path]:
     """(base, dataset), made once: random weights of the row's shape, random tokens."""
-    from dataset import write_examples, write_tokens
-    from files import write_json
+    from dataset import write_examples
     from model import Decoder, ModelConfig
 
     shape, _, context, batch, steps, _ = ROWS[row]
@@ -82,12 +81,20 @@ def make(row: str, work: Path) -> tuple[Path, Path]:
             parts["train"] = [[1, 2]]
             learned = [[0] * (len(d) - ANSWER) + [1] * ANSWER for d in documents]
             write_examples(data / "pairs.safetensors", list(zip(documents, learned, strict=True)), tokens)
-        for name, found in parts.items():
-            write_tokens(data / f"{name}.safetensors", ((d, 1) for d in found), len(found), tokens)
-        write_json(data / "tokenizer.json", {"version": "1.0", "added_tokens": [], "model": {
-            "type": "BPE", "vocab": {"a": 0, "<|endoftext|>": 1}, "merges": []}})
-        write_json(data / "meta.json", {"tokenizer_hash": None, "vocab_size": tokens, "end_token": 1})
+        write_data(data, parts, tokens)
     return base, data
+
+
+def write_data(folder: Path, parts: dict[str, list[list[int]]], tokens: int) -> None:
+    """A dataset folder of these splits' documents."""
+    from dataset import write_tokens
+    from files import write_json
+
+    for name, found in parts.items():
+        write_tokens(folder / f"{name}.safetensors", ((d, 1) for d in found), len(found), tokens)
+    write_json(folder / "tokenizer.json", {"version": "1.0", "added_tokens": [], "model": {
+        "type": "BPE", "vocab": {"a": 0, "<|endoftext|>": 1}, "merges": []}})
+    write_json(folder / "meta.json", {"tokenizer_hash": None, "vocab_size": tokens, "end_token": 1})
 
 
 def config_of(row: str, work: Path, **changes):
