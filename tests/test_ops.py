@@ -55,6 +55,16 @@ def test_the_heads_loss_equals_the_plain_one(chunk, targets, monkeypatch):
         torch.testing.assert_close(ops.head_loss(x, weight, targets, "none").double(), plain.detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_the_heads_gradients_in_bf16_are_those_in_fp32(chunk, targets):
+    """Within the rounding of products in bf16; the weight's are summed over the chunks in fp32."""
+    x, weight = drawn(2, 7, 8, dtype=torch.float32), drawn(11, 8, seed=1, dtype=torch.float32)
+    expected = torch.autograd.grad(ops.head_loss(x, weight, targets), (x, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ops.head_loss(x, weight, targets)
+    for found, wanted in zip(torch.autograd.grad(loss, (x, weight)), expected, strict=True):
+        assert found.dtype == torch.float32 and (found - wanted).norm() < 0.02 * wanted.norm()
+
+
 def test_large_tensors_given_back_are_written_to_again():
     """Those large enough, of the same type; and what is in use is never handed out."""
     ops.SPARES.clear()
@@ -64,6 +74,7 @@ def test_large_tensors_given_back_are_written_to_again():
         ops.give_back("logits", first)
         found = ops.spare("logits", shape, dtype, torch.device("cpu"))
         assert (found.shape, found.dtype, found.data_ptr() == first.data_ptr()) == (shape, dtype, again)
+        assert ops.spare("logits", shape, dtype, torch.device("cpu")).data_ptr() != found.data_ptr()
 
 
 def test_what_is_not_counted_never_reaches_the_head(chunk, targets):
