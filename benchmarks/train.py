@@ -4,19 +4,22 @@
     python -m benchmarks.train --rounds 3               # all of them: hours on a CPU
 
 A row is a kind of work. Its peers are Trainer as it comes and Trainer in other ordinary settings; "best" is the fastest of
-all of them. Rates leave the first step out; memory is the peak of the process, from its start. Writes results/train.csv
-(every measurement) and results/train.md (the table). Compare ratios, not seconds, as machines are noisy.
+all of them. Rates leave the first step out; memory is the peak of the process, from its start. Where both sides see the same
+tokens in fp32, their first losses must agree to 1e-3. Writes results/train.csv as it goes (every measurement; a row measured
+again takes the place of what was there) and results/train.md (the tables). Compare ratios, not seconds, as machines are noisy.
 """
 
 import argparse
 import csv
 import json
 import os
+import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +44,25 @@ PEERS = {  # the settings of Trainer, by row
     "small": PLAIN | {"bf16 autocast, allocator": {"env": KEEP, "dtype": "bfloat16"}},
 }
 ANSWER = 24  # learned tokens of a question/answer pair
+POINTWISE = {"recompute": "pointwise"}
 ROWS = {  # model, dtype (Trainer's), context, batch, steps, and what train.py is told besides
-    "full-bf16": (WHOLE, "bfloat16", 1024, 1, 3, {"dtype": "auto"}),
-    "full-fp32": (WHOLE, "float32", 1024, 1, 3, {}),
+    "full-bf16": (WHOLE, "bfloat16", 1024, 1, 2, POINTWISE | {"dtype": "auto"}),
+    "full-fp32": (WHOLE, "float32", 1024, 1, 3, POINTWISE),
     "lean": (WHOLE, "float32", 1024, 1, 3, {"optimizer": "lean", "recompute": "blocks", "clip": 0.0}),
     "mixed": (QUARTER, "float32", 2048, 1, 3, {}),
     "pairs": (QUARTER, "float32", 2048, 1, 3, {"pair_repeats": 1}),
-    "evaluate": (QUARTER, "float32", 2048, 1, 1, {}),
+    "evaluate": (QUARTER, "float32", 2048, 1, 2, {}),
     "small": (SMALL, "float32", 256, 8, 40, {}),
+}
+SAME = ("full-fp32", "small", "evaluate")  # both sides see the same tokens, in the same order
+SAID = {  # what a row is, for the table; ours is fp32 but where "auto" finds units for bf16
+    "full-bf16": "0.6 B, 1 x 1,024 tokens, bf16; AdamW, clipped, `recompute=pointwise`",
+    "full-fp32": "0.6 B, 1 x 1,024 tokens, fp32; AdamW, clipped, `recompute=pointwise`",
+    "lean": "0.6 B, 1 x 1,024 tokens, fp32; `optimizer=lean`, not clipped, `recompute=blocks`",
+    "mixed": "0.6 B cut to 7 blocks, releases of mixed length in rows of 2,048; *useful* tokens",
+    "pairs": "0.6 B cut to 7 blocks, pairs with long contexts in rows of 2,048, loss on answers; examples",
+    "evaluate": "0.6 B cut to 7 blocks, loss over releases of mixed length",
+    "small": "4 M, 8 x 256 tokens",
 }
 
 
@@ -76,7 +90,7 @@ def make(row: str, work: Path) -> tuple[Path, Path]:
     if not data.is_dir():
         rng, tokens = np.random.default_rng(0), shape["vocab_size"] - 300
         documents = [rng.integers(0, tokens, n).tolist() for n in lengths_of(row, context, 64 * batch + steps * batch, rng)]
-        parts = {"train": documents, "val": documents[: 24 if row == "evaluate" else 1]}
+        parts = {"train": documents, "val": documents[: 16 if row == "evaluate" else 1]}
         if row == "pairs":
             parts["train"] = [[1, 2]]
             learned = [[0] * (len(d) - ANSWER) + [1] * ANSWER for d in documents]
@@ -123,12 +137,12 @@ def ours(row: str, work: Path) -> dict:
         dataset = Dataset(config.data)
         model, validation = train.load_base(config, dataset)[0], train.Validation(dataset, config)
         seconds, losses = [], []
-        for _ in range(3):
+        for _ in range(config.max_steps):
             began = time.perf_counter()
             losses.append(validation.measure(model, train.make_autocast(config, torch.device("cpu")))[0])
             seconds.append(time.perf_counter() - began)
         useful = sum(int((targets != -100).sum()) for _, targets, _ in validation.windows)
-        return {"seconds": seconds, "losses": losses, "useful": [useful] * 3, "memory": peak()}
+        return {"seconds": seconds, "losses": losses, "useful": [useful] * config.max_steps, "memory": peak()}
     inside = [0.0]  # seconds in what a bare step consists of; the rest is the loop's own
     for owner, name in ((train.Decoder, "forward"), (torch.Tensor, "backward"), (torch.nn.utils, "clip_grad_norm_"),
                         (torch.optim.AdamW, "step")):
@@ -216,11 +230,11 @@ def theirs(row: str, work: Path, setting: str) -> dict:
     trainer = Trainer(model=model, args=arguments, train_dataset=examples, eval_dataset=examples, data_collator=collate,
                       callbacks=[Clock()])
     if row == "evaluate":
-        for _ in range(3):
+        for _ in range(config.max_steps):
             began = time.perf_counter()
             losses.append(trainer.evaluate()["eval_loss"])
             times.append(time.perf_counter() - began)
-        return {"seconds": times, "losses": losses, "useful": [sum(seen) / 3] * 3, "memory": peak()}
+        return {"seconds": times, "losses": losses, "useful": [sum(seen) / len(times)] * len(times), "memory": peak()}
     trainer.train()
     return {"seconds": times, "losses": losses, "useful": seen[: config.max_steps], "memory": peak()}
 
@@ -258,50 +272,90 @@ def main() -> None:
         return
     if unknown := set(args.rows) - set(ROWS):
         raise ValueError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
-    work.mkdir(parents=True, exist_ok=True)
-    found = []
-    for row in args.rows or ROWS:
+    for folder in (work, args.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    path, rows = args.out / "train.csv", args.rows or list(ROWS)
+    found = [one for one in read(path) if one["row"] not in rows]
+    for row in rows:
         make(row, work)
         for turn in range(args.rounds):
             for setting in [None, *list(PEERS.get(row, {}))[: args.peers]]:
                 one = fresh(row, work, setting)
+                if setting is None:
+                    ours_at_first = one["losses"][:3]
                 found.append({
                     "row": row, "round": turn, "setting": setting or "nanoprune", "rate": one["rate"], "step_s": one["step"],
                     "memory_gb": one["memory"], "overhead": one.get("overhead", ""),
-                    "first_losses": " ".join(f"{loss:.6f}" for loss in one["losses"][:3])})
+                    "first_loss": one["losses"][0], "loss_differs": max(
+                        abs(a / b - 1) for a, b in zip(ours_at_first, one["losses"][:3], strict=True)) if row in SAME else "",
+                    "machine": machine(), "versions": f"torch {torch.__version__}, transformers {version('transformers')}"})
                 print(found[-1], file=sys.stderr, flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "train.csv"
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, found[0])
-        writer.writeheader()
-        writer.writerows(found)
+                with open(path, "w", newline="") as file:
+                    writer = csv.DictWriter(file, found[0])
+                    writer.writeheader()
+                    writer.writerows(found)
+    found = read(path)
     table = tabulate(found)
     (args.out / "train.md").write_text(table)
     print(f"{table}\nwrote {path} and {args.out / 'train.md'}")
+    if apart := [one for one in found if one["row"] in SAME and "bf16" not in one["setting"] and one["loss_differs"] > 1e-3]:
+        raise ValueError("the two sides did not compute the same: the first losses differ by more than 1e-3 in " + ", ".join(
+            f"{one['row']} ({one['setting']}: {one['loss_differs']:.1e})" for one in apart))
+
+
+def machine() -> str:
+    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def read(path: Path) -> list[dict]:
+    """The measurements of a train.csv, numbers as numbers; none where there is no file."""
+    if not path.is_file():
+        return []
+    words = ("row", "setting", "machine", "versions")
+    with open(path, newline="") as file:
+        return [{k: v if k in words or not v else float(v) for k, v in one.items()} for one in csv.DictReader(file)]
 
 
 def tabulate(found: list[dict]) -> str:
-    """A line a row: our rate, the ratio to Trainer as it comes and to the best of its settings, memory, and the share of
-    the time that the loop takes beside the model, the backward pass, clipping and the optimizer."""
-    def median(row: str, setting: str, key: str) -> float:
-        return statistics.median(f[key] for f in found if (f["row"], f["setting"]) == (row, setting))
+    """The ratios, a line a row, and below them every setting: medians, with the lowest and highest of several rounds.
 
-    lines = ["| work | seconds a step | to Trainer as it comes | to its best setting | peak memory, GB | to Trainer's | loop |",
-             "|---|---|---|---|---|---|---|"]
-    for row in dict.fromkeys(f["row"] for f in found):
-        settings = list(dict.fromkeys(f["setting"] for f in found if f["row"] == row and f["setting"] != "nanoprune"))
-        rate, memory = median(row, "nanoprune", "rate"), median(row, "nanoprune", "memory_gb")
-        cells = [f"{median(row, 'nanoprune', 'step_s'):.3g}", "", "", f"{memory:.2f}", "", ""]
+    Ratios are of one round each. "Loop" is the time beside the model, the backward pass, clipping and the optimizer.
+    """
+    def values(row: str, setting: str, key: str) -> list[float]:
+        return [one[key] for one in found if (one["row"], one["setting"]) == (row, setting)]
+
+    def spread(numbers: list[float], form: str) -> str:
+        ends = f" ({min(numbers):{form}} to {max(numbers):{form}})" if len(numbers) > 1 else ""
+        return f"{statistics.median(numbers):{form}}{ends}"
+
+    def ratio(row: str, setting: str, key: str) -> str:
+        return spread([a / b for a, b in zip(values(row, "nanoprune", key), values(row, setting, key), strict=True)], ".2f")
+
+    lines = ["| row | speed to Trainer as it comes | to its best setting | peak memory, GB | to Trainer's | loop | rounds |",
+             "|" + "---|" * 7]
+    below = ["| row | what | setting | a second | seconds a step | peak memory, GB | first losses differ by |",
+             "|" + "---|" * 7]
+    for row in dict.fromkeys(one["row"] for one in found):
+        settings = list(dict.fromkeys(one["setting"] for one in found if one["row"] == row))
+        for setting in settings:
+            ours = setting == "nanoprune"
+            differs = [] if ours else [d for d in values(row, setting, "loss_differs") if d != ""]
+            cells = [row, SAID[row] if ours else "", setting if ours else f"Trainer, {setting}",
+                     *(spread(values(row, setting, key), form) for key, form in (("rate", ".3g"), ("step_s", ".3g"),
+                                                                                ("memory_gb", ".2f"))),
+                     f"{max(differs):.1e}" if differs else ""]
+            below.append(f"| {' | '.join(cells)} |")
+        peers, cells = settings[1:], ["", "", spread(values(row, "nanoprune", "memory_gb"), ".2f"), "", ""]
         if row != "evaluate":
-            cells[5] = f"{median(row, 'nanoprune', 'overhead'):.1%}"
-        if settings:
-            rates = {setting: median(row, setting, "rate") for setting in settings}
-            best = max(rates, key=rates.get)
-            cells[1], cells[2] = f"{rate / rates['as it comes']:.2f}x", f"{rate / rates[best]:.2f}x ({best})"
-            cells[4] = f"{memory / median(row, 'as it comes', 'memory_gb'):.2f}x"
-        lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            cells[4] = f"{statistics.median(values(row, 'nanoprune', 'overhead')):.2%}"
+        if peers:
+            best = max(peers, key=lambda setting: statistics.median(values(row, setting, "rate")))
+            cells[0], cells[1] = ratio(row, "as it comes", "rate"), f"{ratio(row, best, 'rate')}, {best}"
+            cells[3] = ratio(row, "as it comes", "memory_gb")
+        lines.append(f"| {row} | {' | '.join(cells)} | {len(values(row, 'nanoprune', 'rate'))} |")
+    about = dict.fromkeys(f"{one['machine']}; {one['versions']}" for one in found)
+    return "\n".join([*lines, "", *below, "", *about]) + "\n"
 
 
 if __name__ == "__main__":
