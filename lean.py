@@ -28,7 +28,7 @@ class LeanAdamW(torch.optim.Optimizer):
     def __init__(self, groups: Iterable[dict], lr: float, betas: tuple[float, float], eps: float):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         assert all(p.dtype == torch.float32 for group in self.param_groups for p in group["params"])
-        self.squares = 0.0  # of the gradients since the norm was last asked for
+        self.norms = []  # of the gradients since they were last asked for
         self.order = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
         self.noise = torch.randint(0, 2**16, (2 * PART,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
         self.noise = self.noise.to(next(iter(self.order)).device)
@@ -49,16 +49,13 @@ class LeanAdamW(torch.optim.Optimizer):
 
     def grad_norm(self) -> float:
         """Norm of all gradients since the last call."""
-        norm, self.squares = math.sqrt(self.squares), 0.0
-        return norm
+        norms, self.norms = self.norms, []
+        return math.sqrt(sum(norm**2 for norm in torch.stack(norms).tolist()))
 
     @torch.no_grad()
     def _update(self, parameter: torch.Tensor, group: dict) -> None:
         flat, grad = parameter.view(-1), parameter.grad.reshape(-1)
-        square = float(torch.linalg.vector_norm(grad, dtype=torch.float32)) ** 2
-        self.squares += square
-        if not math.isfinite(square):
-            return  # the parameter stays as it was; the norm tells
+        self.norms.append(torch.linalg.vector_norm(grad, dtype=torch.float32))
         state, (beta1, beta2) = self.state[parameter], group["betas"]
         if not state:
             blocks = -(-len(flat) // BLOCK)

@@ -20,7 +20,20 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.checkpoint import create_selective_checkpoint_contexts as keep_outputs
 
 from files import locate, read_json, read_weights, write_json, write_tensors
-from ops import IGNORE, GatedSilu, Normalize, Rotate, attend, attend_documents, causal_mask, document_lengths, head_loss, tie
+from ops import (
+    IGNORE,
+    GatedSilu,
+    Normalize,
+    Rotate,
+    attend,
+    attend_documents,
+    causal_mask,
+    document_lengths,
+    has_flash,
+    head_loss,
+    send,
+    tie,
+)
 
 SHORT = 64  # tokens: packed documents shorter than this on average share one attention under a mask
 KEPT = [getattr(torch.ops.aten, name).default for name in (  # where only what is pointwise runs again in the backward pass
@@ -188,7 +201,7 @@ def document_mask(documents: torch.Tensor, window: int | None, device) -> torch.
     T = documents.shape[1]
     causal = causal_mask(T, T, window, "cpu")
     mask = same & (torch.ones(T, T, dtype=torch.bool).tril() if causal is None else causal)
-    return mask[:, None].to(device)
+    return send(mask[:, None], device)
 
 
 class Cache:
@@ -231,7 +244,7 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(self, x_BTD: torch.Tensor, rope, mask, cache: Cache | None, block: int) -> torch.Tensor:
-        """`mask`: None (causal), what may be seen (B or 1, 1, T, keys), or (lengths of packed documents, window or None)."""
+        """`mask`: None (causal), what may be seen (B or 1, 1, T, keys), or what `attend_documents` takes."""
         B, T, _ = x_BTD.shape
         q, k, v = (proj(x_BTD).view(B, T, -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if hasattr(self, "q_norm"):
@@ -290,12 +303,15 @@ class Trunk(nn.Module):
             lengths = document_lengths(documents)
             if len(lengths) == len(documents):  # rows of one document each
                 return self(config, ids, embed)
-            positions = document_positions(documents).to(ids.device)
+            positions = send(document_positions(documents), ids.device)
         x = embed(ids)
         cos, sin = (table[:, None].to(x.dtype) for table in rope_table(config, positions))  # (B or 1, 1, T, F)
         windows = {"full_attention": None, "sliding_attention": config.sliding_window}
         if documents is None:
             masks = {kind: causal_mask(T, start + T, window, ids.device) for kind, window in windows.items()}
+        elif has_flash(x):
+            starts = send(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), ids.device)
+            masks = {kind: (lengths, window, starts) for kind, window in windows.items()}
         elif len(lengths) * SHORT <= ids.numel():
             masks = {kind: (lengths, window) for kind, window in windows.items()}
         else:
@@ -415,7 +431,7 @@ def document_nll(model: Decoder, windows: Iterable, documents: int, autocast=con
     device = next(model.parameters()).device
     with autocast():  # over all of them: it casts the weights once
         for ids, targets, rows in windows:
-            losses = model(ids.to(device), targets, reduction="none")
+            losses = model(send(ids, device), targets, reduction="none")
             np.add.at(nll, rows, losses.cpu().double().sum(1).numpy())
             np.add.at(tokens, rows, (targets != IGNORE).sum(1).numpy())
     return nll, tokens

@@ -20,8 +20,8 @@ def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, redu
     "sum", or "none" for (B, T), which gives no gradient. Plain form: `F.cross_entropy(F.linear(x, weight), targets)`.
     """
     assert reduction in ("mean", "sum", "none"), reduction
-    counted = (targets.flatten() != IGNORE).nonzero().squeeze(1).to(x.device)
-    flat, aims = x.flatten(0, 1), targets.flatten().to(x.device)
+    counted = send((targets.flatten() != IGNORE).nonzero().squeeze(1), x.device)
+    flat, aims = x.flatten(0, 1), send(targets.flatten(), x.device)
     if len(counted) < len(aims):
         flat, aims = flat.index_select(0, counted), aims.index_select(0, counted)
     if reduction == "none":
@@ -35,10 +35,14 @@ def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, redu
     return total if reduction == "sum" else total / max(1, len(counted))
 
 
+def multiplied_type(x: torch.Tensor) -> torch.dtype:
+    """The type that products of x have: autocast's, or its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def _as_multiplied(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """In the type that products have: autocast's, or their own."""
-    kind = tensors[0].device.type
-    return [t.to(torch.get_autocast_dtype(kind)) for t in tensors] if torch.is_autocast_enabled(kind) else list(tensors)
+    return [t.to(multiplied_type(t)) for t in tensors]
 
 
 def _chunks(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, gradient: bool = False
@@ -98,6 +102,13 @@ class SummedLoss(torch.autograd.Function):
         grad_x, grad_weight = ctx.grads
         ctx.grads = None
         return None if grad_x is None else grad_x.mul_(scale), None if grad_weight is None else grad_weight.mul_(scale), None
+
+
+def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """On the device; to a GPU from pinned memory, so that nobody waits for what it is still computing."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 # Large tensors of every step, by name: the system hands out their pages slowly, again and again if they are let go.
@@ -230,13 +241,24 @@ def document_lengths(documents: torch.Tensor) -> list[int]:
     return torch.diff(starts, append=torch.tensor([B * T])).tolist()
 
 
-def attend_documents(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int], window: int | None) -> torch.Tensor:
+def attend_documents(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int], window: int | None,
+    starts: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Causal attention within each document of packed rows: q (B, H, T, F), k and v (B, K, T, F), of one type.
 
-    `lengths` are the documents' along the rows, as of `document_lengths`. Plain form: one attention under a mask that is
+    `lengths` are the documents' along the rows, as of `document_lengths`. With `starts` (their sums from 0 on, int32, on the
+    device) all are attended to in one call, where the chip `has_flash`. Plain form: one attention under a mask that is
     block-diagonal, which computes every pair of a row and throws most away.
     """
     B, H, T, size = q.shape
+    if starts is not None:
+        from torch.nn.attention.varlen import varlen_attn  # not above: it imports torch's compiler, for seconds
+
+        rows = [part.transpose(1, 2).reshape(B * T, -1, size) for part in (q, k, v)]  # (B T, heads, F)
+        seen = (-1 if window is None else window - 1, 0)  # keys before and after a query
+        y = varlen_attn(*rows, starts, starts, max(lengths), max(lengths), window_size=seen, enable_gqa=H != k.shape[1])
+        return y.view(B, T, H, size).transpose(1, 2)
     rows = [part.transpose(0, 1).reshape(1, -1, B * T, size) for part in (q, k, v)]  # (1, heads, B T, F)
     masks = {n: causal_mask(n, n, window, q.device) for n in set(lengths)}
     parts = zip(*(part.split(lengths, dim=2) for part in rows), lengths, strict=True)
@@ -257,5 +279,14 @@ def causal_mask(queries: int, keys: int, window: int | None, device) -> torch.Te
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Attention under a mask, or causal without one (a single query then sees all)."""
+    if q.is_cuda and q.shape[1] != k.shape[1] and (mask is not None or not has_flash(q)):
+        # Without flash attention, all kernels but the one that holds every score want as many key heads as query heads.
+        k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1,
                                           enable_gqa=q.shape[1] != k.shape[1])
+
+
+def has_flash(x: torch.Tensor) -> bool:
+    """Whether flash attention can work on x: in half precision on CUDA, from compute capability 8 (Ampere) on."""
+    half = multiplied_type(x) in (torch.float16, torch.bfloat16)
+    return x.is_cuda and half and torch.cuda.get_device_capability(x.device) >= (8, 0)

@@ -34,7 +34,7 @@ from dataset import IGNORE, Dataset, Rows
 from files import copy_tokenizer, file_hash, locate, make_folder, read_json, write_json
 from lean import LeanAdamW
 from model import Decoder, ModelConfig, document_nll, pick_device
-from ops import give_back
+from ops import give_back, send
 from prune import drop_blocks
 
 TRAIN_COLUMNS = ("step", "tokens", "epoch", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_gb", "seconds")
@@ -53,6 +53,7 @@ def train(config: Config, resume: bool = False) -> None:
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time and changes no result
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
     if config.threads:
         torch.set_num_threads(config.threads)
     if not resume and (run / "config.json").is_file():
@@ -128,7 +129,7 @@ def train(config: Config, resume: bool = False) -> None:
         loss = torch.zeros((), device=device)
         for ids, targets, documents in micro_batches:
             with autocast():
-                micro_loss = model(ids.to(device), targets, documents, reduction="sum") / counted
+                micro_loss = model(send(ids, device), targets, documents, reduction="sum") / counted
             scaler.scale(micro_loss).backward()
             loss += micro_loss.detach()
         if config.optimizer == "lean":  # which has made its updates

@@ -41,7 +41,7 @@ PEERS = {  # the settings of Trainer, by row
                           "fp32, allocator": {"env": KEEP, "dtype": "float32"}},
     "full-fp32": PLAIN | {"eager attention, allocator": {"env": KEEP, "attention": "eager"}},
     "mixed": PACKED, "pairs": PACKED, "evaluate": PACKED,
-    "small": PLAIN | {"bf16 autocast, allocator": {"env": KEEP, "dtype": "bfloat16"}},
+    "small": PLAIN | {"eager attention, allocator": {"env": KEEP, "attention": "eager"}},
 }
 ANSWER = 24  # learned tokens of a question/answer pair
 POINTWISE = {"recompute": "pointwise"}

@@ -46,6 +46,7 @@ class Config:
     # how it runs
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: str = "auto"  # of the products, by autocast: float32, bfloat16, float16, or the best the device has units for
+    tf32: bool = False  # products of float32 on CUDA with 10 bits of fraction instead of 23, on chips that have it: faster
     recompute: str = "none"  # in the backward pass, for memory: none, pointwise (all but products and attention), or blocks
     compile: bool = False  # blocks by torch.compile, which takes a while at the first step
     threads: int = 0  # CPU threads (0: torch's choice); results repeat bit by bit at a fixed number

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -128,6 +129,20 @@ def shape(**changes) -> ModelConfig:
         num_key_value_heads=2, head_dim=8, max_position_embeddings=64, tie_word_embeddings=True) | changes)
 
 
+def plain_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size, enable_gqa):
+    """What torch.nn.attention.varlen.varlen_attn gives on a GPU: query (tokens, heads, F), starts in int32."""
+    before, after = window_size
+    assert cu_seq_q.dtype == torch.int32 and cu_seq_q is cu_seq_k and after == 0
+    assert enable_gqa == (query.shape[1] != key.shape[1]) and max_q == max_k == int(cu_seq_q.diff().max())
+    outs = []
+    for start, end in pairwise(cu_seq_q.tolist()):
+        q, k, v = (part[start:end].transpose(0, 1) for part in (query, key, value))
+        distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        seen = (distance >= 0) & ((distance <= before) | (before < 0))
+        outs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=enable_gqa).transpose(0, 1))
+    return torch.cat(outs)
+
+
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False},
                                      {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1}])
 def test_packed_rows_are_their_documents_by_themselves(changes, monkeypatch):
@@ -143,8 +158,12 @@ def test_packed_rows_are_their_documents_by_themselves(changes, monkeypatch):
             single = single + decoder(one_ids[None], one_targets[None], reduction="sum")
     single.backward()
     expected = {name: p.grad.clone() for name, p in decoder.named_parameters()}
-    for short, recompute in ((0, "none"), (10**9, "none"), (0, "pointwise"), (0, "blocks")):
-        monkeypatch.setattr(model_module, "SHORT", short)
+    for short, recompute in ((0, "none"), (10**9, "none"), (0, "pointwise"), (0, "blocks"), ("in one call", "none")):
+        if short == "in one call":  # as on GPUs with flash attention, whose kernel a plain form stands in for
+            monkeypatch.setattr(model_module, "has_flash", lambda *_: True)
+            monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", plain_varlen)
+        else:
+            monkeypatch.setattr(model_module, "SHORT", short)
         decoder.model.recompute = recompute
         decoder.zero_grad()
         loss = decoder(ids, targets, documents, reduction="sum")
@@ -276,7 +295,7 @@ def test_rounding_is_right_on_average():
 
 
 def test_the_lean_optimizer_in_the_backward_pass():
-    """The same updates, and no gradient is left; a gradient that is not finite changes nothing and is told."""
+    """The same updates, and no gradient is left; one that is not finite is told."""
     settings = dict(lr=3e-3, betas=(0.9, 0.95), eps=1e-8)
 
     def during(net):
@@ -292,10 +311,9 @@ def test_the_lean_optimizer_in_the_backward_pass():
     optimizer = LeanAdamW([{"params": [weight]}], **settings)
     optimizer.during_backward()
     (weight * 2).sum().backward()
-    assert optimizer.grad_norm() == pytest.approx(2 * 300**0.5) and optimizer.grad_norm() == 0
-    before = weight.detach().clone()
+    assert optimizer.grad_norm() == pytest.approx(2 * 300**0.5) and not optimizer.norms
     (weight * float("inf")).sum().backward()
-    assert not optimizer.grad_norm() < float("inf") and torch.equal(weight, before)
+    assert not optimizer.grad_norm() < float("inf")
 
 
 def test_a_lean_run_learns_and_resumes(world, tmp_path):

@@ -256,6 +256,15 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(world, tmp_path, 
     assert [int(row["step"]) for row in read_rows(config.folder / "train.csv")] == list(range(1, 10))
 
 
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_used_where_it_is_allowed(world, tmp_path, tf32):
+    """Seen from a CPU: what the products on a GPU would be told."""
+    torch.backends.cuda.matmul.allow_tf32 = not tf32
+    train(world.config(tmp_path, max_steps=1, tf32=tf32))
+    assert torch.backends.cuda.matmul.allow_tf32 is tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def test_learning_rate(world, tmp_path):
     config = world.config(tmp_path, lr=1.0 - 1e-9, max_steps=10, warmup_steps=4, min_lr=0.2)
     rates = [learning_rate(step, config) for step in range(1, 11)]
