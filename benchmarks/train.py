@@ -34,11 +34,11 @@ SMALL = QWEN3 | {"vocab_size": 8192, "num_hidden_layers": 6, "hidden_size": 192,
                  "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 2048}
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}  # the allocator settings that train.py gives itself
 PLAIN = {"as it comes": {}, "allocator": {"env": KEEP}}
-PACKED = PLAIN | {"length groups, allocator": {"env": KEEP, "group": True},
-                  "flattening, allocator": {"env": KEEP, "collator": "flattening"}}
+PACKED = {"as it comes": {}, "length groups": {"group": True}, "flattening": {"collator": "flattening"}}
+PACKED |= {f"{name}, allocator": {"env": KEEP} | options for name, options in PACKED.items() if options}
 PEERS = {  # the settings of Trainer, by row
-    "full-bf16": PLAIN | {"bf16 weights, allocator": {"env": KEEP, "stored": "bfloat16"},
-                          "fp32, allocator": {"env": KEEP, "dtype": "float32"}},
+    "full-bf16": {"as it comes": {}, "bf16 weights, allocator": {"env": KEEP, "stored": "bfloat16"},
+                  "fp32, allocator": {"env": KEEP, "dtype": "float32"}},
     "full-fp32": PLAIN | {"eager attention, allocator": {"env": KEEP, "attention": "eager"}},
     "mixed": PACKED, "pairs": PACKED, "evaluate": PACKED,
     "small": PLAIN | {"eager attention, allocator": {"env": KEEP, "attention": "eager"}},
