@@ -25,9 +25,9 @@ ARMS = {"plain": {}, "lean": {"optimizer": "lean", "clip": 0.0}}
 
 def measure(args: argparse.Namespace, seed: int, arm: str, runs: Path) -> list[dict]:
     """Validation losses of one run, and at each the training loss since the one before."""
-    config = Config(name=f"{arm}-{seed}", base=args.base, data=args.data, runs=str(runs), context=256, batch_size=4,
+    config = Config(name=f"{arm}-{seed}", base=args.base, data=args.data, runs=str(runs), context=256, batch_size=2,
                     accumulation=1, max_steps=args.steps, warmup_steps=20, lr=args.lr, seed=seed, dtype="float32", device="cpu",
-                    log_every=50, eval_every=max(1, args.steps // 6), keep="last", save_every=0, **ARMS[arm])
+                    log_every=50, eval_every=max(1, args.steps // 6), eval_documents=16, keep="last", save_every=0, **ARMS[arm])
     train(config)
     with open(config.folder / "train.csv", newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
