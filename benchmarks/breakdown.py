@@ -2,13 +2,12 @@
 
     python -m benchmarks.breakdown small full-fp32
 
-Rows are those of benchmarks.train, "full-fp32" cut to 4 blocks. Every operation is timed around its call; what is left of a
-step that is not watched is Python, autograd and torch's own dispatch. The machine's rate is that of train.py's MFU. Writes
+Rows are those of benchmarks.train, with nothing recomputed. Every operation is timed around its call; what is left of the step
+is Python, autograd, torch's own dispatch and the watching. The machine's rate is that of train.py's MFU. Writes
 results/breakdown.md.
 """
 
 import argparse
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -17,10 +16,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
-from benchmarks.train import QWEN3, SMALL
+from benchmarks.train import SMALL, WHOLE
 from configs import Config
 
-ROWS = {"small": (SMALL, 8, 256), "full-fp32": (QWEN3 | {"num_hidden_layers": 4}, 1, 1024)}  # shape, rows, context
+ROWS = {"small": (SMALL, 8, 256, 20), "full-fp32": (WHOLE, 1, 1024, 2)}  # shape, rows, context, steps
 KINDS = {  # the first of which an operation's name contains one
     "matrix products": ("aten.mm.", "aten.addmm"),
     "attention (SDPA)": ("scaled_dot_product",),
@@ -45,50 +44,48 @@ class Watch(TorchDispatchMode):
 
 
 def measure(shape: dict, rows: int, context: int, steps: int) -> tuple[dict[str, float], float, float]:
-    """(seconds a step by kind of operation, seconds of a step that is not watched, FLOP/s of the products)."""
+    """(seconds a step by kind of operation, seconds of a whole step, FLOP/s of the products)."""
     torch.manual_seed(0)
     train.keep_freed_memory()
     model = train.Decoder(train.ModelConfig.from_dict(shape)).train()
     optimizer = train.make_optimizer(model, Config(name="breakdown", base=shape, data="none"))
     ids, targets = torch.randint(0, shape["vocab_size"], (2, rows, context))
 
-    def step() -> float:
-        began = time.perf_counter()
+    def step() -> None:
         model(ids, targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         train.give_back("gradient", model.head_weight.grad)
         optimizer.zero_grad()
-        return time.perf_counter() - began
 
-    for _ in range(3):
+    for _ in range(2):
         step()
-    plain = statistics.median(step() for _ in range(steps))
     with Watch() as watch:
+        began = time.perf_counter()
         for _ in range(steps):
             step()
+        whole = (time.perf_counter() - began) / steps
     seconds = {kind: total / steps for kind, total in watch.seconds.items()}
     matrices = sum(p.numel() for layer in model.model.layers for p in layer.parameters() if p.dim() == 2)
     flops = 6 * rows * context * (matrices + shape["vocab_size"] * shape["hidden_size"])
-    return seconds, plain, flops / seconds["matrix products"]
+    return seconds, whole, flops / seconds["matrix products"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; both without")
-    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("results"))
     args = parser.parse_args()
     if unknown := set(args.rows) - set(ROWS):
         raise ValueError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
     device = torch.device("cpu")
-    found = {row: measure(*ROWS[row], args.steps) for row in args.rows or ROWS}
+    found = {row: measure(*ROWS[row]) for row in args.rows or ROWS}
     lines = [f"| share of a step | {' | '.join(found)} |", "|" + "---|" * (len(found) + 1)]
     for kind in KINDS:
-        lines.append(f"| {kind} | {' | '.join(f'{seconds[kind] / plain:.0%}' for seconds, plain, _ in found.values())} |")
-    left = (max(0.0, plain - sum(seconds.values())) / plain for seconds, plain, _ in found.values())
+        lines.append(f"| {kind} | {' | '.join(f'{seconds[kind] / whole:.0%}' for seconds, whole, _ in found.values())} |")
+    left = (1 - sum(seconds.values()) / whole for seconds, whole, _ in found.values())
     lines.append(f"| Python, autograd and dispatch | {' | '.join(f'{share:.0%}' for share in left)} |")
-    lines.append(f"| seconds a step | {' | '.join(f'{plain:.2f}' for _, plain, _ in found.values())} |")
+    lines.append(f"| seconds a step | {' | '.join(f'{whole:.2f}' for _, whole, _ in found.values())} |")
     machine = train.matmul_rate(device, torch.float32)
     lines.append(f"| products at, GFLOP/s (the machine: {machine / 1e9:.0f}) | "
                  f"{' | '.join(f'{rate / 1e9:.0f}' for *_, rate in found.values())} |")
