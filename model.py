@@ -29,6 +29,8 @@ from ops import (
     attend_documents,
     causal_mask,
     document_lengths,
+    document_mask,
+    document_positions,
     has_flash,
     head_loss,
     send,
@@ -185,23 +187,6 @@ def rope_table(config: ModelConfig, positions: torch.Tensor) -> tuple[torch.Tens
     angles = positions[..., None].float() * frequencies
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
-
-
-def document_positions(documents: torch.Tensor) -> torch.Tensor:
-    """Positions (B, T) that restart wherever the document number changes along a row."""
-    index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-    starts = torch.ones_like(documents, dtype=torch.bool)
-    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return index - torch.where(starts, index, 0).cummax(dim=1).values
-
-
-def document_mask(documents: torch.Tensor, window: int | None, device) -> torch.Tensor:
-    """What each position of packed rows may see, as bool (B, 1, T, T)."""
-    same = documents[:, :, None] == documents[:, None, :]
-    T = documents.shape[1]
-    causal = causal_mask(T, T, window, "cpu")
-    mask = same & (torch.ones(T, T, dtype=torch.bool).tril() if causal is None else causal)
-    return send(mask[:, None], device)
 
 
 class Cache:

@@ -241,6 +241,23 @@ def document_lengths(documents: torch.Tensor) -> list[int]:
     return torch.diff(starts, append=torch.tensor([B * T])).tolist()
 
 
+def document_positions(documents: torch.Tensor) -> torch.Tensor:
+    """Positions (B, T) that restart wherever the document number changes along a row."""
+    index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return index - torch.where(starts, index, 0).cummax(dim=1).values
+
+
+def document_mask(documents: torch.Tensor, window: int | None, device) -> torch.Tensor:
+    """What each position of packed rows may see, as bool (B, 1, T, T)."""
+    same = documents[:, :, None] == documents[:, None, :]
+    T = documents.shape[1]
+    causal = causal_mask(T, T, window, "cpu")
+    mask = same & (torch.ones(T, T, dtype=torch.bool).tril() if causal is None else causal)
+    return send(mask[:, None], device)
+
+
 def attend_documents(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int], window: int | None,
     starts: torch.Tensor | None = None,

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.train import QWEN3, ROOT, peak, write_data
+from benchmarks.train import QWEN3, ROOT, peak, write_data, write_rows
 
 SHAPES = {  # Qwen3's vocabulary throughout: a large part of a small model
     "0.1 B": QWEN3 | {"num_hidden_layers": 12, "hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8,
@@ -85,11 +85,7 @@ def main() -> None:
             raise ValueError(f"{size} at {context} tokens failed (memory?):\n{done.stderr[-2000:]}")
         found.append(json.loads(done.stdout.splitlines()[-1]))
         print(found[-1], file=sys.stderr, flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with open(args.out / "growth.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, found[0])
-        writer.writeheader()
-        writer.writerows(found)
+    write_rows(args.out / "growth.csv", found)
     contexts = len(RUNS) - len(SHAPES)
     text = f"{table(found[:contexts], 'context')}\n{table(found[contexts:], 'parameters')}"
     (args.out / "growth.md").write_text(text)

@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from benchmarks.train import write_rows
 from configs import Config
 from train import train
 
@@ -80,14 +81,10 @@ def main() -> None:
     if args.seeds < 2 or args.steps < 1:
         raise ValueError(f"given --seeds {args.seeds} and --steps {args.steps}; it takes 2 seeds, to see what they differ by, "
                          "and 1 step")
-    args.out.mkdir(parents=True, exist_ok=True)
     runs = args.out / "lean-runs"
     shutil.rmtree(runs, ignore_errors=True)
     found = [row for seed in range(args.seeds) for arm in ARMS for row in measure(args, seed, arm, runs)]
-    with open(args.out / "lean.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, found[0])
-        writer.writeheader()
-        writer.writerows(found)
+    write_rows(args.out / "lean.csv", found)
     (args.out / "lean.md").write_text(tabulate(found))
     draw(found, args.out / "lean.png")
     print(f"{tabulate(found)}\nwrote {args.out}/lean.csv, {args.out}/lean.md, {args.out}/lean.png and the runs in {runs}")

@@ -272,8 +272,7 @@ def main() -> None:
         return
     if unknown := set(args.rows) - set(ROWS):
         raise ValueError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
-    for folder in (work, args.out):
-        folder.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     path, rows = args.out / "train.csv", args.rows or list(ROWS)
     found = [one for one in read(path) if one["row"] not in rows]
     for row in rows:
@@ -290,10 +289,7 @@ def main() -> None:
                         abs(a / b - 1) for a, b in zip(ours_at_first, one["losses"][:3], strict=True)) if row in SAME else "",
                     "machine": machine(), "versions": f"torch {torch.__version__}, transformers {version('transformers')}"})
                 print(found[-1], file=sys.stderr, flush=True)
-                with open(path, "w", newline="") as file:
-                    writer = csv.DictWriter(file, found[0])
-                    writer.writeheader()
-                    writer.writerows(found)
+                write_rows(path, found)
     found = read(path)
     table = tabulate(found)
     (args.out / "train.md").write_text(table)
@@ -306,6 +302,14 @@ def main() -> None:
 def machine() -> str:
     names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
     return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def write_rows(path: Path, found: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, found[0])
+        writer.writeheader()
+        writer.writerows(found)
 
 
 def read(path: Path) -> list[dict]:

@@ -17,7 +17,7 @@ import ops
 from configs import replace
 from dataset import Dataset, Rows
 from lean import LeanAdamW, round_to_bfloat16, round_to_code
-from model import Decoder, ModelConfig, document_mask
+from model import Decoder, ModelConfig
 from train import train
 
 
@@ -115,7 +115,7 @@ def test_attention_over_documents_is_that_under_a_mask(window, kv_heads):
     lengths = ops.document_lengths(documents)
     assert lengths == [9, 1, 6, 16]
     q, k, v = drawn(2, 4, 16, 8), drawn(2, kv_heads, 16, 8, seed=1), drawn(2, kv_heads, 16, 8, seed=2)
-    plain = ops.attend(q, k, v, document_mask(documents, window, "cpu"))
+    plain = ops.attend(q, k, v, ops.document_mask(documents, window, "cpu"))
     found = ops.attend_documents(q, k, v, lengths, window)
     torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
     weights = drawn(*plain.shape, seed=3).detach()
