@@ -40,7 +40,7 @@ PEERS = {  # the settings of Trainer, by row
     "full-bf16": {"as it comes": {}, "bf16 weights, allocator": {"env": KEEP, "stored": "bfloat16"},
                   "fp32, allocator": {"env": KEEP, "dtype": "float32"}},
     "full-fp32": PLAIN | {"eager attention, allocator": {"env": KEEP, "attention": "eager"}},
-    "mixed": PACKED, "pairs": PACKED, "evaluate": PACKED,
+    "mixed": PACKED, "pairs": PACKED, "evaluate": PACKED | {"bf16": {"dtype": "bfloat16"}},
     "small": PLAIN | {"eager attention, allocator": {"env": KEEP, "attention": "eager"}},
 }
 ANSWER = 24  # learned tokens of a question/answer pair
@@ -54,6 +54,7 @@ ROWS = {  # model, dtype (Trainer's), context, batch, steps, and what train.py i
     "evaluate": (QUARTER, "float32", 2048, 1, 2, {}),
     "small": (SMALL, "float32", 256, 8, 40, {}),
 }
+UNEVEN = ("mixed", "pairs", "evaluate")  # documents are spread in length as press releases are
 SAME = ("full-fp32", "small", "evaluate")  # both sides see the same tokens, in the same order
 SAID = {  # what a row is, for the table; ours is fp32 but where "auto" finds units for bf16
     "full-bf16": "0.6 B, 1 x 1,024 tokens, bf16; AdamW, clipped, `recompute=pointwise`",
@@ -71,7 +72,7 @@ SAID = {  # what a row is, for the table; ours is fp32 but where "auto" finds un
 
 def lengths_of(row: str, context: int, count: int, rng: np.random.Generator) -> np.ndarray:
     """Tokens of the documents: rows' length exactly, or spread as press releases are (median 900, a third to three times)."""
-    if row in ("mixed", "pairs", "evaluate"):
+    if row in UNEVEN:
         return np.clip(np.exp(rng.normal(np.log(900), 0.6, count)), 40, context).astype(int)
     return np.full(count, context + 1)
 
@@ -90,7 +91,7 @@ def make(row: str, work: Path) -> tuple[Path, Path]:
     if not data.is_dir():
         rng, tokens = np.random.default_rng(0), shape["vocab_size"] - 300
         documents = [rng.integers(0, tokens, n).tolist() for n in lengths_of(row, context, 64 * batch + steps * batch, rng)]
-        parts = {"train": documents, "val": documents[: 16 if row == "evaluate" else 1]}
+        parts = {"train": documents, "val": documents[: 8 if row == "evaluate" else 1]}
         if row == "pairs":
             parts["train"] = [[1, 2]]
             learned = [[0] * (len(d) - ANSWER) + [1] * ANSWER for d in documents]
@@ -181,10 +182,10 @@ def theirs(row: str, work: Path, setting: str) -> dict:
     from dataset import Dataset, Rows
 
     options, config = PEERS[row][setting], config_of(row, work)
-    batch = 2 if PEERS[row] is PACKED else config.batch_size  # two releases are about as long as a row of ours
+    batch = 2 if row in UNEVEN else config.batch_size  # two releases are about as long as a row of ours
     dataset = Dataset(config.data)
     split = dataset.split({"pairs": "pairs", "evaluate": "val"}.get(row, "train"))
-    if PEERS[row] is PACKED:
+    if row in UNEVEN:
         examples = [{"input_ids": split[i].tolist(), "labels": split.targets(i).tolist()} for i in range(len(split))]
     else:
         rows = Rows(split, config.context, config.seed)
@@ -220,7 +221,7 @@ def theirs(row: str, work: Path, setting: str) -> dict:
         seen.append(len(features) if row == "pairs" else sum(len(f["input_ids"]) - 1 for f in features))
         return chosen(features)
 
-    sampling = "group_by_length" if options.get("group") else "random" if PEERS[row] is PACKED else "sequential"
+    sampling = "group_by_length" if options.get("group") else "random" if row in UNEVEN else "sequential"
     arguments = TrainingArguments(
         output_dir=str(work / "trainer"), max_steps=config.max_steps, per_device_train_batch_size=batch,
         per_device_eval_batch_size=batch, learning_rate=config.lr, lr_scheduler_type="cosine", weight_decay=0.0,
