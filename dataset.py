@@ -277,20 +277,32 @@ class Rows:
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(ids, targets, documents) of row r, each (context,) int64."""
         ids, targets, documents = (np.empty(self.context, np.int64) for _ in range(3))
-        filled = count = 0
+        filled = 0
+        for count, (source, i, start, take) in enumerate(self._pieces(r)):
+            piece = slice(filled, filled + take)
+            ids[piece] = source[i][start : start + take]
+            targets[piece] = source.targets(i)[start + 1 : start + take + 1]
+            documents[piece] = count
+            filled += take
+        return ids, targets, documents
+
+    def _pieces(self, r: int) -> Iterator[tuple[Split, int, int, int]]:
+        """What row r is made of, in order: (source, document, its first prediction here, how many)."""
+        filled = 0
         while filled < self.context:
             epoch, within = divmod(r * self.context + filled, self.epoch_tokens)
             order, ends = self._epoch(epoch)
             k = int(np.searchsorted(ends, within, side="right"))
             source, i = self.units[order[k]]
-            start = within - int(ends[k] - self.lengths[order[k]])
             take = min(self.context - filled, int(ends[k]) - within)
-            piece = slice(filled, filled + take)
-            ids[piece] = self.sources[source][i][start : start + take]
-            targets[piece] = self.sources[source].targets(i)[start + 1 : start + take + 1]
-            documents[piece] = count
-            filled, count = filled + take, count + 1
-        return ids, targets, documents
+            yield self.sources[source], int(i), within - int(ends[k] - self.lengths[order[k]]), take
+            filled += take
+
+    def names(self, first: int, rows: int) -> str:
+        """Where to look up what is in rows first, first + 1, ...: "train.jsonl line 3, pairs.jsonl line 7"; at most 20."""
+        found = dict.fromkeys((source.path.stem, i) for r in range(first, first + rows) for source, i, _, _ in self._pieces(r))
+        named = [f"{stem}.jsonl line {i + 1}" for stem, i in found]
+        return ", ".join(named[:20]) + (f" and {len(named) - 20} more" if len(named) > 20 else "")
 
     def batch(self, first: int, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rows first, first + 1, ... as three (rows, context) tensors."""

@@ -10,11 +10,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+
+from ranks import whole
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
                    "vocab.json", "merges.txt")
@@ -75,13 +78,14 @@ def read_json(path: str | Path) -> dict:
     return content
 
 
-def read_tensors(path: str | Path, device="cpu") -> dict[str, torch.Tensor]:
-    """Every tensor of a safetensors file, as copies that do not depend on the file any more."""
+@contextmanager
+def open_tensors(path: str | Path) -> Iterator[safe_open]:
+    """A safetensors file to take tensors from, one by one; ValueError where it is missing or damaged."""
     if not Path(path).is_file():
         raise ValueError(f"{path} is missing")
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name: file.get_tensor(name).clone() for name in file.keys()}
+        with safe_open(path, framework="pt") as file:
+            yield file
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); fetch or make it again") from error
 
@@ -234,21 +238,29 @@ def safetensors_header(layout: dict[str, tuple[str, tuple[int, ...], int]], size
     return len(text).to_bytes(8, "little") + text
 
 
-def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
-    """A safetensors file, written one tensor at a time: the library's own writer holds a copy of them all.
-
-    The largest element types come first, so that all are aligned.
-    """
-    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> str:
+    """A safetensors file, written one tensor at a time: the library's own writer holds a copy of them all. Its SHA-256."""
+    ordered = in_order(tensors)
     layout = {name: (SAFETENSORS_TYPES[t.dtype], tuple(t.shape), t.numel() * t.element_size()) for name, t in ordered.items()}
+
+    digest = hashlib.sha256()
 
     def write(beside: Path) -> None:
         with open(beside, "wb") as file:
-            file.write(safetensors_header(layout))
-            for tensor in (tensor for tensor in ordered.values() if tensor.numel()):
-                file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            for part in chain([safetensors_header(layout)], (
+                whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                for tensor in ordered.values() if tensor.numel()
+            )):
+                file.write(part)
+                digest.update(part)
 
     replace_file(path, write)
+    return digest.hexdigest()
+
+
+def in_order(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As they are written: the largest element types come first, so that all are aligned."""
+    return dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

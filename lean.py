@@ -64,7 +64,7 @@ class LeanAdamW(torch.optim.Optimizer):
             state["m_scale"] = torch.zeros(blocks, 1, device=flat.device)
             state["v"] = torch.zeros(len(flat), dtype=torch.bfloat16, device=flat.device)
         state["step"] += 1
-        t = int(state["step"])
+        t = int(state["step"])  # on a CPU, or it would be waited for
         draw = random.Random(t * len(self.order) + self.order[parameter])
         for start in range(0, len(flat), PART):
             part = slice(start, min(start + PART, len(flat)))

@@ -3,19 +3,19 @@
     python train.py configs/full.py                          -> runs/full
     python train.py configs/reduced.py --max_steps=200       -> runs/reduced
     python train.py --resume runs/reduced
+    torchrun --nproc-per-node=4 train.py configs/full.py     (the same run on four devices)
 
 A run folder holds config.json, env.json, train.csv, eval.csv, model/ (the weights to use) and state/ (for --resume).
+Ctrl-C and SIGTERM end a run after its step, with its state saved (exit code 3); a second one ends it at once.
 """
 
 import argparse
 import contextlib
 import ctypes
+import json
 import math
 import os
-import platform
-import resource
-import shutil
-import subprocess
+import signal
 import sys
 import time
 from pathlib import Path
@@ -28,23 +28,45 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import numpy as np
 import torch
 
-from checkpoint import Log, has_state, load_state, restore, save_state
+from checkpoint import (
+    Log,
+    check_unchanged,
+    environment,
+    file_hashes,
+    has_state,
+    load_state,
+    lock_folder,
+    restore,
+    save_state,
+    state_tensors,
+)
 from configs import Config, config_from_dict, load_config, replace
 from dataset import IGNORE, Dataset, Rows
-from files import copy_tokenizer, file_hash, locate, make_folder, read_json, write_json
+from files import copy_tokenizer, in_order, locate, make_folder, read_json, write_json
 from lean import LeanAdamW
 from model import Decoder, ModelConfig, document_nll, pick_device
 from ops import give_back, send
+from plan import check_room, matmul_rate, peak_memory, training_flops
 from prune import drop_blocks
+from ranks import ALONE, Ranks, exchange, join, lend, restarted, spread, whole
 
 TRAIN_COLUMNS = ("step", "tokens", "epoch", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_gb", "seconds")
 EVAL_COLUMNS = ("step", "tokens", "split", "nll", "perplexity", "bits_per_byte", "documents")
+STOPPED = 3  # exit code of a run that was asked to stop, and saved its state
+OVERFLOWS = 30  # steps in a row that fp16 may leave out: its scale has then fallen to nothing
 
 
-def train(config: Config, resume: bool = False) -> None:
-    """Run the experiment of a config into its run folder; ValueError for whatever the user can mend."""
+def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: bool = False, listen=list) -> bool:
+    """Run the experiment of a config into its run folder: True when it is finished, False where it was asked to stop.
+
+    `anyway` goes on where memory or disk seem too small, or where a run is resumed on another machine than it began on;
+    `dry_run` checks all that can be checked and leaves nothing behind; once the list that `listen` gives holds something, the
+    run saves its state after the step and ends. ValueError for whatever the user can mend.
+    """
+    ranks = join(config.device)
     run, device = config.folder, pick_device(config.device)
     config = replace(config, dtype=pick_dtype(config.dtype, device))
+    check_ranks(config, ranks)
     if config.optimizer == "lean" and config.dtype == "float16":
         raise ValueError(f"optimizer: lean cannot scale the loss, as float16 needs; set dtype for {device} or take adamw")
     if device.type == "cpu" and config.dtype == "float16":
@@ -56,7 +78,7 @@ def train(config: Config, resume: bool = False) -> None:
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     if config.threads:
         torch.set_num_threads(config.threads)
-    if not resume and (run / "config.json").is_file():
+    if not resume and (run / "config.json").is_file() and not restarted():
         resume_it = f"go on with it (python train.py --resume {run}), " if has_state(run / "state") else ""
         raise ValueError(f"{run} holds a run already: {resume_it}give this one another name (--name={config.name}-2), or "
                          "remove the folder")
@@ -65,100 +87,135 @@ def train(config: Config, resume: bool = False) -> None:
     pairs = dataset.split("pairs") if config.pair_repeats else None
     rows = Rows(dataset.split("train"), config.context, config.seed, pairs, config.pair_repeats)
     validation = Validation(dataset, config)
-    model, base_folder = load_base(config, dataset)
-    sources = {"data": file_hashes(dataset.folder), "base": file_hashes(base_folder) if base_folder else None}
-    model.to(device).train()
+    with ranks.one_first():
+        shape, base_folder = find_base(config, dataset)
+    enough_room(config, shape, device, ranks, anyway)
+    model = load_base(config, shape, base_folder)
+    env = environment(device) | {"ranks": ranks.size, "data": file_hashes(dataset.folder),
+                                 "base": file_hashes(base_folder) if base_folder else {}}
+    if dry_run:
+        print(f"{run}: nothing is wrong; a dry run, so nothing was written")
+        return True
+    _lock = lock_folder(run) if ranks.rank == 0 else None  # held while this lives
+    model.train()
     model.model.recompute = config.recompute
     if config.compile:
         for layer in model.model.layers:
             layer.compile()
+    spread_model = spread(model, config.parallel, ranks, device)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
-    progress = {"step": 0, "seconds": 0.0, "best": math.inf, "best_step": 0, "stale": 0, "scaler": scaler.state_dict()}
+    progress = {"step": 0, "seconds": 0.0, "best": math.inf, "best_step": 0, "stale": 0, "overflows": 0, "in_a_row": 0,
+                "scaler": scaler.state_dict(), "config": json.loads(json.dumps(config.to_dict()))}
     if resume:
-        if changed := [name for name, hashes in sources.items() if read_json(run / "env.json").get(name) != hashes]:
-            raise ValueError(f"{run} began with another {' and another '.join(changed)} than there is now ({config.data}, "
-                             f"{config.base}): put them back, or begin anew under another name")
-        progress, tensors = load_state(run / "state", device)
+        check_unchanged(run, env, anyway, write=ranks.rank == 0)
+        state, tensors = load_state(run / "state")
+        elsewhere = ("name", "runs")  # a run's folder may be moved
+        if changed := [name for name, value in state["config"].items()
+                       if progress["config"].get(name) != value and name not in elsewhere]:
+            raise ValueError(f"{run}/config.json is not what the run began with: {', '.join(changed)} changed. Put "
+                             "it back, or begin anew under another name")
+        progress |= state
         restore(tensors, model, optimizer)
-        del tensors  # as large as the model and the optimizer's state
         scaler.load_state_dict(progress["scaler"])
         if progress["finished"]:
             print(f"{run} is finished, at step {progress['step']}: nothing to resume, {run}/model is up to date")
-            return
-    else:
+            return True
+    elif ranks.rank == 0:
         write_json(make_folder(run) / "config.json", config.to_dict())
-        write_json(run / "env.json", environment(device) | sources)
-    done = progress["step"] if resume else None
-    train_log, eval_log = Log(run / "train.csv", TRAIN_COLUMNS, done), Log(run / "eval.csv", EVAL_COLUMNS, done)
-    autocast = make_autocast(config, device)
+        write_json(run / "env.json", env)
+    if ranks.rank == 0:
+        done = progress["step"] if resume else None
+        train_log, eval_log = Log(run / "train.csv", TRAIN_COLUMNS, done), Log(run / "eval.csv", EVAL_COLUMNS, done)
+    autocast = make_autocast(config, device, cache=ranks.size == 1 or config.parallel == "ddp")
     peak = matmul_rate(device, getattr(torch, config.dtype))
     epochs = config.max_steps * config.tokens_per_step / rows.epoch_tokens
     print(f"{run}: {model.config.num_hidden_layers} blocks, {sum(p.numel() for p in model.parameters()):,} parameters; "
           f"{config.max_steps} steps of {config.tokens_per_step:,} tokens ({epochs:.1f} epochs); "
-          f"{config.dtype} on {device}")
+          f"{config.dtype} on {device}{f', {ranks.size} processes ({config.parallel})' if ranks.size > 1 else ''}")
 
     def validate(step: int) -> None:
         """Log the validation loss and keep the weights if the config's rule says so."""
-        nll, perplexity, bits = validation.measure(model, autocast)
-        eval_log.write(step=step, tokens=step * config.tokens_per_step, split="val", nll=nll, perplexity=perplexity,
-                       bits_per_byte=bits, documents=validation.documents)
+        nll, perplexity, bits = validation.measure(model, autocast, ranks)
+        if ranks.rank == 0:
+            eval_log.write(step=step, tokens=step * config.tokens_per_step, split="val", nll=nll, perplexity=perplexity,
+                           bits_per_byte=bits, documents=validation.documents)
         better = nll < progress["best"]
         progress.update({"best": nll, "best_step": step, "stale": 0} if better else {"stale": progress["stale"] + 1})
         if better and config.keep == "best":
-            model.save_pretrained(run / "model")
+            keep_model()
         print(f"step {step:5d}  validation nll {nll:.4f}, perplexity {perplexity:.2f}{' (best)' if better else ''}")
+
+    def keep_model() -> None:
+        if ranks.rank == 0:
+            model.save_pretrained(run / "model")
+        else:
+            lend(in_order(model.state_dict()).values())
 
     def save(step: int, finished: bool = False) -> None:
         progress.update(step=step, finished=finished, seconds=time.perf_counter() - started, scaler=scaler.state_dict())
-        save_state(run / "state", step, model.state_dict(), optimizer, progress)
+        tensors = state_tensors(model, optimizer)
+        if ranks.rank == 0:
+            save_state(run / "state", step, tensors, progress)
+        else:
+            lend(tensors.values())
 
+    asked = listen()
     if not resume:
         validate(0)
-        keep_tokenizer(base_folder, dataset.folder, run / "model")
+        if ranks.rank == 0:
+            keep_tokenizer(base_folder, dataset.folder, run / "model")
+    step_rows = config.batch_size * config.accumulation
     started = time.perf_counter() - progress["seconds"]
     for step in range(progress["step"] + 1, config.max_steps + 1):
         step_started = time.perf_counter()
         lr = learning_rate(step, config)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        first_row = (step - 1) * config.batch_size * config.accumulation
-        micro_batches = [rows.batch(first_row + i * config.batch_size, config.batch_size) for i in range(config.accumulation)]
-        # The mean is over the step's tokens, so every micro-batch's sum is divided by the count of all.
-        counted = max(1, sum(int((targets != IGNORE).sum()) for _, targets, _ in micro_batches))
+        first_row = (step - 1) * step_rows
+        batch = rows.batch(first_row, step_rows)  # all the ranks': what is counted in it decides on the mean
+        counted = max(1, int((batch[1] != IGNORE).sum()))
+        mine = [part.chunk(ranks.size)[ranks.rank].split(config.batch_size) for part in batch]
+        micro_batches = list(zip(*mine, strict=True))
         loss = torch.zeros((), device=device)
-        for ids, targets, documents in micro_batches:
-            with autocast():
-                micro_loss = model(send(ids, device), targets, documents, reduction="sum") / counted
-            scaler.scale(micro_loss).backward()
+        for i, (ids, targets, documents) in enumerate(micro_batches):
+            with exchange(spread_model, last=i == len(micro_batches) - 1):
+                with autocast():
+                    micro_loss = spread_model(send(ids, device), targets, documents, reduction="sum") / counted
+                scaler.scale(micro_loss * ranks.size).backward()  # what is exchanged are means over the ranks
             loss += micro_loss.detach()
+        loss, asked_somewhere = ranks.sum([loss, len(asked)])
         if config.optimizer == "lean":  # which has made its updates
             grad_norm = optimizer.grad_norm()
         else:
             scaler.unscale_(optimizer)
-            grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
-        if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not scaler.is_enabled()):
-            whole = config.optimizer != "lean"  # which has updated some of the weights
-            if whole:
+            grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)))
+        overflow = not (math.isfinite(loss) and math.isfinite(grad_norm))
+        progress["overflows"] += overflow
+        progress["in_a_row"] = progress["in_a_row"] + 1 if overflow else 0
+        if overflow and (not scaler.is_enabled() or progress["in_a_row"] >= OVERFLOWS):
+            intact = config.optimizer != "lean"  # which has updated some of the weights
+            if intact:
                 save(step - 1)
             raise ValueError(
                 f"step {step}: the loss is {float(loss)}, the gradient norm {grad_norm} (rows {first_row} to "
-                f"{first_row + config.batch_size * config.accumulation - 1} of seed {config.seed}). The weights "
-                f"{'before it' if whole else 'of the last save, where there was one,'} are in {run}/state. Lower lr, "
-                "lengthen warmup_steps or use float32, under another name"
+                f"{first_row + step_rows - 1} of seed {config.seed}, from {rows.names(first_row, step_rows)}). The weights "
+                f"{'before it' if intact else 'of the last save, where there was one,'} are in {run}/state. Look at these "
+                "documents, lower lr, lengthen warmup_steps or use float32, under another name"
             )
         scaler.step(optimizer)  # in fp16, a step whose gradient overflowed is left out and the scale lowered
         scaler.update()
-        if config.optimizer == "adamw":
+        if config.optimizer == "adamw" and ranks.size == 1:
             give_back("gradient", model.head_weight.grad)
         optimizer.zero_grad()
 
         now = time.perf_counter()
         tokens_per_s = config.tokens_per_step / (now - step_started)
         mfu = training_flops(model, micro_batches) / (now - step_started) / peak
-        train_log.write(step=step, tokens=step * config.tokens_per_step, epoch=round(epochs * step / config.max_steps, 4),
-                        loss=float(loss), lr=lr, grad_norm=grad_norm, tokens_per_s=round(tokens_per_s, 1), mfu=round(mfu, 4),
-                        memory_gb=round(peak_memory(device), 3), seconds=round(now - started, 2))
+        if ranks.rank == 0:
+            train_log.write(step=step, tokens=step * config.tokens_per_step, epoch=round(epochs * step / config.max_steps, 4),
+                            loss=float(loss), lr=lr, grad_norm=grad_norm, tokens_per_s=round(tokens_per_s, 1),
+                            mfu=round(mfu, 4), memory_gb=round(peak_memory(device), 3), seconds=round(now - started, 2))
         if step % config.log_every == 0 or step == config.max_steps:
             left = (config.max_steps - step) * (now - step_started)
             print(f"step {step:5d}  loss {float(loss):.4f}  lr {lr:.2e}  grad {grad_norm:.2f}  {tokens_per_s:,.0f} tokens/s  "
@@ -169,32 +226,66 @@ def train(config: Config, resume: bool = False) -> None:
         stop = bool(config.patience) and progress["stale"] >= config.patience
         finished = stop or step == config.max_steps
         if finished and config.keep == "last":
-            model.save_pretrained(run / "model")
-        if finished or (config.save_every and step % config.save_every == 0):
+            keep_model()
+        if finished or asked_somewhere or (config.save_every and step % config.save_every == 0):
             save(step, finished)
         if stop:
             print(f"stopped: {config.patience} validations without a better loss than at step {progress['best_step']}")
+        if stop or asked_somewhere:
             break
+    if progress["overflows"]:
+        print(f"{progress['overflows']} steps were left out, because their gradients overflowed in float16")
+    if not finished:
+        print(f"stopped by {asked[0] if asked else 'another process'} after step {step}, saved in {run}/state; go on with "
+              f"python train.py --resume {run}")
+        return False
     chosen = f"step {progress['best_step']}, nll {progress['best']:.4f}" if config.keep == "best" else f"step {step}"
     print(f"wrote {run}/model ({config.keep}: {chosen}), {run}/train.csv, {run}/eval.csv, {run}/state")
+    return True
 
 
-def load_base(config: Config, dataset: Dataset) -> tuple[Decoder, Path | None]:
-    """The model to train, less the config's blocks, and the folder it came from (None from scratch)."""
+def find_base(config: Config, dataset: Dataset) -> tuple[ModelConfig, Path | None]:
+    """The shape of the base before blocks are dropped, and its folder (None from scratch); checked without its weights."""
     if isinstance(config.base, dict):
-        folder, model = None, Decoder(ModelConfig.from_dict({"vocab_size": dataset.meta["vocab_size"]} | config.base, "base"))
-        if model.config.vocab_size < dataset.meta["vocab_size"]:
-            raise ValueError(f"base: vocab_size {model.config.vocab_size} is below the tokenizer's "
-                             f"{dataset.meta['vocab_size']}")
-        model.config.extra.setdefault("eos_token_id", dataset.meta["end_token"])
+        folder, shape = None, ModelConfig.from_dict({"vocab_size": dataset.meta["vocab_size"]} | config.base, "base")
+        if shape.vocab_size < dataset.meta["vocab_size"]:
+            raise ValueError(f"base: vocab_size {shape.vocab_size} is below the tokenizer's {dataset.meta['vocab_size']}")
+        shape.extra.setdefault("eos_token_id", dataset.meta["end_token"])
     else:
         folder = locate(config.base, config.revision)
-        model = Decoder.from_pretrained(folder)
-        dataset.check_model(config.base, folder, model.config.vocab_size)
-    if config.context > model.config.max_position_embeddings:
-        raise ValueError(f"context: given {config.context}, the base allows up to {model.config.max_position_embeddings}")
+        shape = Decoder.read_config(folder)
+        dataset.check_model(config.base, folder, shape.vocab_size)
+    if config.context > shape.max_position_embeddings:
+        raise ValueError(f"context: given {config.context}, the base allows up to {shape.max_position_embeddings}")
+    return shape, folder
+
+
+def load_base(config: Config, shape: ModelConfig, folder: Path | None) -> Decoder:
+    """The model to train: the base from its folder, or made from scratch, less the config's blocks."""
+    model = Decoder(shape) if folder is None else Decoder.from_pretrained(folder)
     drop_blocks(model, config.drop_blocks)
-    return model, folder
+    return model
+
+
+def check_ranks(config: Config, ranks: Ranks) -> None:
+    """ValueError where this run cannot be divided among the processes."""
+    rows = config.batch_size * config.accumulation
+    if rows % ranks.size:
+        raise ValueError(f"{ranks.size} processes cannot share the {rows} rows of a step (batch_size {config.batch_size} x "
+                         f"accumulation {config.accumulation}): start as many as divide them, or change accumulation")
+    if ranks.size > 1 and (config.optimizer == "lean" or (config.parallel == "fsdp" and config.dtype == "float16")):
+        raise ValueError(f"{ranks.size} processes: optimizer=lean updates before the gradients are exchanged, and fsdp cannot "
+                         "scale float16's loss; take adamw, and bfloat16, float32 or ddp")
+
+
+def enough_room(config: Config, shape: ModelConfig, device: torch.device, ranks: Ranks, anyway: bool) -> None:
+    """Say what the run will need; ValueError where there is less, a warning instead if it is to go on `anyway`."""
+    try:
+        print(f"{config.folder}: {check_room(config, shape, device, ranks)}")
+    except ValueError as error:
+        if not anyway:
+            raise
+        print(f"warning: {error}")
 
 
 def keep_tokenizer(base: Path | None, dataset: Path, target: Path) -> None:
@@ -243,13 +334,15 @@ class Validation:
         if not self.windows:
             raise ValueError(f"{dataset.folder} has an empty validation split; prepare it from more articles")
 
-    def measure(self, model: Decoder, autocast) -> tuple[float, float, float]:
+    def measure(self, model: Decoder, autocast, ranks: Ranks = ALONE) -> tuple[float, float, float]:
         """Mean nll per token in nats, perplexity, bits per byte."""
+        ids, targets, numbers = self.windows[-1]
+        nothing = ids, torch.full_like(targets, IGNORE), numbers
         model.eval()
-        nll, tokens = document_nll(model, self.windows, self.size, autocast)
+        nll, tokens = document_nll(model, ranks.share(self.windows, nothing), self.size, autocast)
         model.train()
-        mean = nll.sum() / tokens.sum()
-        return float(mean), float(np.exp(mean)), float(nll.sum() / math.log(2) / self.bytes)
+        nll, tokens = ranks.sum([nll.sum(), tokens.sum()])
+        return float(nll / tokens), float(np.exp(nll / tokens)), float(nll / math.log(2) / self.bytes)
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
@@ -261,41 +354,11 @@ def pick_dtype(name: str, device: torch.device) -> str:
     return "bfloat16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
-def make_autocast(config: Config, device: torch.device):
-    """A function that opens the mixed-precision context of the config."""
+def make_autocast(config: Config, device: torch.device, cache: bool = True):
+    """A function that opens the mixed-precision context of the config; with `cache` it holds copies of all the weights."""
     if config.dtype == "float32":
         return contextlib.nullcontext
-    return lambda: torch.autocast(device.type, getattr(torch, config.dtype))
-
-
-def training_flops(model: Decoder, micro_batches: list) -> float:
-    """Floating-point operations of one step: 6 per matrix weight and token, and attention within each document.
-
-    Scores and weighted values take 4 x n x n x heads x head_dim a block, half of it by causality, three times that with
-    the backward pass. The embedding is a look-up and counts nothing; the head counts, also where it is tied.
-    """
-    config = model.config
-    matrices = sum(p.numel() for layer in model.model.layers for p in layer.parameters() if p.dim() == 2)
-    matrices += config.vocab_size * config.hidden_size
-    tokens = sum(ids.numel() for ids, _, _ in micro_batches)
-    squares = sum(int((np.bincount(row) ** 2).sum()) for _, _, documents in micro_batches for row in documents.numpy())
-    attention = 6 * squares * config.num_attention_heads * config.head_dim * config.num_hidden_layers
-    return 6 * matrices * tokens + attention
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """The machine's own rate in FLOP/s: the best of some square products. MFU is the share of it that a step reaches."""
-    n = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.ones(n, n, device=device, dtype=dtype) * 0.5 for _ in range(2))
-    synchronize = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
-    best, started = math.inf, time.perf_counter()
-    while time.perf_counter() - started < 0.2:
-        synchronize()
-        start = time.perf_counter()
-        a @ b
-        synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
+    return lambda: torch.autocast(device.type, getattr(torch, config.dtype), cache_enabled=cache)
 
 
 def keep_freed_memory() -> None:
@@ -305,37 +368,29 @@ def keep_freed_memory() -> None:
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
 
 
-def peak_memory(device: torch.device) -> float:
-    """Peak so far in GB: of the GPU's allocator on CUDA, else of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+def listen() -> list[str]:
+    """A list that Ctrl-C and SIGTERM write their names to; the same a second time is a KeyboardInterrupt, at once."""
+    asked = []
+
+    def note(number: int, _) -> None:
+        if (name := signal.Signals(number).name) in asked:  # torchrun passes a Ctrl-C on as SIGTERM besides
+            raise KeyboardInterrupt
+        asked.append(name)
+        os.write(2, b"\nthis step is finished and saved first; once more, and it ends at once\n")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return asked
 
 
-def environment(device: torch.device) -> dict:
-    """What a run depends on besides its config, data and base."""
-    describe = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    git = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True) if shutil.which("git") else None
-    return {
-        "git": git.stdout.strip() or None if git else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}",
-        "threads": torch.get_num_threads(),
-    }
-
-
-def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of a folder's safetensors, by name."""
-    return {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))}
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      epilog="Any setting of the config can be given as --key=value.", allow_abbrev=False)
     parser.add_argument("config", nargs="?", help="a config file, such as configs/full.py")
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    parser.add_argument("--dry-run", action="store_true", help="check config, data, base, memory and disk, and train nothing")
+    parser.add_argument("--anyway", action="store_true", help="go on although memory or disk seem too small, or although data, "
+                        "base, device, threads or versions are not what the run to resume began with")
     args, overrides = parser.parse_known_args()
     if bool(args.config) == bool(args.resume):
         raise ValueError("give a config (python train.py configs/full.py) or a run to go on with (--resume runs/full)")
@@ -348,17 +403,28 @@ def main() -> None:
         config = config_from_dict(read_json(Path(args.resume) / "config.json"), f"{args.resume}/config.json")
         if config.folder.resolve() != Path(args.resume).resolve():
             raise ValueError(f"{args.resume} was written as {config.folder}; move it back there to resume it")
-        train(config, resume=True)
     else:
-        train(load_config(args.config, overrides))
+        config = load_config(args.config, overrides)
+    resume = bool(args.resume) or (restarted() and has_state(config.folder / "state"))
+    return 0 if train(config, resume, args.anyway, args.dry_run, listen) else STOPPED
 
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
+    except torch.OutOfMemoryError as error:
+        print(f"train.py: {str(error).splitlines()[0]} Set recompute=blocks, lower batch_size (and raise accumulation) or "
+              "context, or take optimizer=lean. The last saved state is unharmed", file=sys.stderr)
+        sys.exit(2)
     except ValueError as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if not torch.distributed.is_initialized():
+            raise
+        print(f"train.py: another process of this run has ended ({str(error).splitlines()[0]}). The last saved state is "
+              "unharmed; go on with --resume, under torchrun or without", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("\ntrain.py: stopped; if a state was saved (see the run's state/), go on with --resume", file=sys.stderr)
         sys.exit(130)

@@ -49,6 +49,7 @@ class Config:
     tf32: bool = False  # products of float32 on CUDA with 10 bits of fraction instead of 23, on chips that have it: faster
     recompute: str = "none"  # in the backward pass, for memory: none, pointwise (all but products and attention), or blocks
     compile: bool = False  # blocks by torch.compile, which takes a while at the first step
+    parallel: str = "ddp"  # under torchrun: ddp (each process has the whole model) or fsdp (each has a part of every tensor)
     threads: int = 0  # CPU threads (0: torch's choice); results repeat bit by bit at a fixed number
 
     # what it reports and keeps
@@ -111,6 +112,7 @@ class Config:
         need("dtype", self.dtype in DTYPES, " or ".join(DTYPES) + _nearest(self.dtype, DTYPES))
         need("optimizer", self.optimizer in OPTIMIZERS, " or ".join(OPTIMIZERS) + _nearest(self.optimizer, OPTIMIZERS))
         need("recompute", self.recompute in RECOMPUTE, " or ".join(RECOMPUTE) + _nearest(self.recompute, RECOMPUTE))
+        need("parallel", self.parallel in PARALLEL, " or ".join(PARALLEL) + _nearest(self.parallel, PARALLEL))
         need("keep", self.keep in ("best", "last"), "best or last")
         kind = self.device.split(":")[0]
         need("device", kind in DEVICES, f"{', '.join(DEVICES)}, or cuda:N" + _nearest(kind, DEVICES))
@@ -129,6 +131,7 @@ class Config:
 
 
 OPTIMIZERS = ("adamw", "lean")
+PARALLEL = ("ddp", "fsdp")
 RECOMPUTE = ("none", "pointwise", "blocks")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")

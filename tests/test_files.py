@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import files
-from files import locate, make_folder, read_json, read_tensors, whole_folder, write_json, write_tensors, write_text
+from files import file_hash, locate, make_folder, open_tensors, read_json, whole_folder, write_json, write_tensors, write_text
 from model import Decoder
 
 DTYPES = list(files.SAFETENSORS_TYPES)
@@ -30,8 +30,11 @@ def test_empty_tensors(tmp_path):
 def test_written_tensors_are_what_the_library_reads(tmp_path_factory, kinds):
     path = tmp_path_factory.mktemp("tensors") / "t.safetensors"
     tensors = {f"t{i}": torch.randint(0, 2, shape).to(dtype) for i, (dtype, shape) in enumerate(kinds)}
-    write_tensors(path, tensors)
-    found, ours, data = load_file(path), read_tensors(path), path.read_bytes()
+    digest = write_tensors(path, tensors)
+    with open_tensors(path) as file:
+        ours = {name: file.get_tensor(name).clone() for name in file.keys()}
+    found, data = load_file(path), path.read_bytes()
+    assert digest == file_hash(path)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert set(found) == set(ours) == set(tensors)
     for name, tensor in tensors.items():

@@ -16,7 +16,8 @@ import train as train_module
 from configs import replace
 from dataset import IGNORE, Dataset, Rows
 from model import Decoder
-from train import learning_rate, make_optimizer, pick_dtype, train, training_flops
+from plan import training_flops
+from train import learning_rate, make_optimizer, pick_dtype, train
 
 
 def weights(run) -> dict[str, torch.Tensor]:
@@ -132,7 +133,7 @@ def test_what_a_run_leaves(world, tmp_path, capsys):
     train(config)
     out, run = capsys.readouterr().out, config.folder
     assert f"wrote {run}/model" in out and "2 blocks" in out
-    assert {p.name for p in run.iterdir()} == {"config.json", "env.json", "train.csv", "eval.csv", "model", "state"}
+    assert {p.name for p in run.iterdir()} == {".lock", "config.json", "env.json", "train.csv", "eval.csv", "model", "state"}
     assert json.loads((run / "config.json").read_text())["drop_blocks"] == [1]
     env = json.loads((run / "env.json").read_text())
     assert env["torch"] == torch.__version__ and "train.safetensors" in env["data"]
@@ -230,7 +231,7 @@ def test_fp16_leaves_out_steps_that_overflow(world, tmp_path):
     norms = [float(row["grad_norm"]) for row in read_rows(config.folder / "train.csv")]
     assert not math.isfinite(norms[0]) and math.isfinite(norms[-1])
     state = json.loads(next((config.folder / "state").glob("step-00000012/state.json")).read_text())
-    assert state["scaler"]["scale"] < 65536
+    assert state["counters"]["scaler"]["scale"] < 65536
     before = weights(config.folder)
     shutil.rmtree(config.folder / "state" / "step-00000012")
     train(config, resume=True)
@@ -352,11 +353,11 @@ def test_a_run_goes_on_with_its_own_data_and_base_only(world, tmp_path):
     train(config)
     kept = (data / "train.safetensors").read_bytes()
     shutil.copy(data / "val.safetensors", data / "train.safetensors")
-    with pytest.raises(ValueError, match="began with another data than there is now"):
+    with pytest.raises(ValueError, match=r"began on something else than there is now: data \(train.safetensors\)"):
         train(config, resume=True)
     (data / "train.safetensors").write_bytes(kept)
     make_model(base, data, seed=9)
-    with pytest.raises(ValueError, match="began with another base than there is now"):
+    with pytest.raises(ValueError, match=r"began on something else than there is now: base \(model.safetensors\)"):
         train(config, resume=True)
 
 

@@ -1,0 +1,144 @@
+"""What a run will cost: floating-point operations, memory and disk, before it is tried and while it runs."""
+
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from checkpoint import KEPT
+from configs import Config
+from model import Decoder, ModelConfig
+from ops import HEAD_CHUNK
+from ranks import ALONE, Ranks
+
+
+def training_flops(model: Decoder, micro_batches: list) -> float:
+    """Floating-point operations of one step: 6 per matrix weight and token, and attention within each document.
+
+    Scores and weighted values take 4 x n x n x heads x head_dim a block, half of it by causality, three times that with
+    the backward pass. The embedding is a look-up and counts nothing; the head counts, also where it is tied.
+    """
+    config = model.config
+    matrices = sum(p.numel() for layer in model.model.layers for p in layer.parameters() if p.dim() == 2)
+    matrices += config.vocab_size * config.hidden_size
+    tokens = sum(ids.numel() for ids, _, _ in micro_batches)
+    squares = sum(int((np.bincount(row) ** 2).sum()) for _, _, documents in micro_batches for row in documents.numpy())
+    attention = 6 * squares * config.num_attention_heads * config.head_dim * config.num_hidden_layers
+    return 6 * matrices * tokens + attention
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """The machine's own rate in FLOP/s: the best of some square products. MFU is the share of it that a step reaches."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.ones(n, n, device=device, dtype=dtype) * 0.5 for _ in range(2))
+    synchronize = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
+    best, started = math.inf, time.perf_counter()
+    while time.perf_counter() - started < 0.2:
+        synchronize()
+        start = time.perf_counter()
+        a @ b
+        synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak so far in GB: of the GPU's allocator on CUDA, else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def parameter_count(shape: ModelConfig) -> int:
+    """Values of the matrices; norms and biases are too few to plan with."""
+    attention = 2 * shape.hidden_size * (shape.num_attention_heads + shape.num_key_value_heads) * shape.head_dim
+    block = attention + 3 * shape.hidden_size * shape.intermediate_size
+    return shape.num_hidden_layers * block + shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
+
+
+def memory_need(config: Config, shape: ModelConfig, device: torch.device, parts: int = 1) -> dict[str, float]:
+    """Bytes at the peak of a training step, by what they are for; the tests hold it to measured peaks.
+
+    `parts`: of how many processes each holds a part of every tensor.
+
+    The peak is at the end of the forward pass, when all that the backward pass needs is kept, or at that pass's end, when
+    all the gradients are there.
+    """
+    D, V, L, inner = shape.hidden_size, shape.vocab_size, shape.num_hidden_layers, shape.intermediate_size
+    Q, KV = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    tokens, wide = config.batch_size * config.context, 4 if config.dtype == "float32" else 2
+    parameters = parameter_count(shape)
+    normed = 2 * (2 * D * 4 if wide == 4 else D * 4 + 2.5 * D * 2)  # of both norms: before the weight, and for each product
+    block = normed + ((2 + shape.qk_norm) * (Q + KV) + 3 * inner) * wide
+    kept = {"none": block, "pointwise": 4 * D + (2 * D + 2 * Q + 2 * KV + 2 * inner) * wide, "blocks": 4 * D}[config.recompute]
+    forward = tokens * (L * kept + (0 if config.recompute == "none" else block) + 2 * D * 4)
+    logits = min(HEAD_CHUNK, tokens * V) * (wide + (4 if device.type == "cuda" else 0))
+    lean = config.optimizer == "lean"
+    need = {
+        "weights": 4 * parameters,
+        "optimizer": (3 if lean else 8) * parameters,
+        "weights in half precision": 0 if wide == 4 else 2 * parameters,
+        "gradients and activations": logits + max(forward + 4 * V * D, 4 * (max(V * D, D * inner) if lean else parameters)),
+    }
+    if config.accumulation > 1:
+        need["gradients and activations"] = logits + forward + 4 * (parameters + V * D)
+    if parts > 1:  # a block and the head are whole while they are computed, their gradients and copies too
+        at_once = (parameters - V * D) / L + V * D
+        if config.recompute == "blocks":
+            need["weights in half precision"] = min(need["weights in half precision"], 2 * at_once)
+        need |= {"weights": need["weights"] / parts, "optimizer": need["optimizer"] / parts,
+                 "gradients and activations": logits + forward + 4 * (2 * at_once + parameters / parts)}
+    if device.type != "cuda":  # the process itself, and holes that freed tensors leave in its heap
+        need["Python, torch and the heap's holes"] = 350e6 + 0.15 * sum(need.values())
+    return need
+
+
+def memory_left(device: torch.device) -> float:
+    """Bytes that can still be had on the device; inf where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    left = math.inf
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            left = int(line.split()[1]) * 1024
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        found = [int(line) for name in (limit, used) for line in _lines(f"/sys/fs/cgroup/{name}") if line.strip().isdigit()]
+        left = min(left, found[0] - found[1]) if len(found) == 2 else left
+    return left
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if os.access(path, os.R_OK) else []
+
+
+def disk_need(config: Config, shape: ModelConfig) -> float:
+    """Bytes that a run's folder grows to: the states that are kept and one more while it is written, and the model twice."""
+    parameters = parameter_count(shape)
+    return (KEPT + 1) * parameters * (4 + (3 if config.optimizer == "lean" else 8)) + 2 * 4 * parameters
+
+
+def check_room(config: Config, shape: ModelConfig, device: torch.device, ranks: Ranks = ALONE) -> str:
+    """One line on what the run will need and what there is; ValueError where that is too little."""
+    need = memory_need(config, shape, device, ranks.size if config.parallel == "fsdp" else 1)
+    left = memory_left(device) / (1 if device.type == "cuda" else ranks.here)
+    total, disk = sum(need.values()), disk_need(config, shape)
+    parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in need.items())
+    above = next(folder for folder in [config.folder.absolute(), *config.folder.absolute().parents] if folder.exists())
+    free = shutil.disk_usage(above).free
+    if total > left:
+        raise ValueError(f"a step will need some {total / 1e9:.1f} GB of memory on {device} ({parts}), {left / 1e9:.1f} are "
+                         "left: set recompute=blocks, lower batch_size (and raise accumulation) or context, or take "
+                         "optimizer=lean (with clip=0, accumulation=1); --anyway tries it as it is")
+    if disk > free:
+        raise ValueError(f"the run's folder will grow to {disk / 1e9:.1f} GB, {above} has {free / 1e9:.1f} left: make room or "
+                         "set runs to another disk; --anyway tries it as it is")
+    return (f"memory some {total / 1e9:.1f} GB ({parts}), {left / 1e9:.1f} left on {device}; "
+            f"disk {disk / 1e9:.1f} GB, {free / 1e9:.1f} left")
