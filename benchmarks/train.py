@@ -136,7 +136,8 @@ def ours(row: str, work: Path) -> dict:
 
         train.keep_freed_memory()
         dataset = Dataset(config.data)
-        model, validation = train.load_base(config, dataset)[0], train.Validation(dataset, config)
+        model = train.load_base(config, *train.find_base(config, dataset))
+        validation = train.Validation(dataset, config)
         seconds, losses = [], []
         for _ in range(config.max_steps):
             began = time.perf_counter()
