@@ -26,10 +26,7 @@ from dataset import IGNORE, Dataset, prompt_of, split_tokens
 from files import locate, make_folder, write_json, write_text
 from model import Cache, Decoder, document_nll, pick_device
 from plot import draw_results
-
-FEW = 10  # documents or sources: with fewer, resampling them says little
-RESAMPLES = 10_000
-
+from stats import FEW, RESAMPLES, bootstrap
 
 # ---------------------------------------------------------------- how well does it predict, how well does it answer
 
@@ -96,23 +93,6 @@ def measure_speed(model: Decoder, prompt: int = 256, new: int = 32) -> dict:
 
 
 # ---------------------------------------------------------------- how sure are we
-
-
-def bootstrap(numerators: np.ndarray, denominators: np.ndarray, groups: list, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of sum(numerators) / sum(denominators), resampling whole groups (Efron 1979).
-
-    With the differences of two models as numerators it is the paired bootstrap. One group alone tells nothing: (nan, nan).
-    """
-    _, index = np.unique(np.asarray(groups), return_inverse=True)
-    if not index.any():
-        return math.nan, math.nan
-    sums = np.stack([np.bincount(index, weights=part) for part in (numerators, denominators)])
-    rng, found = np.random.default_rng(seed), []
-    for _ in range(10):  # in ten parts, to bound the memory
-        drawn = sums[:, rng.integers(sums.shape[1], size=(RESAMPLES // 10, sums.shape[1]))].sum(-1)
-        found.append(drawn[0] / drawn[1])
-    low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def compare(a: dict, b: dict) -> dict:

@@ -11,7 +11,7 @@ import transformers
 from small import make_data, make_model, read_rows, run_main
 
 from dataset import Dataset, prompt_of
-from eval import answer_questions, bootstrap, choice_loglikelihoods
+from eval import answer_questions, choice_loglikelihoods
 from model import Decoder
 from prune import drop_blocks
 
@@ -120,36 +120,6 @@ def test_without_questions(world, tmp_path, monkeypatch, capsys):
     assert code == 0 and (tmp_path / "out" / "comparison.png").is_file()
 
 
-def test_the_bootstrap_finds_the_known_interval():
-    """Of a mean of many independent values: mean +- 1.96 standard errors."""
-    values = np.random.default_rng(1).normal(3, 2, 400)
-    low, high = bootstrap(values, np.ones(400), range(400))
-    error = values.std(ddof=1) / 20
-    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.02)
-    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.02)
-    assert bootstrap(values, np.ones(400), range(400)) == (low, high)
-
-
-def test_the_bootstrap_resamples_groups():
-    """Copies of one observation are no further evidence: the interval is that of the groups."""
-    values = np.random.default_rng(2).normal(0, 1, 50)
-    single = bootstrap(values, np.ones(50), range(50))
-    assert bootstrap(np.repeat(values, 8), np.ones(400), np.repeat(np.arange(50), 8)) == pytest.approx(single)
-    as_if_independent = bootstrap(np.repeat(values, 8), np.ones(400), range(400))
-    assert as_if_independent[1] - as_if_independent[0] < 0.5 * (single[1] - single[0])
-
-
-def test_the_bootstrap_covers_the_truth():
-    """95 % intervals of a ratio of sums hold the true ratio about as often as they say."""
-    rng, hits = np.random.default_rng(3), 0
-    for i in range(100):
-        tokens = rng.integers(50, 500, 60)
-        nll = tokens * rng.normal(2.0, 0.3, 60)
-        low, high = bootstrap(nll, tokens, range(60), seed=i)
-        hits += low <= 2.0 <= high
-    assert 88 <= hits <= 99
-
-
 @pytest.mark.parametrize("spoil, message", [
     ("tokenizer", "was tokenized with another tokenizer"), ("choice", "choices must be two or more different texts"),
     ("test", "has an empty test split"), ("model", "no folder"), ("run", "neither a model's folder nor a run"),
@@ -196,7 +166,6 @@ def test_one_model_has_no_differences(world, tmp_path, monkeypatch, capsys):
 
 
 def test_one_group_has_no_interval_and_shows_nothing(world, tmp_path, monkeypatch, capsys):
-    assert all(map(math.isnan, bootstrap(np.ones(4), np.ones(4), ["one"] * 4)))
     data, other = make_data(tmp_path / "data", test=1), make_model(tmp_path / "other", world.data, seed=1)
     assert run_main(monkeypatch, capsys, "eval.py", world.model, other, "--data", data, "--out", tmp_path / "out")[0] == 0
     report = (tmp_path / "out" / "results.md").read_text()

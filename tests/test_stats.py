@@ -1,0 +1,72 @@
+"""stats.py: intervals that are as wide as they should be, and rank correlations as scipy's definition has them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from stats import bootstrap, ranked, spearman, spearman_interval
+
+
+def test_the_bootstrap_finds_the_known_interval():
+    """Of a mean of many independent values: mean +- 1.96 standard errors."""
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    low, high = bootstrap(values, np.ones(400), range(400))
+    error = values.std(ddof=1) / 20
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.02)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.02)
+    assert bootstrap(values, np.ones(400), range(400)) == (low, high)
+
+
+def test_the_bootstrap_resamples_groups():
+    """Copies of one observation are no further evidence: the interval is that of the groups."""
+    values = np.random.default_rng(2).normal(0, 1, 50)
+    single = bootstrap(values, np.ones(50), range(50))
+    assert bootstrap(np.repeat(values, 8), np.ones(400), np.repeat(np.arange(50), 8)) == pytest.approx(single)
+    as_if_independent = bootstrap(np.repeat(values, 8), np.ones(400), range(400))
+    assert as_if_independent[1] - as_if_independent[0] < 0.5 * (single[1] - single[0])
+
+
+def test_the_bootstrap_covers_the_truth():
+    """95 % intervals of a ratio of sums hold the true ratio about as often as they say."""
+    rng, hits = np.random.default_rng(3), 0
+    for i in range(100):
+        tokens = rng.integers(50, 500, 60)
+        nll = tokens * rng.normal(2.0, 0.3, 60)
+        low, high = bootstrap(nll, tokens, range(60), seed=i)
+        hits += low <= 2.0 <= high
+    assert 88 <= hits <= 99
+
+
+def test_several_rows_share_their_resamples():
+    rng = np.random.default_rng(3)
+    rows, tokens = rng.normal(2, 1, (3, 40)), np.ones(40)
+    together = bootstrap(rows, tokens, range(40))
+    for k in range(3):
+        assert (together[0][k], together[1][k]) == pytest.approx(bootstrap(rows[k], tokens, range(40)), rel=1e-12)
+    low, high = bootstrap(rows - rows[:1], tokens, range(40))
+    assert low[0] == high[0] == 0
+
+
+def test_one_group_has_no_interval():
+    assert all(map(math.isnan, bootstrap(np.ones(4), np.ones(4), ["one"] * 4)))
+    assert np.isnan(bootstrap(np.ones((2, 4)), np.ones(4), ["one"] * 4)).all()
+
+
+def test_rank_correlation():
+    """Known values: ties take the mean of their ranks, what is not finite comes last."""
+    assert ranked([3, 1, 1, math.nan]).tolist() == [3, 1.5, 1.5, 4]
+    assert spearman([1, 2, 3, 4], [10, 20, 30, 99]) == pytest.approx(1)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    a, b = [106, 100, 86, 101, 99, 103, 97, 113, 112, 110], [7, 27, 2, 50, 28, 29, 20, 12, 6, 17]
+    assert spearman(a, b) == pytest.approx(-29 / 165)  # 1 - 6 x 194 / (10 x 99)
+    assert math.isnan(spearman([1, 1, 1], [1, 2, 3])) and math.isnan(spearman([1, 2], [1, 2]))
+
+
+def test_the_interval_of_a_rank_correlation():
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=28)
+    low, high = spearman_interval(x, x + rng.normal(size=28) * 0.1)
+    assert 0.8 < low < high <= 1
+    low, high = spearman_interval(x, rng.normal(size=28))
+    assert low < 0 < high
