@@ -136,8 +136,8 @@ def check_unchanged(run: Path, env: dict, anyway: bool, write: bool) -> None:
     """ValueError if a run would go on elsewhere than it began, where its numbers would differ without a word of it."""
     began = read_json(run / "env.json")
     changed = []
-    for name in ("data", "base"):
-        before, now = began.get(name) or {}, env[name]
+    for name in ("data", "base", "teacher"):
+        before, now = began.get(name) or {}, env.get(name, {})
         files = sorted(file for file in before | now if before.get(file) != now.get(file))
         changed += [f"{name} ({', '.join(files)})"] if files else []
     if began.get("ranks", 1) != env["ranks"]:

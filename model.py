@@ -41,6 +41,7 @@ SHORT = 64  # tokens: packed documents shorter than this on average share one at
 KEPT = [getattr(torch.ops.aten, name).default for name in (  # where only what is pointwise runs again in the backward pass
     "mm", "addmm", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")]
+PARTIAL = "nanoprune-"  # before the model_type of a model with blocks that lack their attention or MLP
 WRITTEN_ANEW = ("model_type", "architectures", "hidden_act", "torch_dtype", "dtype", "transformers_version")  # in config.json
 
 
@@ -71,6 +72,7 @@ class ModelConfig:
     sliding_window: int | None
     layer_types: tuple[str, ...]  # "full_attention" or "sliding_attention", one a block
     blocks: tuple[int, ...]  # the index that each block had in the unpruned model
+    without: tuple[str, ...]  # what each block lacks: "" (nothing), "attn" or "mlp"
     initializer_range: float = 0.02
     extra: dict = field(default_factory=dict)  # the file's other entries (special tokens, ...), kept as they came
 
@@ -78,6 +80,7 @@ class ModelConfig:
     def from_dict(cls, raw: dict, where: str = "the model's shape") -> "ModelConfig":
         """From config.json's content. ValueError where something is missing, unsupported or inconsistent."""
         raw, kind = dict(raw), raw.get("model_type")
+        kind = kind.removeprefix(PARTIAL) if isinstance(kind, str) else kind
         if kind not in ("qwen2", "qwen3", "llama"):
             raise ValueError(f"{where}: model_type {kind!r} is not supported; supported are qwen2, qwen3 and llama")
         if raw.get("hidden_act", "silu") != "silu":
@@ -99,6 +102,10 @@ class ModelConfig:
         theta, scaling = _read_rope(raw, where)
         window, layer_types = _read_window(raw, kind, layers, where)
         bias = bool(raw.pop("attention_bias", False))
+        without = tuple(raw.pop("nanoprune_without", [""] * layers))
+        if len(without) != layers or set(without) - {"", "attn", "mlp"}:
+            raise ValueError(f"{where}: nanoprune_without must say \"\", \"attn\" or \"mlp\" for each of {layers} blocks, "
+                             f"given {list(without)}")
         return cls(
             model_type=kind, num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads,
             num_key_value_heads=kv_heads, head_dim=head_dim, vocab_size=take("vocab_size"),
@@ -108,7 +115,7 @@ class ModelConfig:
             tie_word_embeddings=bool(raw.pop("tie_word_embeddings", False)),
             qkv_bias=bias or kind == "qwen2", output_bias=bias and kind != "qwen2",
             mlp_bias=bool(raw.pop("mlp_bias", False)) and kind == "llama", qk_norm=kind == "qwen3",
-            blocks=tuple(raw.pop("nanoprune_blocks", range(layers))),
+            blocks=tuple(raw.pop("nanoprune_blocks", range(layers))), without=without,
             initializer_range=float(raw.pop("initializer_range", 0.02)),
             extra={k: v for k, v in raw.items() if k not in WRITTEN_ANEW},
         )
@@ -117,6 +124,8 @@ class ModelConfig:
         """config.json's content, in the form that transformers 4 wrote and both 4 and 5 read."""
         raw = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("qk_norm", "qkv_bias", "output_bias")}
         window, blocks, extra = raw.pop("sliding_window"), raw.pop("blocks"), raw.pop("extra")
+        if any(without := raw.pop("without")):  # which no other reader knows: an unknown type keeps it from filling the gaps
+            raw |= {"model_type": PARTIAL + self.model_type, "nanoprune_without": list(without)}
         layer_types, mlp_bias = list(raw.pop("layer_types")), raw.pop("mlp_bias")
         raw |= {"torch_dtype": str(dtype).removeprefix("torch."), "hidden_act": "silu", "nanoprune_blocks": list(blocks)}
         if self.model_type == "llama":
@@ -134,7 +143,8 @@ class ModelConfig:
         """The config of the model that has only the blocks of these present indices, in this order."""
         def pick(values: tuple) -> tuple:
             return tuple(values[i] for i in kept)
-        return replace(self, num_hidden_layers=len(kept), layer_types=pick(self.layer_types), blocks=pick(self.blocks))
+        return replace(self, num_hidden_layers=len(kept), layer_types=pick(self.layer_types), blocks=pick(self.blocks),
+                       without=pick(self.without))
 
 
 def _read_rope(raw: dict, where: str) -> tuple[float, dict | None]:
@@ -255,17 +265,29 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block: what nanoprune removes and asks the worth of."""
+    """One transformer block: what nanoprune removes, whole or in part, and asks the worth of."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, without: str = ""):
         super().__init__()
         self.self_attn, self.mlp = Attention(config), MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.remove(without)
 
-    def forward(self, x: torch.Tensor, rope, mask, cache: Cache | None, block: int) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, block)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def remove(self, part: str) -> None:
+        """Take out the attention ("attn") or the MLP ("mlp"), with the norm before it."""
+        if part == "attn":
+            self.self_attn = self.input_layernorm = None
+        elif part == "mlp":
+            self.mlp = self.post_attention_layernorm = None
+
+    def forward(self, x: torch.Tensor, rope, mask, cache: Cache | None = None, block: int = 0, skip: str = "") -> torch.Tensor:
+        """x (B, T, D) with attention and MLP added, but for the one to `skip`."""
+        if self.self_attn is not None and skip != "attn":
+            x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, block)
+        if self.mlp is not None and skip != "mlp":
+            x = x + self.mlp(self.post_attention_layernorm(x))
+        return x
 
 
 class Trunk(nn.Module):
@@ -274,20 +296,20 @@ class Trunk(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(config, without) for without in config.without)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.recompute = "none"  # what of a block runs again in the backward pass: none, pointwise or blocks
 
-    def forward(self, config: ModelConfig, ids: torch.Tensor, embed, documents=None, cache=None) -> torch.Tensor:
-        start, T = (cache.used if cache else 0), ids.shape[1]
+    def begin(self, config: ModelConfig, ids: torch.Tensor, embed, documents=None, start: int = 0) -> tuple:
+        """What the blocks are given: x (B, T, D), the rotary table, and by kind of block what attention may see."""
+        T = ids.shape[1]
         if documents is None:
             positions = torch.arange(start, start + T, device=ids.device)[None]
         else:
-            assert cache is None, "packed rows are for training, the cache is for generating"
             documents = documents.cpu()  # they decide on shapes
             lengths = document_lengths(documents)
             if len(lengths) == len(documents):  # rows of one document each
-                return self(config, ids, embed)
+                return self.begin(config, ids, embed)
             positions = send(document_positions(documents), ids.device)
         x = embed(ids)
         cos, sin = (table[:, None].to(x.dtype) for table in rope_table(config, positions))  # (B or 1, 1, T, F)
@@ -301,15 +323,20 @@ class Trunk(nn.Module):
             masks = {kind: (lengths, window) for kind, window in windows.items()}
         else:
             masks = {kind: document_mask(documents, windows[kind], ids.device) for kind in set(config.layer_types)}
+        return x, (cos, sin), masks
+
+    def forward(self, config: ModelConfig, ids: torch.Tensor, embed, documents=None, cache=None) -> torch.Tensor:
+        assert documents is None or cache is None, "packed rows are for training, the cache is for generating"
+        x, rope, masks = self.begin(config, ids, embed, documents, cache.used if cache else 0)
         for i, layer in enumerate(self.layers):
-            given = (x, (cos, sin), masks[config.layer_types[i]], cache, i)
+            given = (x, rope, masks[config.layer_types[i]], cache, i)
             if self.recompute == "none" or not torch.is_grad_enabled():
                 x = layer(*given)
             else:
                 kept = KEPT if self.recompute == "pointwise" else []
                 x = checkpoint(layer, *given, use_reentrant=False, context_fn=partial(keep_outputs, kept))
         if cache is not None:
-            cache.used += T
+            cache.used += ids.shape[1]
         return self.norm(x)
 
 
@@ -340,17 +367,18 @@ class Decoder(nn.Module):
         documents: torch.Tensor | None = None,
         cache: Cache | None = None,
         reduction: str = "mean",
+        teacher: tuple | None = None,
     ) -> torch.Tensor:
         """Logits (B, T, V) of ids (B, T) int64; with targets (B, T), the cross entropy in nats.
 
         Targets of -100 do not count. `reduction` is "mean" over counted tokens, "sum", or "none" for (B, T).
         `documents` (B, T) numbers the documents of packed rows: tokens see their own document only, positions restart.
-        `cache` holds earlier positions, and takes these in.
+        `cache` holds earlier positions, and takes these in. `teacher`: what `ops.head_loss` takes.
         """
         tied = self.config.tie_word_embeddings
         weight, embed = tie(self.head_weight) if tied else (self.head_weight, self.model.embed_tokens)
         x = self.model(self.config, ids, embed, documents, cache)
-        return F.linear(x, weight) if targets is None else head_loss(x, weight, targets, reduction)
+        return F.linear(x, weight) if targets is None else head_loss(x, weight, targets, reduction, teacher)
 
     def last_logits(self, ids: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Logits (B, V) of the last position only: what generating needs, without the head over the whole prompt."""
@@ -388,7 +416,8 @@ class Decoder(nn.Module):
         """Write config.json, generation_config.json and model.safetensors, each beside and then renamed."""
         folder = Path(folder)
         architecture = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
-        raw = {"architectures": [architecture[self.config.model_type]]} | self.config.to_dict(self.head_weight.dtype)
+        name = "NanopruneForCausalLM" if any(self.config.without) else architecture[self.config.model_type]
+        raw = {"architectures": [name]} | self.config.to_dict(self.head_weight.dtype)
         write_json(folder / "config.json", raw)
         if self.generation_config:
             write_json(folder / "generation_config.json", self.generation_config)

@@ -13,11 +13,14 @@ IGNORE = -100  # a target that is not counted, torch's convention
 # ---------------------------------------------------------------- the head's loss
 
 
-def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+def head_loss(
+    x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, reduction: str = "mean", teacher: tuple | None = None
+) -> torch.Tensor:
     """Cross entropy in nats of the vocabulary head: x (B, T, D), weight (V, D), targets (B, T) int64, on any device.
 
     Never holds all the logits, and computes none where the target is IGNORE. `reduction` is "mean" over what counts,
     "sum", or "none" for (B, T), which gives no gradient. Plain form: `F.cross_entropy(F.linear(x, weight), targets)`.
+    With a `teacher` (what `DistilledLoss` takes, its tensors (B, T, k)) the loss is mixed with the divergence from it.
     """
     assert reduction in ("mean", "sum", "none"), reduction
     counted = send((targets.flatten() != IGNORE).nonzero().squeeze(1), x.device)
@@ -29,7 +32,12 @@ def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, redu
             losses = torch.cat([nll for _, nll in _chunks(*_as_multiplied(flat, weight), aims)] or [flat.new_zeros(0)])
         return losses.new_zeros(targets.numel()).index_copy(0, counted, losses).view(targets.shape)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        total = SummedLoss.apply(flat, weight, aims)
+        if teacher is None:
+            total = SummedLoss.apply(flat, weight, aims)
+        else:
+            ids, log_p, share, temperature = teacher
+            given = (send(part.flatten(0, 1), x.device).index_select(0, counted) for part in (ids, log_p))
+            total = DistilledLoss.apply(flat, weight, aims, *given, share, temperature)
     else:
         total = sum((nll.sum() for _, nll in _chunks(*_as_multiplied(flat, weight), aims)), flat.new_zeros(()))
     return total if reduction == "sum" else total / max(1, len(counted))
@@ -102,6 +110,59 @@ class SummedLoss(torch.autograd.Function):
         grad_x, grad_weight = ctx.grads
         ctx.grads = None
         return None if grad_x is None else grad_x.mul_(scale), None if grad_weight is None else grad_weight.mul_(scale), None
+
+
+class DistilledLoss(torch.autograd.Function):
+    """(1 - share) x cross entropy + share x temperature^2 x KL(teacher || student), summed; arXiv:1503.02531.
+
+    The teacher is its k likeliest tokens, `ids` (N, k), with `log_p` (N, k), their log-probabilities at `temperature`; all
+    other tokens count as one, whose probability is what is left. As in SummedLoss, gradients are formed on the way forward:
+    that of the divergence is q - p on the k tokens, and q (1 - P / Q) elsewhere, with P and Q what is left of p and q.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, targets, ids, log_p, share: float, temperature: float) -> torch.Tensor:
+        given, narrow = _as_multiplied(x, weight)
+        total = torch.zeros((), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        rows = max(1, HEAD_CHUNK // 3 // len(weight))  # logits, softmax and gradient
+        for part in torch.arange(len(x), device=x.device).split(rows):
+            logits = (given[part] @ narrow.t()).to(total.dtype)
+            aims, top, p = targets[part, None], ids[part].long(), log_p[part].to(total.dtype).exp()
+            log_q = torch.log_softmax(logits, 1)
+            total -= (1 - share) * log_q.gather(1, aims).sum()
+            grad = log_q.exp()
+            grad.scatter_add_(1, aims, -torch.ones_like(grad[:, :1])).mul_(1 - share)
+            log_q = torch.log_softmax(logits / temperature, 1) if temperature != 1 else log_q
+            at_top, q = log_q.gather(1, top), log_q.exp()
+            rest = q.scatter(1, top, 0.0).sum(1, keepdim=True).clamp_min(1e-30)
+            left = (1 - p.sum(1, keepdim=True)).clamp_min(0)
+            total += share * temperature**2 * ((p * (log_p[part] - at_top)).sum() + torch.xlogy(left, left / rest).sum())
+            away = q * (1 - left / rest)
+            away.scatter_(1, top, at_top.exp() - p)
+            grad = grad.add_(away, alpha=share * temperature).to(narrow.dtype)
+            if grad_x is not None:
+                grad_x[part] = (grad @ narrow).to(x.dtype)
+            if grad_weight is not None:
+                grad_weight += grad.t() @ given[part]
+        ctx.grads = grad_x, grad_weight
+        return total
+
+    @staticmethod
+    def backward(ctx, scale: torch.Tensor):
+        return *(None if grad is None else grad * scale for grad in ctx.grads), None, None, None, None, None
+
+
+@torch.no_grad()
+def likeliest(x: torch.Tensor, weight: torch.Tensor, k: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids (N, k), log-probabilities (N, k) at this temperature) of the k likeliest tokens after each of x (N, D)."""
+    found = []
+    for part in x.split(max(1, HEAD_CHUNK // 2 // len(weight))):
+        logits = (part @ weight.t()).float() / temperature
+        top = logits.topk(k, 1)
+        found.append((top.indices, top.values - logits.logsumexp(1, keepdim=True)))
+    return tuple(map(torch.cat, zip(*found, strict=True)))
 
 
 def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:

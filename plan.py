@@ -27,9 +27,10 @@ def training_flops(model: Decoder, micro_batches: list) -> float:
     config = model.config
     matrices = sum(p.numel() for layer in model.model.layers for p in layer.parameters() if p.dim() == 2)
     matrices += config.vocab_size * config.hidden_size
-    tokens = sum(ids.numel() for ids, _, _ in micro_batches)
-    squares = sum(int((np.bincount(row) ** 2).sum()) for _, _, documents in micro_batches for row in documents.numpy())
-    attention = 6 * squares * config.num_attention_heads * config.head_dim * config.num_hidden_layers
+    tokens = sum(ids.numel() for ids, *_ in micro_batches)
+    squares = sum(int((np.bincount(row) ** 2).sum()) for _, _, documents, *_ in micro_batches for row in documents.numpy())
+    attending = sum(without != "attn" for without in config.without)
+    attention = 6 * squares * config.num_attention_heads * config.head_dim * attending
     return 6 * matrices * tokens + attention
 
 
@@ -58,8 +59,9 @@ def peak_memory(device: torch.device) -> float:
 def parameter_count(shape: ModelConfig) -> int:
     """Values of the matrices; norms and biases are too few to plan with."""
     attention = 2 * shape.hidden_size * (shape.num_attention_heads + shape.num_key_value_heads) * shape.head_dim
-    block = attention + 3 * shape.hidden_size * shape.intermediate_size
-    return shape.num_hidden_layers * block + shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
+    mlp = 3 * shape.hidden_size * shape.intermediate_size
+    blocks = sum(attention * (without != "attn") + mlp * (without != "mlp") for without in shape.without)
+    return blocks + shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
 
 
 def memory_need(config: Config, shape: ModelConfig, device: torch.device, parts: int = 1) -> dict[str, float]:
@@ -120,9 +122,11 @@ def _lines(path: str) -> list[str]:
 
 
 def disk_need(config: Config, shape: ModelConfig) -> float:
-    """Bytes that a run's folder grows to: the states that are kept and one more while it is written, and the model twice."""
+    """Bytes that a run grows to: the states that are kept and one more while it is written, the model twice, a teacher's
+    predictions."""
     parameters = parameter_count(shape)
-    return (KEPT + 1) * parameters * (4 + (3 if config.optimizer == "lean" else 8)) + 2 * 4 * parameters
+    taught = 8 * config.teacher_top * config.max_steps * config.tokens_per_step if config.teacher else 0
+    return taught + (KEPT + 1) * parameters * (4 + (3 if config.optimizer == "lean" else 8)) + 2 * 4 * parameters
 
 
 def check_room(config: Config, shape: ModelConfig, device: torch.device, ranks: Ranks = ALONE) -> str:

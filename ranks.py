@@ -32,6 +32,15 @@ class Ranks:
         dist.all_reduce(total)
         return total.tolist()
 
+    def sum_tensor(self, tensor: torch.Tensor) -> None:
+        """Summed over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self.sum([0.0])
+
     @contextlib.contextmanager
     def one_first(self) -> Iterator[None]:
         """One rank of every machine goes through the block before the others: what it downloads, they find."""

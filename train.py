@@ -42,18 +42,23 @@ from checkpoint import (
 )
 from configs import Config, config_from_dict, load_config, replace
 from dataset import IGNORE, Dataset, Rows
+from distill import Teacher
 from files import copy_tokenizer, in_order, locate, make_folder, read_json, write_json
 from lean import LeanAdamW
 from model import Decoder, ModelConfig, document_nll, pick_device
 from ops import give_back, send
 from plan import check_room, matmul_rate, peak_memory, training_flops
-from prune import drop_blocks
+from prune import drop_blocks, remember
 from ranks import ALONE, Ranks, exchange, join, lend, restarted, spread, whole
 
 TRAIN_COLUMNS = ("step", "tokens", "epoch", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_gb", "seconds")
 EVAL_COLUMNS = ("step", "tokens", "split", "nll", "perplexity", "bits_per_byte", "documents")
 STOPPED = 3  # exit code of a run that was asked to stop, and saved its state
 OVERFLOWS = 30  # steps in a row that fp16 may leave out: its scale has then fallen to nothing
+
+
+class Diverged(ValueError):
+    """The loss or its gradient is not finite."""
 
 
 def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: bool = False, listen=list) -> bool:
@@ -97,6 +102,8 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
         print(f"{run}: nothing is wrong; a dry run, so nothing was written")
         return True
     _lock = lock_folder(run) if ranks.rank == 0 else None  # held while this lives
+    if teacher := Teacher(config, dataset, rows, device, ranks) if config.teacher else None:
+        env |= {"teacher": teacher.hashes, "teacher_seconds": teacher.seconds}
     model.train()
     model.model.recompute = config.recompute
     if config.compile:
@@ -175,13 +182,16 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
         first_row = (step - 1) * step_rows
         batch = rows.batch(first_row, step_rows)  # all the ranks': what is counted in it decides on the mean
         counted = max(1, int((batch[1] != IGNORE).sum()))
+        batch += teacher.batch(first_row, step_rows) if teacher else ()
         mine = [part.chunk(ranks.size)[ranks.rank].split(config.batch_size) for part in batch]
         micro_batches = list(zip(*mine, strict=True))
         loss = torch.zeros((), device=device)
-        for i, (ids, targets, documents) in enumerate(micro_batches):
+        for i, (ids, targets, documents, *likeliest) in enumerate(micro_batches):
+            taught = (*likeliest, config.teacher_share, config.teacher_temperature) if teacher else None
             with exchange(spread_model, last=i == len(micro_batches) - 1):
                 with autocast():
-                    micro_loss = spread_model(send(ids, device), targets, documents, reduction="sum") / counted
+                    total = spread_model(send(ids, device), targets, documents, reduction="sum", teacher=taught)
+                    micro_loss = total / counted
                 scaler.scale(micro_loss * ranks.size).backward()  # what is exchanged are means over the ranks
             loss += micro_loss.detach()
         loss, asked_somewhere = ranks.sum([loss, len(asked)])
@@ -197,7 +207,7 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
             intact = config.optimizer != "lean"  # which has updated some of the weights
             if intact:
                 save(step - 1)
-            raise ValueError(
+            raise Diverged(
                 f"step {step}: the loss is {float(loss)}, the gradient norm {grad_norm} (rows {first_row} to "
                 f"{first_row + step_rows - 1} of seed {config.seed}, from {rows.names(first_row, step_rows)}). The weights "
                 f"{'before it' if intact else 'of the last save, where there was one,'} are in {run}/state. Look at these "
@@ -263,7 +273,10 @@ def find_base(config: Config, dataset: Dataset) -> tuple[ModelConfig, Path | Non
 def load_base(config: Config, shape: ModelConfig, folder: Path | None) -> Decoder:
     """The model to train: the base from its folder, or made from scratch, less the config's blocks."""
     model = Decoder(shape) if folder is None else Decoder.from_pretrained(folder)
-    drop_blocks(model, config.drop_blocks)
+    if config.drop_blocks:
+        remember(model, {"base": config.base, "base_sha256": file_hashes(folder), "method": "by the config",
+                         "dropped": ",".join(map(str, config.drop_blocks))})
+        drop_blocks(model, config.drop_blocks)
     return model
 
 

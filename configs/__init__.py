@@ -11,7 +11,7 @@ import typing
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
-__all__ = ["Config", "load_config", "replace"]
+__all__ = ["Config", "Study", "load_config", "load_study", "replace"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Config:
     base: str | dict  # hub name, folder or run; or the shape of a model to train from scratch (config.json's entries)
     data: str  # dataset folder made by prepare.py
     revision: str | None = None  # of a hub base: branch, tag or commit
-    drop_blocks: tuple[int, ...] = ()  # blocks taken out of the base before training, by index
+    drop_blocks: tuple[int | str, ...] = ()  # taken out of the base before training: 25, or "25.attn" or "25.mlp" of it
     runs: str = "runs"  # folder that holds the runs
 
     # what it sees
@@ -40,6 +40,10 @@ class Config:
     beta1: float = 0.9  # AdamW: memory of the gradient
     beta2: float = 0.95  # AdamW: memory of its square
     eps: float = 1e-8  # AdamW: added to the denominator
+    teacher: str | None = None  # a model whose likeliest next tokens are learned besides the text: hub name, folder or run
+    teacher_share: float = 0.5  # of the loss: divergence from the teacher; the rest is the text's cross entropy
+    teacher_top: int = 32  # likeliest tokens that are kept of it, in <runs>/teachers
+    teacher_temperature: float = 1.0  # above 1: more of what it holds possible
     clip: float = 1.0  # largest gradient norm (0: no clipping)
     optimizer: str = "adamw"  # adamw, or lean: moments of a byte, updates during the backward pass, no clipping
 
@@ -105,6 +109,9 @@ class Config:
         need("min_lr", 0 <= self.min_lr <= 1, "a share of lr, from 0 to 1")
         need("warmup_steps", 0 <= self.warmup_steps < self.max_steps, f"from 0 to below max_steps ({self.max_steps})")
         need("weight_decay", self.weight_decay >= 0, "0 or more")
+        need("teacher_share", 0 < self.teacher_share <= 1, "above 0 and at most 1")
+        need("teacher_top", self.teacher_top >= 1, "at least 1")
+        need("teacher_temperature", self.teacher_temperature > 0, "above 0")
         need("beta1", 0 <= self.beta1 < 1, "from 0 to below 1")
         need("beta2", 0 <= self.beta2 < 1, "from 0 to below 1")
         need("eps", self.eps > 0, "above 0")
@@ -116,8 +123,10 @@ class Config:
         need("keep", self.keep in ("best", "last"), "best or last")
         kind = self.device.split(":")[0]
         need("device", kind in DEVICES, f"{', '.join(DEVICES)}, or cuda:N" + _nearest(kind, DEVICES))
-        repeated = len(set(self.drop_blocks)) < len(self.drop_blocks)
-        need("drop_blocks", min(self.drop_blocks, default=0) >= 0 and not repeated, "indices from 0 up, each once")
+        named = [str(block).partition(".") for block in self.drop_blocks]
+        known = all(number.isdecimal() and (not dot or half in ("attn", "mlp")) for number, dot, half in named)
+        need("drop_blocks", known and len({number for number, _, _ in named}) == len(named),
+             "indices from 0 up, each once, or parts of these blocks such as 25.attn and 25.mlp")
         if self.optimizer == "lean" and (self.clip or self.accumulation > 1 or self.dtype == "float16"):
             found.append(f"optimizer: lean updates during the backward pass, so it needs clip=0 (given {self.clip}), "
                          f"accumulation=1 (given {self.accumulation}) and no float16 (given {self.dtype})")
@@ -130,6 +139,38 @@ class Config:
         return found
 
 
+@dataclass(frozen=True)
+class Study:
+    """Every block removed and healed, beside the full model fine-tuned on the same tokens: what study.py runs."""
+
+    name: str  # its folder is <training.runs>/<name>
+    training: Config  # what all runs share: base, data, context, steps; name, seed, lr and drop_blocks are the study's
+    learning_rates: tuple[float, ...]  # tried by both arms, full and reduced, on the first seed
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the order of documents: a run of every arm each
+    blocks: tuple[int, ...] = ()  # to remove, one at a time (none named: every block)
+    distill: bool = True  # heal the block that is missed least with the full model as its teacher, too, and as long without
+    keep_models: bool = False  # the weights of every run
+
+    def problems(self) -> list[str]:
+        found = []
+        if not isinstance(self.training, Config):
+            return ["training: must be a Config"]
+        if Path(str(self.name)).name != self.name or self.name in ("", ".."):
+            found.append(f"name: given {self.name!r}, must be a plain folder name, without slashes")
+        if not self.learning_rates or not all(type(lr) is float and 0 < lr < 1 for lr in self.learning_rates):
+            found.append(f"learning_rates: given {self.learning_rates!r}, must be numbers above 0 and below 1, at least one")
+        if not self.seeds or not all(type(seed) is int and seed >= 0 for seed in self.seeds):
+            found.append(f"seeds: given {self.seeds!r}, must be whole numbers from 0 up, at least one")
+        for name in ("learning_rates", "seeds", "blocks"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                found.append(f"{name}: given {getattr(self, name)!r}, must name each once")
+        if self.training.drop_blocks or self.training.teacher or isinstance(self.training.base, dict):
+            found.append("training: drop_blocks and teacher are the study's to set, and base must be a trained model")
+        if self.training.keep != "last" or self.training.patience:
+            found.append("training: set keep='last' and patience=0, so that every run takes the same steps")
+        return found + [f"training.{problem}" for problem in self.training.problems()]
+
+
 OPTIMIZERS = ("adamw", "lean")
 PARALLEL = ("ddp", "fsdp")
 RECOMPUTE = ("none", "pointwise", "blocks")
@@ -139,18 +180,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """The config bound by a Python file, with overrides such as ["--lr=1e-5"]; ValueError lists all problems."""
-    problems, config = [], None
-    if not Path(path).is_file():
-        raise ValueError(f"there is no config file {path}; shipped ones are in configs/, and settings are given as --key=value")
-    try:
-        config = runpy.run_path(str(path)).get("config")
-        if not isinstance(config, Config):
-            problems.append("binds no `config`; the file must end with config = Config(...) or replace(other, ...)")
-            config = None
-    except ValueError as error:
-        problems += str(error).splitlines()
-    except Exception as error:  # the user's own code: name the fault and its line rather than show our stack
-        raise ValueError(f"{path}{_line_in(error, path)}: {type(error).__name__}: {error}") from error
+    config, problems = _run(path, "config", Config)
     changes = {}
     for override in overrides:
         try:
@@ -164,6 +194,45 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     if problems:
         raise ValueError(f"{path}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
     return config
+
+
+def load_study(path: str | Path, overrides: list[str] = ()) -> Study:
+    """The study bound by a Python file, with overrides of its lists and of its training; ValueError lists all problems."""
+    study, problems = _run(path, "study", Study)
+    changes = {}
+    for override in overrides:
+        key, _, value = override.removeprefix("--").partition("=")
+        try:
+            if key in ("seeds", "blocks", "learning_rates"):
+                kind = float if key == "learning_rates" else int
+                changes[key] = tuple(kind(part) for part in value.split(",") if part.strip())
+            else:
+                changes.setdefault("training", {}).update([_read_override(override)])
+        except ValueError as error:
+            problems.append(str(error))
+    if study is not None:
+        if isinstance(study.training, Config):
+            changes["training"] = replace(study.training, **changes.get("training", {}))
+        study = replace(study, **changes)
+        problems += study.problems()
+    if problems:
+        raise ValueError(f"{path}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+    return study
+
+
+def _run(path: str | Path, name: str, kind: type) -> tuple:
+    """(what a Python file binds to this name or None, problems)."""
+    if not Path(path).is_file():
+        raise ValueError(f"there is no config file {path}; shipped ones are in configs/, and settings are given as --key=value")
+    try:
+        found = runpy.run_path(str(path)).get(name)
+        if isinstance(found, kind):
+            return found, []
+        return None, [f"binds no `{name}`; the file must end with {name} = {kind.__name__}(...) or replace(other, ...)"]
+    except ValueError as error:
+        return None, str(error).splitlines()
+    except Exception as error:  # the user's own code: name the fault and its line rather than show our stack
+        raise ValueError(f"{path}{_line_in(error, path)}: {type(error).__name__}: {error}") from error
 
 
 def config_from_dict(raw: dict, where: str) -> Config:
@@ -193,7 +262,8 @@ def _read_override(text: str) -> tuple[str, object]:
         if type(None) in options and value.lower() == "none":
             return key, None
         if typing.get_origin(kind) is tuple:
-            return key, tuple(int(part) for part in value.strip("()").split(",") if part.strip())
+            parts = [part.strip() for part in value.strip("()").split(",") if part.strip()]
+            return key, tuple(part if "." in part else int(part) for part in parts)
         if kind is bool:
             return key, {"true": True, "false": False}[value.lower()]
         return key, value if str in options else kind(value)
@@ -205,7 +275,7 @@ def _is_a(value, kind) -> bool:
     if isinstance(kind, types.UnionType):
         return any(_is_a(value, option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(type(item) is int for item in value)
+        return isinstance(value, tuple) and all(type(item) in (int, str) for item in value)
     if kind is float:
         return type(value) in (int, float) and value == value and abs(value) != float("inf")
     return type(value) is kind
@@ -223,7 +293,7 @@ def _no_such_setting(name: str, names: list[str]) -> str:
 
 
 def _nearest(name: str, names) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close and close[0] != name else ""
 
 

@@ -69,7 +69,8 @@ def main() -> None:
     run("prune.py", f"{runs}/base", "--data", f"{data}/others", "--score", f"{results}/blocks.csv")
     with open(results / "blocks.csv", newline="") as file:
         block = next(row["block"] for row in csv.DictReader(file) if row["rank"] == "1")
-    run("prune.py", f"{runs}/base", "--drop", block, "--out", f"{models}/base-less-{block}")
+    run("prune.py", f"{runs}/base", "--drop", block, "--evidence", f"{results}/blocks.csv",
+        "--out", f"{models}/base-less-{block}")
     run("train.py", "configs/demo_full.py", *arms)
     run("train.py", "configs/demo_reduced.py", f"--drop_blocks={block}", *arms)
 

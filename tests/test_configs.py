@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 from small import ROOT
 
-from configs import Config, config_from_dict, load_config, replace
+from configs import Config, config_from_dict, load_config, load_study, replace
 
 SHIPPED = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
 GOOD = dict(name="x", base="some/model", data="data/x")
@@ -14,7 +14,8 @@ GOOD = dict(name="x", base="some/model", data="data/x")
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs(name):
-    config = load_config(ROOT / "configs" / name)
+    path = ROOT / "configs" / name
+    config = load_study(path).training if name.startswith("study") else load_config(path)
     assert not config.problems()
     assert config_from_dict(config.to_dict(), name) == config
 

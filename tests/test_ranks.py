@@ -68,34 +68,32 @@ def test_any_number_of_processes_is_the_same_run(world, tmp_path, alone, process
     assert_same_curve(run, tmp_path / "runs" / "run")
 
 
-@pytest.mark.parametrize("first, then", [(4, 2), (2, 1), (1, 2)])
-def test_a_state_knows_no_number_of_processes(world, tmp_path, capsys, alone, first, then):
+@pytest.mark.parametrize("numbers", [(4, 2, 1), (1, 2)])
+def test_a_state_knows_no_number_of_processes(world, tmp_path, capsys, alone, numbers):
+    """Begun by so many processes and gone on with by others, from step 40 each time."""
     settings, whole = alone
     path, run = world.config_file(tmp_path / "c.py", **settings | {"parallel": "fsdp"}), tmp_path / "runs" / "run"
     config = world.config(tmp_path / "runs", **settings | {"parallel": "fsdp"})
-    if first == 1:
-        train(config)
-    else:
-        assert torchrun(first, ROOT / "train.py", path).returncode == 0
-    shutil.rmtree(run / "state" / "step-00000050")  # as if it had been stopped after step 40
-    if then == 1:
+    for i, number in enumerate(numbers):
         capsys.readouterr()
-        train(config, resume=True)
-        said = capsys.readouterr().out
-    else:
-        done = torchrun(then, ROOT / "train.py", "--resume", run)
-        assert done.returncode == 0, done.stderr[-2000:]
-        said = done.stdout
-    assert f"began with {first} processes, and goes on with {then}" in said
-    assert_same_curve(whole, run)
+        if i:
+            shutil.rmtree(run / "state" / "step-00000050")  # as if it had been stopped after step 40
+        if number == 1:
+            train(config, resume=i > 0)
+            said = capsys.readouterr().out
+        else:
+            done = torchrun(number, ROOT / "train.py", *(["--resume", run] if i else [path]))
+            assert done.returncode == 0, done.stderr[-2000:]
+            said = done.stdout
+        assert not i or f"began with {numbers[0]} processes, and goes on with {number}" in said
+        assert_same_curve(whole, run)
 
 
 def test_a_process_that_dies_ends_the_run_and_a_restart_goes_on(world, tmp_path):
     settings = dict(batch_size=1, accumulation=2, max_steps=5, save_every=1, keep="best", log_every=1)
     script = tmp_path / "dying.py"
     script.write_text(DYING)
-    whole = world.config_file(tmp_path / "whole.py", name="whole", **settings)
-    assert torchrun(2, ROOT / "train.py", whole).returncode == 0
+    train(world.config(tmp_path / "runs", name="whole", **settings))
     started = time.monotonic()
     done = torchrun(2, script, ROOT / "train.py", world.config_file(tmp_path / "dies.py", name="dies", **settings))
     assert done.returncode and time.monotonic() - started < 60
@@ -115,3 +113,18 @@ def test_what_cannot_be_divided_is_said(world, tmp_path):
                              (dict(optimizer="lean", clip=0.0), "optimizer=lean updates before the gradients")):
         done = torchrun(2, ROOT / "train.py", world.config_file(tmp_path / "c.py", **changes), env=os.environ)
         assert done.returncode and message in done.stderr
+
+
+def test_scores_are_the_same_whatever_the_number_of_processes(world, tmp_path):
+    """Two processes share the windows: equal losses bit by bit, and Taylor importance but for the order of its sums."""
+    tables = []
+    for processes in (1, 2):
+        out = tmp_path / f"{processes}.csv"
+        done = torchrun(processes, ROOT / "prune.py", world.model, "--data", world.data, "--score", out, "--parts",
+                        env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("wrote") == 1
+        tables.append(read_rows(out, ("time_saved",)))
+    for one, other in zip(*tables, strict=True):
+        assert {k: v for k, v in one.items() if k != "taylor"} == {k: v for k, v in other.items() if k != "taylor"}
+        assert not one["taylor"] or float(one["taylor"]) == pytest.approx(float(other["taylor"]), rel=1e-5)

@@ -3,14 +3,12 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from small import ROOT, SHAPE, TIMING, make_data, make_model, read_rows, run_main
+from small import SHAPE, TIMING, make_data, make_model, read_rows, run_main
 
 import train as train_module
 from configs import replace
@@ -329,22 +327,6 @@ def test_the_command(world, tmp_path, monkeypatch, capsys):
     shutil.rmtree(run / "state" / "step-00000003")
     assert run_main(monkeypatch, capsys, "train.py", "--resume", run)[0] == 0
     assert [row["step"] for row in read_rows(run / "train.csv")] == ["1", "2", "3"]
-
-
-def test_a_killed_run_goes_on(world, tmp_path):
-    """A real process, ended by SIGKILL once it has saved a state: the finished run equals one that was never stopped."""
-    whole = world.config_file(tmp_path / "whole.py", name="whole", max_steps=40, save_every=5, eval_every=10)
-    killed = world.config_file(tmp_path / "killed.py", name="killed", max_steps=40, save_every=5, eval_every=10)
-    subprocess.run([sys.executable, ROOT / "train.py", whole, "--threads=1"], check=True, capture_output=True)
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", killed, "--threads=1"], stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("step    10  validation"):
-            process.kill()
-    process.wait()
-    run = tmp_path / "runs" / "killed"
-    if process.returncode:  # it may have been quicker
-        subprocess.run([sys.executable, ROOT / "train.py", "--resume", run], check=True, capture_output=True)
-    assert_same_bytes(tmp_path / "runs" / "whole", run)
 
 
 def test_a_run_goes_on_with_its_own_data_and_base_only(world, tmp_path):
