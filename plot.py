@@ -2,11 +2,13 @@
 
     python plot.py runs/full runs/reduced --out curves.png     training and validation loss of runs
     python plot.py results --out comparison.png                perplexity and accuracy with intervals
-    python plot.py blocks.csv --out blocks.png                 the loss without each block
+    python plot.py blocks.csv --out blocks.png                 the loss without each block, and what estimates it
+    python plot.py runs/which --out which.png                  a study: each block before and after healing
 """
 
 import argparse
 import csv
+import math
 import sys
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import matplotlib.ticker
+
+from stats import spearman
 
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f", "#c98b2b", "#5c6b73")
 
@@ -102,19 +106,85 @@ def draw_lengths(lengths: dict[str, list[int]], out: Path) -> Path:
     return save(figure, out)
 
 
+ESTIMATES = {"influence": "block influence", "angular": "angular distance", "taylor": "Taylor importance",
+             "magnitude": "weight magnitude"}
+HALVES = {"": "whole block", "attn": "its attention", "mlp": "its MLP"}
+
+
 def draw_blocks(path: Path, out: Path) -> Path:
-    """How much the loss rises without each block."""
+    """How much the loss rises without each block, with intervals, and below it what the cheap scores say of the same blocks."""
     rows = [row for row in read_csv(path, ("block", "nll", "difference")) if row["block"] != "none"]
-    figure, axes = plt.subplots(figsize=(max(5, 0.35 * len(rows) + 2), 4), layout="constrained")
-    values = [float(row["difference"]) for row in rows]
-    best = min(range(len(values)), key=values.__getitem__)
-    axes.bar(range(len(rows)), values, color=[COLOURS[1] if i == best else COLOURS[0] for i in range(len(rows))])
-    if min(values) > 0 and max(values) > 20 * min(values):
-        axes.set_yscale("log")
-    axes.set(title="What each block is worth (red: missed least)", xlabel="block removed",
-             ylabel="rise of the loss, nats per token", xticks=range(len(rows)))
+    kinds = {half: [row for row in rows if row["block"].partition(".")[2] == half] for half in HALVES}
+    blocks = [row["block"] for row in kinds[""]]
+    scores = [name for name in ESTIMATES if rows[0].get(name)]
+    size = (max(6, 0.35 * len(blocks) + 2), 3.4 + 1.3 * len(scores))
+    figure, panels = plt.subplots(1 + len(scores), 1, figsize=size, sharex=True, layout="constrained", squeeze=False,
+                                  height_ratios=[3] + [1] * len(scores))
+    panels = panels[:, 0]
+    finite = [float(row["difference"]) for row in rows if math.isfinite(float(row["difference"]))]
+    for k, (half, kind) in enumerate(kinds.items()):
+        known = [row for row in kind if math.isfinite(float(row["difference"]))]
+        if not known:
+            continue
+        at = [blocks.index(row["block"].partition(".")[0]) + 0.22 * k for row in known]
+        values = [float(row["difference"]) for row in known]
+        errors = None
+        if known[0].get("difference_low"):
+            errors = [[max(0, v - float(row["difference_low"])) for v, row in zip(values, known, strict=True)],
+                      [max(0, float(row["difference_high"]) - v) for v, row in zip(values, known, strict=True)]]
+        panels[0].errorbar(at, values, errors, fmt="os^"[k], color=COLOURS[k], capsize=3, markersize=5, label=HALVES[half])
+        if half == "":
+            best = min(range(len(values)), key=values.__getitem__)
+            panels[0].annotate("missed least", (at[best], values[best]), xytext=(0, 14), textcoords="offset points",
+                               ha="center", fontsize=8, arrowprops={"arrowstyle": "-", "linewidth": 0.6})
+    if finite and min(finite) > 0 and max(finite) > 20 * min(finite):
+        panels[0].set_yscale("log")
+    else:
+        panels[0].axhline(0, color="black", linewidth=0.6)
+    if any(kinds[half] for half in ("attn", "mlp")):
+        panels[0].legend(frameon=False, fontsize=8)
+    panels[0].set(title="The loss without each block (95 % intervals)", ylabel="rise, nats per token")
+    for axes, name in zip(panels[1:], scores, strict=True):
+        known = [row for row in kinds[""] if row[name] and math.isfinite(float(row["nll"]))]
+        axes.bar([blocks.index(row["block"]) for row in known], [float(row[name]) for row in known], 0.6, color=COLOURS[0])
+        low = min(float(row[name]) for row in known)
+        high = max(float(row[name]) for row in known)
+        if low > 0.5 * high:  # else all bars look the same
+            axes.set_ylim(low - 0.3 * (high - low), high + 0.1 * (high - low))
+        rank = spearman([float(row["nll"]) for row in known], [float(row[name]) for row in known])
+        axes.set_title(f"{ESTIMATES[name]}: rank correlation with the loss {rank:+.2f}", fontsize=9, loc="left")
+        axes.ticklabel_format(axis="y", scilimits=(-2, 4))
+    panels[-1].set(xlabel="block removed", xticks=range(len(blocks)))
+    panels[-1].set_xticklabels(blocks)
+    for axes in panels:
+        axes.grid(alpha=0.3, axis="y")
+    return save(figure, out)
+
+
+def draw_study(folder: Path, out: Path) -> Path:
+    """What is lost to the full model without each block, before healing and after: paired differences, 95 % intervals."""
+    whens = {"before": "before healing", "after": "after, to the full model fine-tuned as long"}
+    columns = ("block", *(f"lost_{when}{end}" for when in whens for end in ("", "_low", "_high")))
+    rows = [row for row in read_csv(folder / "study.csv", columns) if row["block"] != "none"]
+    figure, axes = plt.subplots(figsize=(max(6, 0.45 * len(rows) + 2), 4.5), layout="constrained")
+    for k, (when, label) in enumerate(whens.items()):
+        known = [(i, row) for i, row in enumerate(rows) if math.isfinite(float(row[f"lost_{when}"]))]
+        values = [float(row[f"lost_{when}"]) for _, row in known]
+        errors = [[max(0, v - float(row[f"lost_{when}_low"])) for v, (_, row) in zip(values, known, strict=True)],
+                  [max(0, float(row[f"lost_{when}_high"]) - v) for v, (_, row) in zip(values, known, strict=True)]]
+        axes.errorbar([i + 0.16 * k - 0.08 for i, _ in known], values, errors, fmt="os"[k], color=COLOURS[1 - k], capsize=3,
+                      markersize=5, label=label)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_yscale("symlog", linthresh=0.01)
+    axes.yaxis.set_major_formatter("{x:g}")
+    ends = [[float(row[f"lost_{when}_{end}"]) for when in whens for row in rows] for end in ("low", "high")]
+    lowest, highest = min(filter(math.isfinite, ends[0]), default=0), max(filter(math.isfinite, ends[1]), default=1)
+    axes.set_ylim(min(-0.005, 2 * lowest), max(0.005, 3 * highest))
+    axes.set(title="What each block is worth (95 % intervals)", xlabel="block removed",
+             ylabel="test loss lost to the full model, nats per token", xticks=range(len(rows)))
     axes.set_xticklabels([row["block"] for row in rows])
     axes.grid(alpha=0.3, axis="y")
+    axes.legend(frameon=False, fontsize=8)
     return save(figure, out)
 
 
@@ -149,12 +219,14 @@ def main() -> None:
         print(f"wrote {draw_curves(args.sources, args.out)}")
     elif len(args.sources) == 1 and (first / "models.csv").is_file():
         print(f"wrote {draw_results(first, args.out)}")
+    elif len(args.sources) == 1 and (first / "study.csv").is_file():
+        print(f"wrote {draw_study(first, args.out)}")
     elif len(args.sources) == 1 and first.suffix == ".csv":
         print(f"wrote {draw_blocks(first, args.out)}")
     else:
         wrong = [str(source) for source in args.sources if not (source / "train.csv").is_file()]
         raise ValueError(f"nothing to draw from {', '.join(wrong)}: give run folders (with train.csv), one results folder "
-                         "(with models.csv) or one table of block scores (.csv)")
+                         "(with models.csv), one study (with study.csv) or one table of block scores (.csv)")
 
 
 if __name__ == "__main__":
