@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.train import QUARTER, ROOT, SMALL, write_data, write_rows
+from benchmarks.train import QUARTER, ROOT, SMALL, read, write_data, write_rows
 
 MODELS = {"0.6 B cut to 7 blocks": QUARTER, "4 M": SMALL}
 KINDS = {"one process": (1, "ddp"), "two, ddp": (2, "ddp"), "two, fsdp": (2, "fsdp")}
@@ -75,14 +75,16 @@ def tabulate(found: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}; all without")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("results"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.out if args.out.is_dir() else None) as folder:
         work = Path(folder).resolve()
-        found = []
-        for model, shape in MODELS.items():
+        models = {name: MODELS[name] for name in args.models} if args.models else MODELS
+        found = [one for one in read(args.out / "scale.csv") if one["model"] not in models]
+        for model, shape in models.items():
             rng, tokens = np.random.default_rng(0), shape["vocab_size"] - 300
             steps = args.steps if shape is QUARTER else 10 * args.steps
             shutil.rmtree(work / "data", ignore_errors=True)

@@ -315,10 +315,10 @@ def write_rows(path: Path, found: list[dict]) -> None:
 
 
 def read(path: Path) -> list[dict]:
-    """The measurements of a train.csv, numbers as numbers; none where there is no file."""
+    """The measurements of a benchmark's CSV, numbers as numbers; none where there is no file."""
     if not path.is_file():
         return []
-    words = ("row", "setting", "machine", "versions")
+    words = ("row", "setting", "model", "kind", "machine", "versions")
     with open(path, newline="") as file:
         return [{k: v if k in words or not v else float(v) for k, v in one.items()} for one in csv.DictReader(file)]
 
