@@ -106,10 +106,11 @@ def silence(model: Decoder, parts: list[Part]) -> None:
             nn.init.zeros_(p)
 
 
-def remember(model: Decoder, entry: dict) -> None:
-    """Add to the history that config.json carries: what was dropped from which base, how it was chosen."""
-    history = [*model.config.extra.get("nanoprune_history", []), entry]
-    model.config.extra["nanoprune_history"] = history
+def remember(model: Decoder, base: str, folder: Path, parts: list[Part], **how) -> None:
+    """Add to the history that config.json carries: what is about to be dropped from which base, and how it was chosen."""
+    entry = {"base": str(base), "base_sha256": file_hashes(folder), "dropped": ",".join(map(label, parts)),
+             "original": ",".join(label((model.config.blocks[block], half)) for block, half in parts)}
+    model.config.extra["nanoprune_history"] = [*model.config.extra.get("nanoprune_history", []), entry | how]
 
 
 # ---------------------------------------------------------------- choosing
@@ -249,14 +250,13 @@ def choose(args, model: Decoder, dataset: Dataset | None, ranks: Ranks) -> tuple
 def save(args, model: Decoder, folder: Path, blocks: list, how: dict, evidence: str | None) -> None:
     """Drop the blocks and write what is left, with its history."""
     out, before = Path(args.out), sum(p.numel() for p in model.parameters())
-    parts, original = read_parts(blocks, model.config), model.config.blocks
+    parts = read_parts(blocks, model.config)
     names = ",".join(map(label, parts))
     if args.zeroed and not all(half for _, half in parts):
         raise ValueError(f"--zeroed is for attentions and MLPs, as in --drop 13.attn; {names} names a whole block, which every "
                          "reader can be without")
-    remember(model, {"base": str(args.base), "base_sha256": file_hashes(folder), "dropped": names,
-                     "original": ",".join(label((original[block], half)) for block, half in parts), "zeroed": args.zeroed,
-                     **how, "scores": evidence, "scores_sha256": file_hash(evidence) if evidence else None})
+    remember(model, args.base, folder, parts, zeroed=args.zeroed, **how, scores=evidence,
+             scores_sha256=file_hash(evidence) if evidence else None)
     silence(model, parts) if args.zeroed else drop_blocks(model, map(label, parts))
     with whole_folder(out) as beside:
         model.save_pretrained(beside)

@@ -48,7 +48,7 @@ from lean import LeanAdamW
 from model import Decoder, ModelConfig, document_nll, pick_device
 from ops import give_back, send
 from plan import check_room, matmul_rate, peak_memory, training_flops
-from prune import drop_blocks, remember
+from prune import drop_blocks, read_parts, remember
 from ranks import ALONE, Ranks, exchange, join, lend, restarted, spread, whole
 
 TRAIN_COLUMNS = ("step", "tokens", "epoch", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_gb", "seconds")
@@ -274,8 +274,7 @@ def load_base(config: Config, shape: ModelConfig, folder: Path | None) -> Decode
     """The model to train: the base from its folder, or made from scratch, less the config's blocks."""
     model = Decoder(shape) if folder is None else Decoder.from_pretrained(folder)
     if config.drop_blocks:
-        remember(model, {"base": config.base, "base_sha256": file_hashes(folder), "method": "by the config",
-                         "dropped": ",".join(map(str, config.drop_blocks))})
+        remember(model, config.base, folder, read_parts(config.drop_blocks, model.config), method="by the config")
         drop_blocks(model, config.drop_blocks)
     return model
 
