@@ -63,23 +63,22 @@ class Measured:
                 raise Stopped(f"{self.folder}: the same command goes on")
             model = Decoder.from_pretrained(config.folder / "model", device=self.device).eval()
             nll = losses_without(model, self.windows(model), len(self.test), [()], self.ranks)[0][0].tolist()
-        except Diverged as error:
+            logs = [read_csv(config.folder / f"{log}.csv", ("step",))[-1] for log in ("train", "eval")]
+            seconds = float(logs[0]["seconds"]) + read_json(config.folder / "env.json").get("teacher_seconds", 0.0)
+            found = finite({"test_nll": nll, "val": float(logs[1]["nll"]), "seconds": seconds, "steps": int(logs[0]["step"])})
+        except Diverged as error:  # perhaps in the first step, of which no log tells
             print(f"{config.folder}: {error}")
-            nll = [math.nan] * len(self.test)
-        logs = [read_csv(config.folder / f"{log}.csv", ("step",))[-1] for log in ("train", "eval")]
-        seconds = float(logs[0]["seconds"]) + read_json(config.folder / "env.json").get("teacher_seconds", 0.0)
-        found = finite({"test_nll": nll, "val": float(logs[1]["nll"]) if math.isfinite(nll[0]) else math.nan,
-                        "seconds": seconds, "steps": int(logs[0]["step"])})
+            found = {"test_nll": [None] * len(self.test), "val": None, "seconds": None, "steps": None}
         if self.ranks.rank == 0:
             write_json(path, found)
-            shutil.rmtree(config.folder / "state")
+            shutil.rmtree(config.folder / "state", ignore_errors=True)
             if not (keep_model or self.study.keep_models):
-                shutil.rmtree(config.folder / "model")
+                shutil.rmtree(config.folder / "model", ignore_errors=True)
         self.ranks.wait()
         return found
 
 
-def run_study(study: Study) -> bool:
+def run_study(study: Study) -> None:
     """All of it, into the study's folder; what is there already is not done again. ValueError for what the user can mend."""
     ranks, device = join(study.training.device), pick_device(study.training.device)
     folder = Path(study.training.runs) / study.name
@@ -91,9 +90,8 @@ def run_study(study: Study) -> bool:
     model = Decoder.from_pretrained(source, device=device).eval()
     dataset.check_model(study.training.base, source, model.config.vocab_size)
     blocks = [b for b, _ in read_parts(study.blocks, model.config)] or list(range(model.config.num_hidden_layers))
-    if ranks.rank == 0:
-        if not (make_folder(folder) / "study.json").is_file():
-            write_json(folder / "study.json", {"study": settings})
+    if ranks.rank == 0 and not (make_folder(folder) / "study.json").is_file():
+        write_json(folder / "study.json", {"study": settings})
     ranks.wait()
     measured = Measured(study, folder, dataset, device, ranks)
 
@@ -116,7 +114,10 @@ def run_study(study: Study) -> bool:
     for arm, drop in arms.items():
         shared = replace(study.training, drop_blocks=drop, seed=study.seeds[0])
         tried = {lr: measured.run(f"sweep-{arm}-lr{lr:g}", replace(shared, lr=lr)) for lr in study.learning_rates}
-        chosen[bool(drop)] = min(tried, key=lambda lr: (tried[lr]["val"] is None, tried[lr]["val"]))
+        if all(found["val"] is None for found in tried.values()):
+            raise ValueError(f"{arm} diverged with every learning rate of {study.learning_rates}: give lower ones, under "
+                             "another name")
+        chosen[bool(drop)] = min(tried, key=lambda lr: math.inf if tried[lr]["val"] is None else tried[lr]["val"])
         print(f"learning rate of {arm}: {chosen[bool(drop)]:g} of "
               + ", ".join(f"{lr:g} (validation {finite_or(found['val']):.4f})" for lr, found in tried.items()))
 
@@ -129,8 +130,7 @@ def run_study(study: Study) -> bool:
             after.setdefault(arm, []).append(measured.run(name, config, keep_model=arm == "full" and study.distill))
     extra = distilled(study, measured, best, chosen[True], after) if study.distill else {}
     if ranks.rank == 0:
-        report(study, folder, blocks, by_block, before, tokens, after, chosen, extra, about)
-    return True
+        report(study, folder, blocks, best, by_block, before, tokens, after, chosen, extra, about)
 
 
 def distilled(study: Study, measured: Measured, block: int, lr: float, after: dict) -> dict[str, list[dict]]:
@@ -143,8 +143,9 @@ def distilled(study: Study, measured: Measured, block: int, lr: float, after: di
         config = replace(study.training, drop_blocks=(block,), lr=lr, seed=seed)
         teacher = replace(config, teacher=str(measured.folder / f"full-s{seed}" / "model"))
         found["distilled"].append(measured.run(f"distilled-{block}-s{seed}", teacher))
-        share = found["distilled"][-1]["seconds"] / after[block][i]["seconds"]
-        steps = max(config.max_steps, round(config.max_steps * share))
+        times = found["distilled"][-1]["seconds"], after[block][i]["seconds"]
+        share = 1.0 if None in times else max(1.0, times[0] / times[1])  # one that diverged took no time worth comparing
+        steps = round(config.max_steps * share)
         path = measured.folder / "measured" / f"longer-{block}-s{seed}-steps.json"
         if measured.ranks.rank == 0 and not path.is_file():
             write_json(path, {"steps": steps})
@@ -158,7 +159,7 @@ def finite_or(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def report(study, folder, blocks, by_block, before, tokens, after, chosen, extra, about) -> None:
+def report(study, folder, blocks, best, by_block, before, tokens, after, chosen, extra, about) -> None:
     """study.csv, study.md, study.png and study.json."""
     keep = tokens > 0
     numbers, counts = np.flatnonzero(keep), tokens[keep]
@@ -169,8 +170,8 @@ def report(study, folder, blocks, by_block, before, tokens, after, chosen, extra
         full = np.array([[finite_or(v) for v in run["test_nll"]] for run in after["full"]])[:, keep].mean(0)
         each = nlls.sum(1) / counts.sum()
         row = dict.fromkeys(STUDY_COLUMNS, "") | {"block": block, "after": each.mean(), "seed_low": each.min(),
-                                                  "seed_high": each.max(), "runs": len(runs),
-                                                  "seconds": round(float(np.median([run["seconds"] for run in runs])), 1)}
+                                                  "seed_high": each.max(), "runs": len(runs)}
+        row["seconds"] = round(float(np.median([finite_or(run["seconds"]) for run in runs])), 1)
         row["after_low"], row["after_high"] = bootstrap(nlls.mean(0), counts, numbers)
         row["lost_after"] = float((nlls.mean(0) - full).sum() / counts.sum())
         row["lost_after_low"], row["lost_after_high"] = bootstrap(nlls.mean(0) - full, counts, numbers)
@@ -194,7 +195,6 @@ def report(study, folder, blocks, by_block, before, tokens, after, chosen, extra
         scores = [float(by_block[b][name]) for b in blocks]
         predicted["loss before healing" if name == "nll" else name] = {
             "spearman": float(spearman(scores, healed)), "interval": spearman_interval(scores, healed), "of": len(blocks)}
-    best = [b for b in blocks if b == min(blocks, key=lambda b: float(by_block[b]["rank"]))][0]
     more = [line(f"{best}, {name}", None, runs) for name, runs in extra.items()]
     steps = [run["steps"] for run in extra.get("as long without", [])]
     write_table(folder / "study.csv", rows, STUDY_COLUMNS)

@@ -9,7 +9,7 @@ import pytest
 from small import read_rows, run_main
 
 import study as study_module
-from configs import Study, load_study
+from configs import Study, load_study, replace
 from dataset import Dataset
 from model import Decoder, document_nll
 from prune import drop_blocks
@@ -97,16 +97,23 @@ def test_a_stopped_study_says_so(world, tmp_path, monkeypatch, capsys):
 def test_a_run_that_diverges_ranks_last(world, tmp_path, monkeypatch):
     study = make_study(world, tmp_path, seeds=(0,), learning_rates=(1e-3,), distill=False, blocks=(0, 2))
 
-    def diverging(config, **given):
-        found = train(config, **given)
-        if config.name == "less-0-s0":
-            raise study_module.Diverged("the loss is nan")
-        return found
+    forward = Decoder.forward
 
+    def diverging(config, **given):  # in its first step, before anything is logged
+        with monkeypatch.context() as patch:
+            if config.name in broken:
+                patch.setattr(Decoder, "forward", lambda self, *args, **options: (
+                    forward(self, *args, **options) * (float("nan") if self.training else 1)))
+            return train(config, **given)
+
+    broken = {"less-0-s0"}
     monkeypatch.setattr(study_module, "train", diverging)
     run_study(study)
     rows = {row["block"]: row for row in read_rows(tmp_path / "which" / "study.csv")}
     assert rows["0"]["after"] == "nan" and rows["0"]["rank_after"] == "2" and rows["2"]["rank_after"] == "1"
+    broken = {"sweep-full-lr0.001"}
+    with pytest.raises(ValueError, match="full diverged with every learning rate of .0.001,.: give lower ones"):
+        run_study(replace(study, name="all"))
 
 
 def test_mistakes_are_named_together(world, tmp_path, monkeypatch, capsys):
