@@ -1,273 +1,385 @@
 """How well does a model predict, how well does it answer, how sure are we: several models on one dataset's test split.
 
-    python eval.py Qwen/Qwen3-0.6B-Base runs/full runs/reduced --data data/bmw --out results
+    python eval.py Qwen/Qwen3-0.6B-Base models/base-less-25 runs/full runs/reduced --data data/bmw --out results
+    python eval.py runs/full --data data/bmw --export-harness tasks        (the same questions for lm-evaluation-harness)
 
-Protocol. Prediction: whole documents, cut into windows of --context tokens that do not overlap; no prefix token, so the
-first token of a document is not scored (with a Llama tokenizer it is the begin token). Answers: the log-likelihood of
-" " + choice after "Question: ...\\nAnswer:", token boundaries as in lm-evaluation-harness; `accuracy` takes the highest
-sum, `accuracy_norm` the highest sum per character. Intervals: 95 %, bootstrap over documents, or over what questions
-rest on (`source`); differences are paired.
+Prediction: nats per token under a protocol that is printed (--protocol, --context, --stride, --prefix-token); by default whole
+documents in windows that do not overlap, no prefix token, so that the first token of a document is not scored. Answers: the
+log-likelihood of " " + choice after "Question: ...\\nAnswer:", token boundaries as in lm-evaluation-harness; `accuracy` takes
+the highest sum, `accuracy_norm` the highest per character, `accuracy_bytes` per byte. Intervals: 95 %, bootstrap over
+documents, or over what questions rest on (`source`); differences are paired. What was scored is kept in OUT/scores: after a
+stop or a kill the same command goes on. Under torchrun the ranks share the work, for the same numbers.
 """
 
 import argparse
 import csv
+import hashlib
 import io
 import itertools
-import math
+import json
+import resource
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from dataset import IGNORE, Dataset, prompt_of, split_tokens
-from files import locate, make_folder, write_json, write_text
-from model import Cache, Decoder, document_nll, pick_device
-from plot import draw_results
-from stats import FEW, RESAMPLES, bootstrap
+from answers import by_task, numbers, write_answers
+from checkpoint import file_hashes
+from choices import answer, encode
+from compare import compare, markdown, over_seeds, slices, summarize
+from dataset import Dataset, end_token, load_tokenizer, prompt_of, read_jsonl, tokenizer_hash
+from files import file_hash, finite, locate, make_folder, read_json, write_json, write_text
+from harness import export
+from model import Cache, Decoder, pick_device
+from plot import draw_categories, draw_curves, draw_results, draw_tradeoff
+from predict import EDGES, PROTOCOLS, Protocol, losses
+from ranks import Ranks, join
+from sample import generate
 
-# ---------------------------------------------------------------- how well does it predict, how well does it answer
-
-
-def choice_loglikelihoods(model: Decoder, rows: list[tuple[list[int], int]], batch_tokens: int = 8192) -> np.ndarray:
-    """Summed log-likelihood in nats of each row's tokens from its prompt's end on; a row is (tokens, prompt length)."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
-    found, device, at = np.zeros(len(rows)), next(model.parameters()).device, 0
-    while at < len(order):
-        longest = len(rows[order[at]][0])
-        batch = order[at : at + max(1, batch_tokens // longest)]
-        ids = torch.zeros(len(batch), longest, dtype=torch.int64)
-        targets = torch.full((len(batch), longest), IGNORE)
-        for row, i in enumerate(batch):
-            tokens, prompt = rows[i]
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            targets[row, prompt - 1 : len(tokens) - 1] = torch.tensor(tokens[prompt:])
-        with torch.no_grad():
-            losses = model(ids.to(device), targets.to(device), reduction="none")
-        found[batch] = -losses.cpu().double().sum(1).numpy()
-        at += len(batch)
-    return found
+SAMPLES, SAMPLE_TOKENS = 5, 60
+GENERAL = Path(__file__).parent / "qa" / "general.jsonl"  # plain text on many things, written for this
 
 
-def answer_questions(model: Decoder, questions: list[dict], tokenizer, window: int) -> list[dict]:
-    """One row per question that fits the window: loglikelihood of the true answer, correct, correct_norm, category."""
-    rows, kept = [], []
-    for number, q in enumerate(questions):
-        prompt = prompt_of(q["question"], q.get("context"))
-        choices = [split_tokens(tokenizer, prompt, " " + choice) for choice in q["choices"]]
-        if empty := [choice for choice, (tokens, n) in zip(q["choices"], choices, strict=True) if n >= len(tokens)]:
-            raise ValueError(f"question {q['question']!r}: the choice {empty[0]!r} comes to no token of its own")
-        if max(len(tokens) for tokens, _ in choices) <= window:
-            kept.append((number, q, len(rows)))
-            rows += choices
-    scores, answers = choice_loglikelihoods(model, rows), []
-    for number, q, first in kept:
-        ll = scores[first : first + len(q["choices"])]
-        per_character = ll / np.array([len(choice) for choice in q["choices"]])
-        known = np.isfinite(ll).all()  # a broken model answers nothing; argmax would say the first choice
-        answers.append({"question": number, "category": q.get("category", ""), "source": str(q.get("source", number)),
-                        "chance": 1 / len(q["choices"]),
-                        "correct": int(known and ll.argmax() == q["answer"]),
-                        "correct_norm": int(known and per_character.argmax() == q["answer"]),
-                        "loglikelihood": float(ll[q["answer"]])})
-    return answers
+class Scores:
+    """Rows that were measured, by what they are of: CSV files with their checksums beside, so that none is measured twice."""
 
+    def __init__(self, folder: Path, ranks: Ranks):
+        self.folder, self.ranks = folder, ranks
 
-@torch.no_grad()
-def measure_speed(model: Decoder, prompt: int = 256, new: int = 32) -> dict:
-    """Tokens a second of one sequence: reading a prompt, and writing new tokens with the cache (medians of three)."""
-    weight, times = model.head_weight, []
-    for _ in range(4):
-        cache = Cache(model.config, 1, prompt + new, weight.device, weight.dtype)
-        feed, marks = torch.arange(prompt, device=weight.device)[None] % model.config.vocab_size, [time.perf_counter()]
-        for _ in range(new + 1):
-            feed = model.last_logits(feed, cache).argmax(-1, keepdim=True)
-            feed.cpu()  # waits for the device
-            marks.append(time.perf_counter())
-        times.append((marks[1] - marks[0], marks[-1] - marks[1]))
-    read, write = np.median(times[1:], axis=0)  # the first round warms up
-    return {"prefill_tokens_per_s": prompt / read, "decode_tokens_per_s": new / write,
-            "prompt_tokens": prompt, "new_tokens": new}
-
-
-# ---------------------------------------------------------------- how sure are we
-
-
-def compare(a: dict, b: dict) -> dict:
-    """What b has over a: test nll and each question set's accuracy, with 95 % intervals of the paired differences."""
-    tokens = a["tokens"]
-    difference = b["nll"] - a["nll"]
-    found = {"models": [a["name"], b["name"]], "nll": _difference(difference, tokens, range(len(tokens)))}
-    for name in a["answers"]:
-        pairs = list(zip(a["answers"][name], b["answers"][name], strict=True))
-        sources = [row["source"] for row, _ in pairs]
-        for key in ("correct", "correct_norm"):
-            gain = np.array([y[key] - x[key] for x, y in pairs], float)
-            measure = key.replace("correct", "accuracy")
-            found[f"{name} {measure}"] = _difference(gain, np.ones(len(gain)), sources)
-    return found
-
-
-def _difference(numerators: np.ndarray, denominators: np.ndarray, groups) -> dict:
-    if not len(numerators):
-        return {}
-    low, high = bootstrap(numerators, denominators, list(groups))
-    return {"difference": float(numerators.sum() / denominators.sum()), "interval": [low, high],
-            "shown": low > 0 or high < 0, "groups": len(set(groups)),
-            "method": f"paired bootstrap, {RESAMPLES} resamples, percentile, 95 %"}
-
-
-# ---------------------------------------------------------------- one model, all results
-
-
-def evaluate(name: str, folder: Path, dataset: Dataset, questions: dict, args: argparse.Namespace, window: int) -> dict:
-    """Everything measured of one model, per document and per question."""
-    model = Decoder.from_pretrained(folder, device=pick_device(args.device), dtype=getattr(torch, args.dtype)).eval()
-    split = dataset.split("test")
-    batches = list(split.windows(min(args.context, window)))
-    nll, tokens = document_nll(model, tqdm(batches, desc=f"{name}: test", disable=None), len(split))
-    sets = tqdm(questions.items(), desc=f"{name}: questions", disable=None)
-    answers = {label: answer_questions(model, asked, dataset.tokenizer, window) for label, asked in sets}
-    return {"name": name, "path": str(folder), "blocks": model.config.num_hidden_layers, "original": list(model.config.blocks),
-            "params": sum(p.numel() for p in model.parameters()), "nll": nll, "tokens": tokens,
-            "bytes": split.bytes, "answers": answers, "speed": measure_speed(model)}
-
-
-def summarize(found: dict) -> dict:
-    """A model's entry in results.json."""
-    nll, tokens, nbytes = found["nll"], found["tokens"], found["bytes"]
-    mean, (low, high) = nll.sum() / tokens.sum(), bootstrap(nll, tokens, range(len(nll)))
-    test = {"nll": mean, "nll_interval": [low, high],
-            "perplexity": math.exp(mean), "perplexity_interval": [math.exp(low), math.exp(high)],
-            "bits_per_byte": nll.sum() / math.log(2) / nbytes.sum(), "tokens": int(tokens.sum()), "bytes": int(nbytes.sum()),
-            "documents": len(nll)}
-    qa = {}
-    for name, rows in found["answers"].items():
-        correct, norm = (np.array([row[key] for row in rows], float) for key in ("correct", "correct_norm"))
-        n, sources = len(rows), [row["source"] for row in rows]
-        qa[name] = {"n": n, "sources": len(set(sources)), "accuracy": correct.mean() if n else None,
-                    "chance": float(np.mean([row["chance"] for row in rows])) if n else None}
-        if n:
-            qa[name] |= {"accuracy_interval": bootstrap(correct, np.ones(n), sources), "accuracy_norm": norm.mean(),
-                         "accuracy_norm_interval": bootstrap(norm, np.ones(n), sources),
-                         "mean_loglikelihood": float(np.mean([row["loglikelihood"] for row in rows])),
-                         "stderr": correct.std(ddof=1) / math.sqrt(n) if n > 1 else None}
-    known = {key: found[key] for key in ("name", "path", "blocks", "original", "params")}
-    return known | {"test": test, "qa": qa, "speed": found["speed"]}
-
-
-def markdown(summaries: list[dict], comparisons: list[dict], protocol: str) -> str:
-    """results.md: one row a model, one row a difference."""
-    sets = list(summaries[0]["qa"])
-    head = ["model", "blocks", "parameters", "test perplexity [95 %]", "bits/byte", *(f"{s} accuracy [95 %]" for s in sets),
-            "prefill tokens/s", "decode tokens/s"]
-    lines = ["# Results", "", protocol, "", _table_row(head), _table_row(["---"] * len(head))]
-    for m in summaries:
-        test, speed = m["test"], m["speed"]
-        cells = [m["name"], m["blocks"], f"{m['params']:,}", _interval(test["perplexity"], test["perplexity_interval"]),
-                 f"{test['bits_per_byte']:.4f}"]
-        cells += [_interval(q["accuracy"], q["accuracy_interval"]) if q["n"] else "-" for q in m["qa"].values()]
-        lines.append(_table_row([*cells, f"{speed['prefill_tokens_per_s']:,.0f}", f"{speed['decode_tokens_per_s']:,.0f}"]))
-    sizes = [f"{name}: {q['n']} questions on {q['sources']} sources" for name, q in summaries[0]["qa"].items()]
-    test = summaries[0]["test"]
-    lines += ["", f"Test split: {test['documents']} documents, {test['tokens']:,} scored tokens. {'; '.join(sizes)}."]
-    if min([test["documents"], *(q["sources"] for q in summaries[0]["qa"].values())]) < FEW:
-        lines.append(f"Intervals over fewer than {FEW} documents or sources are too narrow; over one there is none (nan).")
-    if comparisons:
-        lines += ["", "## Differences", "", "Second model less first, paired; an interval that contains 0 shows no difference. "
-                  f"Pairs compared, without correction for their number: {len(comparisons)}.", "",
-                  _table_row(["first", "second", "measure", "difference", "95 % interval", ""]), _table_row(["---"] * 6)]
-    for c in comparisons:
-        for measure, d in c.items():
-            if measure != "models" and d and not measure.endswith("accuracy_norm"):
-                name = "test nll" if measure == "nll" else measure
-                verdict = "" if d["shown"] else "no difference shown"
-                low, high = d["interval"]
-                lines.append(_table_row([*c["models"], name, f"{d['difference']:+.4f}", f"[{low:+.4f}, {high:+.4f}]", verdict]))
-    return "\n".join(lines) + "\n"
-
-
-def _interval(value: float, interval) -> str:
-    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
-
-
-def _table_row(cells: list) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+    def of(self, name: str, about: dict, measure) -> list[dict]:
+        """The rows kept under this description, or measured now and kept."""
+        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.folder / f"{name}-{key}.csv"
+        if path.is_file():
+            try:
+                kept = read_json(path.with_suffix(".json"))
+                if kept["about"] == json.loads(json.dumps(about)) and kept["sha256"] == file_hash(path):
+                    with open(path, newline="", encoding="utf-8") as file:
+                        return [{k: json.loads(v) for k, v in row.items()} for row in csv.DictReader(file)]
+                raise ValueError(f"{path} does not match its checksum")
+            except (ValueError, KeyError, OSError) as error:
+                print(f"warning: {error}; measuring it again")
+        self.ranks.wait()
+        rows = measure()
+        if self.ranks.rank == 0:
+            write_csv(path, [{k: json.dumps(v) for k, v in row.items()} for row in rows])
+            write_json(path.with_suffix(".json"), {"about": about, "sha256": file_hash(path)})
+        self.ranks.wait()
+        return rows
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["model"], lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)) or ["model"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
 
 
+# ---------------------------------------------------------------- one model
+
+
+def score_text(model: Decoder, documents: list[dict], tokens: list, protocol: Protocol, tokenizer, end: int, ranks: Ranks,
+               label: str) -> list[dict]:
+    """A row a document (a cut, in a stream): nll in nats, tokens, bytes and words that they stand for; the same by position."""
+    nll, counts = losses(model, tokens, protocol, end, ranks=ranks, label=label)
+    joined, rows = np.concatenate(tokens), []
+    for i in range(len(nll)):
+        if protocol.name == "stream":
+            cut = joined[i * protocol.context + 1 : (i + 1) * protocol.context]
+            about, text = {"id": f"cut {i}", "month": "", "category": ""}, tokenizer.decode(cut[cut != end].tolist())
+        else:
+            about = {"id": documents[i].get("id", str(i)), "month": (documents[i].get("date") or "")[:7],
+                     "category": documents[i].get("category") or ""}
+            unscored = "" if protocol.prefix is not None else tokenizer.decode(tokens[i][:1].tolist())
+            text = documents[i]["text"].removeprefix(unscored)
+        rows.append(about | {"nll": nll[i].sum(), "tokens": int(counts[i].sum()), "bytes": len(text.encode()),
+                             "words": len(text.split())}
+                    | {f"nll_{first}": nll[i, k] for k, first in enumerate(EDGES)}
+                    | {f"tokens_{first}": int(counts[i, k]) for k, first in enumerate(EDGES)})
+    return rows
+
+
+@torch.no_grad()
+def measure_cost(model: Decoder, folder: Path, prompt: int = 256, new: int = 32, rounds: int = 4) -> dict:
+    """Size and speed of one sequence: reading a prompt, writing tokens with the cache (medians; the first round warms up)."""
+    weight, marks = model.head_weight, []
+    prompt = min(prompt, max(1, model.config.max_position_embeddings - new - 1))
+    for _ in range(rounds):
+        cache = Cache(model.config, 1, prompt + new, weight.device, weight.dtype)
+        feed, times = torch.arange(prompt, device=weight.device)[None] % model.config.vocab_size, [time.perf_counter()]
+        for _ in range(new + 1):
+            feed = model.last_logits(feed, cache).argmax(-1, keepdim=True)
+            feed.cpu()  # waits for the device
+            times.append(time.perf_counter())
+        marks.append(np.diff(times))
+    marks = np.array(marks[1:])
+    token = marks[:, 1:].ravel()
+    run = folder.parent if folder.name == "model" and (folder.parent / "train.csv").is_file() else None
+    trained = list(csv.DictReader((run / "train.csv").read_text().splitlines())) if run else []
+    return {"prefill_tokens_per_s": prompt / float(np.median(marks[:, 0])), "decode_tokens_per_s": 1 / float(np.median(token)),
+            "token_p50_ms": 1000 * float(np.median(token)), "token_p95_ms": 1000 * float(np.quantile(token, 0.95)),
+            "prompt_tokens": prompt, "new_tokens": new,
+            "disk_mb": sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e6,
+            "training_s": float(trained[-1]["seconds"]) if trained else None,
+            "training_tokens": int(trained[-1]["tokens"]) if trained else None}
+
+
+def reset_peak(device: torch.device) -> None:
+    """Have the peak of memory begin anew, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            pass
+
+
+def peak_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+class Asked:
+    """What every model is measured on, in the tokens of one tokenizer."""
+
+    def __init__(self, args, dataset: Dataset, folder: Path, window: int):
+        own = tokenizer_hash(folder)
+        self.hash = own or dataset.meta["tokenizer_hash"]
+        same = own in (None, dataset.meta["tokenizer_hash"])
+        self.tokenizer = dataset.tokenizer if same else load_tokenizer(folder)
+        self.end = dataset.meta["end_token"] if same else end_token(self.tokenizer, folder)
+        self.test = dataset.documents("test")
+        split = dataset.split("test")
+        self.test_tokens = [split[i] for i in range(len(split))] if same else self.tokens(self.test)
+        self.general = read_jsonl(args.general, ("text",)) if args.general else []
+        self.general_tokens = self.tokens(self.general)
+        self.questions = dataset.questions()
+        self.groups, self.counts = {}, {}
+        begin = self.tokenizer.encode("").ids
+        for name, asked in self.questions.items():
+            self.groups[name], self.counts[name] = encode(self.tokenizer, asked, window, begin, args.cut)
+        path = dataset.folder / "pairs_test.jsonl"
+        held_out = read_jsonl(path, ("messages",))[: args.answers] if path.is_file() else []
+        self.written = [one for one in map(self.instruction, held_out) if one]
+
+    def tokens(self, documents: list[dict]) -> list[np.ndarray]:
+        return [np.array([*self.tokenizer.encode(document["text"]).ids, self.end], np.int64) for document in documents]
+
+    def instruction(self, pair: dict) -> dict | None:
+        """The prompt before the last answer, in the form of training, and that answer."""
+        *before, last = pair["messages"]
+        if last["role"] != "assistant" or not before:
+            return None
+        text = ""
+        for turn in before:
+            said = turn["content"]
+            text += (" " + said) if turn["role"] == "assistant" else ("\n\n" if text else "") + (
+                said if turn["role"] == "system" else prompt_of(said))
+        return {"prompt": text, "tokens": self.tokenizer.encode(text).ids, "reference": last["content"],
+                "task": pair.get("task") or "none"}
+
+
+def evaluate(
+    name: str, folder: Path, asked: Asked, args, protocol: Protocol, known: set[str], scores: Scores, ranks: Ranks
+) -> dict:
+    """Everything measured of one model, per document and per question."""
+    device = pick_device(args.device)
+    reset_peak(device)
+    model = Decoder.from_pretrained(folder, device=device, dtype=getattr(torch, args.dtype)).eval()
+    base = {"model": file_hashes(folder), "config": file_hash(folder / "config.json"), "dtype": args.dtype,
+            "device": device.type, "torch": torch.__version__}
+
+    def texts(what: str, documents: list[dict], tokens: list) -> list[dict]:
+        about = base | {"what": what, "protocol": protocol.describe(), "tokens": digest(tokens)}
+        return scores.of(f"{name}-{what}", about, lambda: score_text(
+            model, documents, tokens, protocol, asked.tokenizer, asked.end, ranks, f"{name}: {what}"))
+
+    test = texts("test", asked.test, asked.test_tokens)
+    general = texts("general", asked.general, asked.general_tokens) if asked.general else []
+    answers = {}
+    for label, questions in asked.questions.items():
+        groups = asked.groups[label]
+        about = base | {"what": "choices", "set": label, "questions": questions, "rows": digest([
+            np.array(tokens + [n]) for rows in groups if rows for tokens, n in rows])}
+        about["questions"] = hashlib.sha256(json.dumps(questions, sort_keys=True).encode()).hexdigest()
+        answers[label] = scores.of(f"{name}-{label}", about, lambda questions=questions, groups=groups, label=label: answer(
+            model, questions, groups, ranks, f"{name}: {label}"))
+    written = None
+    if asked.written:
+        about = base | {"what": "written", "asked": digest([np.array(one["tokens"]) for one in asked.written]),
+                        "most": args.answer_tokens, "known": len(known)}
+        rows = scores.of(f"{name}-written", about, lambda: write_answers(
+            model, asked.tokenizer, asked.written, known, args.answer_tokens, ranks, f"{name}: answers"))
+        written = {"rows": rows, "by_task": by_task(rows)}
+    cost = measure_cost(model, folder) | {"peak_mb": peak_mb(device)}
+    samples = []
+    window = model.config.max_position_embeddings
+    for tokens in beginnings(asked.test_tokens):
+        ids = torch.from_numpy(tokens)[None]
+        try:
+            new = generate(model, ids, min(SAMPLE_TOKENS, window - len(tokens)), stop=model.stop_tokens | {asked.end})[0]
+            samples.append(asked.tokenizer.decode(new))
+        except ValueError as error:
+            samples.append(f"({error})")
+    run = read_json(folder.parent / "config.json") if (folder.parent / "train.csv").is_file() else None
+    like = json.dumps({k: v for k, v in run.items() if k not in ("name", "runs", "seed")}, sort_keys=True) if run else None
+    return {"name": name, "path": str(folder), "blocks": model.config.num_hidden_layers, "original": list(model.config.blocks),
+            "params": sum(p.numel() for p in model.parameters()), "tokenizer": asked.hash, "test": test, "general": general,
+            "answers": answers, "written": written, "cost": cost, "samples": samples, "seed": run["seed"] if run else None,
+            "like": like}
+
+
+def digest(arrays: list) -> str:
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(len(array).to_bytes(8, "little") + np.ascontiguousarray(array, np.int64).tobytes())
+    return found.hexdigest()
+
+
+def beginnings(documents: list[np.ndarray], tokens: int = 12) -> list[np.ndarray]:
+    """The first tokens of a few documents, evenly spaced."""
+    chosen = np.linspace(0, len(documents) - 1, min(SAMPLES, len(documents))).round().astype(int)
+    return [documents[i][: min(tokens, len(documents[i]) - 1)] for i in chosen if len(documents[i]) > 1]
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def check_arguments(args) -> None:
+    for name, least in (("context", 2), ("stride", 0), ("answers", 0), ("answer_tokens", 1)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, given {getattr(args, name)}")
+    if args.stride and (args.protocol != "documents" or args.stride > args.context):
+        raise ValueError(f"--stride {args.stride} is for --protocol documents, and at most --context ({args.context})")
+    if args.general and not Path(args.general).is_file():
+        raise ValueError(f"--general {args.general}: there is no such file; give a JSONL file whose lines have a `text`")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="hub names, folders or runs")
+    parser.add_argument("models", nargs="+", help="hub names, folders or runs; several seeds of one config are put together")
     parser.add_argument("--data", required=True, help="dataset folder")
     parser.add_argument("--out", default="results", help="folder for tables, CSVs and figures")
     parser.add_argument("--context", type=int, default=1024, help="longest window, in tokens")
+    parser.add_argument("--protocol", default="documents", choices=PROTOCOLS, help="which tokens are predicted from what")
+    parser.add_argument("--stride", type=int, default=0, help="tokens from window to window (0: they do not overlap)")
+    parser.add_argument("--prefix-token", type=int, metavar="ID", help="put this token before each document, so that its first "
+                        "token is scored; --protocol rolling takes the end-of-text token without")
+    parser.add_argument("--general", metavar="JSONL", default=str(GENERAL), help="general text, to see what was forgotten "
+                        "(lines with a `text`; '' for none)")
+    parser.add_argument("--cut", action="store_true", help="cut prompts that are longer than the window at their left, instead "
+                        "of leaving the question out")
+    parser.add_argument("--answers", type=int, default=100, help="held-out instructions to answer, at most")
+    parser.add_argument("--answer-tokens", type=int, default=64, help="longest answer")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--export-harness", metavar="DIR", help="only write tasks for lm-evaluation-harness there")
     args = parser.parse_args()
-    if args.context < 1:
-        raise ValueError(f"--context must be at least 1, given {args.context}")
-    device, dataset = pick_device(args.device), Dataset(args.data)
-    questions = dataset.questions()
+    check_arguments(args)
+    ranks, device, dataset = join(args.device), pick_device(args.device), Dataset(args.data)
     if not len(dataset.split("test")):
         raise ValueError(f"{args.data} has an empty test split; prepare it from more articles")
+    if args.export_harness:
+        print("wrote " + ", ".join(map(str, export(dataset, Path(args.export_harness)))))
+        return
     # Wrong names, configs and tokenizers are found before the first model is measured.
-    folders = {name: locate(name) for name in args.models}
+    folders = {}
+    for name in args.models:
+        with ranks.one_first():
+            folders[name] = locate(name)
     configs = {name: Decoder.read_config(folder) for name, folder in folders.items()}
-    for name, folder in folders.items():
-        dataset.check_model(name, folder, configs[name].vocab_size)
-    out = make_folder(args.out)
     window = min(config.max_position_embeddings for config in configs.values())
-    short = {name: Path(name).name for name in args.models}
-    labels = short if len(set(short.values())) == len(short) else {name: name for name in args.models}
-    found, failure = [], None
+    asked = {}
     for name, folder in folders.items():
+        key = tokenizer_hash(folder) or dataset.meta["tokenizer_hash"]
+        if key not in asked:
+            asked[key] = Asked(args, dataset, folder, window)
+        size = asked[key].tokenizer.get_vocab_size()
+        if configs[name].vocab_size < size:
+            raise ValueError(f"{name} knows {configs[name].vocab_size} tokens, its tokenizer has {size}: they do not belong "
+                             "together")
+    if min(len(one.test_tokens) for one in asked.values()) == 0:
+        raise ValueError(f"{args.data} has an empty test split; prepare it from more articles")
+    out = make_folder(args.out)
+    short = {name: Path(name).name for name in args.models}
+    labels = short if len(set(short.values())) == len(short) else {name: name.replace("/", "_") for name in args.models}
+    known = {n for name in ("train", "val", "test") for row in dataset.documents(name) for n in numbers(row["text"])}
+    found, failure, scores = [], None, Scores(out / "scores", ranks)
+    for name, folder in folders.items():
+        one = asked[tokenizer_hash(folder) or dataset.meta["tokenizer_hash"]]
+        prefix = one.end if args.protocol == "rolling" and args.prefix_token is None else args.prefix_token
+        protocol = Protocol(args.protocol, min(args.context, window), args.stride, prefix)
         try:
-            found.append(evaluate(labels[name], folder, dataset, questions, args, window))
+            found.append(evaluate(labels[name], folder, one, args, protocol, known, scores, ranks))
         except ValueError as error:  # what was measured before is written all the same
             failure = ValueError(f"{name}: {error}")
             break
     if not found:
         raise failure
+    if ranks.rank == 0:
+        report(args, dataset, found, next(iter(asked.values())), protocol, window, device, out)
+    if failure:
+        raise failure
 
-    skipped = {label: len(asked) - len(found[0]["answers"][label]) for label, asked in questions.items()}
-    left_out = "".join(f"; {n} of {label} are longer than {window} tokens and left out" for label, n in skipped.items() if n)
-    protocol = (f"Data {args.data}. Whole documents in windows of {min(args.context, window)} tokens without overlap, no "
-                f"prefix token, {args.dtype} on {device.type}. Questions by log-likelihood of the choices{left_out}.")
+
+def report(args, dataset: Dataset, found: list[dict], asked: Asked, protocol: Protocol, window: int, device, out: Path) -> None:
+    """Tables, figures and the raw rows."""
+    notes = []
+    for label, counts in asked.counts.items():
+        notes += [f"; {n} of {label} {said}" for n, said in (
+            (counts["left out"], f"are longer than {window} tokens and left out"), (counts["cut"], "were cut at the left"),
+            (counts["merged"], "choices merge with the last token of their prompt")) if n]
+    several = len({m["tokenizer"] for m in found}) > 1
+    text = (f"Data {args.data}. Text: {protocol.describe()}; {args.dtype} on {device.type}. Questions by log-likelihood of the "
+            f"choices{''.join(notes)}."
+            + (" The models' tokenizers differ: they are compared in bits per byte only." if several else ""))
     summaries = [summarize(model) for model in found]
-    comparisons = [compare(a, b) for a, b in itertools.combinations(found, 2)]
-    report = markdown(summaries, comparisons, protocol)
-    write_json(out / "results.json", {"protocol": protocol, "models": summaries, "comparisons": comparisons})
-    write_text(out / "results.md", report)
+    pairs = list(itertools.combinations(found, 2))
+    comparisons = [compare(a, b, len(pairs)) for a, b in pairs]
+    seeds = over_seeds(found)
+    beginnings_ = [asked.tokenizer.decode(tokens.tolist()) for tokens in beginnings(asked.test_tokens)]
+    samples = [{"prompt": prompt, "texts": {m["name"]: m["samples"][i] for m in found}} for i, prompt in enumerate(beginnings_)]
+    page = markdown(summaries, comparisons, seeds, text, samples)
+    write_json(out / "results.json", finite({"protocol": text, "models": summaries, "comparisons": comparisons,
+                                             "over_seeds": {"configs": seeds[0], "comparisons": seeds[1]}}))
+    write_text(out / "results.md", page)
+    write_text(out / "samples.jsonl", "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
     write_csv(out / "models.csv", [
         {"model": m["name"], "blocks": m["blocks"], "params": m["params"], "nll": m["test"]["nll"],
          "perplexity": m["test"]["perplexity"], "perplexity_low": m["test"]["perplexity_interval"][0],
-         "perplexity_high": m["test"]["perplexity_interval"][1], "bits_per_byte": m["test"]["bits_per_byte"]}
+         "perplexity_high": m["test"]["perplexity_interval"][1], "bits_per_byte": m["test"]["bits_per_byte"]} | m["cost"]
         for m in summaries])
     write_csv(out / "accuracy.csv", [
-        {"model": m["name"], "set": name, "n": q["n"], "accuracy": q["accuracy"], "low": q["accuracy_interval"][0],
-         "high": q["accuracy_interval"][1], "chance": q["chance"]}
-        for m in summaries for name, q in m["qa"].items() if q["n"]])
-    ids = [row["id"] for row in dataset.documents("test")]
-    write_csv(out / "documents.csv", [
-        {"model": m["name"], "id": ids[i], "nll": m["nll"][i], "tokens": m["tokens"][i], "bytes": m["bytes"][i]}
-        for m in found for i in range(len(ids))])
+        {"model": m["name"], "set": name, "category": category, "n": q["n"], "accuracy": q["accuracy"], "low": q["low"],
+         "high": q["high"], "chance": m["qa"][name]["chance"], "longest": m["qa"][name]["longest"]}
+        for m in summaries for name, whole in m["qa"].items() if whole["n"]
+        for category, q in [("", whole | dict(zip(("low", "high"), whole["accuracy_interval"], strict=True)))]
+        + [(c, one | dict(zip(("low", "high"), one["interval"], strict=True))) for c, one in whole["by_category"].items()]])
+    write_csv(out / "documents.csv", [{"model": m["name"], "set": name} | row for m in found for name in ("test", "general")
+                                      for row in m[name]])
+    write_csv(out / "slices.csv", [row for m in found for row in slices(m)])
     write_csv(out / "questions.csv", [
         {"model": m["name"], "set": name} | row for m in found for name, rows in m["answers"].items() for row in rows])
-    figure = draw_results(out, out / "comparison.png")
-    print(report)
-    print(f"wrote {out}/results.md, results.json, models.csv, accuracy.csv, documents.csv, questions.csv and {figure}")
-    if failure:
-        raise failure
+    written = [{"model": m["name"]} | row for m in found if m["written"] for row in m["written"]["rows"]]
+    if written:
+        write_csv(out / "answers.csv", written)
+    figures = [draw_results(out, out / "comparison.png"), draw_tradeoff(out, out / "tradeoff.png")]
+    if any(q["by_category"] for m in summaries for q in m["qa"].values() if q["n"]):
+        figures.append(draw_categories(out, out / "categories.png"))
+    if runs := [Path(m["path"]).parent for m in found if m["like"]]:
+        figures.append(draw_curves(runs, out / "curves.png"))
+    print(page)
+    tables = "results.json, samples.jsonl, models.csv, accuracy.csv, documents.csv, slices.csv, questions.csv"
+    print(f"wrote {out}/results.md, {tables}{', answers.csv' if written else ''} and {', '.join(map(str, figures))}")
 
 
 if __name__ == "__main__":
@@ -277,5 +389,5 @@ if __name__ == "__main__":
         print(f"eval.py: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\neval.py: stopped", file=sys.stderr)
+        print("\neval.py: stopped; the same command goes on", file=sys.stderr)
         sys.exit(130)

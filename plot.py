@@ -61,8 +61,9 @@ def draw_curves(runs: list[Path], out: Path) -> Path:
 def draw_results(folder: Path, out: Path) -> Path:
     """Test perplexity and question accuracy of each model, with 95 % intervals."""
     models = read_csv(folder / "models.csv", ("model", "perplexity", "perplexity_low", "perplexity_high"))
-    columns = ("model", "set", "accuracy", "low", "high", "chance")
+    columns = ("model", "set", "category", "accuracy", "low", "high", "chance")
     answers = read_csv(folder / "accuracy.csv", columns) if _has_rows(folder / "accuracy.csv") else []
+    answers = [row for row in answers if not row["category"]]
     names = [row["model"] for row in models]
     size = (10, 4) if answers else (5.5, 4)
     figure, panels = plt.subplots(1, 2 if answers else 1, figsize=size, layout="constrained", squeeze=False)
@@ -91,6 +92,51 @@ def draw_results(folder: Path, out: Path) -> Path:
         right.set(title="Question accuracy (95 % interval)", ylim=(0, 1.05), xticks=range(len(sets)))
         right.set_xticklabels(sets)
         right.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return save(figure, out)
+
+
+def draw_categories(folder: Path, out: Path) -> Path:
+    """Question accuracy by category, with 95 % intervals: a panel a question set."""
+    columns = ("model", "set", "category", "n", "accuracy", "low", "high", "chance")
+    rows = [row for row in read_csv(folder / "accuracy.csv", columns) if row["category"]]
+    sets, names = list(dict.fromkeys(row["set"] for row in rows)), list(dict.fromkeys(row["model"] for row in rows))
+    widths = [len({row["category"] for row in rows if row["set"] == label}) for label in sets]
+    figure, panels = plt.subplots(1, len(sets), figsize=(max(6, 1.1 * sum(widths) + 2.5), 4), layout="constrained",
+                                  squeeze=False, width_ratios=widths, sharey=True)
+    for axes, label in zip(panels[0], sets, strict=True):
+        here = [row for row in rows if row["set"] == label]
+        categories = list(dict.fromkeys(row["category"] for row in here))
+        for i, name in enumerate(names):
+            mine = [row for row in here if row["model"] == name]
+            at = [categories.index(row["category"]) + (i - (len(names) - 1) / 2) * 0.8 / len(names) for row in mine]
+            values = [float(row["accuracy"]) for row in mine]
+            errors = [[max(0, v - float(row["low"])) for v, row in zip(values, mine, strict=True)],
+                      [max(0, float(row["high"]) - v) for v, row in zip(values, mine, strict=True)]]
+            axes.errorbar(at, values, errors, fmt="o", markersize=4, capsize=2, color=COLOURS[i % len(COLOURS)], label=name)
+        axes.axhline(float(here[0]["chance"]), color="black", linestyle=":", linewidth=1)
+        counts = {row["category"]: row["n"] for row in here}
+        axes.set(title=label, ylim=(-0.03, 1.05), xticks=range(len(categories)), xlim=(-0.6, len(categories) - 0.4))
+        axes.set_xticklabels([f"{c}\n(n = {counts[c]})" for c in categories], fontsize=8)
+        axes.grid(alpha=0.3, axis="y")
+    panels[0][0].set_ylabel("accuracy (95 % interval; dotted: chance)")
+    panels[0][-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return save(figure, out)
+
+
+def draw_tradeoff(folder: Path, out: Path) -> Path:
+    """Test bits per byte over size, and over the speed of writing."""
+    rows = read_csv(folder / "models.csv", ("model", "params", "bits_per_byte", "decode_tokens_per_s"))
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharey=True)
+    for axes, column, label in zip(panels, ("params", "decode_tokens_per_s"), ("parameters", "written tokens/s"), strict=True):
+        for i, row in enumerate(rows):
+            axes.plot(float(row[column]), float(row["bits_per_byte"]), "o", color=COLOURS[i % len(COLOURS)], label=row["model"])
+        axes.set(xlabel=label)
+        axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+        axes.margins(x=0.15, y=0.15)
+        axes.grid(alpha=0.3)
+    panels[0].set(ylabel="test bits per byte (lower is better)")
+    panels[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle("Quality against size and speed")
     return save(figure, out)
 
 

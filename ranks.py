@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,22 @@ class Ranks:
         """Summed over the ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
+
+    def gather(self, rows: list[dict]) -> list[dict]:
+        """Rows of which rank r has filled in every size-th from r on, whole on every rank."""
+        if self.size == 1:
+            return rows
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        for source in range(self.size):
+            text = json.dumps(rows[source :: self.size]).encode() if source == self.rank else b""
+            length = torch.tensor([len(text)], device=device)
+            dist.broadcast(length, source)
+            data = torch.zeros(int(length), dtype=torch.uint8, device=device)
+            if text:
+                data.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+            dist.broadcast(data, source)
+            rows[source :: self.size] = json.loads(bytes(data.cpu().tolist()))
+        return rows
 
     def wait(self) -> None:
         """Until all are here."""

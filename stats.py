@@ -8,8 +8,8 @@ FEW = 10  # documents or sources: with fewer, resampling them says little
 RESAMPLES = 10_000
 
 
-def bootstrap(numerators: np.ndarray, denominators: np.ndarray, groups, seed: int = 0) -> tuple:
-    """95 % percentile interval (low, high) of sum(numerators) / sum(denominators), resampling whole groups (Efron 1979).
+def bootstrap(numerators: np.ndarray, denominators: np.ndarray, groups, seed: int = 0, level: float = 0.95) -> tuple:
+    """Percentile interval (low, high) of sum(numerators) / sum(denominators), resampling whole groups (Efron 1979).
 
     `numerators` (n,), or (k, n) for k of them under the same resamples, which gives arrays (k,). With the differences of two
     models it is the paired bootstrap. One group alone tells nothing: (nan, nan).
@@ -26,8 +26,39 @@ def bootstrap(numerators: np.ndarray, denominators: np.ndarray, groups, seed: in
         counts = np.bincount(drawn.ravel(), minlength=size * len(drawn)).reshape(drawn.shape)
         resampled = sums @ counts.T
         found.append(resampled[:-1] / resampled[-1])
-    low, high = np.quantile(np.concatenate(found, axis=1), [0.025, 0.975], axis=1)
+    low, high = np.quantile(np.concatenate(found, axis=1), [(1 - level) / 2, (1 + level) / 2], axis=1)
     return (low, high) if rows is numerators else (float(low[0]), float(high[0]))
+
+
+def bootstrap_ratios(a: tuple, b: tuple, groups, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of sum(b[0]) / sum(b[1]) - sum(a[0]) / sum(a[1]), each part (n,), resampling groups together."""
+    _, index = np.unique(np.asarray(list(groups)), return_inverse=True)
+    if not index.any():
+        return math.nan, math.nan
+    size = index.max() + 1
+    sums = np.stack([np.bincount(index, weights=part) for part in (*a, *b)])
+    drawn = np.random.default_rng(seed).integers(size, size=(RESAMPLES, size))
+    parts = np.stack([row[drawn].sum(1) for row in sums])
+    low, high = np.quantile(parts[2] / parts[3] - parts[0] / parts[1], [0.025, 0.975])
+    return float(low), float(high)
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
+    """Exact two-sided p of as many answers right in one alone, of two models' 0 and 1 on the same questions (McNemar 1947)."""
+    only_a, only_b = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+
+
+def detectable(low: float, high: float) -> float:
+    """The smallest difference that a 95 % interval as wide as this one would have shown in four cases of five."""
+    return (high - low) / 2 / 1.96 * (1.96 + 0.84)
+
+
+def digits(value: float, low: float, high: float) -> int:
+    """Decimals that an interval supports: two digits of half its width."""
+    half = (high - low) / 2
+    return max(0, 1 - math.floor(math.log10(half))) if math.isfinite(half) and half > 0 else 4
 
 
 def ranked(values) -> np.ndarray:

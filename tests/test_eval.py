@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from small import make_data, make_model, read_rows, run_main
+from small import SHAPE, make_data, make_model, read_rows, run_main
 
+from choices import answer, encode, loglikelihoods
 from dataset import Dataset, prompt_of
-from eval import answer_questions, choice_loglikelihoods
-from model import Decoder
+from model import Decoder, ModelConfig
+from predict import Protocol, losses
 from prune import drop_blocks
+from train import train
 
 
 @pytest.fixture
@@ -32,13 +34,15 @@ def result(world, tmp_path, monkeypatch, capsys):
 
 def test_the_files_and_their_content(result, world):
     out, text = result
-    assert {p.name for p in out.iterdir()} == {"results.json", "results.md", "models.csv", "accuracy.csv", "documents.csv",
-                                               "questions.csv", "comparison.png"}
+    assert {p.name for p in out.iterdir()} == {
+        "results.json", "results.md", "models.csv", "accuracy.csv", "documents.csv", "slices.csv", "questions.csv",
+        "samples.jsonl", "comparison.png", "tradeoff.png", "categories.png", "scores"}
     assert "wrote" in text and (out / "results.md").read_text() in text
     found = json.loads((out / "results.json").read_text())
     base, less, other = found["models"]
     assert (base["name"], less["name"], less["blocks"], less["original"]) == ("base", "base-less-1", 2, [0, 2])
-    assert set(base) == {"name", "path", "blocks", "original", "params", "test", "qa", "speed"}
+    assert set(base) == {"name", "path", "blocks", "original", "params", "tokenizer", "seed", "like", "test", "general", "qa",
+                         "written", "cost"}
     assert base["params"] - less["params"] == sum(
         p.numel() for p in Decoder.from_pretrained(world.model).model.layers[1].parameters())
     assert base["test"]["perplexity"] == pytest.approx(math.exp(base["test"]["nll"]))
@@ -51,7 +55,7 @@ def test_the_files_and_their_content(result, world):
     assert first["nll"]["difference"] == pytest.approx(less["test"]["nll"] - base["test"]["nll"])
     assert first["places accuracy"]["difference"] == pytest.approx(
         less["qa"]["places"]["accuracy"] - base["qa"]["places"]["accuracy"])
-    assert len(read_rows(out / "documents.csv")) == 3 * 6 and len(read_rows(out / "questions.csv")) == 3 * 12
+    assert len(read_rows(out / "documents.csv")) == 3 * (6 + 12) and len(read_rows(out / "questions.csv")) == 3 * 12
     verdicts = {c["nll"]["shown"] for c in found["comparisons"]} | {c["places accuracy"]["shown"] for c in found["comparisons"]}
     assert ("no difference shown" in (out / "results.md").read_text()) == (False in verdicts)
 
@@ -78,7 +82,8 @@ def test_answers_are_those_of_transformers(world):
     """Each choice by itself, one at a time; accuracy by the sum and by the sum per character."""
     theirs, data = transformers.AutoModelForCausalLM.from_pretrained(world.model).eval(), Dataset(world.data)
     for name, questions in data.questions().items():
-        answers = answer_questions(Decoder.from_pretrained(world.model).eval(), questions, data.tokenizer, 128)
+        groups, _ = encode(data.tokenizer, questions, 128)
+        answers = answer(Decoder.from_pretrained(world.model).eval(), questions, groups)
         for question, found in zip(questions, answers, strict=True):
             scores = []
             prompt = prompt_of(question["question"], question.get("context"))
@@ -93,14 +98,80 @@ def test_answers_are_those_of_transformers(world):
             assert found["correct"] == (int(np.argmax(scores)) == right)
             per_character = [s / len(c) for s, c in zip(scores, question["choices"], strict=True)]
             assert found["correct_norm"] == (int(np.argmax(per_character)) == right)
+            assert found["margin"] == pytest.approx(scores[right] - max(np.delete(scores, right)), abs=1e-3)
 
 
-def test_batches_change_nothing(world):
-    model, data = Decoder.from_pretrained(world.model).eval(), Dataset(world.data)
-    rows = [(data.tokenizer.encode("word " * n).ids, 2 + n) for n in range(1, 20)]
-    whole = choice_loglikelihoods(model, rows)
-    for batch_tokens in (1, 50, 300):
-        assert choice_loglikelihoods(model, rows, batch_tokens) == pytest.approx(whole, rel=1e-5)
+@pytest.mark.parametrize("window", [None, 6])
+def test_trees_give_the_plain_loglikelihoods(world, window):
+    """Of questions with contexts in common, whatever the trees' size: each row by itself, as transformers has it."""
+    shape = dict(use_sliding_window=True, sliding_window=6, max_window_layers=1) if window else {}
+    torch.manual_seed(3)
+    model = Decoder(ModelConfig.from_dict(SHAPE | {"vocab_size": 90, "initializer_range": 0.3} | shape)).eval()
+    rng = np.random.default_rng(0)
+    contexts = [rng.integers(0, 90, n).tolist() for n in (30, 30, 1)]
+    groups = []
+    for i in range(9):
+        prompt = contexts[i % 3] + rng.integers(0, 90, i % 4).tolist()
+        groups.append([(prompt + rng.integers(0, 5, n).tolist(), len(prompt)) for n in (1, 2, 2, 5)])
+    groups.append([groups[0][0], groups[0][0]])  # the same twice
+    expected = []
+    for rows in groups:
+        one = []
+        for tokens, n in rows:
+            with torch.no_grad():
+                logs = model(torch.tensor([tokens]))[0].log_softmax(-1)
+            one.append(sum(float(logs[t - 1, tokens[t]]) for t in range(n, len(tokens))))
+        expected.append(one)
+    for most in (1, 40, 10**6):
+        for found, one in zip(loglikelihoods(model, groups, most), expected, strict=True):
+            assert found == pytest.approx(one, rel=1e-5)
+
+
+def rolled(tokens: list[int], prefix: int, length: int) -> list[tuple[list[int], list[int]]]:
+    """What lm-evaluation-harness makes of a text that is longer than its window: (context, predicted), disjoint."""
+    windows, predicted = [([prefix, *tokens[: length - 1]], tokens[:length])], min(length, len(tokens))
+    windows[0] = ([prefix, *tokens[: len(windows[0][1]) - 1]], windows[0][1])
+    while predicted < len(tokens):
+        size = min(len(tokens) - predicted, length)
+        end = predicted + size
+        windows.append((tokens[end - length - 1 : end - 1], tokens[end - size : end]))
+        predicted += size
+    return windows
+
+
+@pytest.mark.parametrize("protocol", [Protocol(context=8), Protocol(context=8, prefix=3), Protocol(context=8, stride=3),
+                                      Protocol("rolling", 8, prefix=0), Protocol("stream", 8)])
+def test_protocols_predict_what_they_say(world, protocol):
+    """Each prediction in a forward pass of its own, from exactly what the protocol lets it see."""
+    model, split = Decoder.from_pretrained(world.model).eval(), Dataset(world.data).split("test")
+    documents = [split[i] for i in range(3)]
+    nll, counts = losses(model, documents, protocol, 0, batch_tokens=20)
+    expected = []  # (document, what is seen, what is predicted)
+    if protocol.name == "stream":
+        joined = np.concatenate(documents).tolist()
+        for k in range(len(joined) // 8):
+            expected += [(k, joined[8 * k : 8 * k + t], joined[8 * k + t]) for t in range(1, 8)]
+    for i, tokens in enumerate(documents if protocol.name != "stream" else []):
+        tokens = tokens.tolist()
+        if protocol.name == "rolling":
+            for seen, predicted in rolled(tokens[:-1], 0, 8):
+                for t, token in enumerate(predicted):
+                    expected.append((i, seen[: len(seen) - len(predicted) + 1 + t], token))
+            continue
+        tokens = tokens if protocol.prefix is None else [protocol.prefix, *tokens]
+        for t in range(1, len(tokens)):
+            step = protocol.stride or 8
+            window = 0 if t <= 8 else -(-(t - 8) // step)
+            expected.append((i, tokens[window * step : t], tokens[t]))
+    sums = np.zeros(len(nll))
+    for i, seen, token in expected:
+        with torch.no_grad():
+            sums[i] -= float(model(torch.tensor([seen]))[0, -1].log_softmax(-1)[token])
+    assert nll.sum(1) == pytest.approx(sums, rel=1e-5)
+    assert counts.sum() == len(expected)
+    if protocol.name == "documents":  # by position
+        first = sum(len(range(0 if protocol.prefix is not None else 1, min(16, len(d)))) for d in documents)
+        assert counts[:, 0].sum() == first
 
 
 def test_long_questions_are_counted_and_left_out(world, tmp_path, monkeypatch, capsys):
@@ -121,16 +192,15 @@ def test_without_questions(world, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("spoil, message", [
-    ("tokenizer", "was tokenized with another tokenizer"), ("choice", "choices must be two or more different texts"),
+    ("choice", "choices must be two or more different texts"),
     ("test", "has an empty test split"), ("model", "no folder"), ("run", "neither a model's folder nor a run"),
     ("out", "choose another place to write to"), ("device", "device: given cuda:9"),
-    ("context", "--context must be at least 1"),
+    ("context", "--context must be at least 2"), ("general", "--general nowhere.jsonl: there is no such file"),
+    ("stride", "--stride 9 is for --protocol documents, and at most --context (8)"),
 ])
 def test_mistakes(world, tmp_path, monkeypatch, capsys, spoil, message):
     data, model, out = shutil.copytree(world.data, tmp_path / "data"), world.model, tmp_path / "out"
-    if spoil == "tokenizer":
-        data = make_data(tmp_path / "other", text="zebra quagga okapi")
-    elif spoil == "choice":
+    if spoil == "choice":
         (data / "qa" / "one.jsonl").write_text('{"question": "?", "choices": ["a"], "answer": 0}\n')
     elif spoil == "test":
         shutil.rmtree(data)
@@ -142,7 +212,8 @@ def test_mistakes(world, tmp_path, monkeypatch, capsys, spoil, message):
         model.mkdir()
     elif spoil == "out":
         out = "/dev/null/out"
-    more = {"device": ["--device", "cuda:9"], "context": ["--context", "0"]}.get(spoil, [])
+    more = {"device": ["--device", "cuda:9"], "context": ["--context", "0"],
+            "general": ["--general", "nowhere.jsonl"], "stride": ["--stride", "9", "--context", "8"]}.get(spoil, [])
     code, _, err = run_main(monkeypatch, capsys, "eval.py", model, "--data", data, "--out", out, *more)
     assert code == 2 and message in err and "Traceback" not in err
 
@@ -155,7 +226,7 @@ def test_a_broken_model_answers_nothing_and_costs_the_others_nothing(world, tmp_
     code, out, _ = run_main(monkeypatch, capsys, "eval.py", world.model, tmp_path / "broken", "--data", world.data,
                             "--out", tmp_path / "out")
     whole, broken = json.loads((tmp_path / "out" / "results.json").read_text())["models"]
-    assert code == 0 and math.isnan(broken["test"]["nll"]) and math.isfinite(whole["test"]["nll"])
+    assert code == 0 and broken["test"]["nll"] is None and math.isfinite(whole["test"]["nll"])
     assert broken["qa"]["places"]["accuracy"] == broken["qa"]["places"]["accuracy_norm"] == 0
 
 
@@ -183,3 +254,95 @@ def test_what_was_measured_before_a_damaged_model_is_written(world, tmp_path, mo
     assert [m["name"] for m in json.loads((tmp_path / "out" / "results.json").read_text())["models"]] == ["base"]
     code, _, err = run_main(monkeypatch, capsys, "eval.py", broken, "--data", world.data, "--out", tmp_path / "none")
     assert code == 2 and "truncated" in err
+
+
+def test_what_was_scored_is_kept_and_never_mixed(world, tmp_path, monkeypatch, capsys):
+    """A second run scores nothing; another protocol and another model do; a damaged file is measured again, with a warning."""
+    import choices
+    import predict
+
+    calls = []
+    for module, name in ((predict, "send"), (choices, "send")):
+        real_send = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, real_send=real_send: (calls.append(1), real_send(*a))[1])
+
+    def run(*more, model=world.model):
+        calls.clear()
+        code, out, _ = run_main(monkeypatch, capsys, "eval.py", model, "--data", world.data, "--out", tmp_path / "out", *more)
+        assert code == 0
+        test = json.loads((tmp_path / "out" / "results.json").read_text())["models"][0]["test"]
+        return len(calls), out, test
+
+    first, _, test = run()
+    assert first > 0
+    again, _, same = run()
+    assert again == 0 and same == test
+    assert run("--context", "16")[0] > 0 and run("--prefix-token", "0")[0] > 0
+    other = make_model(tmp_path / "base", world.data, seed=9)
+    found = run(model=other)
+    assert found[0] > 0 and found[2]["nll"] != test["nll"]
+    assert run()[0] == 0
+    for path in (tmp_path / "out" / "scores").glob("base-test-*.csv"):
+        path.write_text(path.read_text().replace("1", "2", 1))
+    damaged, out, same = run()
+    assert damaged > 0 and "does not match its checksum; measuring it again" in out and same == test
+
+
+def test_different_tokenizers_are_compared_in_bits_per_byte_only(world, tmp_path, monkeypatch, capsys):
+    data = make_data(tmp_path / "other", text="zebra quagga okapi")
+    other = make_model(tmp_path / "model", data)
+    code, out, _ = run_main(monkeypatch, capsys, "eval.py", world.model, other, "--data", world.data, "--out", tmp_path / "out")
+    assert code == 0 and "compared in bits per byte only" in out
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    (comparison,) = found["comparisons"]
+    measures = {name for name, d in comparison.items() if isinstance(d, dict)}
+    assert measures == {"bits_per_byte", "general bits_per_byte"}
+    a, b = (m["test"]["bits_per_byte"] for m in found["models"])
+    assert comparison["bits_per_byte"]["difference"] == pytest.approx(b - a)
+
+
+def test_long_prompts_are_cut_at_the_left_if_told_to(world, tmp_path, monkeypatch, capsys):
+    data = shutil.copytree(world.data, tmp_path / "data")
+    questions = [json.loads(line) for line in (data / "qa" / "places.jsonl").read_text().splitlines()]
+    questions[3]["context"] = "word " * 300
+    (data / "qa" / "places.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    code, out, _ = run_main(monkeypatch, capsys, "eval.py", world.model, "--data", data, "--out", tmp_path / "out", "--cut")
+    assert code == 0 and "1 of places were cut at the left" in out
+    tokenizer = Dataset(data).tokenizer
+    groups, _ = encode(tokenizer, questions[3:4], 128, cut=True)
+    for (tokens, n), choice in zip(groups[0], questions[3]["choices"], strict=True):
+        whole = tokenizer.encode(prompt_of(questions[3]["question"], "word " * 300) + " " + choice).ids
+        assert whole[-len(tokens):] == tokens and len(tokens) <= 128
+        assert tokenizer.decode(tokens[n:]) == " " + choice
+
+
+def test_seeds_are_put_together(world, tmp_path, monkeypatch, capsys):
+    """Runs that differ in nothing but seed and name: the spread between them stands beside the documents' error."""
+    for seed in (0, 1, 2):
+        for name, drop in (("full", ()), ("less", (1,))):
+            train(world.config(tmp_path / "runs", name=f"{name}-s{seed}", seed=seed, drop_blocks=drop))
+    runs = sorted((tmp_path / "runs").iterdir())
+    code, out, _ = run_main(monkeypatch, capsys, "eval.py", *runs, "--data", world.data, "--out", tmp_path / "out")
+    assert code == 0 and "## Over seeds" in out
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    rows = {row["config"]: row for row in found["over_seeds"]["configs"]}
+    nll = {m["name"]: m["test"]["nll"] for m in found["models"]}
+    for name in ("full", "less"):
+        each = [nll[f"{name}-s{seed}"] for seed in (0, 1, 2)]
+        assert rows[name]["nll"] == pytest.approx(np.mean(each)) and rows[name]["seeds"] == pytest.approx(np.std(each, ddof=1))
+    (comparison,) = found["over_seeds"]["comparisons"]
+    assert comparison["difference"] == pytest.approx(rows["less"]["nll"] - rows["full"]["nll"])
+    width = comparison["interval"][1] - comparison["interval"][0]
+    assert width >= 2 * 1.96 * comparison["documents"] and (tmp_path / "out" / "curves.png").is_file()
+
+
+def test_answers_to_held_out_instructions(world, tmp_path, monkeypatch, capsys):
+    data = shutil.copytree(world.data, tmp_path / "data")
+    lines = (data / "pairs.jsonl").read_text().splitlines()[:5]
+    (data / "pairs_test.jsonl").write_text("".join(json.dumps(json.loads(line) | {"task": "place"}) + "\n" for line in lines))
+    code, out, _ = run_main(monkeypatch, capsys, "eval.py", world.model, "--data", data, "--out", tmp_path / "out",
+                            "--answer-tokens", "5")
+    assert code == 0 and "Answers written" in out
+    rows = read_rows(tmp_path / "out" / "answers.csv")
+    assert len(rows) == 5 and rows[0]["reference"] == json.loads(lines[0])["messages"][1]["content"]
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["models"][0]["written"]["place"]["n"] == 5

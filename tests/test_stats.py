@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from stats import bootstrap, ranked, spearman, spearman_interval
+from stats import bootstrap, bootstrap_ratios, detectable, digits, mcnemar, ranked, spearman, spearman_interval
 
 
 def test_the_bootstrap_finds_the_known_interval():
@@ -70,3 +70,26 @@ def test_the_interval_of_a_rank_correlation():
     assert 0.8 < low < high <= 1
     low, high = spearman_interval(x, rng.normal(size=28))
     assert low < 0 < high
+
+
+def test_mcnemar_is_the_binomial_test():
+    def p(only_a: int, only_b: int) -> float:
+        a = np.array([1] * only_a + [0] * only_b + [1, 0])
+        return mcnemar(a, np.array([0] * only_a + [1] * only_b + [1, 0]))
+
+    assert p(0, 0) == 1 and p(5, 5) == 1 and p(0, 5) == p(5, 0) == 0.0625
+    assert p(1, 9) == pytest.approx(2 * 11 / 1024) and p(4, 15) == pytest.approx(0.019210815, rel=1e-6)
+
+
+def test_a_difference_of_ratios():
+    rng = np.random.default_rng(5)
+    sizes = rng.integers(50, 90, 200).astype(float)
+    a, b = sizes * rng.normal(2, 0.2, 200), sizes * rng.normal(2.5, 0.2, 200)
+    low, high = bootstrap_ratios((a, sizes), (b, 2 * sizes), range(200))
+    assert low < 1.25 - 2 < high and high - low < 0.1
+    assert bootstrap_ratios((a, sizes), (a, sizes), range(200)) == (0, 0)
+
+
+def test_digits_and_what_could_have_been_shown():
+    assert [digits(1, 1 - half, 1 + half) for half in (30, 3, 0.3, 0.035, 0.0015)] == [0, 1, 2, 3, 4]
+    assert digits(1, math.nan, math.nan) == 4 and detectable(-0.1, 0.1) == pytest.approx(0.1 * 2.8 / 1.96)

@@ -1,0 +1,97 @@
+"""How well does a model predict text: negative log-likelihoods by document and by position, under a protocol that is named."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model import Decoder
+from ops import IGNORE, send
+from ranks import ALONE, Ranks
+
+EDGES = (0, 16, 64, 256, 1024)  # positions in a document at which slices begin
+PROTOCOLS = ("documents", "stream", "rolling")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Which tokens are predicted from what.
+
+    documents: every document by itself, in windows of `context` that begin every `stride` tokens (0: they do not overlap) and
+    score what no earlier one did. stream: all documents joined, cut every `context` tokens, each cut by itself and the rest
+    left out, as GPTQ's evaluation of WikiText does. rolling: as lm-evaluation-harness does, without the end-of-text token; the
+    last window of a document reaches back to be a whole one. `prefix`: a token put before each document, so that its first
+    token is scored.
+    """
+
+    name: str = "documents"
+    context: int = 1024
+    stride: int = 0
+    prefix: int | None = None
+
+    def describe(self) -> str:
+        kinds = {"documents": f"whole documents in windows of {self.context} tokens, "
+                              + (f"a new one every {self.stride}" if self.stride else "which do not overlap"),
+                 "stream": f"documents joined, end-of-text tokens between, cut every {self.context} tokens, the rest left out",
+                 "rolling": f"whole documents without end-of-text token in windows of {self.context} tokens, as "
+                            "lm-evaluation-harness rolls them"}
+        return f"{kinds[self.name]}; " + ("no prefix token" if self.prefix is None else f"prefix token {self.prefix}")
+
+    def cuts(self, documents: list[np.ndarray], end: int) -> Iterator[tuple[int, np.ndarray, int, int]]:
+        """(document, tokens of a window with the one after, its first scored prediction, position of its first token)."""
+        if self.name == "stream":
+            joined = np.concatenate([*documents, np.empty(0, np.int64)])
+            for k in range(len(joined) // self.context):
+                yield k, joined[k * self.context : (k + 1) * self.context], 0, 0
+            return
+        for number, tokens in enumerate(documents):
+            tokens = tokens[:-1] if self.name == "rolling" and len(tokens) and tokens[-1] == end else tokens
+            tokens = tokens if self.prefix is None else np.concatenate([[self.prefix], tokens])
+            predictions, start, scored = len(tokens) - 1, 0, 0
+            offset = 0 if self.prefix is None else -1
+            while scored < predictions:
+                until = min(start + self.context, predictions)
+                first = max(0, until - self.context) if self.name == "rolling" else start
+                yield number, tokens[first : until + 1], scored - first, first + offset
+                scored, start = until, start + (self.stride or self.context)
+
+
+@torch.no_grad()
+def losses(
+    model: Decoder, documents: list[np.ndarray], protocol: Protocol, end: int, batch_tokens: int = 8192, ranks: Ranks = ALONE,
+    label: str = "text",
+) -> tuple[np.ndarray, np.ndarray]:
+    """(nll in nats, tokens), each (documents, len(EDGES)): by document and by position of the token that is predicted.
+
+    `documents` are token ids with their end-of-text token `end`; in a stream a document is a cut.
+    """
+    cuts = sorted(protocol.cuts(documents, end), key=lambda cut: -len(cut[1]))
+    batches, at = [], 0
+    while at < len(cuts):
+        rows = max(1, batch_tokens // max(1, len(cuts[at][1]) - 1))
+        batches.append(cuts[at : at + rows])
+        at += rows
+    count = len(documents) if protocol.name != "stream" else len(cuts)
+    found = np.zeros((2, len(cuts), len(EDGES)))
+    starts = np.cumsum([0, *map(len, batches)])
+    turns = range(ranks.rank, len(batches), ranks.size)
+    for k in tqdm(turns, desc=label, disable=None if ranks.rank == 0 else True):
+        longest = len(batches[k][0][1]) - 1
+        ids = torch.zeros(len(batches[k]), longest, dtype=torch.int64)
+        targets, bins = torch.full_like(ids, IGNORE), np.zeros(ids.shape, np.int64)
+        for row, (_, tokens, scored, first) in enumerate(batches[k]):
+            tokens = torch.from_numpy(tokens)
+            ids[row, : len(tokens) - 1] = tokens[:-1]
+            targets[row, scored : len(tokens) - 1] = tokens[1 + scored :]
+            bins[row] = np.searchsorted(EDGES, first + 1 + np.arange(longest), side="right") - 1
+        nll = model(send(ids, model.head_weight.device), targets, reduction="none").cpu().double().numpy()
+        for b in range(len(EDGES)):
+            inside = (bins == b) & (targets.numpy() != IGNORE)
+            found[:, starts[k] : starts[k + 1], b] = (nll * inside).sum(1), inside.sum(1)
+    found = np.array(ranks.sum(found.ravel().tolist())).reshape(found.shape)
+    sums = np.zeros((2, count, len(EDGES)))
+    for part, values in zip(sums, found, strict=True):
+        np.add.at(part, [cut[0] for batch in batches for cut in batch], values)
+    return sums[0], sums[1].astype(np.int64)

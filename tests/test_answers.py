@@ -1,0 +1,31 @@
+"""answers.py: known values by hand."""
+
+import pytest
+
+from answers import by_task, exact_match, invented, numbers, repetition, token_f1
+
+
+def test_exact_match_and_f1():
+    assert exact_match("The  Munich!", "munich") == 1 and exact_match("in Munich", "Munich") == 0
+    assert token_f1("in Munich today", "Munich") == pytest.approx(0.5)
+    assert token_f1("a b c", "x y") == 0 and token_f1("", "") == 1 and token_f1("", "x") == 0
+    assert token_f1("x x y", "x y y") == pytest.approx(2 / 3)  # each word as often as it stands
+
+
+def test_repetition():
+    assert repetition("one two three") == 0 and repetition("a b c d e f g") == 0
+    assert repetition("a b c d a b c d") == pytest.approx(1 - 4 / 5)
+    assert repetition("x " * 20) == pytest.approx(1 - 1 / 17)
+
+
+def test_invented_numbers():
+    assert numbers("1,234 cars, 3.5 % and 17.") == ["1,234", "3.5", "17"]
+    assert invented("It has 200 kW and 99 seats, as in 2025", "In 2025", {"200"}) == (1, 3)
+    assert invented("none", "", set()) == (0, 0)
+
+
+def test_by_task():
+    row = {"exact_match": 1.0, "f1": 1.0, "repetition": 0.0, "numbers": 2, "invented": 1, "answer": "a", "reference": "a"}
+    found = by_task([row | {"task": "x"}, row | {"task": "y", "exact_match": 0.0, "numbers": 0, "invented": 0}])
+    assert found["all"]["n"] == 2 and found["all"]["exact_match"] == 0.5 and found["all"]["invented"] == 0.5
+    assert found["x"]["exact_match"] == 1 and found["y"]["invented"] == 0
