@@ -1,6 +1,6 @@
 """What a model writes when asked: answers to held-out instructions, measured against the reference and against the corpus.
 
-ROUGE is rouge-score's and BLEU sacrebleu's, where they are installed (pip install -r requirements-eval.txt).
+ROUGE is rouge-score's and BLEU sacrebleu's, where they are installed (pip install rouge-score sacrebleu).
 """
 
 import re
@@ -9,7 +9,6 @@ from collections import Counter
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from model import Decoder
 from ranks import ALONE, Ranks
@@ -88,17 +87,18 @@ def write_answers(
 ) -> list[dict]:
     """A row per `asked` {prompt, tokens, reference, task}: the greedy answer and its measures. One sequence at a time."""
     rows = [{} for _ in asked]
-    window = model.config.max_position_embeddings
-    for i in tqdm(range(ranks.rank, len(asked), ranks.size), desc=label, disable=None if ranks.rank == 0 else True):
+    for i in ranks.turns(range(len(asked)), label):
         one = asked[i]
-        room = min(most, window - len(one["tokens"]))
-        ids = generate(model, torch.tensor([one["tokens"]]), room, stop=model.stop_tokens)[0] if room > 0 else []
+        try:
+            ids = generate(model, torch.tensor([one["tokens"]]), most, stop=model.stop_tokens)[0]
+        except ValueError:  # logits that are not finite say nothing
+            ids = []
         text = tokenizer.decode(ids).strip()
         wrong, count = invented(text, one["prompt"], known)
-        rows[i] = {"number": i, "task": one["task"], "prompt": one["prompt"], "reference": one["reference"], "answer": text,
+        rows[i] = {"task": one["task"], "prompt": one["prompt"], "reference": one["reference"], "answer": text,
                    "exact_match": exact_match(text, one["reference"]), "f1": token_f1(text, one["reference"]),
                    **overlap_scores(text, one["reference"]), "repetition": repetition(text), "numbers": count,
-                   "invented": wrong, "room": room}
+                   "invented": wrong}
     return ranks.gather(rows)
 
 

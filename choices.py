@@ -7,7 +7,6 @@ once, sees its ancestors and nothing else, and has its depth as position. A cont
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataset import prompt_of, split_tokens
 from model import Decoder, rope_table
@@ -62,8 +61,7 @@ def loglikelihoods(
         members += [(g, k, tree.add(tokens), prompt) for k, (tokens, prompt) in enumerate(groups[g])]
     rows = np.cumsum([0, *map(len, groups)])
     found, device, trunk = np.zeros(rows[-1]), model.head_weight.device, model.model
-    turns = trees[ranks.rank :: ranks.size]
-    for tree, members in tqdm(turns, desc=label, disable=None if ranks.rank == 0 else True):
+    for tree, members in ranks.turns(trees, label):
         ids, depths = send(torch.tensor(tree.ids)[None], device), torch.tensor(tree.depths)
         seen = tree.visible()
         near = depths[:, None] - depths[None, :]
@@ -117,16 +115,17 @@ def encode(tokenizer, questions: list[dict], window: int, begin: list[int] = (),
     return groups, counts
 
 
-def answer(model: Decoder, questions: list[dict], groups: list, ranks: Ranks = ALONE, label: str = "questions") -> list[dict]:
-    """A row per question that was asked: its number, what was right by three rules, and by the longest choice alone.
+def answer(
+    model: Decoder, asked: list[tuple[int, dict, list[Row]]], ranks: Ranks = ALONE, label: str = "questions"
+) -> list[dict]:
+    """A row per (number, question, its choices' rows): what was right by three rules, and by the longest choice alone.
 
     correct: the highest sum; correct_norm: the highest sum per character; correct_bytes: per byte of UTF-8. margin: of the true
     choice over the best other, in nats. Where a log-likelihood is not finite nothing is right.
     """
-    asked = [i for i, rows in enumerate(groups) if rows]
-    found = []
-    for i, ll in zip(asked, loglikelihoods(model, [groups[i] for i in asked], ranks=ranks, label=label), strict=True):
-        q, true = questions[i], questions[i]["answer"]
+    scored, found = loglikelihoods(model, [rows for _, _, rows in asked], ranks=ranks, label=label), []
+    for (i, q, _), ll in zip(asked, scored, strict=True):
+        true = q["answer"]
         lengths = np.array([len(choice) for choice in q["choices"]])
         nbytes = np.array([len(choice.encode()) for choice in q["choices"]])
         known = bool(np.isfinite(ll).all())  # a broken model answers nothing; argmax would say the first choice

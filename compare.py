@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from answers import by_task
 from predict import EDGES
 from stats import FEW, RESAMPLES, bootstrap, bootstrap_ratios, detectable, digits, mcnemar
 
@@ -21,7 +22,7 @@ def summarize(found: dict) -> dict:
     general = text_summary(found["general"]) if found["general"] else None
     return known | {"test": text_summary(found["test"]), "general": general,
                     "qa": {name: answer_summary(rows) for name, rows in found["answers"].items()},
-                    "written": found["written"]["by_task"] if found["written"] else {}, "cost": found["cost"]}
+                    "written": by_task(found["written"]) if found["written"] else {}, "cost": found["cost"]}
 
 
 def column(rows: list[dict], key: str) -> np.ndarray:
@@ -204,11 +205,22 @@ def markdown(models: list[dict], comparisons: list[dict], seeds: tuple, protocol
     if min([test["documents"], *few]) < FEW:
         lines.append(f"Intervals over fewer than {FEW} documents or sources are too narrow; over one there is none (nan).")
     lines += ["", "## Size, speed, quality", "", cost_table(models)]
-    if models[0]["general"]:
-        lines += ["", "## General text: what was forgotten", "",
-                  row_of(["model", "perplexity [95 %]", "bits/byte [95 %]"]), row_of(["---"] * 3)]
-        lines += [row_of([m["name"], number(m["general"]["perplexity"], m["general"]["perplexity_interval"]),
-                          number(m["general"]["bits_per_byte"], m["general"]["bits_per_byte_interval"])]) for m in models]
+    lines += ["", "## Text", "", "The test split, and general text that tells what was forgotten." if models[0]["general"] else
+              "The test split.", "",
+              row_of(["text", "model", "nll a token [95 %]", "perplexity [95 %]", "bits/byte [95 %]", "byte perplexity",
+                      "word perplexity"]), row_of(["---"] * 7)]
+    for name in ("test", "general"):
+        lines += [row_of([name, m["name"], *(number(m[name][key], m[name][f"{key}_interval"]) for key in (
+            "nll", "perplexity", "bits_per_byte")), f"{m[name]['byte_perplexity']:.3f}", f"{m[name]['word_perplexity']:,.0f}"])
+            for m in models if m[name]]
+    if sets:
+        lines += ["", "## Questions", "", "The choice of the highest log-likelihood; per character and per byte of the choice; "
+                  "log-likelihood and margin of the true answer, in nats.", "",
+                  row_of(["set", "model", "accuracy [95 %]", "per character [95 %]", "per byte [95 %]", "log-likelihood",
+                          "margin"]), row_of(["---"] * 7)]
+        lines += [row_of([name, m["name"], *(number(q[rule], q[f"{rule}_interval"]) for rule in RULES.values()),
+                          f"{q['mean_loglikelihood']:.2f}", f"{q['mean_margin']:+.2f}"])
+                  for name in sets for m in models for q in [m["qa"][name]]]
     if any(m["written"] for m in models):
         keys = ["exact_match", "f1", "rouge1", "rouge2", "rougeL", "bleu", "repetition", "invented"]
         lines += ["", "## Answers written to held-out instructions", "", row_of(["model", "task", "n", *keys]),

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from checkpoint import file_hashes
 from configs import Config
@@ -44,7 +43,7 @@ class Teacher:
         missing = [first for first in range(0, count, ROWS) if not self._file(first).is_file()]
         if missing:
             model = Decoder.from_pretrained(source, device=device).eval()
-            for first in tqdm(missing[ranks.rank :: ranks.size], desc="teacher", disable=None if ranks.rank == 0 else True):
+            for first in ranks.turns(missing, "teacher"):
                 self._compute(model, rows, first, config)
         before = read_json(meta)["seconds"] if meta.is_file() else 0.0
         self.seconds = before + (time.perf_counter() - began if missing else 0.0)  # that all of it took

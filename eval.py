@@ -14,7 +14,6 @@ stop or a kill the same command goes on. Under torchrun the ranks share the work
 import argparse
 import csv
 import hashlib
-import io
 import itertools
 import json
 import resource
@@ -25,31 +24,44 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from answers import by_task, numbers, write_answers
+from answers import numbers, overlap_scores, write_answers
 from checkpoint import file_hashes
 from choices import answer, encode
 from compare import compare, markdown, over_seeds, slices, summarize
 from dataset import Dataset, end_token, load_tokenizer, prompt_of, read_jsonl, tokenizer_hash
-from files import file_hash, finite, locate, make_folder, read_json, write_json, write_text
+from files import file_hash, finite, locate, make_folder, read_json, write_csv, write_json, write_text
 from harness import export
 from model import Cache, Decoder, pick_device
-from plot import draw_categories, draw_curves, draw_results, draw_tradeoff
+from plot import draw_categories, draw_curves, draw_results, draw_slices, draw_tradeoff
 from predict import EDGES, PROTOCOLS, Protocol, losses
 from ranks import Ranks, join
 from sample import generate
 
 SAMPLES, SAMPLE_TOKENS = 5, 60
+PIECE = 32  # documents, questions or answers that are measured, and kept, at a time
 GENERAL = Path(__file__).parent / "qa" / "general.jsonl"  # plain text on many things, written for this
 
 
 class Scores:
-    """Rows that were measured, by what they are of: CSV files with their checksums beside, so that none is measured twice."""
+    """Rows that were measured, by what they are of: CSV files with their checksums beside, so that none is measured twice.
+
+    A piece of PIECE documents or questions is a file: a kill costs the one that was on its way.
+    """
 
     def __init__(self, folder: Path, ranks: Ranks):
         self.folder, self.ranks = folder, ranks
 
-    def of(self, name: str, about: dict, measure) -> list[dict]:
-        """The rows kept under this description, or measured now and kept."""
+    def of(self, name: str, about: dict, items: list, measure) -> list[dict]:
+        """The rows of the items, kept under this description of how they are measured or measured now: measure(some, label)."""
+        rows = []
+        for start in range(0, len(items), PIECE):
+            some = items[start : start + PIECE]
+            hashes = hashlib.sha256(json.dumps(some, sort_keys=True, default=np.ndarray.tolist).encode()).hexdigest()
+            label = f"{name} {start + 1} to {start + len(some)} of {len(items)}"
+            rows += self._piece(name, about | {"items": hashes}, lambda some=some, label=label: measure(some, label))
+        return rows
+
+    def _piece(self, name: str, about: dict, measure) -> list[dict]:
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / f"{name}-{key}.csv"
         if path.is_file():
@@ -70,36 +82,31 @@ class Scores:
         return rows
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)) or ["model"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
 # ---------------------------------------------------------------- one model
 
 
-def score_text(model: Decoder, documents: list[dict], tokens: list, protocol: Protocol, tokenizer, end: int, ranks: Ranks,
-               label: str) -> list[dict]:
-    """A row a document (a cut, in a stream): nll in nats, tokens, bytes and words that they stand for; the same by position."""
-    nll, counts = losses(model, tokens, protocol, end, ranks=ranks, label=label)
-    joined, rows = np.concatenate(tokens), []
-    for i in range(len(nll)):
+def texts_of(documents: list[dict], tokens: list[np.ndarray], protocol: Protocol, tokenizer, end: int) -> list[tuple]:
+    """What the protocol scores as one: (its tokens, what it is: with the bytes and words that are predicted)."""
+    units, found = protocol.units(tokens), []
+    for i, unit in enumerate(units):
         if protocol.name == "stream":
-            cut = joined[i * protocol.context + 1 : (i + 1) * protocol.context]
-            about, text = {"id": f"cut {i}", "month": "", "category": ""}, tokenizer.decode(cut[cut != end].tolist())
+            row, text = {"id": f"cut {i}", "month": "", "category": ""}, tokenizer.decode(unit[1:][unit[1:] != end].tolist())
         else:
-            about = {"id": documents[i].get("id", str(i)), "month": (documents[i].get("date") or "")[:7],
-                     "category": documents[i].get("category") or ""}
-            unscored = "" if protocol.prefix is not None else tokenizer.decode(tokens[i][:1].tolist())
+            row = {"id": documents[i].get("id", str(i)), "month": (documents[i].get("date") or "")[:7],
+                   "category": documents[i].get("category") or ""}
+            unscored = "" if protocol.prefix is not None else tokenizer.decode(unit[:1].tolist())
             text = documents[i]["text"].removeprefix(unscored)
-        rows.append(about | {"nll": nll[i].sum(), "tokens": int(counts[i].sum()), "bytes": len(text.encode()),
-                             "words": len(text.split())}
-                    | {f"nll_{first}": nll[i, k] for k, first in enumerate(EDGES)}
-                    | {f"tokens_{first}": int(counts[i, k]) for k, first in enumerate(EDGES)})
-    return rows
+        found.append((unit, row | {"bytes": len(text.encode()), "words": len(text.split())}))
+    return found
+
+
+def score_text(model: Decoder, texts: list[tuple], protocol: Protocol, end: int, ranks: Ranks, label: str) -> list[dict]:
+    """A row a text: what it is, nll in nats and tokens; the same by position."""
+    nll, counts = losses(model, [tokens for tokens, _ in texts], protocol, end, ranks=ranks, label=label)
+    return [about | {"nll": one.sum(), "tokens": int(count.sum())}
+            | {f"nll_{first}": one[k] for k, first in enumerate(EDGES)}
+            | {f"tokens_{first}": int(count[k]) for k, first in enumerate(EDGES)}
+            for (_, about), one, count in zip(texts, nll, counts, strict=True)]
 
 
 @torch.no_grad()
@@ -162,14 +169,20 @@ class Asked:
         self.test_tokens = [split[i] for i in range(len(split))] if same else self.tokens(self.test)
         self.general = read_jsonl(args.general, ("text",)) if args.general else []
         self.general_tokens = self.tokens(self.general)
-        self.questions = dataset.questions()
-        self.groups, self.counts = {}, {}
-        begin = self.tokenizer.encode("").ids
-        for name, asked in self.questions.items():
-            self.groups[name], self.counts[name] = encode(self.tokenizer, asked, window, begin, args.cut)
+        self.questions, self.counts, begin = {}, {}, self.tokenizer.encode("").ids
+        for name, asked in dataset.questions().items():
+            groups, self.counts[name] = encode(self.tokenizer, asked, window, begin, args.cut)
+            self.questions[name] = [(i, q, rows) for i, (q, rows) in enumerate(zip(asked, groups, strict=True)) if rows]
         path = dataset.folder / "pairs_test.jsonl"
         held_out = read_jsonl(path, ("messages",))[: args.answers] if path.is_file() else []
-        self.written = [one for one in map(self.instruction, held_out) if one]
+        self.written, room = [], window - args.answer_tokens
+        self.counts["held-out instructions"] = count = {"left out": 0, "cut": 0, "merged": 0}
+        for one in filter(None, map(self.instruction, held_out)):
+            if (long := len(one["tokens"]) > room) and (not args.cut or room < 1):
+                count["left out"] += 1
+                continue
+            count["cut"] += long
+            self.written.append(one | {"tokens": one["tokens"][-room:]})
 
     def tokens(self, documents: list[dict]) -> list[np.ndarray]:
         return [np.array([*self.tokenizer.encode(document["text"]).ids, self.end], np.int64) for document in documents]
@@ -199,50 +212,36 @@ def evaluate(
             "device": device.type, "torch": torch.__version__}
 
     def texts(what: str, documents: list[dict], tokens: list) -> list[dict]:
-        about = base | {"what": what, "protocol": protocol.describe(), "tokens": digest(tokens)}
-        return scores.of(f"{name}-{what}", about, lambda: score_text(
-            model, documents, tokens, protocol, asked.tokenizer, asked.end, ranks, f"{name}: {what}"))
+        return scores.of(f"{name}-{what}", base | {"protocol": protocol.describe()},
+                         texts_of(documents, tokens, protocol, asked.tokenizer, asked.end),
+                         lambda some, label: score_text(model, some, protocol, asked.end, ranks, label))
 
-    test = texts("test", asked.test, asked.test_tokens)
-    general = texts("general", asked.general, asked.general_tokens) if asked.general else []
-    answers = {}
-    for label, questions in asked.questions.items():
-        groups = asked.groups[label]
-        about = base | {"what": "choices", "set": label, "questions": questions, "rows": digest([
-            np.array(tokens + [n]) for rows in groups if rows for tokens, n in rows])}
-        about["questions"] = hashlib.sha256(json.dumps(questions, sort_keys=True).encode()).hexdigest()
-        answers[label] = scores.of(f"{name}-{label}", about, lambda questions=questions, groups=groups, label=label: answer(
-            model, questions, groups, ranks, f"{name}: {label}"))
-    written = None
-    if asked.written:
-        about = base | {"what": "written", "asked": digest([np.array(one["tokens"]) for one in asked.written]),
-                        "most": args.answer_tokens, "known": len(known)}
-        rows = scores.of(f"{name}-written", about, lambda: write_answers(
-            model, asked.tokenizer, asked.written, known, args.answer_tokens, ranks, f"{name}: answers"))
-        written = {"rows": rows, "by_task": by_task(rows)}
-    cost = measure_cost(model, folder) | {"peak_mb": peak_mb(device)}
-    samples = []
-    window = model.config.max_position_embeddings
-    for tokens in beginnings(asked.test_tokens):
-        ids = torch.from_numpy(tokens)[None]
-        try:
-            new = generate(model, ids, min(SAMPLE_TOKENS, window - len(tokens)), stop=model.stop_tokens | {asked.end})[0]
-            samples.append(asked.tokenizer.decode(new))
-        except ValueError as error:
-            samples.append(f"({error})")
+    test, general = texts("test", asked.test, asked.test_tokens), texts("general", asked.general, asked.general_tokens)
+    answers = {label: scores.of(f"{name}-{label}", base | {"protocol": "choices"}, questions,
+                                lambda some, label: answer(model, some, ranks, label))
+               for label, questions in asked.questions.items()}
+    about = base | {"protocol": "written", "most": args.answer_tokens, "measures": sorted(overlap_scores("", "")),
+                    "known": hashlib.sha256(" ".join(sorted(known)).encode()).hexdigest()}
+    written = scores.of(f"{name}-written", about, asked.written, lambda some, label: write_answers(
+        model, asked.tokenizer, some, known, args.answer_tokens, ranks, label))
+    cost, samples = None, []
+    if ranks.rank == 0:  # the others would slow it down
+        cost = measure_cost(model, folder) | {"peak_mb": peak_mb(device)}
+        window = model.config.max_position_embeddings
+        for tokens in beginnings(asked.test_tokens):
+            ids, room = torch.from_numpy(tokens)[None], min(SAMPLE_TOKENS, window - len(tokens))
+            try:
+                new = generate(model, ids, room, stop=model.stop_tokens | {asked.end})[0]
+                samples.append(asked.tokenizer.decode(new))
+            except ValueError as error:
+                samples.append(f"({error})")
+    ranks.wait()
     run = read_json(folder.parent / "config.json") if (folder.parent / "train.csv").is_file() else None
     like = json.dumps({k: v for k, v in run.items() if k not in ("name", "runs", "seed")}, sort_keys=True) if run else None
     return {"name": name, "path": str(folder), "blocks": model.config.num_hidden_layers, "original": list(model.config.blocks),
             "params": sum(p.numel() for p in model.parameters()), "tokenizer": asked.hash, "test": test, "general": general,
             "answers": answers, "written": written, "cost": cost, "samples": samples, "seed": run["seed"] if run else None,
             "like": like}
-
-
-def digest(arrays: list) -> str:
-    found = hashlib.sha256()
-    for array in arrays:
-        found.update(len(array).to_bytes(8, "little") + np.ascontiguousarray(array, np.int64).tobytes())
-    return found.hexdigest()
 
 
 def beginnings(documents: list[np.ndarray], tokens: int = 12) -> list[np.ndarray]:
@@ -369,10 +368,11 @@ def report(args, dataset: Dataset, found: list[dict], asked: Asked, protocol: Pr
     write_csv(out / "slices.csv", [row for m in found for row in slices(m)])
     write_csv(out / "questions.csv", [
         {"model": m["name"], "set": name} | row for m in found for name, rows in m["answers"].items() for row in rows])
-    written = [{"model": m["name"]} | row for m in found if m["written"] for row in m["written"]["rows"]]
+    written = [{"model": m["name"]} | row for m in found for row in m["written"]]
     if written:
         write_csv(out / "answers.csv", written)
-    figures = [draw_results(out, out / "comparison.png"), draw_tradeoff(out, out / "tradeoff.png")]
+    figures = [draw_results(out, out / "comparison.png"), draw_slices(out, out / "slices.png"),
+               draw_tradeoff(out, out / "tradeoff.png")]
     if any(q["by_category"] for m in summaries for q in m["qa"].values() if q["n"]):
         figures.append(draw_categories(out, out / "categories.png"))
     if runs := [Path(m["path"]).parent for m in found if m["like"]]:

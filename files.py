@@ -3,12 +3,14 @@
 JSON and safetensors only; nothing is unpickled. Every error says which file and what to do about it.
 """
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -216,6 +218,15 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
 
 def write_text(path: str | Path, text: str) -> None:
     replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def write_csv(path: str | Path, rows: list[dict], columns: Iterable[str] = ()) -> None:
+    """Under `columns`, or under all that the rows have in the order of their appearance; empty where a row has none."""
+    table, columns = io.StringIO(), list(columns) or list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, table.getvalue())
 
 
 def finite(value):

@@ -95,6 +95,19 @@ def draw_results(folder: Path, out: Path) -> Path:
     return save(figure, out)
 
 
+def _points(axes, rows: list[dict], names: list[str], key: str, measure: str) -> list[str]:
+    """Each model's measure with its interval over every value of `key`, side by side; these values."""
+    values = list(dict.fromkeys(row[key] for row in rows))
+    for i, name in enumerate(names):
+        mine = [row for row in rows if row["model"] == name]
+        at = [values.index(row[key]) + (i - (len(names) - 1) / 2) * 0.7 / len(names) for row in mine]
+        middle, low, high = ([float(row[end]) for row in mine] for end in (measure, "low", "high"))
+        errors = [[max(0, m - end) for m, end in zip(middle, low, strict=True)],
+                  [max(0, end - m) for m, end in zip(middle, high, strict=True)]]
+        axes.errorbar(at, middle, errors, fmt="o", markersize=4, capsize=2, color=COLOURS[i % len(COLOURS)], label=name)
+    return values
+
+
 def draw_categories(folder: Path, out: Path) -> Path:
     """Question accuracy by category, with 95 % intervals: a panel a question set."""
     columns = ("model", "set", "category", "n", "accuracy", "low", "high", "chance")
@@ -106,19 +119,32 @@ def draw_categories(folder: Path, out: Path) -> Path:
     for axes, label in zip(panels[0], sets, strict=True):
         here = [row for row in rows if row["set"] == label]
         categories = list(dict.fromkeys(row["category"] for row in here))
-        for i, name in enumerate(names):
-            mine = [row for row in here if row["model"] == name]
-            at = [categories.index(row["category"]) + (i - (len(names) - 1) / 2) * 0.8 / len(names) for row in mine]
-            values = [float(row["accuracy"]) for row in mine]
-            errors = [[max(0, v - float(row["low"])) for v, row in zip(values, mine, strict=True)],
-                      [max(0, float(row["high"]) - v) for v, row in zip(values, mine, strict=True)]]
-            axes.errorbar(at, values, errors, fmt="o", markersize=4, capsize=2, color=COLOURS[i % len(COLOURS)], label=name)
+        _points(axes, here, names, "category", "accuracy")
         axes.axhline(float(here[0]["chance"]), color="black", linestyle=":", linewidth=1)
         counts = {row["category"]: row["n"] for row in here}
         axes.set(title=label, ylim=(-0.03, 1.05), xticks=range(len(categories)), xlim=(-0.6, len(categories) - 0.4))
         axes.set_xticklabels([f"{c}\n(n = {counts[c]})" for c in categories], fontsize=8)
         axes.grid(alpha=0.3, axis="y")
     panels[0][0].set_ylabel("accuracy (95 % interval; dotted: chance)")
+    panels[0][-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return save(figure, out)
+
+
+def draw_slices(folder: Path, out: Path) -> Path:
+    """Test loss by month and by position in the document, with 95 % intervals."""
+    rows = read_csv(folder / "slices.csv", ("model", "slice", "value", "nll", "low", "high"))
+    names, kinds = list(dict.fromkeys(row["model"] for row in rows)), ("month", "position")
+    shown = [(kind, [row for row in rows if row["slice"] == kind]) for kind in kinds]
+    shown = [(kind, here) for kind, here in shown if here]
+    figure, panels = plt.subplots(1, len(shown), figsize=(5.2 * len(shown) + 1, 4), layout="constrained", squeeze=False)
+    for axes, (kind, here) in zip(panels[0], shown, strict=True):
+        here = sorted(here, key=lambda row: row["value"]) if kind == "month" else here
+        values = _points(axes, here, names, "value", "nll")
+        axes.set(xlabel={"month": "month of the document", "position": "position in the document, tokens"}[kind],
+                 xticks=range(len(values)))
+        axes.set_xticklabels(values, fontsize=8, rotation=60 if len(values) > 6 else 0)
+        axes.grid(alpha=0.3, axis="y")
+    panels[0][0].set_ylabel("test nll, nats a token (95 % interval)")
     panels[0][-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return save(figure, out)
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from model import Decoder
 from ops import IGNORE, send
@@ -39,13 +38,15 @@ class Protocol:
                             "lm-evaluation-harness rolls them"}
         return f"{kinds[self.name]}; " + ("no prefix token" if self.prefix is None else f"prefix token {self.prefix}")
 
+    def units(self, documents: list[np.ndarray]) -> list[np.ndarray]:
+        """What is scored as one: the documents, or the cuts of the stream."""
+        if self.name != "stream":
+            return documents
+        joined = np.concatenate(documents) if documents else np.empty(0, np.int64)
+        return list(joined[: len(joined) // self.context * self.context].reshape(-1, self.context))
+
     def cuts(self, documents: list[np.ndarray], end: int) -> Iterator[tuple[int, np.ndarray, int, int]]:
         """(document, tokens of a window with the one after, its first scored prediction, position of its first token)."""
-        if self.name == "stream":
-            joined = np.concatenate([*documents, np.empty(0, np.int64)])
-            for k in range(len(joined) // self.context):
-                yield k, joined[k * self.context : (k + 1) * self.context], 0, 0
-            return
         for number, tokens in enumerate(documents):
             tokens = tokens[:-1] if self.name == "rolling" and len(tokens) and tokens[-1] == end else tokens
             tokens = tokens if self.prefix is None else np.concatenate([[self.prefix], tokens])
@@ -60,24 +61,22 @@ class Protocol:
 
 @torch.no_grad()
 def losses(
-    model: Decoder, documents: list[np.ndarray], protocol: Protocol, end: int, batch_tokens: int = 8192, ranks: Ranks = ALONE,
+    model: Decoder, units: list[np.ndarray], protocol: Protocol, end: int, batch_tokens: int = 8192, ranks: Ranks = ALONE,
     label: str = "text",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(nll in nats, tokens), each (documents, len(EDGES)): by document and by position of the token that is predicted.
+    """(nll in nats, tokens), each (units, len(EDGES)): by unit and by position in it of the token that is predicted.
 
-    `documents` are token ids with their end-of-text token `end`; in a stream a document is a cut.
+    `units` (of the protocol) are token ids, a document's with its end-of-text token `end`.
     """
-    cuts = sorted(protocol.cuts(documents, end), key=lambda cut: -len(cut[1]))
+    cuts = sorted(protocol.cuts(units, end), key=lambda cut: -len(cut[1]))
     batches, at = [], 0
     while at < len(cuts):
         rows = max(1, batch_tokens // max(1, len(cuts[at][1]) - 1))
         batches.append(cuts[at : at + rows])
         at += rows
-    count = len(documents) if protocol.name != "stream" else len(cuts)
     found = np.zeros((2, len(cuts), len(EDGES)))
     starts = np.cumsum([0, *map(len, batches)])
-    turns = range(ranks.rank, len(batches), ranks.size)
-    for k in tqdm(turns, desc=label, disable=None if ranks.rank == 0 else True):
+    for k in ranks.turns(range(len(batches)), label):
         longest = len(batches[k][0][1]) - 1
         ids = torch.zeros(len(batches[k]), longest, dtype=torch.int64)
         targets, bins = torch.full_like(ids, IGNORE), np.zeros(ids.shape, np.int64)
@@ -91,7 +90,7 @@ def losses(
             inside = (bins == b) & (targets.numpy() != IGNORE)
             found[:, starts[k] : starts[k + 1], b] = (nll * inside).sum(1), inside.sum(1)
     found = np.array(ranks.sum(found.ravel().tolist())).reshape(found.shape)
-    sums = np.zeros((2, count, len(EDGES)))
+    sums = np.zeros((2, len(units), len(EDGES)))
     for part, values in zip(sums, found, strict=True):
         np.add.at(part, [cut[0] for batch in batches for cut in batch], values)
     return sums[0], sums[1].astype(np.int64)

@@ -29,6 +29,7 @@ from files import (
     locate,
     make_folder,
     whole_folder,
+    write_csv,
     write_json,
 )
 from model import Decoder, pick_device
@@ -45,7 +46,6 @@ from scores import (
     similarities,
     taylor,
     window_tokens,
-    write_table,
 )
 from stats import ranked
 
@@ -220,7 +220,7 @@ def score(args, model: Decoder, folder: Path, dataset: Dataset, ranks: Ranks) ->
               f"[{low:+.2f}, {high:+.2f}]")
     if ranks.rank:
         return rows
-    write_table(args.score, rows)
+    write_csv(args.score, rows)
     about = {"base": str(args.base), "base_sha256": file_hashes(folder), "blocks": list(model.config.blocks),
              "history": model.config.extra.get("nanoprune_history", []), **used, "seed": args.seed, "span": args.span,
              "dtype": "float32", "protocol": SOURCES, "columns": list(SCORE_COLUMNS), **found,

@@ -7,12 +7,13 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from tqdm import tqdm
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Ranks:
     size: int = 1
     local: int = 0
     here: int = 1
+
+    def turns(self, items: Sequence, label: str) -> tqdm:
+        """This rank's share of the items, every size-th; the first rank shows its progress."""
+        return tqdm(items[self.rank :: self.size], desc=label, leave=False, disable=None if self.rank == 0 else True)
 
     def sum(self, values: list[float]) -> list[float]:
         """Each summed over the ranks, in fp64."""

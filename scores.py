@@ -5,18 +5,13 @@ A part is (block, ""), (block, "attn") or (block, "mlp"); a removal is some of t
 and all get the same numbers as one process alone.
 """
 
-import csv
-import io
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
-from files import write_text
 from model import Decoder
 from ops import IGNORE, head_loss, send
 from ranks import ALONE, Ranks
@@ -71,7 +66,7 @@ def losses_without(
     trunk, config = model.model, model.config
     found = [np.zeros((len(removals) + 1, len(rows))) for _, _, rows in windows]  # the last line: tokens
     seconds = {"blocks": 0.0, "head": 0.0}
-    for number in tqdm(range(ranks.rank, len(windows), ranks.size), desc="without", disable=None if ranks.rank == 0 else True):
+    for number in ranks.turns(range(len(windows)), "without"):
         ids, targets, _ = windows[number]
         began = time.perf_counter()
         x, rope, masks = trunk.begin(config, send(ids, device), trunk.embed_tokens)
@@ -157,7 +152,7 @@ def taylor(model: Decoder, windows: Iterable, ranks: Ranks = ALONE) -> dict[str,
     trunk.recompute = "blocks"
     windows = list(windows)
     tokens = max(1, sum(int((targets != IGNORE).sum()) for _, targets, _ in windows))
-    for number in tqdm(range(ranks.rank, len(windows), ranks.size), desc="gradient", disable=None if ranks.rank == 0 else True):
+    for number in ranks.turns(range(len(windows)), "gradient"):
         ids, targets, _ = windows[number]
         (model(send(ids, model.head_weight.device), targets, reduction="sum") / tokens).backward()
     found = {}
@@ -243,11 +238,3 @@ def score_blocks(
 def in_half(name: str, half: str) -> bool:
     """Whether a block's parameter goes with its attention ("attn"), its MLP ("mlp") or the whole ("")."""
     return not half or (name.startswith(("self_attn", "input_layernorm")) == (half == "attn"))
-
-
-def write_table(path: str | Path, rows: list[dict], columns: tuple[str, ...] = SCORE_COLUMNS) -> None:
-    table = io.StringIO()
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, table.getvalue())

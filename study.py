@@ -21,12 +21,12 @@ import numpy as np
 from checkpoint import has_state
 from configs import Config, Study, load_study, replace
 from dataset import Dataset
-from files import finite, locate, make_folder, read_json, write_json, write_text
+from files import finite, locate, make_folder, read_json, write_csv, write_json, write_text
 from model import Decoder, pick_device
 from plot import draw_blocks, draw_study, read_csv
 from prune import read_parts
 from ranks import Ranks, join
-from scores import ESTIMATES, losses_without, score_blocks, window_tokens, write_table
+from scores import ESTIMATES, losses_without, score_blocks, window_tokens
 from stats import bootstrap, spearman, spearman_interval
 from train import STOPPED, Diverged, listen, train
 
@@ -103,7 +103,7 @@ def run_study(study: Study) -> None:
     removals = [(), *(((b, ""),) for b in blocks)]
     before, tokens, _ = losses_without(model, measured.windows(model), len(measured.test), removals, ranks)
     if ranks.rank == 0:
-        write_table(folder / "blocks.csv", scores)
+        write_csv(folder / "blocks.csv", scores)
         print(f"wrote {folder / 'blocks.csv'} and {draw_blocks(folder / 'blocks.csv', folder / 'blocks.png')}")
     by_block = {int(row["block"]): row for row in scores[1:]}
     best = min(blocks, key=lambda b: float(by_block[b]["rank"]))
@@ -197,7 +197,7 @@ def report(study, folder, blocks, best, by_block, before, tokens, after, chosen,
             "spearman": float(spearman(scores, healed)), "interval": spearman_interval(scores, healed), "of": len(blocks)}
     more = [line(f"{best}, {name}", None, runs) for name, runs in extra.items()]
     steps = [run["steps"] for run in extra.get("as long without", [])]
-    write_table(folder / "study.csv", rows, STUDY_COLUMNS)
+    write_csv(folder / "study.csv", rows, STUDY_COLUMNS)
     text = markdown(study, rows, more, predicted, chosen, best, len(counts), int(counts.sum()), steps)
     write_text(folder / "study.md", text)
     write_json(folder / "study.json", finite({

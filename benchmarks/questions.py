@@ -54,9 +54,10 @@ def ours(folder: Path, questions: list[dict], dtype: str) -> dict:
     keep_freed_memory()
     model = Decoder.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     groups, _ = encode(load_tokenizer(folder), questions, 32_768)
-    answer(model, questions[:1], groups[:1])
+    asked = list(zip(range(len(questions)), questions, groups, strict=True))
+    answer(model, asked[:1])
     began = time.perf_counter()
-    rows = answer(model, questions[1:], groups[1:])
+    rows = answer(model, asked[1:])
     return {"seconds": time.perf_counter() - began, "loglikelihoods": [row["loglikelihood"] for row in rows]}
 
 
@@ -116,7 +117,8 @@ def main() -> None:
                 found.append({"choices": kind, "round": turn, "side": side, "questions_per_s": args.questions / one["seconds"],
                               "ratio": one["seconds"] / own["seconds"], "memory_gb": one["memory_gb"], "apart": apart})
                 print(found[-1], file=sys.stderr, flush=True)
-    lines = ["| choices | side | questions/s | nanoprune's to it | peak memory, GB | log-likelihoods differ by |", "|" + "---|" * 6]
+    lines = ["| choices | side | questions/s | nanoprune's to it | peak memory, GB | log-likelihoods differ by |",
+             "|" + "---|" * 6]
     for kind in KINDS:
         for side in SIDES:
             rows = [row for row in found if (row["choices"], row["side"]) == (kind, side)]

@@ -36,7 +36,7 @@ def test_the_files_and_their_content(result, world):
     out, text = result
     assert {p.name for p in out.iterdir()} == {
         "results.json", "results.md", "models.csv", "accuracy.csv", "documents.csv", "slices.csv", "questions.csv",
-        "samples.jsonl", "comparison.png", "tradeoff.png", "categories.png", "scores"}
+        "samples.jsonl", "comparison.png", "slices.png", "tradeoff.png", "categories.png", "scores"}
     assert "wrote" in text and (out / "results.md").read_text() in text
     found = json.loads((out / "results.json").read_text())
     base, less, other = found["models"]
@@ -83,7 +83,8 @@ def test_answers_are_those_of_transformers(world):
     theirs, data = transformers.AutoModelForCausalLM.from_pretrained(world.model).eval(), Dataset(world.data)
     for name, questions in data.questions().items():
         groups, _ = encode(data.tokenizer, questions, 128)
-        answers = answer(Decoder.from_pretrained(world.model).eval(), questions, groups)
+        asked = list(zip(range(len(questions)), questions, groups, strict=True))
+        answers = answer(Decoder.from_pretrained(world.model).eval(), asked)
         for question, found in zip(questions, answers, strict=True):
             scores = []
             prompt = prompt_of(question["question"], question.get("context"))
@@ -145,7 +146,7 @@ def test_protocols_predict_what_they_say(world, protocol):
     """Each prediction in a forward pass of its own, from exactly what the protocol lets it see."""
     model, split = Decoder.from_pretrained(world.model).eval(), Dataset(world.data).split("test")
     documents = [split[i] for i in range(3)]
-    nll, counts = losses(model, documents, protocol, 0, batch_tokens=20)
+    nll, counts = losses(model, protocol.units(documents), protocol, 0, batch_tokens=20)
     expected = []  # (document, what is seen, what is predicted)
     if protocol.name == "stream":
         joined = np.concatenate(documents).tolist()

@@ -128,3 +128,18 @@ def test_scores_are_the_same_whatever_the_number_of_processes(world, tmp_path):
     for one, other in zip(*tables, strict=True):
         assert {k: v for k, v in one.items() if k != "taylor"} == {k: v for k, v in other.items() if k != "taylor"}
         assert not one["taylor"] or float(one["taylor"]) == pytest.approx(float(other["taylor"]), rel=1e-5)
+
+
+def test_measurements_are_the_same_whatever_the_number_of_processes(world, tmp_path):
+    """Every row of documents, questions and written answers, digit by digit."""
+    data = shutil.copytree(world.data, tmp_path / "data")
+    lines = (data / "pairs.jsonl").read_text().splitlines()[:5]
+    (data / "pairs_test.jsonl").write_text("\n".join(lines) + "\n")
+    for processes in (1, 2):
+        done = torchrun(processes, ROOT / "eval.py", world.model, "--data", data, "--out", tmp_path / str(processes),
+                        "--answer-tokens", "4", env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("# Results") == 1
+    for name in ("documents.csv", "questions.csv", "answers.csv", "accuracy.csv", "slices.csv"):
+        one, other = ((tmp_path / str(processes) / name).read_text() for processes in (1, 2))
+        assert one == other and one.count("\n") > 3
