@@ -3,6 +3,8 @@
 import itertools
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -99,9 +101,9 @@ def compare(a: dict, b: dict, comparisons: int) -> dict:
         one, other = ([column(m[name], key) for key in ("nll", "tokens", "bytes")] for m in (a, b))
         label = "" if name == "test" else "general "
         bits = [(part[0] / math.log(2), part[2]) for part in (one, other)]
-        low, high = bootstrap_ratios(*bits, range(len(one[0])))
         value = bits[1][0].sum() / bits[1][1].sum() - bits[0][0].sum() / bits[0][1].sum()
-        found[f"{label}bits_per_byte"] = verdict(value, low, high, len(one[0]))
+        found[f"{label}bits_per_byte"] = verdict(value, partial(bootstrap_ratios, *bits, range(len(one[0]))), len(one[0]),
+                                                 comparisons)
         if a["tokenizer"] == b["tokenizer"]:
             found[f"{label}nll"] = difference(other[0] - one[0], one[1], range(len(one[0])), comparisons)
     if a["tokenizer"] != b["tokenizer"]:
@@ -118,16 +120,18 @@ def compare(a: dict, b: dict, comparisons: int) -> dict:
     return found
 
 
-def verdict(value: float, low: float, high: float, groups: int) -> dict:
+def verdict(value: float, interval: Callable, groups: int, comparisons: int) -> dict:
+    low, high = interval(level=0.95)
+    least, most = interval(level=1 - 0.05 / max(1, comparisons))
     return {"difference": float(value), "interval": [low, high], "shown": low > 0 or high < 0, "groups": groups,
-            "detectable": detectable(low, high), "method": f"paired bootstrap, {RESAMPLES} resamples, percentile, 95 %"}
+            "shown_among_all": least > 0 or most < 0, "detectable": detectable(low, high),
+            "method": f"paired bootstrap, {RESAMPLES} resamples, percentile, 95 %"}
 
 
 def difference(numerators: np.ndarray, denominators: np.ndarray, groups, comparisons: int) -> dict:
     groups = list(groups)
-    found = verdict(numerators.sum() / denominators.sum(), *bootstrap(numerators, denominators, groups), len(set(groups)))
-    low, high = bootstrap(numerators, denominators, groups, level=1 - 0.05 / max(1, comparisons))
-    return found | {"shown_among_all": low > 0 or high < 0}
+    return verdict(numerators.sum() / denominators.sum(), partial(bootstrap, numerators, denominators, groups),
+                   len(set(groups)), comparisons)
 
 
 # ---------------------------------------------------------------- several seeds of one config
@@ -260,26 +264,25 @@ def cost_table(models: list[dict]) -> str:
 
 
 def difference_table(comparisons: list[dict]) -> list[str]:
-    count = sum(1 for c in comparisons for measure, d in c.items() if isinstance(d, dict))
-    lines = ["Second model less first, paired; an interval that contains 0 shows no difference. "
-             f"{count} differences are looked at in {len(comparisons)} pairs, so by chance alone some {0.05 * count:.0f} of "
-             "them would be shown; those that also hold at 95 % for all pairs together (Bonferroni) are marked *. Detectable: "
-             "what this set would have shown in four cases of five.", "",
-             row_of(["first", "second", "measure", "difference [95 %]", "detectable", "McNemar p", ""]), row_of(["---"] * 7)]
+    rows = []
     for c in comparisons:
         for measure, d in c.items():
             if not isinstance(d, dict) or measure.endswith(("accuracy_norm", "accuracy_bytes")):
                 continue
             if measure.endswith("bits_per_byte") and measure.replace("bits_per_byte", "nll") in c:
                 continue  # the same, in other units
-            said = ("" if d["shown"] else "no difference shown") + ("*" if d.get("shown_among_all") else "")
+            said = ("" if d["shown"] else "no difference shown") + ("*" if d["shown_among_all"] else "")
             p = f"{d['mcnemar_p']:.3f}" if "mcnemar_p" in d else ""
             name = "test nll" if measure == "nll" else measure
             n = digits(d["difference"], *d["interval"])
             amount = number(d["difference"], d["interval"], "+")
-            lines.append(row_of([*c["models"], name, amount, f"{d['detectable']:.{n}f}", p, said]))
+            rows.append(row_of([*c["models"], name, amount, f"{d['detectable']:.{n}f}", p, said]))
     notes = {f"{' and '.join(c['models'])}: {c['note']}." for c in comparisons if "note" in c}
-    return lines + ([""] if notes else []) + sorted(notes)
+    return ["Second model less first, paired; an interval that contains 0 shows no difference. Were there none at all, one in "
+            f"twenty would be shown all the same, {0.05 * len(rows):.1f} of these {len(rows)}; those that hold at 95 % for all "
+            "of them together (Bonferroni) are marked *. Detectable: what this set would have shown in four cases of five.", "",
+            row_of(["first", "second", "measure", "difference [95 %]", "detectable", "McNemar p", ""]), row_of(["---"] * 7),
+            *rows, *([""] if notes else []), *sorted(notes)]
 
 
 def conclusions(models: list[dict], comparisons: list[dict], seeds: tuple) -> str:

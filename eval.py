@@ -343,7 +343,8 @@ def report(args, dataset: Dataset, found: list[dict], asked: Asked, protocol: Pr
             + (" The models' tokenizers differ: they are compared in bits per byte only." if several else ""))
     summaries = [summarize(model) for model in found]
     pairs = list(itertools.combinations(found, 2))
-    comparisons = [compare(a, b, len(pairs)) for a, b in pairs]
+    listed = len(pairs) * (1 + bool(asked.general) + len(asked.questions))  # differences in the report
+    comparisons = [compare(a, b, listed) for a, b in pairs]
     seeds = over_seeds(found)
     beginnings_ = [asked.tokenizer.decode(tokens.tolist()) for tokens in beginnings(asked.test_tokens)]
     samples = [{"prompt": prompt, "texts": {m["name"]: m["samples"][i] for m in found}} for i, prompt in enumerate(beginnings_)]
@@ -355,7 +356,8 @@ def report(args, dataset: Dataset, found: list[dict], asked: Asked, protocol: Pr
     write_csv(out / "models.csv", [
         {"model": m["name"], "blocks": m["blocks"], "params": m["params"], "nll": m["test"]["nll"],
          "perplexity": m["test"]["perplexity"], "perplexity_low": m["test"]["perplexity_interval"][0],
-         "perplexity_high": m["test"]["perplexity_interval"][1], "bits_per_byte": m["test"]["bits_per_byte"]} | m["cost"]
+         "perplexity_high": m["test"]["perplexity_interval"][1], "bits_per_byte": m["test"]["bits_per_byte"],
+         "bits_low": m["test"]["bits_per_byte_interval"][0], "bits_high": m["test"]["bits_per_byte_interval"][1]} | m["cost"]
         for m in summaries])
     write_csv(out / "accuracy.csv", [
         {"model": m["name"], "set": name, "category": category, "n": q["n"], "accuracy": q["accuracy"], "low": q["low"],

@@ -2,6 +2,9 @@
 
     python plot.py runs/full runs/reduced --out curves.png     training and validation loss of runs
     python plot.py results --out comparison.png                perplexity and accuracy with intervals
+    python plot.py results/accuracy.csv --out categories.png   accuracy by category
+    python plot.py results/slices.csv --out slices.png         loss by month and by position
+    python plot.py results/models.csv --out tradeoff.png       quality over size and speed
     python plot.py blocks.csv --out blocks.png                 the loss without each block, and what estimates it
     python plot.py runs/which --out which.png                  a study: each block before and after healing
 """
@@ -18,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import matplotlib.ticker
 
-from stats import spearman
+from stats import digits, spearman
 
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f", "#c98b2b", "#5c6b73")
 
@@ -71,7 +74,8 @@ def draw_results(folder: Path, out: Path) -> Path:
     for i, row in enumerate(models):
         value, low, high = (float(row[key]) for key in ("perplexity", "perplexity_low", "perplexity_high"))
         left.errorbar(i, value, [[value - low], [high - value]], fmt="o", color=COLOURS[i % len(COLOURS)], capsize=4)
-        left.annotate(f"{value:.2f}", (i, value), xytext=(7, 0), textcoords="offset points", va="center", fontsize=9)
+        left.annotate(f"{value:.{digits(value, low, high)}f}", (i, value), xytext=(7, 0), textcoords="offset points",
+                      va="center", fontsize=9)
     if max(float(row["perplexity"]) for row in models) > 5 * min(float(row["perplexity"]) for row in models):
         left.set_yscale("log")
     left.set(title="Test perplexity (95 % interval)", xticks=range(len(names)), xlim=(-0.5, len(names) - 0.3))
@@ -150,17 +154,19 @@ def draw_slices(folder: Path, out: Path) -> Path:
 
 
 def draw_tradeoff(folder: Path, out: Path) -> Path:
-    """Test bits per byte over size, and over the speed of writing."""
-    rows = read_csv(folder / "models.csv", ("model", "params", "bits_per_byte", "decode_tokens_per_s"))
+    """Test bits per byte, with 95 % intervals, over size and over the speed of writing."""
+    rows = read_csv(folder / "models.csv", ("model", "params", "bits_per_byte", "bits_low", "bits_high", "decode_tokens_per_s"))
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharey=True)
     for axes, column, label in zip(panels, ("params", "decode_tokens_per_s"), ("parameters", "written tokens/s"), strict=True):
         for i, row in enumerate(rows):
-            axes.plot(float(row[column]), float(row["bits_per_byte"]), "o", color=COLOURS[i % len(COLOURS)], label=row["model"])
+            value, low, high = (float(row[key]) for key in ("bits_per_byte", "bits_low", "bits_high"))
+            axes.errorbar(float(row[column]), value, [[max(0, value - low)], [max(0, high - value)]], fmt="o", capsize=3,
+                          color=COLOURS[i % len(COLOURS)], label=row["model"])
         axes.set(xlabel=label)
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axes.margins(x=0.15, y=0.15)
         axes.grid(alpha=0.3)
-    panels[0].set(ylabel="test bits per byte (lower is better)")
+    panels[0].set(ylabel="test bits per byte (lower is better; 95 % interval)")
     panels[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle("Quality against size and speed")
     return save(figure, out)
@@ -281,9 +287,13 @@ def _has_rows(path: Path) -> bool:
     return path.is_file() and len(path.read_text(encoding="utf-8").splitlines()) > 1
 
 
+RESULTS = {"accuracy.csv": draw_categories, "slices.csv": draw_slices, "models.csv": draw_tradeoff}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="+", type=Path, help="run folders, one results folder, or one table of block scores")
+    parser.add_argument("sources", nargs="+", type=Path, help="run folders, one results folder or table of it, or one table of "
+                        "block scores")
     parser.add_argument("--out", type=Path, required=True, help="the figure's file: .png, .pdf or .svg")
     args = parser.parse_args()
     first = args.sources[0]
@@ -293,12 +303,15 @@ def main() -> None:
         print(f"wrote {draw_results(first, args.out)}")
     elif len(args.sources) == 1 and (first / "study.csv").is_file():
         print(f"wrote {draw_study(first, args.out)}")
+    elif len(args.sources) == 1 and first.name in RESULTS:
+        print(f"wrote {RESULTS[first.name](first.parent, args.out)}")
     elif len(args.sources) == 1 and first.suffix == ".csv":
         print(f"wrote {draw_blocks(first, args.out)}")
     else:
         wrong = [str(source) for source in args.sources if not (source / "train.csv").is_file()]
         raise ValueError(f"nothing to draw from {', '.join(wrong)}: give run folders (with train.csv), one results folder "
-                         "(with models.csv), one study (with study.csv) or one table of block scores (.csv)")
+                         "(with models.csv) or one of its tables, one study (with study.csv) or one table of block scores "
+                         "(.csv)")
 
 
 if __name__ == "__main__":

@@ -8,38 +8,37 @@ FEW = 10  # documents or sources: with fewer, resampling them says little
 RESAMPLES = 10_000
 
 
+def resample(parts: np.ndarray, groups, seed: int = 0) -> np.ndarray | None:
+    """Sums (k, RESAMPLES) of the parts (k, n) over whole groups drawn with replacement (Efron 1979); None of a single group."""
+    _, index = np.unique(np.asarray(list(groups)), return_inverse=True)
+    if not index.any():
+        return None
+    size, rng, found = index.max() + 1, np.random.default_rng(seed), []
+    sums = np.stack([np.bincount(index, weights=part) for part in parts])
+    for _ in range(10):  # in ten parts, to bound the memory
+        drawn = rng.integers(size, size=(RESAMPLES // 10, size)) + size * np.arange(RESAMPLES // 10)[:, None]
+        found.append(sums @ np.bincount(drawn.ravel(), minlength=size * len(drawn)).reshape(drawn.shape).T)
+    return np.concatenate(found, axis=1)
+
+
 def bootstrap(numerators: np.ndarray, denominators: np.ndarray, groups, seed: int = 0, level: float = 0.95) -> tuple:
-    """Percentile interval (low, high) of sum(numerators) / sum(denominators), resampling whole groups (Efron 1979).
+    """Percentile interval (low, high) of sum(numerators) / sum(denominators), resampling whole groups.
 
     `numerators` (n,), or (k, n) for k of them under the same resamples, which gives arrays (k,). With the differences of two
     models it is the paired bootstrap. One group alone tells nothing: (nan, nan).
     """
-    _, index = np.unique(np.asarray(list(groups)), return_inverse=True)
     rows = np.atleast_2d(numerators)
-    if not index.any():
+    if (drawn := resample([*rows, denominators], groups, seed)) is None:
         return (math.nan, math.nan) if rows is not numerators else (np.full(len(rows), math.nan),) * 2
-    size = index.max() + 1
-    sums = np.stack([np.bincount(index, weights=part) for part in (*rows, denominators)])
-    rng, found = np.random.default_rng(seed), []
-    for _ in range(10):  # in ten parts, to bound the memory
-        drawn = rng.integers(size, size=(RESAMPLES // 10, size)) + size * np.arange(RESAMPLES // 10)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * len(drawn)).reshape(drawn.shape)
-        resampled = sums @ counts.T
-        found.append(resampled[:-1] / resampled[-1])
-    low, high = np.quantile(np.concatenate(found, axis=1), [(1 - level) / 2, (1 + level) / 2], axis=1)
+    low, high = np.quantile(drawn[:-1] / drawn[-1], [(1 - level) / 2, (1 + level) / 2], axis=1)
     return (low, high) if rows is numerators else (float(low[0]), float(high[0]))
 
 
-def bootstrap_ratios(a: tuple, b: tuple, groups, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of sum(b[0]) / sum(b[1]) - sum(a[0]) / sum(a[1]), each part (n,), resampling groups together."""
-    _, index = np.unique(np.asarray(list(groups)), return_inverse=True)
-    if not index.any():
+def bootstrap_ratios(a: tuple, b: tuple, groups, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of sum(b[0]) / sum(b[1]) - sum(a[0]) / sum(a[1]), each part (n,), resampling groups together."""
+    if (drawn := resample([*a, *b], groups, seed)) is None:
         return math.nan, math.nan
-    size = index.max() + 1
-    sums = np.stack([np.bincount(index, weights=part) for part in (*a, *b)])
-    drawn = np.random.default_rng(seed).integers(size, size=(RESAMPLES, size))
-    parts = np.stack([row[drawn].sum(1) for row in sums])
-    low, high = np.quantile(parts[2] / parts[3] - parts[0] / parts[1], [0.025, 0.975])
+    low, high = np.quantile(drawn[2] / drawn[3] - drawn[0] / drawn[1], [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -20,7 +20,8 @@ def write_csv(path, rows):
 
 def models_csv(path, count=4):
     return write_csv(path / "models.csv", [
-        {"model": f"m{i}", "perplexity": 3 + 100 * i, "perplexity_low": 2 + 100 * i, "perplexity_high": 5 + 100 * i}
+        {"model": f"m{i}", "perplexity": 3 + 100 * i, "perplexity_low": 2 + 100 * i, "perplexity_high": 5 + 100 * i,
+         "params": 10 * i, "bits_per_byte": 1, "bits_low": 0.9, "bits_high": 1.2, "decode_tokens_per_s": i}
         for i in range(count)])
 
 
@@ -45,9 +46,17 @@ def test_results_and_blocks(tmp_path, monkeypatch, capsys):
     models_csv(tmp_path / "results")
     assert run_main(monkeypatch, capsys, "plot.py", tmp_path / "results", "--out", tmp_path / "one.png")[0] == 0
     write_csv(tmp_path / "results" / "accuracy.csv", [
-        {"model": f"m{i}", "set": s, "accuracy": 0.5, "low": 0.4, "high": 0.6, "chance": 0.25} for i in range(4) for s in "xy"])
+        {"model": f"m{i}", "set": s, "category": c, "n": 5, "accuracy": 0.5, "low": 0.4, "high": 0.6, "chance": 0.25}
+        for i in range(4) for s in "xy" for c in ("", "when", "who")])
     assert run_main(monkeypatch, capsys, "plot.py", tmp_path / "results", "--out", tmp_path / "two.png")[0] == 0
     assert (tmp_path / "two.png").stat().st_size > (tmp_path / "one.png").stat().st_size
+    write_csv(tmp_path / "results" / "slices.csv", [
+        {"model": f"m{i}", "slice": kind, "value": v, "nll": 2, "low": "nan", "high": 2.1}
+        for i in range(2) for kind, v in (("month", "2025-02"), ("month", "2025-01"), ("position", "0 to 15"))])
+    for name in ("accuracy", "slices", "models"):
+        out = tmp_path / f"{name}.png"
+        assert run_main(monkeypatch, capsys, "plot.py", tmp_path / "results" / f"{name}.csv", "--out", out)[0] == 0
+        assert out.stat().st_size > 5000
     blocks = write_csv(tmp_path / "blocks.csv", [{"block": b, "nll": 2, "difference": d} for b, d in
                                                  (("none", 0), (0, 5.0), (1, -0.1), (2, 0.2))])
     assert run_main(monkeypatch, capsys, "plot.py", blocks, "--out", tmp_path / "blocks.png")[0] == 0
