@@ -98,7 +98,7 @@ def encode(tokenizer, questions: list[dict], window: int, begin: list[int] = (),
         for choice in q["choices"]:
             tokens, n = split_tokens(tokenizer, prompt, " " + choice)
             counts["merged"] += tokens[:n] != alone
-            if n >= len(tokens):
+            if n >= len(tokens) or not tokenizer.encode(choice, add_special_tokens=False).ids:
                 raise ValueError(f"question {q['question']!r}: the choice {choice!r} comes to no token of its own; reword it")
             assert 1 <= n < len(tokens)
             rows.append((tokens, n))

@@ -190,14 +190,16 @@ def row_of(cells: list) -> str:
 def markdown(models: list[dict], comparisons: list[dict], seeds: tuple, protocol: str, samples: list[dict]) -> str:
     """results.md."""
     sets = [name for name, q in models[0]["qa"].items() if q["n"]]
-    head = ["model", "blocks", "parameters", "test perplexity [95 %]", "bits/byte", *(f"{s} accuracy [95 %]" for s in sets)]
+    several = len({m["tokenizer"] for m in models}) > 1  # a perplexity tells nothing beside another tokenizer's
+    head = ["model", "blocks", "parameters", *(["test perplexity [95 %]", "bits/byte [95 %]"][several:]),
+            *(f"{s} accuracy [95 %]" for s in sets)]
     lines = ["# Results", "", conclusions(models, comparisons, seeds), "", protocol, "",
              row_of(head), row_of(["---"] * len(head))]
     for m in models:
         test, accuracies = m["test"], [m["qa"][name] for name in sets]
         lines.append(row_of([
-            m["name"], m["blocks"], f"{m['params']:,}", number(test["perplexity"], test["perplexity_interval"]),
-            number(test["bits_per_byte"], test["bits_per_byte_interval"]).split(" [")[0],
+            m["name"], m["blocks"], f"{m['params']:,}",
+            *(number(test[key], test[f"{key}_interval"]) for key in ("perplexity", "bits_per_byte")[several:]),
             *(number(q["accuracy"], q["accuracy_interval"]) for q in accuracies)]))
     test, few = models[0]["test"], []
     lines += ["", f"Test split: {test['documents']} documents, {test['tokens']:,} scored tokens of {models[0]['name']}."]

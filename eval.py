@@ -228,10 +228,11 @@ def evaluate(
     if ranks.rank == 0:  # the others would slow it down
         cost = measure_cost(model, folder) | {"peak_mb": peak_mb(device)}
         window = model.config.max_position_embeddings
-        for tokens in beginnings(asked.test_tokens):
-            ids, room = torch.from_numpy(tokens)[None], min(SAMPLE_TOKENS, window - len(tokens))
+        for prompt in beginnings(asked.test):
+            ids = asked.tokenizer.encode(prompt).ids[: window // 2]
             try:
-                new = generate(model, ids, room, stop=model.stop_tokens | {asked.end})[0]
+                new = generate(model, torch.tensor([ids]), min(SAMPLE_TOKENS, window - len(ids)),
+                               stop=model.stop_tokens | {asked.end})[0]
                 samples.append(asked.tokenizer.decode(new))
             except ValueError as error:
                 samples.append(f"({error})")
@@ -244,10 +245,10 @@ def evaluate(
             "like": like}
 
 
-def beginnings(documents: list[np.ndarray], tokens: int = 12) -> list[np.ndarray]:
-    """The first tokens of a few documents, evenly spaced."""
+def beginnings(documents: list[dict], words: int = 8) -> list[str]:
+    """The first words of a few documents, evenly spaced."""
     chosen = np.linspace(0, len(documents) - 1, min(SAMPLES, len(documents))).round().astype(int)
-    return [documents[i][: min(tokens, len(documents[i]) - 1)] for i in chosen if len(documents[i]) > 1]
+    return [" ".join(documents[i]["text"].split()[:words]) for i in chosen]
 
 
 # ---------------------------------------------------------------- all of them
@@ -306,6 +307,9 @@ def main() -> None:
         if configs[name].vocab_size < size:
             raise ValueError(f"{name} knows {configs[name].vocab_size} tokens, its tokenizer has {size}: they do not belong "
                              "together")
+    least = min(config.vocab_size for config in configs.values())
+    if args.prefix_token is not None and not 0 <= args.prefix_token < least:
+        raise ValueError(f"--prefix-token must be from 0 to {least - 1}, given {args.prefix_token}")
     if min(len(one.test_tokens) for one in asked.values()) == 0:
         raise ValueError(f"{args.data} has an empty test split; prepare it from more articles")
     out = make_folder(args.out)
@@ -346,15 +350,15 @@ def report(args, dataset: Dataset, found: list[dict], asked: Asked, protocol: Pr
     listed = len(pairs) * (1 + bool(asked.general) + len(asked.questions))  # differences in the report
     comparisons = [compare(a, b, listed) for a, b in pairs]
     seeds = over_seeds(found)
-    beginnings_ = [asked.tokenizer.decode(tokens.tolist()) for tokens in beginnings(asked.test_tokens)]
-    samples = [{"prompt": prompt, "texts": {m["name"]: m["samples"][i] for m in found}} for i, prompt in enumerate(beginnings_)]
+    samples = [{"prompt": prompt, "texts": {m["name"]: m["samples"][i] for m in found}}
+               for i, prompt in enumerate(beginnings(asked.test))]
     page = markdown(summaries, comparisons, seeds, text, samples)
     write_json(out / "results.json", finite({"protocol": text, "models": summaries, "comparisons": comparisons,
                                              "over_seeds": {"configs": seeds[0], "comparisons": seeds[1]}}))
     write_text(out / "results.md", page)
     write_text(out / "samples.jsonl", "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
     write_csv(out / "models.csv", [
-        {"model": m["name"], "blocks": m["blocks"], "params": m["params"], "nll": m["test"]["nll"],
+        {"model": m["name"], "tokenizer": m["tokenizer"], "blocks": m["blocks"], "params": m["params"], "nll": m["test"]["nll"],
          "perplexity": m["test"]["perplexity"], "perplexity_low": m["test"]["perplexity_interval"][0],
          "perplexity_high": m["test"]["perplexity_interval"][1], "bits_per_byte": m["test"]["bits_per_byte"],
          "bits_low": m["test"]["bits_per_byte_interval"][0], "bits_high": m["test"]["bits_per_byte_interval"][1]} | m["cost"]

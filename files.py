@@ -39,6 +39,8 @@ def locate(name: str | Path, revision: str | None = None, files: tuple[str, ...]
     if path.is_dir():
         if (path / "model" / "config.json").is_file():
             return path / "model"
+        if (path / "env.json").is_file():
+            raise ValueError(f"{name} is a run without a finished model/; finish it with: python train.py --resume {name}")
         if (path / "config.json").is_file() or (path / "tokenizer.json").is_file():
             return path
         raise ValueError(f"{name} holds no config.json: it is neither a model's folder nor a run with a finished model/")

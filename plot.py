@@ -62,8 +62,11 @@ def draw_curves(runs: list[Path], out: Path) -> Path:
 
 
 def draw_results(folder: Path, out: Path) -> Path:
-    """Test perplexity and question accuracy of each model, with 95 % intervals."""
-    models = read_csv(folder / "models.csv", ("model", "perplexity", "perplexity_low", "perplexity_high"))
+    """Test perplexity (bits per byte where the tokenizers differ) and question accuracy, with 95 % intervals."""
+    models = read_csv(folder / "models.csv", ("model", "tokenizer", "perplexity", "perplexity_low", "perplexity_high",
+                                              "bits_per_byte", "bits_low", "bits_high"))
+    several = len({row["tokenizer"] for row in models}) > 1
+    keys = ("bits_per_byte", "bits_low", "bits_high") if several else ("perplexity", "perplexity_low", "perplexity_high")
     columns = ("model", "set", "category", "accuracy", "low", "high", "chance")
     answers = read_csv(folder / "accuracy.csv", columns) if _has_rows(folder / "accuracy.csv") else []
     answers = [row for row in answers if not row["category"]]
@@ -72,13 +75,14 @@ def draw_results(folder: Path, out: Path) -> Path:
     figure, panels = plt.subplots(1, 2 if answers else 1, figsize=size, layout="constrained", squeeze=False)
     left = panels[0][0]
     for i, row in enumerate(models):
-        value, low, high = (float(row[key]) for key in ("perplexity", "perplexity_low", "perplexity_high"))
+        value, low, high = (float(row[key]) for key in keys)
         left.errorbar(i, value, [[value - low], [high - value]], fmt="o", color=COLOURS[i % len(COLOURS)], capsize=4)
         left.annotate(f"{value:.{digits(value, low, high)}f}", (i, value), xytext=(7, 0), textcoords="offset points",
                       va="center", fontsize=9)
-    if max(float(row["perplexity"]) for row in models) > 5 * min(float(row["perplexity"]) for row in models):
+    if max(float(row[keys[0]]) for row in models) > 5 * min(float(row[keys[0]]) for row in models):
         left.set_yscale("log")
-    left.set(title="Test perplexity (95 % interval)", xticks=range(len(names)), xlim=(-0.5, len(names) - 0.3))
+    left.set(title=f"Test {'bits per byte' if several else 'perplexity'} (95 % interval)", xticks=range(len(names)),
+             xlim=(-0.5, len(names) - 0.3))
     left.set_xticklabels(names, rotation=15)
     left.grid(alpha=0.3, axis="y")
     if answers:

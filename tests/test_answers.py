@@ -2,7 +2,7 @@
 
 import pytest
 
-from answers import by_task, exact_match, invented, numbers, repetition, token_f1
+from answers import by_task, exact_match, invented, numbers, overlap_scores, repetition, token_f1
 
 
 def test_exact_match_and_f1():
@@ -29,3 +29,14 @@ def test_by_task():
     found = by_task([row | {"task": "x"}, row | {"task": "y", "exact_match": 0.0, "numbers": 0, "invented": 0}])
     assert found["all"]["n"] == 2 and found["all"]["exact_match"] == 0.5 and found["all"]["invented"] == 0.5
     assert found["x"]["exact_match"] == 1 and found["y"]["invented"] == 0
+
+
+def test_rouge_and_bleu_are_the_libraries():
+    pytest.importorskip("rouge_score")
+    pytest.importorskip("sacrebleu")
+    found = overlap_scores("the new car has two motors", "the new car has one motor")
+    assert found["rouge1"] == pytest.approx(5 / 6) and found["rouge2"] == pytest.approx(3 / 5)  # motors is motor, stemmed
+    assert found["rougeL"] == pytest.approx(5 / 6) and 0 < found["bleu"] < 1
+    row = {"task": "x", "exact_match": 0.0, "f1": 0.5, "repetition": 0.0, "numbers": 0, "invented": 0} | found
+    same = by_task([row | {"answer": "one two three four five", "reference": "one two three four five"}])
+    assert same["x"]["bleu"] == pytest.approx(1) and same["x"]["rougeL"] == pytest.approx(5 / 6)

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from small import SHAPE, make_data, make_model, read_rows, run_main
@@ -198,6 +199,8 @@ def test_without_questions(world, tmp_path, monkeypatch, capsys):
     ("out", "choose another place to write to"), ("device", "device: given cuda:9"),
     ("context", "--context must be at least 2"), ("general", "--general nowhere.jsonl: there is no such file"),
     ("stride", "--stride 9 is for --protocol documents, and at most --context (8)"),
+    ("prefix", "--prefix-token must be from 0 to"), ("unfinished", "is a run without a finished model/; finish it with"),
+    ("answer", "line 1: lacks answer"),
 ])
 def test_mistakes(world, tmp_path, monkeypatch, capsys, spoil, message):
     data, model, out = shutil.copytree(world.data, tmp_path / "data"), world.model, tmp_path / "out"
@@ -211,10 +214,18 @@ def test_mistakes(world, tmp_path, monkeypatch, capsys, spoil, message):
     elif spoil == "run":
         model = tmp_path / "run"
         model.mkdir()
+    elif spoil == "unfinished":
+        model = tmp_path / "run"
+        (model / "state").mkdir(parents=True)
+        for name in ("config.json", "env.json"):
+            (model / name).write_text("{}")
+    elif spoil == "answer":
+        (data / "qa" / "one.jsonl").write_text('{"question": "?", "choices": ["a", "b"]}\n')
     elif spoil == "out":
         out = "/dev/null/out"
     more = {"device": ["--device", "cuda:9"], "context": ["--context", "0"],
-            "general": ["--general", "nowhere.jsonl"], "stride": ["--stride", "9", "--context", "8"]}.get(spoil, [])
+            "general": ["--general", "nowhere.jsonl"], "prefix": ["--prefix-token", "99999"],
+            "stride": ["--stride", "9", "--context", "8"]}.get(spoil, [])
     code, _, err = run_main(monkeypatch, capsys, "eval.py", model, "--data", data, "--out", out, *more)
     assert code == 2 and message in err and "Traceback" not in err
 
@@ -283,10 +294,43 @@ def test_what_was_scored_is_kept_and_never_mixed(world, tmp_path, monkeypatch, c
     found = run(model=other)
     assert found[0] > 0 and found[2]["nll"] != test["nll"]
     assert run()[0] == 0
-    for path in (tmp_path / "out" / "scores").glob("base-test-*.csv"):
-        path.write_text(path.read_text().replace("1", "2", 1))
-    damaged, out, same = run()
-    assert damaged > 0 and "does not match its checksum; measuring it again" in out and same == test
+    for ending, message in (("csv", "does not match its checksum; measuring it again"), ("json", "measuring it again")):
+        for path in (tmp_path / "out" / "scores").glob(f"base-test-*.{ending}"):
+            path.write_text(path.read_text().replace("1", "{2", 1))
+        damaged, out, same = run()
+        assert damaged > 0 and message in out and same == test
+
+
+def test_a_stopped_evaluation_goes_on_where_it_was(world, tmp_path, monkeypatch, capsys):
+    """Killed among the questions: the documents and the pieces before are there, and the results are those of a whole run."""
+    import choices
+
+    arguments = ["eval.py", world.model, "--data", world.data, "--out"]
+    assert run_main(monkeypatch, capsys, *arguments, tmp_path / "whole")[0] == 0
+    scored, calls, real = [], [], choices.loglikelihoods
+
+    def dies(model, groups, **options):
+        calls.append(len(groups))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(model, groups, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(choices, "loglikelihoods", dies)
+        code, _, err = run_main(monkeypatch, capsys, *arguments, tmp_path / "out")
+        assert code == 130 and "the same command goes on" in err
+    monkeypatch.setattr(choices, "loglikelihoods", lambda *a, **k: (scored.append(len(a[1])), real(*a, **k))[1])
+    assert run_main(monkeypatch, capsys, *arguments, tmp_path / "out")[0] == 0
+    assert len(calls) == 2 and scored == calls[1:]
+    for name in ("documents.csv", "questions.csv", "accuracy.csv", "slices.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_an_answer_that_comes_to_no_token_is_named():
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate("Question:Awr? \nhtab")}, []))
+    question = {"question": "what?", "choices": ["that", "é"], "answer": 0}
+    with pytest.raises(ValueError, match="the choice 'é' comes to no token of its own; reword it"):
+        encode(tokenizer, [question], 100)
 
 
 def test_different_tokenizers_are_compared_in_bits_per_byte_only(world, tmp_path, monkeypatch, capsys):

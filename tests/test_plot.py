@@ -20,8 +20,9 @@ def write_csv(path, rows):
 
 def models_csv(path, count=4):
     return write_csv(path / "models.csv", [
-        {"model": f"m{i}", "perplexity": 3 + 100 * i, "perplexity_low": 2 + 100 * i, "perplexity_high": 5 + 100 * i,
-         "params": 10 * i, "bits_per_byte": 1, "bits_low": 0.9, "bits_high": 1.2, "decode_tokens_per_s": i}
+        {"model": f"m{i}", "tokenizer": "t", "perplexity": 3 + 100 * i, "perplexity_low": 2 + 100 * i,
+         "perplexity_high": 5 + 100 * i, "params": 10 * i, "bits_per_byte": 1, "bits_low": 0.9,
+         "bits_high": 1.2, "decode_tokens_per_s": i}
         for i in range(count)])
 
 
