@@ -217,7 +217,7 @@ def markdown(models: list[dict], comparisons: list[dict], seeds: tuple, protocol
                       "word perplexity"]), row_of(["---"] * 7)]
     for name in ("test", "general"):
         lines += [row_of([name, m["name"], *(number(m[name][key], m[name][f"{key}_interval"]) for key in (
-            "nll", "perplexity", "bits_per_byte")), f"{m[name]['byte_perplexity']:.3f}", f"{m[name]['word_perplexity']:,.0f}"])
+            "nll", "perplexity", "bits_per_byte")), f"{m[name]['byte_perplexity']:.3f}", f"{m[name]['word_perplexity']:.4g}"])
             for m in models if m[name]]
     if sets:
         lines += ["", "## Questions", "", "The choice of the highest log-likelihood; per character and per byte of the choice; "
@@ -274,7 +274,7 @@ def difference_table(comparisons: list[dict]) -> list[str]:
             if measure.endswith("bits_per_byte") and measure.replace("bits_per_byte", "nll") in c:
                 continue  # the same, in other units
             said = ("" if d["shown"] else "no difference shown") + ("*" if d["shown_among_all"] else "")
-            p = f"{d['mcnemar_p']:.3f}" if "mcnemar_p" in d else ""
+            p = "" if "mcnemar_p" not in d else f"{d['mcnemar_p']:.3f}" if d["mcnemar_p"] >= 0.001 else "< 0.001"
             name = "test nll" if measure == "nll" else measure
             n = digits(d["difference"], *d["interval"])
             amount = number(d["difference"], d["interval"], "+")
@@ -305,6 +305,10 @@ def conclusions(models: list[dict], comparisons: list[dict], seeds: tuple) -> st
             said.append(f"{first} to {second}: no difference shown ({amount} {unit}; {d['detectable']:.2g} would have been).")
         else:
             said.append(f"{second} predicts {'worse' if low > 0 else 'better'} than {first} by {amount} {unit}.")
+    if len(models) > 1 and models[0]["general"]:
+        (best, low), *_, (worst, high) = sorted(
+            ((m["name"], m["general"]["bits_per_byte"]) for m in models), key=lambda pair: np.nan_to_num(pair[1], nan=math.inf))
+        said.append(f"General text is predicted best by {best} ({low:.3f} bits a byte) and worst by {worst} ({high:.3f}).")
     for name in models[0]["qa"]:
         shown = [c for c in comparisons if c.get(f"{name} accuracy", {}).get("shown")]
         pairs = [f"{c['models'][1]} {c[f'{name} accuracy']['difference']:+.3f} from {c['models'][0]}" for c in shown]

@@ -170,7 +170,7 @@ def draw_tradeoff(folder: Path, out: Path) -> Path:
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axes.margins(x=0.15, y=0.15)
         axes.grid(alpha=0.3)
-    panels[0].set(ylabel="test bits per byte (lower is better; 95 % interval)")
+    panels[0].set(ylabel="test bits per byte (95 % interval)")
     panels[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle("Quality against size and speed")
     return save(figure, out)
