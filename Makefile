@@ -23,13 +23,13 @@ test: $(VENV)/development
 lint: $(VENV)/development
 	$(VENV)/bin/ruff check .
 
-bench: $(VENV)/benchmarks
+bench: $(VENV)/development
 	$(VENV)/bin/python -m benchmarks.train $(BENCH)
 
 bench-growth: $(VENV)/run-time
 	$(VENV)/bin/python -m benchmarks.growth $(BENCH)
 
-bench-%: $(VENV)/benchmarks
+bench-%: $(VENV)/development
 	$(VENV)/bin/python -m benchmarks.train $* $(BENCH)
 
 $(VENV)/bin/python:
@@ -44,10 +44,6 @@ $(VENV)/run-time: requirements.txt | $(VENV)/bin/python
 
 $(VENV)/development: requirements-dev.txt $(VENV)/run-time
 	$(PIP) -r requirements-dev.txt
-	@touch $@
-
-$(VENV)/benchmarks: requirements-bench.txt $(VENV)/development
-	$(PIP) -r requirements-bench.txt
 	@touch $@
 
 clean:
