@@ -1,18 +1,17 @@
-"""Every command of the README runs as written, offline: the hub is a stub on this machine that holds small random models
-of the same architecture, the newsroom is the demo's, and long runs are cut to a few steps."""
+"""Every command of the README runs as written, offline: where it names a hub's model there lies a small random one of the same
+architecture, the newsroom is the demo's, and long runs are cut to a few steps."""
 
 import json
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from datetime import date
 
 import pytest
-from hub import Hub
-from small import ROOT, SHAPE, make_data, make_model
+from small import ROOT, SHAPE, make_data, make_model, run_main
 
+import sample
 from demo import newsroom, site
 
 README = (ROOT / "README.md").read_text()
@@ -23,6 +22,7 @@ SHORTER = {  # what is added to a command, so that a laptop's minute is enough
                          "--eval_every=1", "--eval_documents=2", "--save_every=1"],
     "study.py": ["--seeds=0", "--blocks=25", "--learning_rates=1e-4", "--max_steps=2", "--warmup_steps=1", "--batch_size=1",
                  "--accumulation=2", "--context=64", "--save_every=1"],
+    "prepare.py": ["--generated-documents", "6"],
     "scrape.py": ["--base-url", "{site}", "--delay", "0"],
 }
 
@@ -56,37 +56,25 @@ def checkout(tmp_path_factory):
     return folder
 
 
-def test_every_command_runs(checkout, tmp_path):
+def test_every_command_runs(checkout, tmp_path, monkeypatch, capsys):
     company = newsroom.invent(0, companies=1, models=8, first_day=date(2025, 9, 1))[0]
     articles = newsroom.releases(company, 40, 1, date(2025, 9, 1))
     data = make_data(tmp_path / "data", text="The newsroom's own words.")
-    qwen = make_model(tmp_path / "qwen", data, **SHAPE | dict(num_hidden_layers=28, hidden_size=16, intermediate_size=16,
-                                                              num_attention_heads=2, max_position_embeddings=2048))
-    with Hub({"Qwen/Qwen3-0.6B-Base": qwen}, tmp_path / "cache") as hub, site.serve(articles) as url:
-        environment = hub.environment | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-
-        def start(command: str) -> subprocess.Popen:
-            words = [sys.executable, *shlex.split(command)[1:]]
+    make_model(checkout / "Qwen" / "Qwen3-0.6B-Base", data, **SHAPE | dict(
+        num_hidden_layers=28, hidden_size=16, intermediate_size=16, num_attention_heads=2, max_position_embeddings=2048))
+    commands = [c for c in COMMANDS if c.startswith("python ") and " -m demo" not in c]  # CI runs the demo
+    monkeypatch.chdir(checkout)
+    generate = sample.generate
+    monkeypatch.setattr(sample, "generate", lambda model, ids, room, **how: generate(model, ids, min(room, 6), **how))
+    with site.serve(articles) as url:
+        for command in commands:
+            words = shlex.split(command)[1:]
             for beginning, more in SHORTER.items():
                 if command.startswith(f"python {beginning}"):
                     words += [word.format(site=url) for word in more]
-            return subprocess.Popen(words, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                    text=True)
-
-        def check(command: str, process: subprocess.Popen) -> None:
-            out, err = process.communicate()
-            assert process.returncode == 0, f"{command}\n{out[-2000:]}\n{err[-3000:]}"
+            code, out, err = run_main(monkeypatch, capsys, *words)
+            assert code == 0, f"{command}\n{out[-2000:]}\n{err[-3000:]}"
             said = "[runs/reduced]" if "sample.py" in command else "up to date" if "--resume" in command else "wrote"
-            said = "nothing is wrong" if "--dry-run" in command else said
-            assert said in out, command
-
-        commands = [command for command in COMMANDS if command.startswith("python ")]
-        demos = [(command, start(command)) for command in commands if " -m demo" in command]  # on the other core
-        for command in commands:
-            if " -m demo" not in command:
-                check(command, start(command))
-        for command, process in demos:
-            check(command, process)
-        assert sum(path.endswith("model.safetensors") for path in hub.requests) == 1  # downloaded once
+            assert ("nothing is wrong" if "--dry-run" in command else said) in out, command
     results = json.loads((checkout / "results" / "results.json").read_text())
     assert [m["blocks"] for m in results["models"]] == [28, 27, 28, 27]
