@@ -290,6 +290,9 @@ def test_what_was_scored_is_kept_and_never_mixed(world, tmp_path, monkeypatch, c
     again, _, same = run()
     assert again == 0 and same == test
     assert run("--context", "16")[0] > 0 and run("--prefix-token", "0")[0] > 0
+    (tmp_path / "g.jsonl").write_text('{"text": "Rivers are long."}\n')
+    assert run("--general", tmp_path / "g.jsonl")[0] > 0  # other text under the same name
+    assert [row["set"] for row in read_rows(tmp_path / "out" / "documents.csv")].count("general") == 1
     other = make_model(tmp_path / "base", world.data, seed=9)
     found = run(model=other)
     assert found[0] > 0 and found[2]["nll"] != test["nll"]
