@@ -305,7 +305,7 @@ def conclusions(models: list[dict], comparisons: list[dict], seeds: tuple) -> st
             said.append(f"{first} to {second}: no difference shown ({amount} {unit}; {d['detectable']:.2g} would have been).")
         else:
             said.append(f"{second} predicts {'worse' if low > 0 else 'better'} than {first} by {amount} {unit}.")
-    if len(models) > 1 and models[0]["general"]:
+    if len(models) > 1 and all(m["general"] for m in models):
         (best, low), *_, (worst, high) = sorted(
             ((m["name"], m["general"]["bits_per_byte"]) for m in models), key=lambda pair: np.nan_to_num(pair[1], nan=math.inf))
         said.append(f"General text is predicted best by {best} ({low:.3f} bits a byte) and worst by {worst} ({high:.3f}).")

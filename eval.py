@@ -310,12 +310,20 @@ def main() -> None:
     least = min(config.vocab_size for config in configs.values())
     if args.prefix_token is not None and not 0 <= args.prefix_token < least:
         raise ValueError(f"--prefix-token must be from 0 to {least - 1}, given {args.prefix_token}")
-    if min(len(one.test_tokens) for one in asked.values()) == 0:
-        raise ValueError(f"{args.data} has an empty test split; prepare it from more articles")
+    if args.protocol == "stream":
+        if len(asked) > 1:
+            raise ValueError("--protocol stream cuts the text elsewhere for every tokenizer, and these models have several: "
+                             "take --protocol documents")
+        (one,), context = asked.values(), min(args.context, window)
+        if not Protocol("stream", context).units(one.test_tokens):
+            raise ValueError(f"the test split of {args.data} has {sum(map(len, one.test_tokens))} tokens, less than one cut of "
+                             f"{context}: lower --context, or take --protocol documents")
     out = make_folder(args.out)
     short = {name: Path(name).name for name in args.models}
     labels = short if len(set(short.values())) == len(short) else {name: name.replace("/", "_") for name in args.models}
-    known = {n for name in ("train", "val", "test") for row in dataset.documents(name) for n in numbers(row["text"])}
+    # Only what is written is held against them: a large corpus takes a while to read.
+    against = ("train", "val", "test") if any(one.written for one in asked.values()) else ()
+    known = {n for name in against for row in dataset.documents(name) for n in numbers(row["text"])}
     found, failure, scores = [], None, Scores(out / "scores", ranks)
     for name, folder in folders.items():
         one = asked[tokenizer_hash(folder) or dataset.meta["tokenizer_hash"]]

@@ -199,7 +199,8 @@ def test_without_questions(world, tmp_path, monkeypatch, capsys):
     ("out", "choose another place to write to"), ("device", "device: given cuda:9"),
     ("context", "--context must be at least 2"), ("general", "--general nowhere.jsonl: there is no such file"),
     ("stride", "--stride 9 is for --protocol documents, and at most --context (8)"),
-    ("prefix", "--prefix-token must be from 0 to"), ("unfinished", "is a run without a finished model/; finish it with"),
+    ("prefix", "--prefix-token must be from 0 to"), ("stream", "tokens, less than one cut of 128: lower --context"),
+    ("unfinished", "is a run without a finished model/; finish it with"),
     ("answer", "line 1: lacks answer"),
 ])
 def test_mistakes(world, tmp_path, monkeypatch, capsys, spoil, message):
@@ -209,6 +210,9 @@ def test_mistakes(world, tmp_path, monkeypatch, capsys, spoil, message):
     elif spoil == "test":
         shutil.rmtree(data)
         make_data(data, test=0)
+    elif spoil == "stream":
+        shutil.rmtree(data)
+        make_data(data, test=1)
     elif spoil == "model":
         model = tmp_path / "none"
     elif spoil == "run":
@@ -225,7 +229,7 @@ def test_mistakes(world, tmp_path, monkeypatch, capsys, spoil, message):
         out = "/dev/null/out"
     more = {"device": ["--device", "cuda:9"], "context": ["--context", "0"],
             "general": ["--general", "nowhere.jsonl"], "prefix": ["--prefix-token", "99999"],
-            "stride": ["--stride", "9", "--context", "8"]}.get(spoil, [])
+            "stream": ["--protocol", "stream"], "stride": ["--stride", "9", "--context", "8"]}.get(spoil, [])
     code, _, err = run_main(monkeypatch, capsys, "eval.py", model, "--data", data, "--out", out, *more)
     assert code == 2 and message in err and "Traceback" not in err
 
@@ -347,6 +351,9 @@ def test_different_tokenizers_are_compared_in_bits_per_byte_only(world, tmp_path
     assert measures == {"bits_per_byte", "general bits_per_byte"}
     a, b = (m["test"]["bits_per_byte"] for m in found["models"])
     assert comparison["bits_per_byte"]["difference"] == pytest.approx(b - a)
+    code, _, err = run_main(monkeypatch, capsys, "eval.py", world.model, other, "--data", world.data, "--out", tmp_path / "out",
+                            "--protocol", "stream")
+    assert code == 2 and "these models have several: take --protocol documents" in err
 
 
 def test_long_prompts_are_cut_at_the_left_if_told_to(world, tmp_path, monkeypatch, capsys):
