@@ -1,6 +1,6 @@
 """A run's state on disk: atomic, checked, resumable; and what the run began on, which it must go on with.
 
-    state/step-00000200/training.safetensors    weights and optimizer moments, by parameter name
+    state/step-00000200/training.safetensors    weights that are trained and optimizer moments, by parameter name
                       state.json              step, counters, checksums of both: written last, so its presence means complete
 
 A state is written beside, synced and renamed; the two newest are kept, so that a damaged one has a predecessor.
@@ -33,9 +33,9 @@ KEPT = 2
 DECISIVE = ("device", "threads", "torch", "numpy")  # of env.json: what the last digits depend on
 
 
-def state_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """All that a state holds, by name, in the order of the file; the optimizer's groups must carry the parameters' names."""
-    tensors = {f"weights/{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors = {f"weights/{name}": parameter for name, parameter in _named(optimizer)}
     for name, parameter in _named(optimizer):
         tensors |= {f"optimizer/{name}/{key}": torch.as_tensor(value) for key, value in optimizer.state[parameter].items()}
     return in_order(tensors)
@@ -75,8 +75,8 @@ def load_state(folder: Path) -> tuple[dict, Path]:
 
 
 @torch.no_grad()
-def restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a state's tensors into the model and the optimizer, one at a time; of a divided model, this rank's parts."""
+def restore(path: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Put a state's tensors into the optimizer and its parameters, one at a time; of a divided model, this rank's parts."""
     with open_tensors(path) as file:
         for name, parameter in _named(optimizer):
             parameter.copy_(part_of(file.get_tensor(f"weights/{name}"), parameter))

@@ -27,7 +27,8 @@ SAFETENSORS_TYPES = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.int32: "I32",
     torch.int8: "I8", torch.uint8: "U8", torch.uint16: "U16", torch.uint32: "U32", torch.bool: "BOOL"}
 MAPPED_TYPES = {"F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "u1", "U16": "<u2", "U32": "<u4"}
-MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", "*.safetensors")
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", "*.safetensors", "adapter_config.json",
+               "nanoprune.json")
 
 
 def locate(name: str | Path, revision: str | None = None, files: tuple[str, ...] = MODEL_FILES + TOKENIZER_FILES) -> Path:
@@ -41,7 +42,7 @@ def locate(name: str | Path, revision: str | None = None, files: tuple[str, ...]
             return path / "model"
         if (path / "env.json").is_file():
             raise ValueError(f"{name} is a run without a finished model/; finish it with: python train.py --resume {name}")
-        if (path / "config.json").is_file() or (path / "tokenizer.json").is_file():
+        if any((path / file).is_file() for file in ("config.json", "tokenizer.json", "adapter_config.json")):
             return path
         raise ValueError(f"{name} holds no config.json: it is neither a model's folder nor a run with a finished model/")
     parts = str(name).split("/")
@@ -117,13 +118,17 @@ def map_tensors(path: str | Path) -> dict[str, np.ndarray]:
     return found
 
 
-def read_weights(folder: Path, wanted: dict[str, torch.Size], device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The tensors that a model wants, by name and shape, from a folder's single or sharded safetensors.
+def read_weights(folder: Path, wanted: dict[str, tuple[int, ...] | None], device, convert: Callable) -> dict:
+    """convert(name, tensor) of the tensors that a model wants, by name and shape, from a folder's safetensors.
 
-    A redundant tied `lm_head.weight` is left out (published Qwen3 files have one). ValueError names the shard that is
-    missing and the tensors that are missing, unexpected or of another shape.
+    The file is mapped for one tensor at a time: what is given must be read or copied, and the whole is never in memory twice.
+    A shape of None fits any. A redundant tied `lm_head.weight` is left out (published Qwen3 files have one). ValueError names
+    the shard that is missing and the tensors that are missing, unexpected or of another shape.
     """
     index = folder / "model.safetensors.index.json"
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} is an adapter on another model; make one model of both: python lora.py merge {folder} "
+                         "--out FOLDER")
     if (folder / "model.safetensors").is_file() or not index.is_file():
         shards = ["model.safetensors"]
         if not (folder / shards[0]).is_file():
@@ -138,17 +143,18 @@ def read_weights(folder: Path, wanted: dict[str, torch.Size], device, dtype: tor
     found, problems = {}, []
     for shard in shards:
         try:
-            with safe_open(folder / shard, framework="pt", device=str(device)) as file:
-                for name in file.keys():
-                    if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and name not in wanted):
-                        continue
-                    shape = tuple(file.get_slice(name).get_shape())
-                    if name not in wanted:
-                        problems.append(f"{name}: not part of this model")
-                    elif shape != tuple(wanted[name]):
-                        problems.append(f"{name}: has shape {shape}, config.json asks for {tuple(wanted[name])}")
-                    else:
-                        found[name] = file.get_tensor(name).to(dtype, copy=True)
+            with safe_open(folder / shard, framework="pt") as file:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            for name, shape in shapes.items():
+                if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and name not in wanted):
+                    continue
+                if name not in wanted:
+                    problems.append(f"{name}: not part of this model")
+                elif wanted[name] is not None and shape != tuple(wanted[name]):
+                    problems.append(f"{name}: has shape {shape}, config.json asks for {tuple(wanted[name])}")
+                else:
+                    with safe_open(folder / shard, framework="pt", device=str(device)) as file:
+                        found[name] = convert(name, file.get_tensor(name))
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{folder / shard} is truncated or damaged ({error}); fetch or make it again") from error
     wrong = {problem.split(":")[0] for problem in problems}

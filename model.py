@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.checkpoint import create_selective_checkpoint_contexts as keep_outputs
@@ -32,6 +31,7 @@ from ops import (
     document_mask,
     document_positions,
     has_flash,
+    head_logits,
     head_loss,
     send,
     tie,
@@ -311,7 +311,7 @@ class Trunk(nn.Module):
             if len(lengths) == len(documents):  # rows of one document each
                 return self.begin(config, ids, embed)
             positions = send(document_positions(documents), ids.device)
-        x = embed(ids)
+        x = embed(ids).to(self.norm.weight.dtype)  # of a frozen base the norms alone are kept wide
         cos, sin = (table[:, None].to(x.dtype) for table in rope_table(config, positions))  # (B or 1, 1, T, F)
         windows = {"full_attention": None, "sliding_attention": config.sliding_window}
         if documents is None:
@@ -378,11 +378,11 @@ class Decoder(nn.Module):
         tied = self.config.tie_word_embeddings
         weight, embed = tie(self.head_weight) if tied else (self.head_weight, self.model.embed_tokens)
         x = self.model(self.config, ids, embed, documents, cache)
-        return F.linear(x, weight) if targets is None else head_loss(x, weight, targets, reduction, teacher)
+        return head_logits(x, weight) if targets is None else head_loss(x, weight, targets, reduction, teacher)
 
     def last_logits(self, ids: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Logits (B, V) of the last position only: what generating needs, without the head over the whole prompt."""
-        return F.linear(self.model(self.config, ids, self.model.embed_tokens, None, cache)[:, -1], self.head_weight)
+        return head_logits(self.model(self.config, ids, self.model.embed_tokens, None, cache)[:, -1], self.head_weight)
 
     @property
     def stop_tokens(self) -> set[int]:
@@ -403,25 +403,37 @@ class Decoder(nn.Module):
         ValueError where a file is missing or damaged or a tensor does not fit, naming it.
         """
         folder = locate(name, revision)
-        config = cls.read_config(folder)
-        with torch.device("meta"), Uninitialized():
-            model = cls(config)
+        model = cls.without_weights(folder)
+        if "quantization_config" in model.config.extra:
+            raise ValueError(f"{name} is quantised: its weights cannot be changed; give the model that it was made from "
+                             "(or, to train, name layers in `lora`)")
         wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        model.load_state_dict(read_weights(folder, wanted, device, dtype), assign=True)
+        model.load_state_dict(read_weights(folder, wanted, device, lambda _, tensor: tensor.to(dtype, copy=True)), assign=True)
+        return model
+
+    @classmethod
+    def without_weights(cls, folder: Path) -> "Decoder":
+        """A model of the shape that a folder's config.json gives, on the meta device."""
+        with torch.device("meta"), Uninitialized():
+            model = cls(cls.read_config(folder))
         if (folder / "generation_config.json").is_file():
             model.generation_config = read_json(folder / "generation_config.json")
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, generation_config.json and model.safetensors, each beside and then renamed."""
+        self.save_config(folder)
+        write_tensors(Path(folder) / "model.safetensors", self.state_dict())
+
+    def save_config(self, folder: str | Path, more: dict | None = None) -> None:
+        """Write config.json, with `more` in it, and generation_config.json."""
         folder = Path(folder)
         architecture = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
         name = "NanopruneForCausalLM" if any(self.config.without) else architecture[self.config.model_type]
         raw = {"architectures": [name]} | self.config.to_dict(self.head_weight.dtype)
-        write_json(folder / "config.json", raw)
+        write_json(folder / "config.json", raw | (more or {}))
         if self.generation_config:
             write_json(folder / "generation_config.json", self.generation_config)
-        write_tensors(folder / "model.safetensors", self.state_dict())
 
 
 class Uninitialized(TorchFunctionMode):

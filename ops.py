@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 HEAD_CHUNK = 5 * 2**24  # logits held at a time: 320 MiB in fp32; with fewer, products with a large vocabulary are slower
+SLICE = 4096  # rows of a vocabulary's weight that are cast at a time
 CACHED = 2**20  # values that a CPU's cache holds
 IGNORE = -100  # a target that is not counted, torch's convention
 
@@ -20,6 +21,7 @@ def head_loss(
 
     Never holds all the logits, and computes none where the target is IGNORE. `reduction` is "mean" over what counts,
     "sum", or "none" for (B, T), which gives no gradient. Plain form: `F.cross_entropy(F.linear(x, weight), targets)`.
+    A weight that does not learn, or is kept in another type than its products have, is gone through in slices.
     With a `teacher` (what `DistilledLoss` takes, its tensors (B, T, k)) the loss is mixed with the divergence from it.
     """
     assert reduction in ("mean", "sum", "none"), reduction
@@ -27,13 +29,17 @@ def head_loss(
     flat, aims = x.flatten(0, 1), send(targets.flatten(), x.device)
     if len(counted) < len(aims):
         flat, aims = flat.index_select(0, counted), aims.index_select(0, counted)
+    frozen = not weight.requires_grad
     if reduction == "none":
         with torch.no_grad():
-            losses = torch.cat([nll for _, nll in _chunks(*_as_multiplied(flat, weight), aims)] or [flat.new_zeros(0)])
+            if frozen and weight.dtype != multiplied_type(x):
+                losses = sliced_loss(flat, weight, aims)[0]
+            else:
+                losses = torch.cat([nll for _, nll in _chunks(*_as_multiplied(flat, weight), aims)] or [flat.new_zeros(0)])
         return losses.new_zeros(targets.numel()).index_copy(0, counted, losses).view(targets.shape)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         if teacher is None:
-            total = SummedLoss.apply(flat, weight, aims)
+            total = FrozenLoss.apply(flat, weight, aims) if frozen else SummedLoss.apply(flat, weight, aims)
         else:
             ids, log_p, share, temperature = teacher
             given = (send(part.flatten(0, 1), x.device).index_select(0, counted) for part in (ids, log_p))
@@ -110,6 +116,84 @@ class SummedLoss(torch.autograd.Function):
         grad_x, grad_weight = ctx.grads
         ctx.grads = None
         return None if grad_x is None else grad_x.mul_(scale), None if grad_weight is None else grad_weight.mul_(scale), None
+
+
+def sliced_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, gradient: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(negative log-likelihoods (N,), the gradient of their sum for x (N, D) or None): one pass over the vocabulary.
+
+    A slice of the weight (V, D) is cast once, for its logits and for their product with it; the softmax's largest value and
+    norm go along, and what was summed before is scaled when a larger value comes (arXiv:1805.02867).
+    """
+    given = x.to(multiplied_type(x))
+    top = torch.full((len(x), 1), -math.inf, dtype=torch.promote_types(given.dtype, torch.float32), device=x.device)
+    norm, at_target = torch.zeros_like(top), torch.zeros_like(top)
+    pull = torch.zeros(x.shape, dtype=top.dtype, device=x.device) if gradient else None  # of the softmax, times norm
+    size = min(SLICE, len(weight))
+    room = spare("slice of logits", (len(x), size), given.dtype, x.device)
+    for start in range(0, len(weight), size):
+        part = cast_slice(weight[start : start + size], given.dtype)
+        logits = torch.mm(given, part.t(), out=room[:, : len(part)] if len(part) == size else None)
+        aims = targets[:, None] - start
+        inside = (aims >= 0) & (aims < len(part))
+        at_target.add_(logits.gather(1, aims.clamp(0, len(part) - 1)) * inside)
+        for few, high, total, sums in _in_cache(logits, top, norm, pull):
+            p = few.to(top.dtype)
+            higher = torch.maximum(high, p.amax(1, keepdim=True))
+            p.sub_(higher).exp_()
+            shrink = (high - higher).exp_()
+            total.mul_(shrink).add_(p.sum(1, keepdim=True))
+            high.copy_(higher)
+            if gradient:
+                few.copy_(p)
+                sums.mul_(shrink)
+        if gradient and given.dtype == pull.dtype:
+            pull.addmm_(logits, part)
+        elif gradient:
+            pull += logits @ part
+    give_back("slice of logits", room)
+    grad = (pull / norm).sub_(weight.index_select(0, targets)).to(x.dtype) if gradient else None
+    return (norm.log() + top - at_target).squeeze(1), grad
+
+
+def _in_cache(logits: torch.Tensor, *others: torch.Tensor | None) -> Iterator[tuple]:
+    """The same rows of each, as many as a CPU's cache holds of the first."""
+    rows = max(1, CACHED // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
+    for start in range(0, len(logits), rows):
+        yield tuple(None if part is None else part[start : start + rows] for part in (logits, *others))
+
+
+def cast_slice(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Some rows of a large weight in another type, good until the next are cast."""
+    if rows.dtype == dtype:
+        return rows
+    room = spare("slice of a weight", rows.shape, dtype, rows.device)
+    give_back("slice of a weight", room)
+    return room.copy_(rows)
+
+
+class FrozenLoss(torch.autograd.Function):
+    """The summed cross entropy of a head that does not learn: no gradient of the weight is formed, and no logits are kept."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        losses, ctx.grad = sliced_loss(x, weight, targets, gradient=True)
+        return losses.sum()
+
+    @staticmethod
+    def backward(ctx, scale: torch.Tensor):
+        assert ctx.grad is not None, "the gradient is handed on: there can be one backward pass"
+        grad, ctx.grad = ctx.grad, None
+        return grad.mul_(scale), None, None
+
+
+def head_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Logits (..., V) of x (..., D); a weight (V, D) of another type is cast in slices. Plain form: `F.linear(x, weight)`."""
+    if weight.dtype == multiplied_type(x) or weight.requires_grad:
+        return F.linear(x, weight)
+    given = x.to(multiplied_type(x))
+    parts = [given @ cast_slice(rows, given.dtype).t() for rows in weight.split(SLICE)]
+    return torch.cat(parts, dim=-1)
 
 
 class DistilledLoss(torch.autograd.Function):
@@ -368,3 +452,45 @@ def has_flash(x: torch.Tensor) -> bool:
     """Whether flash attention can work on x: in half precision on CUDA, from compute capability 8 (Ampere) on."""
     half = multiplied_type(x) in (torch.float16, torch.bfloat16)
     return x.is_cuda and half and torch.cuda.get_device_capability(x.device) >= (8, 0)
+
+
+# ---------------------------------------------------------------- memory of a step
+
+
+SEGMENT = 2**26  # bytes
+
+
+class Kept:
+    """Where a step's saved activations lie together, so that what is let go between them leaves no holes in the heap.
+
+        with Kept():
+            model(ids, targets).backward()
+
+    glibc puts new tensors into any hole that is large enough: in a step beside frozen weights, where tensors that stay and that
+    pass take turns, as much again was lost. What autograd saves is copied to segments, which the next step writes to again.
+    """
+
+    def __init__(self):
+        self.segments, self.used, self.at = [], 0, 0
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        size, count = tensor.numel() * tensor.element_size(), tensor.numel()
+        dense = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) == count
+        if not 2**20 <= size <= SEGMENT or not dense or tensor.device.type != "cpu" or isinstance(tensor, torch.nn.Parameter):
+            return tensor
+        if not self.segments or self.used + size > SEGMENT:
+            self.segments.append(spare(f"segment {len(self.segments)}", (SEGMENT,), torch.uint8, tensor.device))
+            self.used = 0
+        room = self.segments[-1][self.used : self.used + size].view(tensor.dtype)
+        self.used += size
+        return room.as_strided(tensor.shape, tensor.stride(), room.storage_offset()).copy_(tensor.detach())
+
+    def __enter__(self) -> None:
+        self.hooks.__enter__()
+
+    def __exit__(self, *error) -> None:
+        self.hooks.__exit__(*error)
+        for i, segment in enumerate(self.segments):
+            give_back(f"segment {i}", segment)
+        self.segments = []

@@ -19,19 +19,22 @@ from ranks import ALONE, Ranks
 
 
 def training_flops(model: Decoder, micro_batches: list) -> float:
-    """Floating-point operations of one step: 6 per matrix weight and token, and attention within each document.
+    """Floating-point operations of one step: 6 per matrix weight and token (4 if it does not learn), and attention within each
+    document.
 
     Scores and weighted values take 4 x n x n x heads x head_dim a block, half of it by causality, three times that with
     the backward pass. The embedding is a look-up and counts nothing; the head counts, also where it is tied.
     """
     config = model.config
-    matrices = sum(p.numel() for layer in model.model.layers for p in layer.parameters() if p.dim() == 2)
-    matrices += config.vocab_size * config.hidden_size
+    learning = sum(p.numel() for p in model.parameters() if p.dim() == 2 and p.requires_grad)
+    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size  # looked up
+    passes = 6 if model.head_weight.requires_grad else 4
+    matrices = 6 * learning + (passes == 4) * 4 * parameter_count(config) - passes * embedding
     tokens = sum(ids.numel() for ids, *_ in micro_batches)
     squares = sum(int((np.bincount(row) ** 2).sum()) for _, _, documents, *_ in micro_batches for row in documents.numpy())
     attending = sum(without != "attn" for without in config.without)
     attention = 6 * squares * config.num_attention_heads * config.head_dim * attending
-    return 6 * matrices * tokens + attention
+    return matrices * tokens + attention
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -119,7 +119,7 @@ def spread(model: nn.Module, how: str, ranks: Ranks, device: torch.device) -> nn
     if how == "ddp":
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(model.to(device), gradient_as_bucket_view=True)
+        return DistributedDataParallel(model.to(device), gradient_as_bucket_view=True, broadcast_buffers=False)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

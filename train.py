@@ -45,8 +45,9 @@ from dataset import IGNORE, Dataset, Rows
 from distill import Teacher
 from files import copy_tokenizer, in_order, locate, make_folder, read_json, write_json
 from lean import LeanAdamW
+from lora import adapt, load_frozen, parameter_count, save_adapter
 from model import Decoder, ModelConfig, document_nll, pick_device
-from ops import give_back, send
+from ops import Kept, give_back, send
 from plan import check_room, matmul_rate, peak_memory, training_flops
 from prune import drop_blocks, read_parts, remember
 from ranks import ALONE, Ranks, exchange, join, lend, restarted, spread, whole
@@ -123,7 +124,7 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
             raise ValueError(f"{run}/config.json is not what the run began with: {', '.join(changed)} changed. Put "
                              "it back, or begin anew under another name")
         progress |= state
-        restore(tensors, model, optimizer)
+        restore(tensors, optimizer)
         scaler.load_state_dict(progress["scaler"])
         if progress["finished"]:
             print(f"{run} is finished, at step {progress['step']}: nothing to resume, {run}/model is up to date")
@@ -137,7 +138,9 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
     autocast = make_autocast(config, device, cache=ranks.size == 1 or config.parallel == "ddp")
     peak = matmul_rate(device, getattr(torch, config.dtype))
     epochs = config.max_steps * config.tokens_per_step / rows.epoch_tokens
-    print(f"{run}: {model.config.num_hidden_layers} blocks, {sum(p.numel() for p in model.parameters()):,} parameters; "
+    total, trained = parameter_count(model)
+    beside = f", {trained:,} of them trained" if config.lora else ""
+    print(f"{run}: {model.config.num_hidden_layers} blocks, {total:,} parameters{beside}; "
           f"{config.max_steps} steps of {config.tokens_per_step:,} tokens ({epochs:.1f} epochs); "
           f"{config.dtype} on {device}{f', {ranks.size} processes ({config.parallel})' if ranks.size > 1 else ''}")
 
@@ -155,13 +158,13 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
 
     def keep_model() -> None:
         if ranks.rank == 0:
-            model.save_pretrained(run / "model")
-        else:
+            save_adapter(model, run / "model") if config.lora else model.save_pretrained(run / "model")
+        elif not config.lora:
             lend(in_order(model.state_dict()).values())
 
     def save(step: int, finished: bool = False) -> None:
         progress.update(step=step, finished=finished, seconds=time.perf_counter() - started, scaler=scaler.state_dict())
-        tensors = state_tensors(model, optimizer)
+        tensors = state_tensors(optimizer)
         if ranks.rank == 0:
             save_state(run / "state", step, tensors, progress)
         else:
@@ -184,11 +187,15 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
         counted = max(1, int((batch[1] != IGNORE).sum()))
         batch += teacher.batch(first_row, step_rows) if teacher else ()
         mine = [part.chunk(ranks.size)[ranks.rank].split(config.batch_size) for part in batch]
+        numbers = torch.arange(first_row, first_row + step_rows).chunk(ranks.size)[ranks.rank].split(config.batch_size)
         micro_batches = list(zip(*mine, strict=True))
         loss = torch.zeros((), device=device)
         for i, (ids, targets, documents, *likeliest) in enumerate(micro_batches):
+            if config.lora:
+                model.draws.rows = numbers[i].tolist()
             taught = (*likeliest, config.teacher_share, config.teacher_temperature) if teacher else None
-            with exchange(spread_model, last=i == len(micro_batches) - 1):
+            kept = Kept() if config.lora else contextlib.nullcontext()
+            with exchange(spread_model, last=i == len(micro_batches) - 1), kept:
                 with autocast():
                     total = spread_model(send(ids, device), targets, documents, reduction="sum", teacher=taught)
                     micro_loss = total / counted
@@ -215,7 +222,7 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
             )
         scaler.step(optimizer)  # in fp16, a step whose gradient overflowed is left out and the scale lowered
         scaler.update()
-        if config.optimizer == "adamw" and ranks.size == 1:
+        if config.optimizer == "adamw" and ranks.size == 1 and not config.lora:
             give_back("gradient", model.head_weight.grad)
         optimizer.zero_grad()
 
@@ -271,11 +278,17 @@ def find_base(config: Config, dataset: Dataset) -> tuple[ModelConfig, Path | Non
 
 
 def load_base(config: Config, shape: ModelConfig, folder: Path | None) -> Decoder:
-    """The model to train: the base from its folder, or made from scratch, less the config's blocks."""
-    model = Decoder(shape) if folder is None else Decoder.from_pretrained(folder)
+    """The model to train: the base from its folder, or made from scratch, less the config's blocks, perhaps with adapters."""
+    if config.lora:
+        model = load_frozen(config.base, config.frozen, revision=config.revision)
+    else:
+        model = Decoder(shape) if folder is None else Decoder.from_pretrained(folder)
     if config.drop_blocks:
         remember(model, config.base, folder, read_parts(config.drop_blocks, model.config), method="by the config")
         drop_blocks(model, config.drop_blocks)
+    if config.lora:
+        model.base["dropped"] = list(config.drop_blocks)
+        adapt(model, config.lora, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_root, config.seed)
     return model
 
 
@@ -285,6 +298,8 @@ def check_ranks(config: Config, ranks: Ranks) -> None:
     if rows % ranks.size:
         raise ValueError(f"{ranks.size} processes cannot share the {rows} rows of a step (batch_size {config.batch_size} x "
                          f"accumulation {config.accumulation}): start as many as divide them, or change accumulation")
+    if ranks.size > 1 and config.parallel == "fsdp" and config.lora:
+        raise ValueError(f"{ranks.size} processes: adapters are trained with parallel=ddp, where each has the whole base")
     if ranks.size > 1 and (config.optimizer == "lean" or (config.parallel == "fsdp" and config.dtype == "float16")):
         raise ValueError(f"{ranks.size} processes: optimizer=lean updates before the gradients are exchanged, and fsdp cannot "
                          "scale float16's loss; take adamw, and bfloat16, float32 or ddp")
@@ -311,13 +326,13 @@ def make_optimizer(model: Decoder, config: Config) -> torch.optim.Optimizer:
     """AdamW (arXiv:1711.05101) with decay on matrices only; groups carry the parameters' names for the checkpoint."""
     groups = []
     for decay in (True, False):
-        chosen = [(name, p) for name, p in model.named_parameters() if (p.dim() >= 2) == decay]
+        chosen = [(name, p) for name, p in model.named_parameters() if p.requires_grad and (p.dim() >= 2) == decay]
         groups.append({"params": [p for _, p in chosen], "names": [name for name, _ in chosen],
                        "weight_decay": config.weight_decay * decay})
     settings = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if config.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, **settings, fused=True)
-        for parameter in model.parameters():  # now, in one piece, not in the holes that the first step's activations leave
+        for parameter in (p for group in groups for p in group["params"]):  # now, not in holes that activations leave
             optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device)} | {
                 name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
         return optimizer

@@ -47,6 +47,14 @@ class Config:
     clip: float = 1.0  # largest gradient norm (0: no clipping)
     optimizer: str = "adamw"  # adamw, or lean: moments of a byte, updates during the backward pass, no clipping
 
+    # adapters: low-rank matrices learn beside a base that does not
+    lora: str = ""  # layers that get one: q_proj,v_proj or model.layers.3.* or all (empty: no adapters, all weights learn)
+    lora_rank: int = 8  # rank of an adapter's two matrices
+    lora_alpha: float = 16.0  # an adapter counts alpha / rank times
+    lora_dropout: float = 0.0  # share of an adapter's inputs that is left out at random
+    lora_root: bool = False  # an adapter counts alpha / sqrt(rank) times (rsLoRA)
+    frozen: str = "stored"  # the base's matrices: as stored, float32, bfloat16, float16, or nf4 (four bits: QLoRA)
+
     # how it runs
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: str = "auto"  # of the products, by autocast: float32, bfloat16, float16, or the best the device has units for
@@ -109,6 +117,10 @@ class Config:
         need("min_lr", 0 <= self.min_lr <= 1, "a share of lr, from 0 to 1")
         need("warmup_steps", 0 <= self.warmup_steps < self.max_steps, f"from 0 to below max_steps ({self.max_steps})")
         need("weight_decay", self.weight_decay >= 0, "0 or more")
+        need("lora_rank", self.lora_rank >= 1, "at least 1")
+        need("lora_alpha", self.lora_alpha > 0, "above 0")
+        need("lora_dropout", 0 <= self.lora_dropout < 1, "from 0 to below 1")
+        need("frozen", self.frozen in FROZEN, " or ".join(FROZEN) + _nearest(self.frozen, FROZEN))
         need("teacher_share", 0 < self.teacher_share <= 1, "above 0 and at most 1")
         need("teacher_top", self.teacher_top >= 1, "at least 1")
         need("teacher_temperature", self.teacher_temperature > 0, "above 0")
@@ -134,6 +146,11 @@ class Config:
             found.append(f"patience: given {self.patience}, has no effect without eval_every; set eval_every or patience=0")
         if self.revision and (isinstance(self.base, dict) or Path(self.base).exists()):
             found.append(f"revision: given {self.revision!r}, has no effect on a base that is no hub name; remove it")
+        if not self.lora:
+            found += [f"{f.name}: given {getattr(self, f.name)!r}, has no effect without lora; set lora=q_proj,v_proj or all"
+                      for f in fields(self) if f.name in ADAPTERS and getattr(self, f.name) != f.default]
+        elif isinstance(self.base, dict) or self.compile:
+            found.append("lora: adapters need a trained base (a hub name, a folder or a run), and compile=false")
         if isinstance(self.base, dict) and self.drop_blocks:
             found.append("drop_blocks: a model trained from scratch has no blocks worth dropping; lower num_hidden_layers")
         return found
@@ -172,6 +189,8 @@ class Study:
 
 
 OPTIMIZERS = ("adamw", "lean")
+FROZEN = ("stored", "float32", "bfloat16", "float16", "nf4")  # how a base beside adapters can be kept
+ADAPTERS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_root", "frozen")  # settings that need `lora`
 PARALLEL = ("ddp", "fsdp")
 RECOMPUTE = ("none", "pointwise", "blocks")
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -1,0 +1,495 @@
+"""lora.py and nf4.py: adapters against plain autograd and PEFT, four bits against bitsandbytes."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from small import SHAPE, TIMING, make_model, read_rows, run_main
+from torch import nn
+
+import train as training
+from files import file_hash, read_json, write_json
+from lora import (
+    Draws,
+    FrozenLinear,
+    adapt,
+    add_adapter,
+    frozen_layers,
+    load_adapted,
+    load_frozen,
+    load_model,
+    matched,
+    merge,
+    parameter_count,
+    save_adapter,
+)
+from model import Decoder, ModelConfig
+from nf4 import NF4, dequantise, quantise
+from ops import IGNORE, Kept, head_logits
+from prune import drop_blocks
+from train import train
+
+IDS = torch.randint(0, 256, (2, 17), generator=torch.Generator().manual_seed(5))
+DOCUMENTS = torch.zeros(2, 16, dtype=torch.int64)
+
+
+def base(folder, dtype=torch.float32, seed=0, **shape):
+    """A random model's folder."""
+    torch.manual_seed(seed)
+    model = Decoder(ModelConfig.from_dict(SHAPE | {"vocab_size": 256} | shape)).to(dtype)
+    model.save_pretrained(folder)
+    return folder
+
+
+def shake(model: Decoder, scale: float = 0.1) -> None:
+    """Adapters as if trained: B is no longer zero."""
+    draw = torch.Generator().manual_seed(9)
+    for layer in frozen_layers(model).values():
+        if layer.rank:
+            layer.lora_B.data.copy_(torch.randn(layer.lora_B.shape, generator=draw) * scale)
+
+
+def loss_of(model: Decoder) -> torch.Tensor:
+    return model(IDS[:, :-1], IDS[:, 1:], DOCUMENTS)
+
+
+# ---------------------------------------------------------------- adapters
+
+
+@pytest.mark.parametrize("shape", [{}, {"model_type": "qwen2", "tie_word_embeddings": False}, {"model_type": "llama"}])
+def test_gradients_are_those_of_autograd_on_merged_weights(tmp_path, shape):
+    """d loss / d A = s B^T G and d loss / d B = s G A^T, with G autograd's gradient of the merged weight in fp64."""
+    model = load_frozen(base(tmp_path / "b", **shape))
+    adapt(model, "all", rank=3, alpha=5.0)
+    shake(model)
+    with Kept():
+        loss_of(model).backward()
+    oracle = load_frozen(tmp_path / "b")
+    adapt(oracle, "all", rank=3, alpha=5.0)
+    shake(oracle)
+    merge(oracle)
+    oracle = oracle.double().requires_grad_(True)
+    logits = oracle(IDS[:, :-1])
+    nn.functional.cross_entropy(logits.flatten(0, 1), IDS[:, 1:].flatten()).backward()
+    for name, layer in frozen_layers(model).items():
+        G, s = oracle.get_submodule(name).weight.grad, 5.0 / 3
+        for got, want in ((layer.lora_A.grad, s * layer.lora_B.double().t() @ G),
+                          (layer.lora_B.grad, s * G @ layer.lora_A.double().t())):
+            torch.testing.assert_close(got.double(), want, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("recompute", ["none", "pointwise", "blocks"])
+def test_an_adapter_adds_nothing_until_it_is_trained(tmp_path, recompute):
+    plain = Decoder.from_pretrained(base(tmp_path / "b"))
+    model = load_frozen(tmp_path / "b")
+    adapt(model, "q_proj,v_proj")
+    model.model.recompute = recompute
+    torch.testing.assert_close(loss_of(model), loss_of(plain), rtol=1e-6, atol=0)
+    loss_of(model).backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {f"{name}.lora_{part}" for name in matched(model, "q_proj,v_proj") for part in "AB"}
+    assert parameter_count(model) == (sum(p.numel() for p in model.parameters()), 3 * 8 * (32 + 32 + 32 + 16))
+
+
+def test_names_choose_the_layers(tmp_path):
+    model = load_frozen(base(tmp_path / "b"))
+    assert len(matched(model, "all")) == 21
+    both = [f"model.layers.{i}.self_attn.{name}" for i in range(3) for name in ("q_proj", "v_proj")]
+    assert matched(model, "v_proj, q_proj") == both
+    assert matched(model, "mlp.up_proj") == [f"model.layers.{i}.mlp.up_proj" for i in range(3)]
+    assert len(matched(model, "model.layers.1.*")) == 7 and matched(model, "model.layers.1.mlp.up_proj")
+    with pytest.raises(ValueError, match="'q_prok' names no layer of this model; there are q_proj, k_proj, v_proj, o_proj, "
+                                         "gate_proj, up_proj, down_proj"):
+        matched(model, "v_proj,q_prok")
+    with pytest.raises(ValueError, match="rank must be at least 1, .* given 0"):
+        adapt(model, "all", rank=0)
+    adapt(model, "q_proj")
+    with pytest.raises(ValueError, match="has an adapter already"):
+        adapt(model, "all")
+
+
+@pytest.mark.parametrize("frozen", ["stored", "nf4", "bfloat16"])
+@pytest.mark.parametrize("extra", [{}, {"drop_blocks": (1,), "lora_root": True}, {"optimizer": "lean", "clip": 0.0}])
+def test_a_run_trains_adapters_alone(world, tmp_path, frozen, extra):
+    """The base's file and the frozen tensors stay bit by bit, the loss falls, and what is loaded is what was trained."""
+    config = world.config(tmp_path, lora="all", frozen=frozen, lora_rank=4, max_steps=12, lr=0.02, **extra)
+    before, began = file_hash(world.model / "model.safetensors"), load_frozen(world.model, frozen)
+    kept = {}
+
+    def watch(self, folder):
+        kept["model"] = self
+        return save_adapter(self, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "save_adapter", watch)
+        assert train(config)
+    model = kept["model"]
+    drop_blocks(began, config.drop_blocks)
+    frozen_now = {k: v for k, v in model.state_dict().items() if "lora_" not in k}
+    assert frozen_now.keys() == began.state_dict().keys()
+    assert all(torch.equal(value, began.state_dict()[key]) for key, value in frozen_now.items())
+    assert file_hash(world.model / "model.safetensors") == before
+    losses = [float(row["loss"]) for row in read_rows(config.folder / "train.csv")]
+    assert losses[-1] < losses[0] - 0.1
+    files = {path.name for path in (config.folder / "model").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "nanoprune.json", "config.json"} <= files
+    assert "model.safetensors" not in files
+    again = load_model(config.folder / "model")
+    assert again.config.num_hidden_layers == 3 - len(config.drop_blocks) == len(again.model.layers)
+    assert again.config.blocks == model.config.blocks
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(IDS), model.eval()(IDS), rtol=0, atol=1e-5)
+    state = next((config.folder / "state").glob("step-*")) / "training.safetensors"
+    with safe_open(state, "pt") as file:
+        assert all("lora_" in name for name in file.keys())
+
+
+def test_dropout_resumes_bit_by_bit(world, tmp_path):
+    """And neither recomputing nor the size of the micro-batches changes what is left out."""
+    settings = dict(lora="all", lora_dropout=0.3, max_steps=6, save_every=3)
+    whole = world.config(tmp_path, name="whole", **settings)
+    assert train(whole)
+    asked = []
+
+    def stop_after_three():
+        return asked
+
+    stopped = world.config(tmp_path, name="stopped", **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        write = training.Log.write
+
+        def count(self, **row):
+            write(self, **row)
+            if row.get("step") == 3 and "loss" in row:
+                asked.append("SIGTERM")
+
+        patch.setattr(training.Log, "write", count)
+        assert not train(stopped, listen=stop_after_three)
+    asked.clear()
+    assert train(stopped, resume=True)
+    assert file_hash(whole.folder / "model/adapter_model.safetensors") == file_hash(
+        stopped.folder / "model/adapter_model.safetensors")
+    assert read_rows(whole.folder / "train.csv", TIMING) == read_rows(stopped.folder / "train.csv", TIMING)
+
+    def first(name, **changes):
+        config = world.config(tmp_path, name=name, **settings | changes)
+        assert train(config)
+        return [float(row["loss"]) for row in read_rows(config.folder / "train.csv")]
+
+    expected = [float(row["loss"]) for row in read_rows(whole.folder / "train.csv")]
+    assert first("blocks", recompute="blocks") == pytest.approx(expected, abs=1e-5)
+    assert first("parts", batch_size=1, accumulation=2) == pytest.approx(expected, abs=1e-5)
+    assert first("without", lora_dropout=0.0) != pytest.approx(expected, abs=1e-3)
+
+
+def test_dropout_keeps_the_mean_and_its_share():
+    layer = FrozenLinear(torch.zeros(2, 4000), None, (2, 4000))
+    layer.add(2, 1.0, 0.25, Draws(3, [7, 8]), 0)
+    x = layer.drop(torch.ones(2, 5, 4000))
+    assert x.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert float((x == 0).float().mean()) == pytest.approx(0.25, abs=0.01) and not torch.equal(x[0], x[1])
+    layer.draws.rows = [8, 9]
+    assert torch.equal(layer.drop(torch.ones(2, 5, 4000))[0], x[1])
+
+
+# ---------------------------------------------------------------- an adapter and its base
+
+
+@pytest.fixture
+def adapted(tmp_path):
+    """(base, adapter, its model) on a base without block 1."""
+    model = load_frozen(base(tmp_path / "base"))
+    drop_blocks(model, [1])
+    model.base["dropped"] = [1]
+    adapt(model, "q_proj,v_proj", rank=4)
+    shake(model)
+    save_adapter(model, tmp_path / "adapter")
+    return tmp_path / "base", tmp_path / "adapter", model.eval()
+
+
+def test_a_reduced_model_stays_reduced(adapted):
+    folder, adapter, model = adapted
+    again = load_adapted(adapter).eval()
+    assert len(again.model.layers) == again.config.num_hidden_layers == 2 and again.config.blocks == (0, 2)
+    assert torch.equal(again(IDS), model(IDS))
+    with pytest.raises(ValueError, match=r"model of 2 blocks \(0 to 2 without 1\), this one has 3 \(0 to 2\)"):
+        add_adapter(load_frozen(folder), adapter)
+    other = load_frozen(folder)
+    drop_blocks(other, [2])
+    with pytest.raises(ValueError, match=r"0 to 2 without 1\), this one has 2 \(0 to 1\)"):
+        add_adapter(other, adapter)
+
+
+def test_an_adapter_knows_its_base(adapted, tmp_path):
+    folder, adapter, model = adapted
+    with pytest.raises(ValueError, match="was trained on .*base; this base .*other.* has other weights"):
+        load_adapted(adapter, base=str(base(tmp_path / "other", seed=1)))
+    moved = tmp_path / "moved"
+    folder.rename(moved)
+    with pytest.raises(ValueError, match="no folder"):
+        load_adapted(adapter)
+    assert torch.equal(load_adapted(adapter, base=str(moved)).eval()(IDS), model(IDS))
+    quantised = load_frozen(moved, "nf4")
+    drop_blocks(quantised, [1])
+    with pytest.raises(ValueError, match="kept as stored; this base is kept as nf4"):
+        add_adapter(quantised, adapter)
+    with pytest.raises(ValueError, match="is an adapter on another model; make one model of both: python lora.py merge"):
+        Decoder.from_pretrained(adapter)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"r": 0}, "r must be a whole number"), ({"use_dora": True}, "use_dora True is not supported"),
+    ({"bias": "all"}, "bias 'all' is not supported"), ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported"),
+    ({"lora_alpha": "much"}, "lora_alpha above 0"), ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
+    ({"r": 5}, "does not fit this base"),
+])
+def test_what_cannot_be_read_is_named(adapted, change, message):
+    _, adapter, _ = adapted
+    about = read_json(adapter / "adapter_config.json")
+    write_json(adapter / "adapter_config.json", about | change)
+    with pytest.raises(ValueError, match=message):
+        load_adapted(adapter)
+
+
+@pytest.mark.parametrize("frozen", ["stored", "nf4"])
+def test_merge_gives_a_plain_model_with_equal_logits(tmp_path, monkeypatch, capsys, frozen):
+    model = load_frozen(base(tmp_path / "b", model_type="qwen2"), frozen)
+    drop_blocks(model, [0])
+    model.base["dropped"] = [0]
+    adapt(model, "all", rank=4, alpha=8.0, root=True)
+    shake(model)
+    save_adapter(model, tmp_path / "adapter")
+    make_model(tmp_path / "t", make_tokenizer(tmp_path))
+    (tmp_path / "adapter" / "tokenizer.json").write_bytes((tmp_path / "t" / "tokenizer.json").read_bytes())
+    code, out, err = run_main(monkeypatch, capsys, "lora.py", "merge", tmp_path / "adapter", "--out", tmp_path / "merged")
+    assert code == 0 and "2 blocks" in out, err
+    merged = Decoder.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(merged(IDS), model.eval()(IDS), rtol=0, atol=1e-5)
+    assert (tmp_path / "merged" / "tokenizer.json").is_file()
+    code, _, err = run_main(monkeypatch, capsys, "lora.py", "merge", tmp_path / "b", "--out", tmp_path / "x")
+    assert code == 2 and "is no adapter" in err
+
+
+def make_tokenizer(folder):
+    from small import make_data
+    return make_data(folder / "data")
+
+
+# ---------------------------------------------------------------- PEFT
+
+
+def in_transformers(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("pattern, root, kind", [("q_proj,v_proj", False, "qwen3"), ("all", True, "llama"),
+                                                 ("model.layers.1.*,down_proj", False, "qwen2")])
+def test_peft_reads_ours(tmp_path, pattern, root, kind):
+    from peft import PeftModel
+
+    model = load_frozen(base(tmp_path / "b", model_type=kind))
+    adapt(model, pattern, rank=4, alpha=6.0, root=root)
+    shake(model)
+    save_adapter(model, tmp_path / "a")
+    theirs = PeftModel.from_pretrained(in_transformers(tmp_path / "b"), tmp_path / "a").eval()
+    names = {n.removeprefix("base_model.model.").rpartition(".lora_A")[0] for n, _ in theirs.named_parameters()}
+    assert names - {""} == set(matched(model, pattern))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(IDS).logits, model.eval()(IDS), rtol=0, atol=1e-5)
+        assert not torch.allclose(model(IDS), load_frozen(tmp_path / "b")(IDS), atol=1e-3)
+
+
+def test_we_read_pefts(tmp_path, capsys):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    theirs = get_peft_model(in_transformers(base(tmp_path / "b")), config).eval()
+    theirs.save_pretrained(tmp_path / "a")
+    ours = load_model(tmp_path / "a").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(IDS), theirs(IDS).logits, rtol=0, atol=1e-5)
+    assert "does not say what weights" in capsys.readouterr().out
+    full = base(tmp_path / "full", num_hidden_layers=4)
+    with pytest.raises(ValueError, match="adapters for 3 blocks, this base has 4"):
+        load_adapted(tmp_path / "a", base=str(full))
+
+
+def test_a_step_is_pefts(tmp_path):
+    """Equal losses and equal adapters after some steps of the same optimizer."""
+    from peft import PeftModel
+
+    model = load_frozen(base(tmp_path / "b"))
+    adapt(model, "q_proj,v_proj", rank=4)
+    save_adapter(model, tmp_path / "a")
+    theirs = PeftModel.from_pretrained(in_transformers(tmp_path / "b"), tmp_path / "a", is_trainable=True)
+    sides = [(m, torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-2)) for m in (model, theirs)]
+    for _ in range(4):
+        losses = [loss_of(model), theirs(IDS[:, :-1], labels=None).logits]
+        losses[1] = nn.functional.cross_entropy(losses[1].flatten(0, 1), IDS[:, 1:].flatten())
+        assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-5)
+        for (_, optimizer), loss in zip(sides, losses, strict=True):
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    got = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    for name, p in theirs.named_parameters():
+        if p.requires_grad:
+            ours = got[name.removeprefix("base_model.model.").replace(".default.weight", "")]
+            torch.testing.assert_close(ours, p, rtol=0, atol=1e-4)
+
+
+# ---------------------------------------------------------------- four bits
+
+
+@pytest.mark.parametrize("shape, dtype", [((96, 64), torch.float32), ((300, 1024), torch.bfloat16), ((9, 15), torch.float32),
+                                          ((64, 64), torch.float16), ((129, 130), torch.bfloat16)])
+def test_codes_and_values_are_bitsandbytes(shape, dtype):
+    import bitsandbytes.functional as bnb
+
+    weight = (torch.randn(shape, generator=torch.Generator().manual_seed(2)) * 0.05).to(dtype)
+    codes, state = bnb.quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
+    q = quantise(weight)
+    assert q.codes.shape == codes.shape
+    same = (q.codes == codes).flatten()
+    scales = (q.absmax == state.absmax.flatten())
+    assert float(same.float().mean()) >= 0.9999 and float(scales.float().mean()) >= 0.9999
+    torch.testing.assert_close(q.offset, state.offset, rtol=1e-6, atol=0)
+    state.dtype, state.offset = torch.float32, q.offset
+    theirs, ours = bnb.dequantize_4bit(codes, state).flatten(), dequantise(q, shape).flatten()
+    agree = same.repeat_interleave(2)[: len(ours)] & scales.repeat_interleave(64)[: len(ours)]
+    assert torch.equal(theirs[agree], ours[agree]) and agree.any()
+
+
+def test_four_bits_and_back():
+    """Every value is at most half a gap from its own; what is on the grid stays; the fast path gives the plain one's values."""
+    weight = torch.randn(128, 96, generator=torch.Generator().manual_seed(1))
+    q = quantise(weight)
+    back = dequantise(q, weight.shape)
+    largest = weight.view(-1, 64).abs().amax(1, keepdim=True)
+    gap = max(b - a for a, b in zip(NF4, NF4[1:], strict=False)) / 2
+    assert ((back - weight).view(-1, 64).abs() <= (gap + 0.02) * largest).all()
+    assert torch.equal(dequantise(q, weight.shape, torch.empty(weight.shape)), back)
+    again = quantise(back)
+    assert torch.equal(again.codes, q.codes)
+    assert torch.equal(dequantise(quantise(torch.zeros(64, 2)), (64, 2)), torch.zeros(64, 2))
+    with pytest.raises(ValueError, match="quantised already"):
+        quantise(q.codes)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_a_quantised_base_is_saved_and_read(tmp_path, monkeypatch, capsys, kind):
+    folder = base(tmp_path / "b", torch.bfloat16, model_type=kind)
+    code, out, err = run_main(monkeypatch, capsys, "lora.py", "quantise", folder, "--out", tmp_path / "q")
+    assert code == 0 and "wrote" in out, err
+    made, read = load_frozen(folder, "nf4"), load_model(tmp_path / "q")
+    assert torch.equal(made(IDS), read(IDS)) and read.head_weight.dtype == torch.bfloat16
+    assert parameter_count(read)[0] == sum(p.numel() for p in Decoder.from_pretrained(folder).parameters())
+    for again, message in ((["quantise", tmp_path / "q", "--out", tmp_path / "qq"], "is quantised already"),
+                           (["merge", tmp_path / "q", "--out", tmp_path / "qq"], "is no adapter")):
+        code, _, err = run_main(monkeypatch, capsys, "lora.py", *again)
+        assert code == 2 and message in err
+    with pytest.raises(ValueError, match="is quantised: its weights cannot be changed"):
+        Decoder.from_pretrained(tmp_path / "q")
+    config = read_json(tmp_path / "q" / "config.json")
+    config["quantization_config"]["bnb_4bit_quant_type"] = "fp4"
+    write_json(tmp_path / "q" / "config.json", config)
+    with pytest.raises(ValueError, match="quantised in another way than nanoprune reads .*'fp4'"):
+        load_frozen(tmp_path / "q")
+
+
+def test_transformers_reads_the_quantised_base(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from lora import save_quantised
+
+    model = load_frozen(base(tmp_path / "b", hidden_size=64, intermediate_size=128, head_dim=16), "nf4")
+    save_quantised(model, tmp_path / "q")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "q", dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(IDS).logits, model(IDS), rtol=0, atol=1e-4)
+
+
+def test_training_goes_on_from_a_quantised_base(world, tmp_path, monkeypatch, capsys):
+    code, _, err = run_main(monkeypatch, capsys, "lora.py", "quantise", world.model, "--out", tmp_path / "q")
+    assert code == 0, err
+    losses = []
+    for name, changes in (("made", {"frozen": "nf4"}), ("read", {"base": str(tmp_path / "q")})):
+        config = world.config(tmp_path, name=name, lora="q_proj,v_proj", **changes)
+        assert train(config)
+        losses.append([row["loss"] for row in read_rows(config.folder / "train.csv")])
+        assert isinstance(load_model(config.folder / "model").model.layers[0].self_attn.q_proj, FrozenLinear)
+    assert losses[0] == losses[1]
+    with pytest.raises(ValueError, match="is quantised already"):
+        train(replace(config, name="twice", frozen="nf4"))
+
+
+# ---------------------------------------------------------------- the head, the loop
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_frozen_head(dtype):
+    """Loss, gradient and logits of a weight in another type, in slices, are those of the weight cast as a whole."""
+    from ops import head_loss
+
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 9, 24, generator=draw, requires_grad=True)
+    weight = torch.randn(9001, 24, generator=draw).to(dtype)
+    targets = torch.randint(0, 9001, (2, 9), generator=draw)
+    targets[0, :3] = IGNORE
+    loss = head_loss(x, weight, targets)
+    [got] = torch.autograd.grad(loss, x)
+    wide = x.detach().double().requires_grad_(True)
+    plain = nn.functional.cross_entropy((wide @ weight.double().t()).flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    [want] = torch.autograd.grad(plain, wide)
+    assert float(loss) == pytest.approx(float(plain), rel=1e-6)
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-7)
+    each = head_loss(x, weight, targets, reduction="none")
+    assert float(each.sum() / (targets != IGNORE).sum()) == pytest.approx(float(plain), rel=1e-6)
+    torch.testing.assert_close(head_logits(x, weight), x @ weight.float().t(), rtol=0, atol=1e-4)
+
+
+def test_what_is_kept_for_the_backward_pass_changes_nothing(tmp_path):
+    model = load_frozen(base(tmp_path / "b", hidden_size=1024, num_attention_heads=16, head_dim=64))
+    adapt(model, "q_proj,v_proj")
+    shake(model)
+    ids = torch.randint(0, 256, (1, 513), generator=torch.Generator().manual_seed(1))
+    grads = []
+    for kept in (None, Kept()):
+        if kept:
+            kept.__enter__()
+        model(ids[:, :-1], ids[:, 1:]).backward()
+        if kept:
+            assert kept.segments
+            kept.__exit__()
+        grads.append([p.grad for p in model.parameters() if p.requires_grad])
+        model.zero_grad()
+    assert all(map(torch.equal, *grads))
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"lora": "q_prok"}, "names no layer of this model; there are q_proj"),
+    ({"lora": "all", "lora_rank": 0}, "lora_rank: given 0"), ({"lora": "all", "lora_dropout": 1.0}, "lora_dropout"),
+    ({"frozen": "nf4"}, "frozen: given 'nf4', has no effect without lora"),
+    ({"lora_rank": 4}, "lora_rank: given 4, has no effect"), ({"lora": "all", "frozen": "nf5"}, r"\(did you mean nf4\?\)"),
+    ({"lora": "all", "compile": True}, "adapters need a trained base"), ({"lora": "all", "lora_alpha": 0.0}, "lora_alpha"),
+])
+def test_bad_settings(world, tmp_path, monkeypatch, capsys, settings, message):
+    path = world.config_file(tmp_path / "c.py", **settings)
+    code, _, err = run_main(monkeypatch, capsys, "train.py", path)
+    assert code == 2 and re.search(message, err), err
+
+
+def test_an_adapter_file_is_the_same_every_time(world, tmp_path):
+    hashes = set()
+    for name in "ab":
+        config = world.config(tmp_path, name=name, lora="q_proj", frozen="nf4")
+        assert train(config)
+        hashes.add(file_hash(config.folder / "model" / "adapter_model.safetensors"))
+        json.loads((config.folder / "model" / "adapter_config.json").read_text())
+    assert len(hashes) == 1
