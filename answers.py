@@ -15,6 +15,7 @@ from ranks import ALONE, Ranks
 from sample import generate
 
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+KINDS = ("task", "category", "difficulty")  # what an instruction is told apart by
 WORD = re.compile(r"\w+")
 
 
@@ -83,30 +84,35 @@ def corpus_bleu(answers: list[str], references: list[str]) -> float | None:
 
 
 def write_answers(
-    model: Decoder, tokenizer, asked: list[dict], known: set[str], most: int, ranks: Ranks = ALONE, label: str = "answers"
+    model: Decoder, tokenizer, asked: list[dict], known: set[str], most: int, ranks: Ranks = ALONE, label: str = "answers",
+    stop: set[int] = frozenset(),
 ) -> list[dict]:
-    """A row per `asked` {prompt, tokens, reference, task}: the greedy answer and its measures. One sequence at a time."""
+    """A row per `asked` {prompt, tokens, reference, task, ...}: the greedy answer and its measures. One sequence at a time."""
     rows = [{} for _ in asked]
     for i in ranks.turns(range(len(asked)), label):
         one = asked[i]
         try:
-            ids = generate(model, torch.tensor([one["tokens"]]), most, stop=model.stop_tokens)[0]
+            ids = generate(model, torch.tensor([one["tokens"]]), most, stop=model.stop_tokens | stop)[0]
         except ValueError:  # logits that are not finite say nothing
             ids = []
         text = tokenizer.decode(ids).strip()
         wrong, count = invented(text, one["prompt"], known)
-        rows[i] = {"task": one["task"], "prompt": one["prompt"], "reference": one["reference"], "answer": text,
-                   "exact_match": exact_match(text, one["reference"]), "f1": token_f1(text, one["reference"]),
-                   **overlap_scores(text, one["reference"]), "repetition": repetition(text), "numbers": count,
-                   "invented": wrong}
+        rows[i] = {
+            **{kind: one.get(kind) for kind in KINDS}, "prompt": one["prompt"], "reference": one["reference"], "answer": text,
+            "exact_match": exact_match(text, one["reference"]), "f1": token_f1(text, one["reference"]),
+            **overlap_scores(text, one["reference"]), "repetition": repetition(text), "numbers": count, "invented": wrong}
     return ranks.gather(rows)
 
 
 def by_task(rows: list[dict]) -> dict[str, dict]:
-    """Means of every measure by task and over all; `invented` is a share of the numbers written."""
+    """Means of every measure over all, by task, and by category and difficulty where there are such; `invented` is a share of
+    the numbers written."""
+    groups = {"all": rows}
+    for kind in KINDS:
+        for value in sorted({row[kind] for row in rows if row.get(kind)}):
+            groups[value if kind == "task" else f"{kind} {value}"] = [row for row in rows if row.get(kind) == value]
     found = {}
-    for task in ["all", *sorted({row["task"] for row in rows})]:
-        chosen = [row for row in rows if task in ("all", row["task"])]
+    for task, chosen in groups.items():
         means = {key: float(np.mean([row[key] for row in chosen])) for key in (
             "exact_match", "f1", "rouge1", "rouge2", "rougeL", "repetition") if all(key in row for row in chosen)}
         bleu = corpus_bleu([row["answer"] for row in chosen], [row["reference"] for row in chosen])

@@ -68,7 +68,7 @@ def loglikelihoods(
         masks = {"full_attention": send(seen, device)}
         if window := model.config.sliding_window:
             masks["sliding_attention"] = send(seen & (near < window), device)
-        x = trunk.embed_tokens(ids)
+        x = trunk.embed_tokens(ids).to(model.dtype)
         rope = tuple(table[:, None].to(x.dtype) for table in rope_table(model.config, send(depths, device)[None]))
         for i, layer in enumerate(trunk.layers):
             x = layer(x, rope, masks[model.config.layer_types[i]], None, i)

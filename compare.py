@@ -252,13 +252,14 @@ def markdown(models: list[dict], comparisons: list[dict], seeds: tuple, protocol
 
 
 def cost_table(models: list[dict]) -> str:
-    head = ["model", "parameters", "on disk, MB", "peak memory, MB", "reading, tokens/s", "writing, tokens/s",
+    head = ["model", "parameters", "trained", "on disk, MB", "peak memory, MB", "reading, tokens/s", "writing, tokens/s",
             "a token, ms, p50 / p95", "trained, s", "on tokens", "test nll"]
     lines = [row_of(head), row_of(["---"] * len(head))]
     for m in models:
         c = m["cost"]
         lines.append(row_of([
-            m["name"], f"{m['params']:,}", f"{c['disk_mb']:.1f}", f"{c['peak_mb']:,.0f}", f"{c['prefill_tokens_per_s']:,.0f}",
+            m["name"], f"{m['params']:,}", "-" if c["trained_params"] is None else f"{c['trained_params']:,}",
+            f"{c['disk_mb']:.1f}", f"{c['peak_mb']:,.0f}", f"{c['prefill_tokens_per_s']:,.0f}",
             f"{c['decode_tokens_per_s']:,.0f}", f"{c['token_p50_ms']:.1f} / {c['token_p95_ms']:.1f}",
             f"{c['training_s']:,.0f}" if c["training_s"] is not None else "-",
             f"{c['training_tokens']:,}" if c["training_tokens"] is not None else "-", f"{m['test']['nll']:.4f}"]))

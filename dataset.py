@@ -4,17 +4,21 @@
     train|val|test.jsonl        clean documents, one a line: id, title, date, text, ...
     train|val|test.safetensors  tokens, document offsets, bytes a document's scored tokens stand for
     pairs.jsonl, .safetensors   question/answer training examples (`messages`), with the mask of what is learned
+    replay.safetensors          general text to mix in against forgetting
+    pairs_test.jsonl, ...       examples held out, to be answered
     qa/*.jsonl                  multiple-choice questions: question, choices, answer (index), optional context, ...
     tokenizer.json              what made the tokens
 
 A document is its tokens as the tokenizer's own files make them (Qwen adds nothing at the start, Llama its begin token)
-and then the end-of-text token. A document of n tokens gives n - 1 predictions: of each token but the first.
+and then the end-of-text token. A document of n tokens gives n - 1 predictions: of each token but the first. A dataset of
+conversations alone has no train.*, and its val.* and test.* are conversations, of which the answers are predicted.
 """
 
 import hashlib
 import json
 import re
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -184,14 +188,16 @@ def write_tokens(path: str | Path, documents: Iterable[tuple[list[int], int]], c
     replace_file(path, write)
 
 
-def write_examples(path: str | Path, examples: list[tuple[list[int], list[int]]], vocab_size: int) -> None:
-    """Examples as (tokens, which of them count in the loss), in the same form."""
+def write_examples(
+    path: str | Path, examples: list[tuple[list[int], list[int]]], vocab_size: int, nbytes: list[int] | None = None
+) -> None:
+    """Examples as (tokens, which of them count in the loss), in the same form; `nbytes`: bytes that these stand for."""
     dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
     tensors = {
         "tokens": np.fromiter((token for tokens, _ in examples for token in tokens), dtype),
         "offsets": np.cumsum([0, *(len(tokens) for tokens, _ in examples)], dtype=np.int64),
         "mask": np.fromiter((learned for _, mask in examples for learned in mask), np.uint8),
-    }
+    } | ({} if nbytes is None else {"bytes": np.array(nbytes, np.int64)})
     write_tensors(path, {name: torch.from_numpy(values) for name, values in tensors.items()})
 
 
@@ -246,37 +252,82 @@ class Split:
             yield torch.from_numpy(ids), torch.from_numpy(targets), np.array([i for i, _, _ in batch])
 
 
+def predictions_of(split: Split) -> np.ndarray:
+    return np.maximum(np.diff(split.offsets) - 1, 0)
+
+
 class Rows:
     """Training rows of a fixed length: row r is a pure function of the seed and r, and of nothing else.
 
     An epoch is every document once and every question/answer pair `pair_repeats` times, in an order drawn from the seed
     and the epoch's number. Rows cut the endless stream of epochs every `context` predictions, so that each prediction
     is learned exactly once (a pair's: `pair_repeats` times) an epoch; `documents` says which tokens may see each other.
+    With `replay`, a share of an epoch's predictions is of general text: as many of its documents, in their order and again
+    from the first, as come nearest to it.
+
+    Without documents, of pairs alone, none is ever cut: a row takes the next that fit whole, and its rest is padding.
     """
 
-    def __init__(self, documents: Split, context: int, seed: int, pairs: Split | None = None, pair_repeats: int = 0):
-        self.context, self.seed = context, seed
-        self.sources = [documents] + ([pairs] if pairs is not None and pair_repeats else [])
+    def __init__(
+        self, documents: Split | None, context: int, seed: int, pairs: Split | None = None, pair_repeats: int = 0,
+        replay: Split | None = None, share: float = 0.0,
+    ):
+        self.context, self.seed, self.whole = context, seed, documents is None
+        self.sources = []
         # One unit of an epoch is (source, document); it counts as many tokens as it has predictions.
-        units, lengths = [], []
-        for source, repeats in zip(range(len(self.sources)), (1, pair_repeats), strict=False):
-            predictions = np.maximum(np.diff(self.sources[source].offsets) - 1, 0)
-            numbers = np.arange(len(predictions))
-            units.append(np.tile(np.stack([np.full_like(numbers, source), numbers], axis=1), (repeats, 1)))
-            lengths.append(np.tile(predictions, repeats))
+        units, lengths = [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
+
+        def add(split: Split, numbers: np.ndarray) -> None:
+            units.append(np.stack([np.full_like(numbers, len(self.sources)), numbers], axis=1))
+            lengths.append(predictions_of(split)[numbers])
+            self.sources.append(split)
+
+        if documents is not None:
+            add(documents, np.arange(len(documents)))
+        if pairs is not None and pair_repeats:
+            add(pairs, np.tile(np.arange(len(pairs)), pair_repeats))
+        if replay is not None and share:
+            wanted, each = share / (1 - share) * sum(part.sum() for part in lengths), predictions_of(replay)
+            if not each.sum():
+                raise ValueError(f"{replay.path} holds nothing to learn from; prepare with more general text")
+            again = np.tile(np.arange(len(each)), int(wanted // each.sum()) + 1)
+            sums = np.cumsum(each[again])
+            add(replay, again[: int(np.abs(sums - wanted).argmin()) + 1])
         self.units, self.lengths = np.concatenate(units), np.concatenate(lengths)
         self.epoch_tokens = int(self.lengths.sum())
         if not self.epoch_tokens:
-            raise ValueError(f"{documents.path} holds nothing to learn from; run prepare.py on more articles")
+            where = (documents or pairs).path if documents or pairs else "the dataset"
+            raise ValueError(f"{where} holds nothing to learn from; run prepare.py on more of it")
         self._epoch = cache(self._epoch)
+        if self.whole:
+            longest = int(self.lengths.argmax())
+            if self.lengths[longest] > context:
+                raise ValueError(f"{pairs.path.with_suffix('.jsonl')}, line {self.units[longest][1] + 1}, has "
+                                 f"{self.lengths[longest] + 1} tokens, context is {context}, and conversations are never cut: "
+                                 f"raise context, or prepare with --max-pair-tokens {context + 1}")
+            self._whole_rows = cache(self._whole_rows)
+            self._ends = []  # the number of rows after each epoch, as far as was asked for
+            self.epoch_tokens = context * len(self._whole_rows(0))
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.units))
         return order, np.cumsum(self.lengths[order])
 
+    def _whole_rows(self, epoch: int) -> np.ndarray:
+        """Where each row of an epoch of whole pairs begins, as a place in the epoch's order."""
+        order, _ = self._epoch(epoch)
+        starts, room = [], 0
+        for k, length in enumerate(self.lengths[order].tolist()):
+            if length > room:
+                starts.append(k)
+                room = self.context
+            room -= length
+        return np.array(starts)
+
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(ids, targets, documents) of row r, each (context,) int64."""
-        ids, targets, documents = (np.empty(self.context, np.int64) for _ in range(3))
+        ids, targets, documents = (np.zeros(self.context, np.int64) for _ in range(3))
+        targets[:], documents[:] = IGNORE, self.context  # what is not filled below is padding
         filled = 0
         for count, (source, i, start, take) in enumerate(self._pieces(r)):
             piece = slice(filled, filled + take)
@@ -288,6 +339,16 @@ class Rows:
 
     def _pieces(self, r: int) -> Iterator[tuple[Split, int, int, int]]:
         """What row r is made of, in order: (source, document, its first prediction here, how many)."""
+        if self.whole:
+            while not self._ends or self._ends[-1] <= r:
+                self._ends.append(len(self._whole_rows(len(self._ends))) + (self._ends[-1] if self._ends else 0))
+            epoch = bisect_right(self._ends, r)
+            order, starts = self._epoch(epoch)[0], self._whole_rows(epoch)
+            within = r - (self._ends[epoch - 1] if epoch else 0)
+            for k in order[starts[within] : [*starts, len(order)][within + 1]]:
+                source, i = self.units[k]
+                yield self.sources[source], int(i), 0, int(self.lengths[k])
+            return
         filled = 0
         while filled < self.context:
             epoch, within = divmod(r * self.context + filled, self.epoch_tokens)
@@ -322,6 +383,19 @@ class Dataset:
         if missing := {"tokenizer_hash", "vocab_size", "end_token"} - self.meta.keys():
             raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; run prepare.py again")
         self.tokenizer = load_tokenizer(self.folder)
+        self.conversations = bool(self.meta.get("conversations"))  # and nothing else to learn from
+        self.chat = bool(self.meta.get("chat"))  # pairs stand in the chat form of the tokenizer
+
+    def rows(self, context: int, seed: int, pair_repeats: int, replay: float) -> "Rows":
+        """What is trained on; ValueError where the dataset has none of what is asked for."""
+        if self.conversations and (not pair_repeats or replay):
+            raise ValueError(f"{self.folder} holds conversations alone: set pair_repeats to at least 1 (given {pair_repeats}) "
+                             f"and replay to 0 (given {replay})")
+        if replay and not (self.folder / "replay.safetensors").is_file():
+            raise ValueError(f"replay: given {replay}, {self.folder} holds no general text; prepare with --replay FILE.jsonl")
+        documents, pairs, general = (self.split(name) if wanted else None for name, wanted in (
+            ("train", not self.conversations), ("pairs", pair_repeats), ("replay", replay)))
+        return Rows(documents, context, seed, pairs, pair_repeats, general, replay)
 
     def split(self, name: str) -> Split:
         return Split(self.folder / f"{name}.safetensors")

@@ -24,13 +24,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from answers import numbers, overlap_scores, write_answers
+from answers import KINDS, numbers, overlap_scores, write_answers
+from chat import chat_form, encode_chat, render
 from checkpoint import file_hashes
 from choices import answer, encode
 from compare import compare, markdown, over_seeds, slices, summarize
 from dataset import Dataset, end_token, load_tokenizer, prompt_of, read_jsonl, tokenizer_hash
 from files import file_hash, finite, locate, make_folder, read_json, write_csv, write_json, write_text
 from harness import export
+from instructions import encode_pairs
+from lora import is_adapter, load_model, parameter_count
 from model import Cache, Decoder, pick_device
 from plot import draw_categories, draw_curves, draw_results, draw_slices, draw_tradeoff
 from predict import EDGES, PROTOCOLS, Protocol, losses
@@ -91,6 +94,9 @@ def texts_of(documents: list[dict], tokens: list[np.ndarray], protocol: Protocol
     for i, unit in enumerate(units):
         if protocol.name == "stream":
             row, text = {"id": f"cut {i}", "month": "", "category": ""}, tokenizer.decode(unit[1:][unit[1:] != end].tolist())
+        elif unit.ndim == 2:
+            row = {"id": documents[i]["id"], "month": "", "category": documents[i].get("task") or ""}
+            text = " ".join(turn["content"] for turn in documents[i]["messages"] if turn["role"] == "assistant")
         else:
             row = {"id": documents[i].get("id", str(i)), "month": (documents[i].get("date") or "")[:7],
                    "category": documents[i].get("category") or ""}
@@ -115,7 +121,7 @@ def measure_cost(model: Decoder, folder: Path, prompt: int = 256, new: int = 32,
     weight, marks = model.head_weight, []
     prompt = min(prompt, max(1, model.config.max_position_embeddings - new - 1))
     for _ in range(rounds):
-        cache = Cache(model.config, 1, prompt + new, weight.device, weight.dtype)
+        cache = Cache(model.config, 1, prompt + new, weight.device, model.dtype)
         feed, times = torch.arange(prompt, device=weight.device)[None] % model.config.vocab_size, [time.perf_counter()]
         for _ in range(new + 1):
             feed = model.last_logits(feed, cache).argmax(-1, keepdim=True)
@@ -166,7 +172,13 @@ class Asked:
         self.end = dataset.meta["end_token"] if same else end_token(self.tokenizer, folder)
         self.test = dataset.documents("test")
         split = dataset.split("test")
-        self.test_tokens = [split[i] for i in range(len(split))] if same else self.tokens(self.test)
+        self.form = chat_form(dataset.folder if same else folder, self.tokenizer) if dataset.chat else None
+        self.stop = {self.tokenizer.token_to_id(self.form.end_of_turn)} if self.form else set()
+        if dataset.conversations:
+            examples = encode_pairs(self.test, self.tokenizer, self.end, self.form)
+            self.test_tokens = [np.array(example, np.int64) for example in examples]
+        else:
+            self.test_tokens = [split[i] for i in range(len(split))] if same else self.tokens(self.test)
         self.general = read_jsonl(args.general, ("text",)) if args.general else []
         self.general_tokens = self.tokens(self.general)
         self.questions, self.counts, begin = {}, {}, self.tokenizer.encode("").ids
@@ -192,13 +204,16 @@ class Asked:
         *before, last = pair["messages"]
         if last["role"] != "assistant" or not before:
             return None
+        about = {"reference": last["content"], "task": "none"} | {kind: str(pair[kind]) for kind in KINDS if pair.get(kind)}
+        if self.form:
+            text = "".join(piece for piece, _, _ in render(self.form, before, answer=True))
+            return about | {"prompt": text, "tokens": encode_chat(self.tokenizer, self.form, before, answer=True)[0]}
         text = ""
         for turn in before:
             said = turn["content"]
             text += (" " + said) if turn["role"] == "assistant" else ("\n\n" if text else "") + (
                 said if turn["role"] == "system" else prompt_of(said))
-        return {"prompt": text, "tokens": self.tokenizer.encode(text).ids, "reference": last["content"],
-                "task": pair.get("task") or "none"}
+        return about | {"prompt": text, "tokens": self.tokenizer.encode(text).ids}
 
 
 def evaluate(
@@ -207,9 +222,11 @@ def evaluate(
     """Everything measured of one model, per document and per question."""
     device = pick_device(args.device)
     reset_peak(device)
-    model = Decoder.from_pretrained(folder, device=device, dtype=getattr(torch, args.dtype)).eval()
+    model = load_model(folder, device=device, dtype=getattr(torch, args.dtype)).eval()
     base = {"model": file_hashes(folder), "config": file_hash(folder / "config.json"), "dtype": args.dtype,
             "device": device.type, "torch": torch.__version__}
+    if is_adapter(folder):
+        base["base"] = model.base["base_sha256"]
 
     def texts(what: str, documents: list[dict], tokens: list) -> list[dict]:
         return scores.of(f"{name}-{what}", base | {"protocol": protocol.describe()},
@@ -223,10 +240,11 @@ def evaluate(
     about = base | {"protocol": "written", "most": args.answer_tokens, "measures": sorted(overlap_scores("", "")),
                     "known": hashlib.sha256(" ".join(sorted(known)).encode()).hexdigest()}
     written = scores.of(f"{name}-written", about, asked.written, lambda some, label: write_answers(
-        model, asked.tokenizer, some, known, args.answer_tokens, ranks, label))
+        model, asked.tokenizer, some, known, args.answer_tokens, ranks, label, asked.stop))
     cost, samples = None, []
     if ranks.rank == 0:  # the others would slow it down
         cost = measure_cost(model, folder) | {"peak_mb": peak_mb(device)}
+        cost["trained_params"] = parameter_count(model)[1] if cost["training_s"] is not None or is_adapter(folder) else None
         window = model.config.max_position_embeddings
         for prompt in beginnings(asked.test):
             ids = asked.tokenizer.encode(prompt).ids[: window // 2]
@@ -240,7 +258,7 @@ def evaluate(
     run = read_json(folder.parent / "config.json") if (folder.parent / "train.csv").is_file() else None
     like = json.dumps({k: v for k, v in run.items() if k not in ("name", "runs", "seed")}, sort_keys=True) if run else None
     return {"name": name, "path": str(folder), "blocks": model.config.num_hidden_layers, "original": list(model.config.blocks),
-            "params": sum(p.numel() for p in model.parameters()), "tokenizer": asked.hash, "test": test, "general": general,
+            "params": parameter_count(model)[0], "tokenizer": asked.hash, "test": test, "general": general,
             "answers": answers, "written": written, "cost": cost, "samples": samples, "seed": run["seed"] if run else None,
             "like": like}
 
@@ -288,6 +306,9 @@ def main() -> None:
     ranks, device, dataset = join(args.device), pick_device(args.device), Dataset(args.data)
     if not len(dataset.split("test")):
         raise ValueError(f"{args.data} has an empty test split; prepare it from more articles")
+    if dataset.conversations and (args.protocol != "documents" or args.prefix_token is not None or args.export_harness):
+        raise ValueError(f"{args.data} holds conversations, of which the answers are predicted: it takes --protocol documents "
+                         "alone, no --prefix-token and no --export-harness")
     if args.export_harness:
         print("wrote " + ", ".join(map(str, export(dataset, Path(args.export_harness)))))
         return
@@ -322,8 +343,11 @@ def main() -> None:
     short = {name: Path(name).name for name in args.models}
     labels = short if len(set(short.values())) == len(short) else {name: name.replace("/", "_") for name in args.models}
     # Only what is written is held against them: a large corpus takes a while to read.
-    against = ("train", "val", "test") if any(one.written for one in asked.values()) else ()
-    known = {n for name in against for row in dataset.documents(name) for n in numbers(row["text"])}
+    against = () if not any(one.written for one in asked.values()) else ("train", "val", "test")
+    if against and dataset.conversations:
+        known = {n for pair in read_jsonl(dataset.folder / "pairs.jsonl", ("messages",)) for n in numbers(json.dumps(pair))}
+    else:
+        known = {n for name in against for row in dataset.documents(name) for n in numbers(row["text"])}
     found, failure, scores = [], None, Scores(out / "scores", ranks)
     for name, folder in folders.items():
         one = asked[tokenizer_hash(folder) or dataset.meta["tokenizer_hash"]]
@@ -385,6 +409,10 @@ def report(args, dataset: Dataset, found: list[dict], asked: Asked, protocol: Pr
     written = [{"model": m["name"]} | row for m in found for row in m["written"]]
     if written:
         write_csv(out / "answers.csv", written)
+        write_text(out / "answers.jsonl", "".join(json.dumps(
+            {key: one[key] for key in (*KINDS, "prompt", "reference") if key in one}
+            | {"answers": {m["name"]: m["written"][i]["answer"] for m in found}}, ensure_ascii=False) + "\n"
+            for i, one in enumerate(found[0]["written"])))
     figures = [draw_results(out, out / "comparison.png"), draw_slices(out, out / "slices.png"),
                draw_tradeoff(out, out / "tradeoff.png")]
     if any(q["by_category"] for m in summaries for q in m["qa"].values() if q["n"]):
@@ -393,7 +421,8 @@ def report(args, dataset: Dataset, found: list[dict], asked: Asked, protocol: Pr
         figures.append(draw_curves(runs, out / "curves.png"))
     print(page)
     tables = "results.json, samples.jsonl, models.csv, accuracy.csv, documents.csv, slices.csv, questions.csv"
-    print(f"wrote {out}/results.md, {tables}{', answers.csv' if written else ''} and {', '.join(map(str, figures))}")
+    tables += ", answers.csv, answers.jsonl" * bool(written)
+    print(f"wrote {out}/results.md, {tables} and {', '.join(map(str, figures))}")
 
 
 if __name__ == "__main__":

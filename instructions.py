@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from dataset import prompt_of, read_jsonl
+from chat import ChatForm, check_messages, encode_chat
+from dataset import SPLITS, line_of, prompt_of, read_jsonl
 
 MAX_REPEATS = 10  # of one example by balancing: more of the same teaches the same words by heart
 
@@ -23,20 +24,13 @@ def read_pairs(path: Path) -> list[dict]:
         where = f"{path}, line {number}"
         if "messages" not in row and not {"prompt", "response"} <= row.keys():
             raise ValueError(f"{where}: lacks messages, or prompt and response; it has {', '.join(row) or 'nothing'}")
-        turns = row["messages"] if "messages" in row else [
-            {"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
-        turns = turns if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns) else []
-        spoken = [turn.get("role") for turn in turns if turn.get("role") != "system"]
-        texts = [turn.get("content") for turn in turns]
-        if (not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2) or "system" in [t.get("role") for t in turns[1:]]
-                or not all(isinstance(text, str) and text.strip() for text in texts)):
-            raise ValueError(f"{where}: messages must be turns of the user and the assistant by turns, with text; a system's "
-                             "may come first")
+        turns = check_messages(row["messages"] if "messages" in row else [
+            {"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}], where)
         task = row.get("task")
         if not (task is None or isinstance(task, str) and task.strip()):
             raise ValueError(f"{where}: task must be a text, given {task!r}")
         kept = {key: value for key, value in row.items() if key not in ("messages", "prompt", "response")}
-        pairs.append({"messages": [{"role": turn["role"], "content": turn["content"]} for turn in turns]} | kept)
+        pairs.append({"messages": turns} | kept)
     return pairs
 
 
@@ -64,8 +58,26 @@ def balance(pairs: list[dict], ratio: float) -> list[dict]:
     return [pair for pair in pairs for _ in range(repeats[pair.get("task")])]
 
 
-def encode_pairs(pairs: list[dict], tokenizer: Tokenizer, end: int) -> list[tuple[list[int], list[int]]]:
-    """(tokens, which of them are learned) of each example: the assistant's answers, and the end."""
+def divide(pairs: list[dict], shares: tuple[float, float, float], seed: int) -> dict[str, list[dict]]:
+    """Training, validation and test by a draw; examples that ask the same of the same go to the same side."""
+    said = [line_of([turn for turn in pair["messages"] if turn["role"] != "assistant"]) for pair in pairs]
+    groups = list(dict.fromkeys(said))
+    random.Random(seed).shuffle(groups)
+    ends = [round(shares[0] * len(groups)), round((shares[0] + shares[1]) * len(groups))]
+    side = {text: name for name, part in zip(("train", "val", "test"), (
+        groups[: ends[0]], groups[ends[0] : ends[1]], groups[ends[1] :]), strict=True) for text in part}
+    return {name: [pair for pair, text in zip(pairs, said, strict=True) if side[text] == name] for name in SPLITS}
+
+
+def encode_pairs(
+    pairs: list[dict], tokenizer: Tokenizer, end: int, form: ChatForm | None = None
+) -> list[tuple[list[int], list[int]]]:
+    """(tokens, which of them are learned) of each example: the assistant's answers, and their ends.
+
+    In a chat form, or else in the plain one of questions and answers, with the end-of-text token after the last.
+    """
+    if form:
+        return [encode_chat(tokenizer, form, pair["messages"]) for pair in pairs]
     texts, answers = [], []
     for pair in pairs:
         text, spans = "", []

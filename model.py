@@ -311,7 +311,7 @@ class Trunk(nn.Module):
             if len(lengths) == len(documents):  # rows of one document each
                 return self.begin(config, ids, embed)
             positions = send(document_positions(documents), ids.device)
-        x = embed(ids).to(self.norm.weight.dtype)  # of a frozen base the norms alone are kept wide
+        x = embed(ids).to(self.norm.weight.dtype)  # of a frozen base only the norms are wide
         cos, sin = (table[:, None].to(x.dtype) for table in rope_table(config, positions))  # (B or 1, 1, T, F)
         windows = {"full_attention": None, "sliding_attention": config.sliding_window}
         if documents is None:
@@ -359,6 +359,11 @@ class Decoder(nn.Module):
     @property
     def head_weight(self) -> torch.Tensor:
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what goes from block to block, and so of a cache's keys and values."""
+        return self.model.norm.weight.dtype
 
     def forward(
         self,

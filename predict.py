@@ -66,9 +66,11 @@ def losses(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(nll in nats, tokens), each (units, len(EDGES)): by unit and by position in it of the token that is predicted.
 
-    `units` (of the protocol) are token ids, a document's with its end-of-text token `end`.
+    `units` (of the protocol) are token ids, a document's with its end-of-text token `end`; or of a conversation (2, tokens),
+    the second row 1 where a token counts.
     """
-    cuts = sorted(protocol.cuts(units, end), key=lambda cut: -len(cut[1]))
+    learned = [unit[1] if unit.ndim == 2 else None for unit in units]
+    cuts = sorted(protocol.cuts([unit[0] if unit.ndim == 2 else unit for unit in units], end), key=lambda cut: -len(cut[1]))
     batches, at = [], 0
     while at < len(cuts):
         rows = max(1, batch_tokens // max(1, len(cuts[at][1]) - 1))
@@ -80,7 +82,13 @@ def losses(
         longest = len(batches[k][0][1]) - 1
         ids = torch.zeros(len(batches[k]), longest, dtype=torch.int64)
         targets, bins = torch.full_like(ids, IGNORE), np.zeros(ids.shape, np.int64)
-        for row, (_, tokens, scored, first) in enumerate(batches[k]):
+        for row, (number, tokens, scored, first) in enumerate(batches[k]):
+            if learned[number] is not None:
+                counts = learned[number][first + 1 : first + len(tokens)].astype(bool)
+                targets[row, : len(counts)] = torch.from_numpy(np.where(counts, tokens[1:], IGNORE))
+                ids[row, : len(counts)] = torch.from_numpy(tokens[:-1])
+                bins[row] = np.searchsorted(EDGES, first + 1 + np.arange(longest), side="right") - 1
+                continue
             tokens = torch.from_numpy(tokens)
             ids[row, : len(tokens) - 1] = tokens[:-1]
             targets[row, scored : len(tokens) - 1] = tokens[1 + scored :]

@@ -1,6 +1,7 @@
 """Articles to a dataset folder: cleaned, de-duplicated, split by date, tokenized, with question sets.
 
     python prepare.py data/raw/articles.jsonl --out data/bmw --tokenizer Qwen/Qwen3-0.6B-Base
+    python prepare.py --pairs manual.jsonl --chat --out data/manual --tokenizer Qwen/Qwen3-0.6B      (conversations alone)
 
 Says what it dropped and why. Same input and options, same bytes.
 """
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tqdm import tqdm
 
 from ask import write_questions
+from chat import ChatForm, chat_form
 from clean import STOP_WORDS
 from corpus import Corpus, Document, drop_near_duplicates, read_corpus, split_by_date, split_by_hash, spread
 from dataset import (
@@ -25,6 +27,7 @@ from dataset import (
     end_token,
     line_of,
     load_tokenizer,
+    read_jsonl,
     read_questions,
     tokenizer_hash,
     write_examples,
@@ -32,10 +35,11 @@ from dataset import (
     write_tokens,
 )
 from files import TOKENIZER_FILES, copy_tokenizer, file_hash, locate, make_folder, read_json, whole_folder, write_json
-from instructions import MAX_REPEATS, balance, encode_pairs, hold_out, read_pairs, with_task
+from instructions import MAX_REPEATS, balance, divide, encode_pairs, hold_out, read_pairs, with_task
 from questions import open_and_closed_book, training_pairs
 from report import write_report
 
+GENERAL = Path(__file__).parent / "qa" / "general.jsonl"  # what eval.py measures forgetting on
 BATCH = 1024  # documents tokenized at a time
 
 # ---------------------------------------------------------------- tokens
@@ -115,8 +119,14 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
     """Make the dataset in an empty folder; its meta.json's content."""
     pairs = read_pairs(args.pairs) if args.pairs else []
     sets = {path.stem: read_questions(path) for path in args.questions}
+    asked = read_pairs(args.test_pairs) if args.test_pairs else []
+    general = read_replay(args.replay) if args.replay else []
     if args.tokenizer:
         copy_tokenizer(locate(args.tokenizer, files=TOKENIZER_FILES), folder)
+    chat = chat_form(folder, load_tokenizer(folder)) if args.chat else None
+    if not args.articles:
+        return prepare_conversations(args, folder, divide(pairs, args.split, args.seed), asked, sets, {
+            "name": args.pairs.name, "conversations": len(pairs), "sha256": file_hash(args.pairs)})
     corpus = read_corpus(args, folder / "cleaned.jsonl")
     splits = {"date": split_by_date, "hash": split_by_hash}[args.split_by](corpus.documents, args.split)
     drop_near_duplicates(splits, corpus)
@@ -126,6 +136,12 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
         train_tokenizer((corpus[d]["text"] for d in splits["train"]), args.train_tokenizer, folder)
     tokenizer = load_tokenizer(folder)
     end = end_token(tokenizer, folder)
+    if args.conversations:
+        chosen = {name: [corpus[d] for d in spread(found, args.generated_documents)] for name, found in splits.items()}
+        (folder / "cleaned.jsonl").unlink()
+        return prepare_conversations(args, folder, {
+            name: training_pairs(found, args.seed, context=True) + (pairs if name == "train" else [])
+            for name, found in chosen.items()}, asked, sets, source_of(args, corpus))
     entries = {name: write_split(folder, name, found, corpus, tokenizer, end) for name, found in splits.items()}
 
     if args.generated:
@@ -137,42 +153,133 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
         sets["written"], refused = write_questions(args.questions_from, args.questions_model, chosen, args.seed)
         print(f"{len(sets['written'])} questions written on {len(chosen)} documents; refused: "
               + (", ".join(f"{n} {reason}" for reason, n in refused.most_common()) or "none"))
-    if args.task_prefix:
-        pairs = [with_task(pair) for pair in pairs]
-    encoded = {id(pair): found for pair, found in zip(pairs, encode_pairs(pairs, tokenizer, end), strict=True)}
-    longest = args.max_pair_tokens or sys.maxsize
-    whole = [pair for pair in pairs if len(encoded[id(pair)][0]) <= longest]  # none is ever cut
-    too_long = len(pairs) - len(whole)
-    pairs, held_out = hold_out(whole, args.hold_out, args.seed)
+    pairs, encoded, dropped = encode_whole(args, not_asked(pairs, asked), tokenizer, end, chat)
+    pairs, held_out = hold_out(pairs, args.hold_out, args.seed)
+    asked, more, too_long = encode_whole(args, asked, tokenizer, end, chat)
+    held_out, encoded, dropped = held_out + asked, encoded | more, dropped + too_long
     if args.balance:
         pairs = balance(pairs, args.balance)
     for name, chosen in ({"pairs": pairs} | ({"pairs_test": held_out} if held_out else {})).items():
         write_jsonl(folder / f"{name}.jsonl", chosen)
         write_examples(folder / f"{name}.safetensors", [encoded[id(p)] for p in chosen], vocabulary(tokenizer))
-    tasks = Counter(pair.get("task") or "none" for pair in pairs)
-    if pairs:
-        print(f"{len(pairs)} training pairs by task: {', '.join(f'{n} {task}' for task, n in tasks.most_common())}; "
-              f"{len(held_out)} held out; {too_long} dropped as too long")
-    for name, questions in sets.items():
-        write_jsonl(make_folder(folder / "qa") / f"{name}.jsonl", questions)
-    meta = {
-        "source": {"name": args.articles.name, "articles": corpus.articles, "sha256": file_hash(args.articles)},
-        "tokenizer": Path(args.tokenizer).name if args.tokenizer else f"trained, {args.train_tokenizer}",
-        "tokenizer_hash": tokenizer_hash(folder),
-        "vocab_size": vocabulary(tokenizer),
-        "end_token": end, "begins": bool(tokenizer.encode("").ids),
+    if general:
+        documents = [([*found.ids, end], 0) for found in tokenizer.encode_batch([row["text"] for row in general])]
+        write_tokens(folder / "replay.safetensors", documents, len(documents), vocabulary(tokenizer))
+        print(f"{len(documents)} general documents to mix in, {sum(len(tokens) for tokens, _ in documents):,} tokens")
+    meta = describe(args, folder, source_of(args, corpus), sets, pairs, held_out, dropped) | {
         "dropped": {reason: len(found) for reason, found in corpus.dropped.items()},
         "paragraphs_removed": {kind: found.total() for kind, found in sorted(corpus.removed.items())},
-        "splits": entries, "pairs": len(pairs), "pairs_held_out": len(held_out), "pairs_too_long": too_long,
-        "tasks": dict(sorted(tasks.items())), "questions": {name: len(found) for name, found in sets.items()},
-        "options": {key: str(value) if isinstance(value, date) else value for key, value in vars(args).items()
-                    if key in ("since", "until", "language", "min_chars", "split", "split_by", "keep_boilerplate", "seed")},
+        "splits": entries,
     }
     write_json(folder / "meta.json", meta)
     if args.report:
         write_report(folder, meta, corpus)
     (folder / "cleaned.jsonl").unlink()
     return meta
+
+
+def prepare_conversations(
+    args, folder: Path, sides: dict[str, list[dict]], asked: list[dict], sets: dict, source: dict
+) -> dict:
+    """A dataset of conversations alone: those of each side, trained on, validated on, and both predicted and answered.
+
+    Where pairs to be `asked` are given, these are the test side.
+    """
+    if asked:
+        sides = {"train": not_asked(sides["train"] + sides["test"], asked), "val": not_asked(sides["val"], asked)}
+        sides["test"] = asked
+    tokenizer = load_tokenizer(folder)
+    end, form = end_token(tokenizer, folder), chat_form(folder, tokenizer) if args.chat else None
+    dropped, entries, whole = Counter(), {}, {}
+    for side, pairs in sides.items():
+        whole[side], encoded, found = encode_whole(args, pairs, tokenizer, end, form)
+        dropped += found
+        if not whole[side]:
+            raise ValueError(f"no conversation is left for {side}: its share of {sum(map(len, sides.values()))} is {len(pairs)}"
+                             f"{', all of them too long' if found else ''}; give more of them")
+        if side == "train" and args.balance:
+            whole[side] = balance(whole[side], args.balance)
+        chosen = whole[side]
+        answers = [[turn["content"] for turn in pair["messages"] if turn["role"] == "assistant"] for pair in chosen]
+        said = [len("".join(texts).encode()) for texts in answers]
+        names = ["pairs"] if side == "train" else ["test", "pairs_test"] if side == "test" else ["val"]
+        for name in names:
+            lines = chosen if name == "pairs" else [
+                {"id": f"{side}{i}", "text": "\n\n".join(turn["content"] for turn in pair["messages"])} | pair
+                for i, pair in enumerate(chosen)]
+            write_jsonl(folder / f"{name}.jsonl", lines)
+            examples = [encoded[id(pair)] for pair in chosen]
+            write_examples(folder / f"{name}.safetensors", examples, vocabulary(tokenizer), said)
+        entries[side] = {"documents": len(chosen), "tokens": sum(len(tokens) for tokens, _ in examples), "bytes": sum(said)}
+    meta = describe(args, folder, source, sets, whole["train"], whole["test"], dropped)
+    meta |= {"conversations": True, "splits": entries}
+    write_json(folder / "meta.json", meta)
+    return meta
+
+
+def encode_whole(args: argparse.Namespace, pairs: list[dict], tokenizer: Tokenizer, end: int, form: ChatForm | None
+                 ) -> tuple[list[dict], dict[int, tuple], Counter]:
+    """(the examples that are short enough, all their tokens by id(), how many were too long and why); none is ever cut."""
+    if args.task_prefix:
+        pairs = [with_task(pair) for pair in pairs]
+    encoded = {id(pair): found for pair, found in zip(pairs, encode_pairs(pairs, tokenizer, end, form), strict=True)}
+    longest, dropped = args.max_pair_tokens or sys.maxsize, Counter()
+    for pair in pairs:
+        tokens, learned = encoded[id(pair)]
+        if sum(learned) > longest:
+            dropped["answer alone too long"] += 1
+            print(f"warning: the answers to “{pair['messages'][-2]['content'][:60]}” alone have {sum(learned)} tokens, more "
+                  f"than --max-pair-tokens {longest}; left out")
+        elif len(tokens) > longest:
+            dropped["too long"] += 1
+    return [pair for pair in pairs if len(encoded[id(pair)][0]) <= longest], encoded, dropped
+
+
+def describe(args, folder: Path, source: dict, sets: dict, pairs: list[dict], held_out: list[dict], dropped: Counter) -> dict:
+    """Write the question sets; what meta.json says of every dataset."""
+    tokenizer, tasks = load_tokenizer(folder), Counter(pair.get("task") or "none" for pair in pairs)
+    if pairs:
+        print(f"{len(pairs)} training pairs by task: {', '.join(f'{n} {task}' for task, n in tasks.most_common())}; "
+              f"{len(held_out)} held out; {dropped.total()} dropped as too long")
+    for name, questions in sets.items():
+        write_jsonl(make_folder(folder / "qa") / f"{name}.jsonl", questions)
+    return {
+        "source": source,
+        "tokenizer": Path(args.tokenizer).name if args.tokenizer else f"trained, {args.train_tokenizer}",
+        "tokenizer_hash": tokenizer_hash(folder),
+        "vocab_size": vocabulary(tokenizer),
+        "end_token": end_token(tokenizer, folder), "begins": bool(tokenizer.encode("").ids), "chat": args.chat,
+        "pairs": len(pairs), "pairs_held_out": len(held_out), "pairs_too_long": dropped.total(),
+        "pairs_answer_too_long": dropped["answer alone too long"], "tasks": dict(sorted(tasks.items())),
+        "questions": {name: len(found) for name, found in sets.items()},
+        "options": {key: str(value) if isinstance(value, date) else value for key, value in vars(args).items()
+                    if key in ("since", "until", "language", "min_chars", "split", "split_by", "keep_boilerplate", "seed")},
+    }
+
+
+def not_asked(pairs: list[dict], asked: list[dict]) -> list[dict]:
+    """The pairs that do not ask what is asked in the test."""
+    known = {line_of(pair["messages"][:-1]) for pair in asked}
+    left = [pair for pair in pairs if line_of(pair["messages"][:-1]) not in known]
+    if len(left) < len(pairs):
+        print(f"{len(pairs) - len(left)} pairs left out of training: they stand among the test's")
+    return left
+
+
+def source_of(args: argparse.Namespace, corpus: Corpus) -> dict:
+    return {"name": args.articles.name, "articles": corpus.articles, "sha256": file_hash(args.articles)}
+
+
+def read_replay(path: Path) -> list[dict]:
+    """General text to mix in; ValueError where it is what eval.py measures forgetting on."""
+    rows = read_jsonl(path, ("text",))
+    if not rows or not all(isinstance(row["text"], str) and row["text"].strip() for row in rows):
+        raise ValueError(f"--replay {path}: every line must have a text, and there must be one")
+    measured = {row["text"] for row in read_jsonl(GENERAL, ("text",))}
+    if shared := [number for number, row in enumerate(rows, start=1) if row["text"] in measured]:
+        raise ValueError(f"--replay {path}, line {shared[0]}: this text stands in {GENERAL.name}, which eval.py measures "
+                         "forgetting on; train on other text")
+    return rows
 
 
 def print_report(corpus: Corpus, splits: dict[str, list[Document]], args: argparse.Namespace) -> None:
@@ -191,7 +298,7 @@ def foreign_files(folder: Path) -> list[str]:
     """What stands in a folder besides a dataset that prepare.py wrote: the user's own files, above all question sets."""
     if not folder.is_dir():
         return [folder.name] if folder.exists() else []
-    ours = {"meta.json", "qa", "report.md", "lengths.png", *TOKENIZER_FILES}
+    ours = {"meta.json", "qa", "report.md", "lengths.png", "replay.safetensors", *TOKENIZER_FILES}
     ours |= {f"{name}.{kind}" for name in (*SPLITS, "pairs", "pairs_test") for kind in ("jsonl", "safetensors")}
     meta = folder / "meta.json"
     questions = {f"{name}.jsonl" for name in read_json(meta).get("questions", {})} if meta.is_file() else set()
@@ -218,7 +325,8 @@ def parse_shares(text: str) -> tuple[float, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("articles", type=Path, help="JSONL with id, title, date and text, as scrape.py writes it")
+    parser.add_argument("articles", type=Path, nargs="?", help="JSONL with id, title, date and text, as scrape.py writes it; "
+                        "without it a dataset of --pairs alone is made")
     parser.add_argument("--out", type=Path, required=True, help="the dataset folder; made anew if it is there")
     parser.add_argument("--tokenizer", help="hub name or folder of the model whose tokenizer is used")
     parser.add_argument("--train-tokenizer", type=int, metavar="SIZE", help="train a byte-level BPE of this size instead")
@@ -232,6 +340,13 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="also write report.md, a page about the dataset, with a figure")
     parser.add_argument("--keep-boilerplate", action="store_true", help="remove no paragraphs")
     parser.add_argument("--pairs", type=Path, help="JSONL of further training pairs (messages, or prompt and response)")
+    parser.add_argument("--chat", action="store_true", help="write pairs in the chat form of the tokenizer's model (ChatML or "
+                        "Llama 3's) instead of plainly")
+    parser.add_argument("--conversations", action="store_true", help="learn from pairs alone: those made by rule from each "
+                        "side's articles, with their article as context, and --pairs")
+    parser.add_argument("--replay", type=Path, metavar="JSONL", help="general text (lines with a `text`) to mix in")
+    parser.add_argument("--test-pairs", type=Path, metavar="JSONL", help="pairs that are never trained on, to be answered in "
+                        "evaluation; their task, category and difficulty tell the answers apart")
     parser.add_argument("--task-prefix", action="store_true", help="put each pair's task in front of its question: [SPEC] ...")
     parser.add_argument("--balance", type=float, metavar="RATIO",
                         help=f"repeat rare tasks, {MAX_REPEATS} times at most, until none has over RATIO times another's pairs")
@@ -249,6 +364,15 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.tokenizer) == bool(args.train_tokenizer):
         raise ValueError("give --tokenizer NAME (the model's to be trained) or --train-tokenizer SIZE")
+    if not args.articles and not args.pairs:
+        raise ValueError("give ARTICLES (as scrape.py writes them), or --pairs FILE.jsonl for a dataset of conversations")
+    alone = not args.articles or args.conversations
+    args.generated = args.generated and not alone
+    idle = {"--hold-out (conversations are divided by --split)": alone and args.hold_out, "--replay": alone and args.replay,
+            "--report": alone and args.report, "--questions-from": alone and args.questions_from,
+            "--train-tokenizer": not args.articles and args.train_tokenizer, "--chat": args.chat and not args.tokenizer}
+    if idle := [name for name, given in idle.items() if given]:
+        raise ValueError(f"{', '.join(idle)}: not for a dataset of conversations alone; --chat needs --tokenizer")
     names = [path.stem for path in args.questions] + ["closed_book", "open_book"] * args.generated
     names += ["written"] * bool(args.questions_from)
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -95,14 +95,18 @@ def _mentions(text: str) -> list[Mention]:
     return found
 
 
-def training_pairs(documents: list[dict], seed: int, per_document: int = 3) -> list[dict]:
-    """Chat examples from training documents: the day of publication, how it begins, its title, and figures to complete."""
+def training_pairs(documents: list[dict], seed: int, per_document: int = 3, context: bool = False) -> list[dict]:
+    """Chat examples from training documents: the day of publication, how it begins, its title, and figures to complete.
+
+    With `context` the document's text stands before the question.
+    """
     rng, pairs = random.Random(seed), []
     for document in documents:
         title, body = document["title"], document["text"].split("\n\n", 1)[1]
         if not title:  # there is nothing to call it by
             continue
-        def add(task: str, question: str, answer: str, source: str = document["id"]) -> None:
+        def add(task: str, question: str, answer: str, source: str = document["id"], text: str = document["text"]) -> None:
+            question = f"{text}\n\n{question}" if context else question
             pairs.append({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
                           "task": task, "source": source})
 

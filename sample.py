@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from dataset import load_tokenizer
 from files import locate, make_folder, write_text
+from lora import load_model
 from model import Cache, Decoder, pick_device
 
 END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>")
@@ -39,7 +40,7 @@ def generate(
     """
     B, T = ids.shape
     weight = model.head_weight
-    cache = Cache(model.config, B, T + max_new_tokens, weight.device, weight.dtype)
+    cache = Cache(model.config, B, T + max_new_tokens, weight.device, model.dtype)
     generator = torch.Generator().manual_seed(seed)
     rows, done, feed = [[] for _ in range(B)], [False] * B, ids.to(weight.device)
     for _ in range(max_new_tokens):
@@ -90,7 +91,7 @@ def main() -> None:
     lines, folders = [], {name: locate(name) for name in args.models}  # all found before the first is loaded
     try:
         for name in tqdm(args.models, desc="models", disable=None):
-            model = Decoder.from_pretrained(folders[name], device=pick_device(args.device)).eval()
+            model = load_model(folders[name], device=pick_device(args.device)).eval()
             tokenizer = load_tokenizer(folders[name])
             stop = model.stop_tokens | {tokenizer.token_to_id(token) for token in END_TOKENS} - {None}
             for prompt in args.prompt:

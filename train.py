@@ -41,7 +41,7 @@ from checkpoint import (
     state_tensors,
 )
 from configs import Config, config_from_dict, load_config, replace
-from dataset import IGNORE, Dataset, Rows
+from dataset import IGNORE, Dataset
 from distill import Teacher
 from files import copy_tokenizer, in_order, locate, make_folder, read_json, write_json
 from lean import LeanAdamW
@@ -90,8 +90,8 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
                          "remove the folder")
 
     dataset = Dataset(config.data)
-    pairs = dataset.split("pairs") if config.pair_repeats else None
-    rows = Rows(dataset.split("train"), config.context, config.seed, pairs, config.pair_repeats)
+    rows = dataset.rows(config.context, config.seed, config.pair_repeats, config.replay)
+    config = count_steps(config, rows.epoch_tokens)
     validation = Validation(dataset, config)
     with ranks.one_first():
         shape, base_folder = find_base(config, dataset)
@@ -290,6 +290,17 @@ def load_base(config: Config, shape: ModelConfig, folder: Path | None) -> Decode
         model.base["dropped"] = list(config.drop_blocks)
         adapt(model, config.lora, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_root, config.seed)
     return model
+
+
+def count_steps(config: Config, epoch_tokens: int) -> Config:
+    """The config with the steps that its epochs come to; ValueError where warming up would take longer."""
+    if not config.epochs:
+        return config
+    steps = math.ceil(config.epochs * epoch_tokens / config.tokens_per_step)
+    if config.warmup_steps >= steps:
+        raise ValueError(f"warmup_steps: given {config.warmup_steps}, must be below the {steps} steps that epochs="
+                         f"{config.epochs} comes to: {epoch_tokens:,} tokens an epoch, {config.tokens_per_step:,} a step")
+    return replace(config, max_steps=steps)
 
 
 def check_ranks(config: Config, ranks: Ranks) -> None:

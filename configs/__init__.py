@@ -5,6 +5,7 @@ reported together, before anything is downloaded or allocated.
 """
 
 import difflib
+import math
 import runpy
 import types
 import typing
@@ -29,7 +30,9 @@ class Config:
     batch_size: int = 4  # rows a micro-batch
     accumulation: int = 8  # micro-batches a step; batch_size x accumulation x context tokens a step
     pair_repeats: int = 0  # times an epoch that each question/answer pair is seen (0: releases only)
+    replay: float = 0.0  # share of an epoch that is general text, against forgetting (prepare.py --replay)
     max_steps: int = 1000  # optimizer steps
+    epochs: int = 0  # times through the data, instead of max_steps, which then follows from it (0: max_steps counts)
     seed: int = 0  # of the order of documents and, from scratch, of the weights
 
     # how it learns: AdamW, linear warm-up, cosine decay
@@ -111,12 +114,14 @@ class Config:
         need("base", bool(self.base), "a hub name, a folder, a run or a shape")
         for name in ("context", "batch_size", "accumulation", "max_steps", "log_every"):
             need(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("pair_repeats", "seed", "threads", "eval_every", "eval_documents", "patience", "save_every"):
+        for name in ("pair_repeats", "epochs", "seed", "threads", "eval_every", "eval_documents", "patience", "save_every"):
             need(name, getattr(self, name) >= 0, "0 or more")
         need("lr", 0 < self.lr < 1, "above 0 and below 1")
         need("min_lr", 0 <= self.min_lr <= 1, "a share of lr, from 0 to 1")
-        need("warmup_steps", 0 <= self.warmup_steps < self.max_steps, f"from 0 to below max_steps ({self.max_steps})")
+        most = math.inf if self.epochs else self.max_steps
+        need("warmup_steps", 0 <= self.warmup_steps < most, f"from 0 to below max_steps ({most})")
         need("weight_decay", self.weight_decay >= 0, "0 or more")
+        need("replay", 0 <= self.replay < 1, "a share of what is learned, from 0 to below 1")
         need("lora_rank", self.lora_rank >= 1, "at least 1")
         need("lora_alpha", self.lora_alpha > 0, "above 0")
         need("lora_dropout", 0 <= self.lora_dropout < 1, "from 0 to below 1")

@@ -28,7 +28,8 @@ def test_both_forms_come_in(tmp_path):
 
 
 @pytest.mark.parametrize("row, message", [
-    ({"prompt": "?"}, "lacks messages, or prompt and response; it has prompt"), (chat("?"), "messages must be turns"),
+    ({"prompt": "?"}, "lacks messages, or prompt and response; it has prompt"),
+    (chat("?"), "messages has no turn of the assistant"),
     (chat("?", " "), "messages must be turns"), ({"messages": "?"}, "messages must be turns"),
     ({"messages": []}, "messages must be turns"), ({"messages": chat("?", "!")["messages"][::-1]}, "messages must be turns"),
     ({"prompt": 5, "response": "x"}, "messages must be turns"),

@@ -1,0 +1,6 @@
+"""Full against LoRA on question/answer pairs: the same as pairs_full.py, where the commands are, with adapters alone."""
+
+from configs import replace
+from configs.recipes.pairs_full import config as full
+
+config = replace(full, name="pairs_lora", lora="q_proj,v_proj", lora_rank=8, lora_alpha=16.0, lr=1e-4)
