@@ -116,11 +116,14 @@ def score_text(model: Decoder, texts: list[tuple], protocol: Protocol, end: int,
 
 
 @torch.no_grad()
-def measure_cost(model: Decoder, folder: Path, prompt: int = 256, new: int = 32, rounds: int = 4) -> dict:
-    """Size and speed of one sequence: reading a prompt, writing tokens with the cache (medians; the first round warms up)."""
-    weight, marks = model.head_weight, []
+def measure_cost(model: Decoder, folder: Path, prompt: int = 256, new: int = 32, rounds: int = 4, seconds: float = 3) -> dict:
+    """Size and speed of one sequence: reading a prompt, writing tokens with the cache.
+
+    Medians of at most so many rounds, two at least, no more after so many seconds; the first warms up.
+    """
+    weight, marks, began = model.head_weight, [], time.perf_counter()
     prompt = min(prompt, max(1, model.config.max_position_embeddings - new - 1))
-    for _ in range(rounds):
+    while len(marks) < 2 or (len(marks) < rounds and time.perf_counter() - began < seconds):
         cache = Cache(model.config, 1, prompt + new, weight.device, model.dtype)
         feed, times = torch.arange(prompt, device=weight.device)[None] % model.config.vocab_size, [time.perf_counter()]
         for _ in range(new + 1):

@@ -23,7 +23,7 @@ from configs import FROZEN
 from files import copy_tokenizer, locate, open_tensors, read_json, read_weights, whole_folder, write_json, write_tensors
 from model import Decoder
 from nf4 import HOW, STATE, Nf4, check_quantised, dequantise, quantise, quantised_shapes, read_state, to_file
-from ops import give_back, multiplied_type, spare
+from ops import give_back, multiplied_type, run, spare
 from prune import check_out, drop_blocks
 
 PREFIX = "base_model.model."  # before the names of tensors in PEFT's files
@@ -62,12 +62,12 @@ class FrozenLinear(nn.Module):
 
     def as_type(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight (out, in) in the type of a product; where it had to be made, good until the next one is."""
-        if self.quantised is None and self.weight.dtype == dtype:
+        q = self.quantised
+        if q is None and self.weight.dtype == dtype:
             return self.weight
-        source = self.weight if self.quantised is None else self.quantised.codes
-        room = spare("frozen weight", self.shape, torch.float32 if self.quantised else dtype, source.device)
+        room = spare("frozen weight", self.shape, torch.float32 if q else dtype, (q.codes if q else self.weight).device)
         give_back("frozen weight", room)
-        return room.copy_(self.weight) if self.quantised is None else dequantise(self.quantised, self.shape, room).to(dtype)
+        return dequantise(q, self.shape, room).to(dtype) if q else room.copy_(self.weight)
 
     def add(self, rank: int, scale: float, dropout: float, draws: Draws, number: int) -> None:
         """An adapter B A of this rank beside the weight: A as in kaiming_uniform(a=sqrt(5)), B zero, both in fp32."""
@@ -80,7 +80,7 @@ class FrozenLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, T, in) to (B, T, out)."""
-        y = FrozenProduct.apply(x, self)
+        y = run(FrozenProduct, x, self)
         if not self.rank:
             return y
         low = (self.drop(x) if self.dropout and self.training else x).to(y.dtype) @ self.lora_A.to(y.dtype).t()

@@ -33,6 +33,7 @@ from ops import (
     has_flash,
     head_logits,
     head_loss,
+    run,
     send,
     tie,
 )
@@ -222,7 +223,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # In fp32, cast back, then times the weight: the order the checkpoints were trained with.
-        return self.weight * Normalize.apply(x, self.eps)
+        return self.weight * run(Normalize, x, self.eps)
 
 
 class Attention(nn.Module):
@@ -245,7 +246,7 @@ class Attention(nn.Module):
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, heads, T, F)
-        q, k = Rotate.apply(q, *rope), Rotate.apply(k, *rope)
+        q, k = run(Rotate, q, *rope), run(Rotate, k, *rope)
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norms leave fp32 behind
         if cache is not None:
             k, v = cache.extend(block, k, v)
@@ -261,7 +262,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(GatedSilu.apply(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(run(GatedSilu, self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):
