@@ -16,7 +16,6 @@ import csv
 import hashlib
 import itertools
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -35,6 +34,7 @@ from harness import export
 from instructions import encode_pairs
 from lora import is_adapter, load_model, parameter_count
 from model import Cache, Decoder, pick_device
+from plan import peak_memory
 from plot import draw_categories, draw_curves, draw_results, draw_slices, draw_tradeoff
 from predict import EDGES, PROTOCOLS, Protocol, losses
 from ranks import Ranks, join
@@ -154,16 +154,6 @@ def reset_peak(device: torch.device) -> None:
             pass
 
 
-def peak_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e6
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
-
-
 class Asked:
     """What every model is measured on, in the tokens of one tokenizer."""
 
@@ -246,7 +236,7 @@ def evaluate(
         model, asked.tokenizer, some, known, args.answer_tokens, ranks, label, asked.stop))
     cost, samples = None, []
     if ranks.rank == 0:  # the others would slow it down
-        cost = measure_cost(model, folder) | {"peak_mb": peak_mb(device)}
+        cost = measure_cost(model, folder) | {"peak_mb": 1000 * peak_memory(device)}
         cost["trained_params"] = parameter_count(model)[1] if cost["training_s"] is not None or is_adapter(folder) else None
         window = model.config.max_position_embeddings
         for prompt in beginnings(asked.test):

@@ -21,9 +21,10 @@ from torch import nn
 from checkpoint import file_hashes
 from configs import FROZEN
 from files import copy_tokenizer, locate, open_tensors, read_json, read_weights, whole_folder, write_json, write_tensors
+from memory import give_back, spare
 from model import Decoder
 from nf4 import HOW, STATE, Nf4, check_quantised, dequantise, quantise, quantised_shapes, read_state, to_file
-from ops import give_back, multiplied_type, run, spare
+from ops import multiplied_type, run
 from prune import check_out, drop_blocks
 
 PREFIX = "base_model.model."  # before the names of tensors in PEFT's files

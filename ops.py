@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 
+from memory import give_back, spare
+
 HEAD_CHUNK = 5 * 2**24  # logits held at a time: 320 MiB in fp32; with fewer, products with a large vocabulary are slower
 SLICE = 4096  # rows of a vocabulary's weight that are cast at a time
 CACHED = 2**20  # values that a CPU's cache holds
@@ -256,24 +258,6 @@ def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     return tensor.to(device)
 
 
-# Large tensors of every step, by name: the system hands out their pages slowly, again and again if they are let go.
-SPARES: dict[str, torch.Tensor] = {}
-
-
-def spare(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor to write to, made of the one given back under this name if it is large enough."""
-    kept, size = SPARES.pop(name, None), math.prod(shape)
-    if kept is None or kept.numel() < size or (kept.dtype, kept.device) != (dtype, device):
-        kept = torch.empty(size, dtype=dtype, device=device)
-    return kept.view(-1)[:size].view(shape)
-
-
-def give_back(name: str, tensor: torch.Tensor) -> None:
-    """What nobody reads any more, for the next to write to; on a GPU torch's allocator does this."""
-    if tensor.device.type == "cpu":
-        SPARES[name] = tensor
-
-
 # ---------------------------------------------------------------- a weight that head and embedding share
 
 
@@ -465,45 +449,3 @@ def has_flash(x: torch.Tensor) -> bool:
     """Whether flash attention can work on x: in half precision on CUDA, from compute capability 8 (Ampere) on."""
     half = multiplied_type(x) in (torch.float16, torch.bfloat16)
     return x.is_cuda and half and torch.cuda.get_device_capability(x.device) >= (8, 0)
-
-
-# ---------------------------------------------------------------- memory of a step
-
-
-SEGMENT = 2**26  # bytes
-
-
-class Kept:
-    """Where a step's saved activations lie together, so that what is let go between them leaves no holes in the heap.
-
-        with Kept():
-            model(ids, targets).backward()
-
-    glibc puts new tensors into any hole that is large enough: in a step beside frozen weights, where tensors that stay and that
-    pass take turns, as much again was lost. What autograd saves is copied to segments, which the next step writes to again.
-    """
-
-    def __init__(self):
-        self.segments, self.used, self.at = [], 0, 0
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
-
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        size, count = tensor.numel() * tensor.element_size(), tensor.numel()
-        dense = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) == count
-        if not 2**20 <= size <= SEGMENT or not dense or tensor.device.type != "cpu" or isinstance(tensor, torch.nn.Parameter):
-            return tensor
-        if not self.segments or self.used + size > SEGMENT:
-            self.segments.append(spare(f"segment {len(self.segments)}", (SEGMENT,), torch.uint8, tensor.device))
-            self.used = 0
-        room = self.segments[-1][self.used : self.used + size].view(tensor.dtype)
-        self.used += size
-        return room.as_strided(tensor.shape, tensor.stride(), room.storage_offset()).copy_(tensor.detach())
-
-    def __enter__(self) -> None:
-        self.hooks.__enter__()
-
-    def __exit__(self, *error) -> None:
-        self.hooks.__exit__(*error)
-        for i, segment in enumerate(self.segments):
-            give_back(f"segment {i}", segment)
-        self.segments = []

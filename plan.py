@@ -14,7 +14,7 @@ import torch
 from checkpoint import KEPT
 from configs import Config
 from model import Decoder, ModelConfig
-from ops import HEAD_CHUNK
+from ops import HEAD_CHUNK, SLICE
 from ranks import ALONE, Ranks
 
 
@@ -56,6 +56,9 @@ def peak_memory(device: torch.device) -> float:
     """Peak so far in GB: of the GPU's allocator on CUDA, else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    for line in _lines("/proc/self/status"):
+        if line.startswith("VmHWM:"):  # what getrusage gives begins with the peak of the process that started this one
+            return int(line.split()[1]) * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
@@ -104,6 +107,43 @@ def memory_need(config: Config, shape: ModelConfig, device: torch.device, parts:
     return need
 
 
+INPUTS = {"q_proj": "x", "k_proj": "x", "v_proj": "x", "o_proj": "heads", "gate_proj": "mlp", "up_proj": "mlp",
+          "down_proj": "inner"}  # layers of one kind keep one input for their adapters
+
+
+def adapter_sizes(config: Config, shape: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(out, in) of the layers of a block that get adapters, by name; a pattern for single blocks counts as for all."""
+    D, inner = shape.hidden_size, shape.intermediate_size
+    Q, KV = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    sizes = {"q_proj": (Q, D), "k_proj": (KV, D), "v_proj": (KV, D), "o_proj": (D, Q), "gate_proj": (inner, D),
+             "up_proj": (inner, D), "down_proj": (D, inner)}
+    chosen = [part.strip().rpartition(".")[2] for part in config.lora.split(",")]
+    return sizes if not set(chosen) <= set(sizes) else {name: sizes[name] for name in chosen}
+
+
+def adapter_need(config: Config, shape: ModelConfig, device: torch.device, stored: float) -> dict[str, float]:
+    """Bytes at the peak of a step beside frozen weights, of which `stored` bytes lie on the disk; as `memory_need`."""
+    D, V, L, inner = shape.hidden_size, shape.vocab_size, shape.num_hidden_layers, shape.intermediate_size
+    Q, KV = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    tokens, wide = config.batch_size * config.context, 4 if config.dtype == "float32" else 2
+    parameters, sizes = parameter_count(shape), adapter_sizes(config, shape)
+    head = V * D * (1 if shape.tie_word_embeddings else 2)
+    each = {"float32": 4, "bfloat16": 2, "float16": 2}.get(config.frozen, min(4, max(2, stored / parameters)))
+    frozen = {"stored": stored, "nf4": each * head + 0.52 * (parameters - head)}.get(config.frozen, each * parameters)
+    inputs = sum({"x": D, "heads": Q, "mlp": D, "inner": inner}[kind] for kind in {INPUTS[name] for name in sizes})
+    block = 2 * D * 4 + (2 + shape.qk_norm) * (Q + KV) * wide + (2 * inner + inputs) * wide
+    kept = 4 * D if config.recompute == "blocks" else block
+    adapters = L * config.lora_rank * sum(outs + ins for outs, ins in sizes.values())
+    need = {
+        "frozen weights": frozen, "adapters and their optimizer": (11 if config.optimizer == "lean" else 16) * adapters,
+        "activations": tokens * (L * kept + 2 * block + 3 * D * 4),
+        "weights and logits in use": 4 * max(Q, inner) * D + 4 * SLICE * (D + tokens),
+    }
+    if device.type != "cuda":
+        need["Python, torch and the heap's holes"] = 350e6 + 0.15 * sum(need.values())
+    return need
+
+
 def memory_left(device: torch.device) -> float:
     """Bytes that can still be had on the device; inf where nobody says."""
     if device.type == "cuda":
@@ -125,16 +165,24 @@ def _lines(path: str) -> list[str]:
 
 
 def disk_need(config: Config, shape: ModelConfig) -> float:
-    """Bytes that a run grows to: the states that are kept and one more while it is written, the model twice, a teacher's
-    predictions."""
+    """Bytes that a run grows to: the states that are kept and one more while it is written, the model (or its adapters) twice,
+    a teacher's predictions."""
     parameters = parameter_count(shape)
+    if config.lora:
+        sizes = adapter_sizes(config, shape).values()
+        parameters = shape.num_hidden_layers * config.lora_rank * sum(outs + ins for outs, ins in sizes)
     taught = 8 * config.teacher_top * config.max_steps * config.tokens_per_step if config.teacher else 0
     return taught + (KEPT + 1) * parameters * (4 + (3 if config.optimizer == "lean" else 8)) + 2 * 4 * parameters
 
 
-def check_room(config: Config, shape: ModelConfig, device: torch.device, ranks: Ranks = ALONE) -> str:
+def check_room(
+    config: Config, shape: ModelConfig, device: torch.device, ranks: Ranks = ALONE, base: Path | None = None
+) -> str:
     """One line on what the run will need and what there is; ValueError where that is too little."""
-    need = memory_need(config, shape, device, ranks.size if config.parallel == "fsdp" else 1)
+    if config.lora:
+        need = adapter_need(config, shape, device, sum(path.stat().st_size for path in base.glob("*.safetensors")))
+    else:
+        need = memory_need(config, shape, device, ranks.size if config.parallel == "fsdp" else 1)
     left = memory_left(device) / (1 if device.type == "cuda" else ranks.here)
     total, disk = sum(need.values()), disk_need(config, shape)
     parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in need.items())
@@ -143,9 +191,22 @@ def check_room(config: Config, shape: ModelConfig, device: torch.device, ranks: 
     if total > left:
         raise ValueError(f"a step will need some {total / 1e9:.1f} GB of memory on {device} ({parts}), {left / 1e9:.1f} are "
                          "left: set recompute=blocks, lower batch_size (and raise accumulation) or context, or take "
-                         "optimizer=lean (with clip=0, accumulation=1); --anyway tries it as it is")
+                         + ("frozen=nf4" if config.lora else "optimizer=lean (with clip=0, accumulation=1)")
+                         + "; --anyway tries it as it is")
     if disk > free:
         raise ValueError(f"the run's folder will grow to {disk / 1e9:.1f} GB, {above} has {free / 1e9:.1f} left: make room or "
                          "set runs to another disk; --anyway tries it as it is")
     return (f"memory some {total / 1e9:.1f} GB ({parts}), {left / 1e9:.1f} left on {device}; "
             f"disk {disk / 1e9:.1f} GB, {free / 1e9:.1f} left")
+
+
+def enough_room(
+    config: Config, shape: ModelConfig, device: torch.device, ranks: Ranks, anyway: bool, base: Path | None
+) -> None:
+    """Say what the run will need; ValueError where there is less, a warning instead if it is to go on `anyway`."""
+    try:
+        print(f"{config.folder}: {check_room(config, shape, device, ranks, base)}")
+    except ValueError as error:
+        if not anyway:
+            raise
+        print(f"warning: {error}")

@@ -11,7 +11,6 @@ Ctrl-C and SIGTERM end a run after its step, with its state saved (exit code 3);
 
 import argparse
 import contextlib
-import ctypes
 import json
 import math
 import os
@@ -46,9 +45,10 @@ from distill import Teacher
 from files import copy_tokenizer, in_order, locate, make_folder, read_json, write_json
 from lean import LeanAdamW
 from lora import adapt, load_frozen, parameter_count, save_adapter
+from memory import Kept, give_back, keep_freed_memory
 from model import Decoder, ModelConfig, document_nll, pick_device
-from ops import Kept, give_back, send
-from plan import check_room, matmul_rate, peak_memory, training_flops
+from ops import send
+from plan import enough_room, matmul_rate, peak_memory, training_flops
 from prune import drop_blocks, read_parts, remember
 from ranks import ALONE, Ranks, exchange, join, lend, restarted, spread, whole
 
@@ -95,7 +95,7 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
     validation = Validation(dataset, config)
     with ranks.one_first():
         shape, base_folder = find_base(config, dataset)
-    enough_room(config, shape, device, ranks, anyway)
+    enough_room(config, shape, device, ranks, anyway, base_folder)
     model = load_base(config, shape, base_folder)
     env = environment(device) | {"ranks": ranks.size, "data": file_hashes(dataset.folder),
                                  "base": file_hashes(base_folder) if base_folder else {}}
@@ -316,16 +316,6 @@ def check_ranks(config: Config, ranks: Ranks) -> None:
                          "scale float16's loss; take adamw, and bfloat16, float32 or ddp")
 
 
-def enough_room(config: Config, shape: ModelConfig, device: torch.device, ranks: Ranks, anyway: bool) -> None:
-    """Say what the run will need; ValueError where there is less, a warning instead if it is to go on `anyway`."""
-    try:
-        print(f"{config.folder}: {check_room(config, shape, device, ranks)}")
-    except ValueError as error:
-        if not anyway:
-            raise
-        print(f"warning: {error}")
-
-
 def keep_tokenizer(base: Path | None, dataset: Path, target: Path) -> None:
     """The base's tokenizer files, and the dataset's own where the base has none."""
     for source in (dataset, base):
@@ -397,13 +387,6 @@ def make_autocast(config: Config, device: torch.device, cache: bool = True):
     if config.dtype == "float32":
         return contextlib.nullcontext
     return lambda: torch.autocast(device.type, getattr(torch, config.dtype), cache_enabled=cache)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep freed blocks: it hands large ones back to the kernel, and every step would fault them in again."""
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: up to 32 MiB, the most it takes; larger blocks would leave holes in the heap
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
 
 
 def listen() -> list[str]:

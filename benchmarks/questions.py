@@ -48,8 +48,8 @@ def make(work: Path, tokenizer: Path, kind: str, count: int, context: int) -> tu
 def ours(folder: Path, questions: list[dict], dtype: str) -> dict:
     from choices import answer, encode
     from dataset import load_tokenizer
+    from memory import keep_freed_memory
     from model import Decoder
-    from train import keep_freed_memory
 
     keep_freed_memory()
     model = Decoder.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()

@@ -23,10 +23,10 @@ SIDES = ("shared", "naive", "full")
 
 def measure(side: str, rows: int) -> dict:
     """Seconds in all, in blocks and in the head, memory, and the losses."""
+    from memory import keep_freed_memory
     from model import Decoder, ModelConfig, document_nll
     from prune import drop_blocks
     from scores import losses_without, window_tokens
-    from train import keep_freed_memory
 
     keep_freed_memory()
     torch.manual_seed(0)

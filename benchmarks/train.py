@@ -14,7 +14,6 @@ import csv
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -242,7 +241,9 @@ def theirs(row: str, work: Path, setting: str) -> dict:
 
 
 def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    from plan import peak_memory
+
+    return peak_memory(torch.device("cpu"))
 
 
 def fresh(row: str, work: Path, setting: str | None) -> dict:

@@ -24,7 +24,7 @@ from dataset import (
     write_jsonl,
     write_tokens,
 )
-from files import write_tensors
+from files import write_json, write_tensors
 
 
 def make_split(folder, documents, learned=None) -> Split:
@@ -63,6 +63,60 @@ def test_an_epoch_learns_every_prediction_once(tmp_path_factory, sizes, context,
     first, second = seen[: rows.epoch_tokens], seen[rows.epoch_tokens : 2 * rows.epoch_tokens]
     expected = [(d[k], True) for d in documents for k in range(len(d) - 1)] + [(900, False), (901, True)] * repeats
     assert sorted(first) == sorted(second) == sorted(expected)
+
+
+@given(st.lists(st.integers(2, 17), min_size=1, max_size=12), st.integers(0, 5), st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_of_conversations_alone_none_is_cut(tmp_path_factory, sizes, seed, repeats):
+    """Every example is whole in a row, as often an epoch as asked; what is left of a row counts nothing."""
+    pairs = make_split(tmp_path_factory.mktemp("rows"), [[100 * i + k for k in range(n)] for i, n in enumerate(sizes)],
+                       learned=[[0] + [1] * (n - 1) for n in sizes])
+    rows, again, context = Rows(None, 16, seed, pairs, repeats), Rows(None, 16, seed, pairs, repeats), 16
+    last = 3 * len(sizes) * repeats
+    assert all(map(np.array_equal, again.row(last), rows.row(last)))  # without those before it
+    found, count = [], 0
+    while len(found) < 2 * repeats * len(sizes):
+        ids, targets, numbers = rows.row(count)
+        count += 1
+        for number in np.unique(numbers):
+            here = numbers == number
+            if number == context:
+                assert (targets[here] == IGNORE).all()
+                continue
+            i = int(ids[here][0]) // 100
+            assert ids[here].tolist() == [100 * i + k for k in range(sizes[i] - 1)] and (targets[here] == ids[here] + 1).all()
+            found.append(i)
+    each = sorted(list(range(len(sizes))) * repeats)
+    assert sorted(found[: len(each)]) == each == sorted(found[len(each) : 2 * len(each)])
+    assert rows.epoch_tokens % context == 0 and rows.names(0, 1).startswith("s.jsonl line ")
+
+
+def test_a_conversation_longer_than_a_row_is_named(tmp_path):
+    pairs = make_split(tmp_path, [[1, 2], list(range(30))], learned=[[0, 1], [1] * 30])
+    with pytest.raises(ValueError, match="s.jsonl, line 2, has 30 tokens, context is 16, .*--max-pair-tokens 17"):
+        Rows(None, 16, 0, pairs, 1)
+    assert Rows(None, 29, 0, pairs, 1)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_replay_is_that_share_of_an_epoch(tmp_path, share):
+    for name in "dr":
+        (tmp_path / name).mkdir()
+    documents = make_split(tmp_path / "d", [[i] * 11 for i in range(40)])
+    general = make_split(tmp_path / "r", [[100 + i] * (4 + i) for i in range(20)])
+    rows = Rows(documents, 16, 3, replay=general, share=share)
+    seen = np.concatenate([rows.row(r)[0] for r in range(rows.epoch_tokens // 16)])
+    assert float((seen >= 100).mean()) == pytest.approx(share, abs=0.03)
+    assert set(range(40)) <= set(seen.tolist()) | set(rows.row(rows.epoch_tokens // 16)[0].tolist())
+
+
+def test_rows_that_the_dataset_does_not_have(world, tmp_path):
+    with pytest.raises(ValueError, match="replay: given 0.1, .* holds no general text; prepare with --replay"):
+        Dataset(world.data).rows(16, 0, 0, 0.1)
+    shutil.copytree(world.data, tmp_path / "d")
+    write_json(tmp_path / "d" / "meta.json", Dataset(world.data).meta | {"conversations": True})
+    with pytest.raises(ValueError, match=r"holds conversations alone: set pair_repeats to at least 1 \(given 0\)"):
+        Dataset(tmp_path / "d").rows(16, 0, 0, 0.0)
 
 
 def test_rows_are_a_function_of_seed_and_number(tmp_path):

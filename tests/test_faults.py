@@ -324,3 +324,13 @@ def test_the_memory_that_is_foretold_is_what_was_measured(world, tmp_path, layer
     shape = train_module.ModelConfig.from_dict(QWEN3 | {"num_hidden_layers": layers})
     config = world.config(tmp_path, context=1024, batch_size=1, **changes)
     assert sum(plan.memory_need(config, shape, torch.device("cpu")).values()) == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("changes, measured", [
+    ({"frozen": "stored"}, 4.02e9), ({"frozen": "nf4", "recompute": "blocks"}, 1.49e9)])
+def test_the_memory_of_adapters_is_foretold(world, tmp_path, changes, measured):
+    """As benchmarks.adapters measured them: the same shape, stored in bf16, rank 8 on q and v."""
+    shape = train_module.ModelConfig.from_dict(QWEN3 | {"num_hidden_layers": 28})
+    config = world.config(tmp_path, context=1024, batch_size=1, lora="q_proj,v_proj", **changes)
+    need = plan.adapter_need(config, shape, torch.device("cpu"), stored=1.192e9)
+    assert sum(need.values()) == pytest.approx(measured, rel=0.15)

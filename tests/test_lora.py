@@ -26,9 +26,10 @@ from lora import (
     parameter_count,
     save_adapter,
 )
+from memory import Kept
 from model import Decoder, ModelConfig
 from nf4 import NF4, dequantise, quantise
-from ops import IGNORE, Kept, head_logits
+from ops import IGNORE, head_logits, head_loss
 from prune import drop_blocks
 from train import train
 
@@ -435,7 +436,7 @@ def test_training_goes_on_from_a_quantised_base(world, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_frozen_head(dtype):
     """Loss, gradient and logits of a weight in another type, in slices, are those of the weight cast as a whole."""
-    from ops import head_loss
+
 
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(2, 9, 24, generator=draw, requires_grad=True)

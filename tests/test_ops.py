@@ -12,6 +12,7 @@ from small import TIMING, read_rows
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import memory
 import model as model_module
 import ops
 from configs import replace
@@ -68,14 +69,14 @@ def test_the_heads_gradients_in_bf16_are_those_in_fp32(chunk, targets):
 
 def test_large_tensors_given_back_are_written_to_again():
     """Those large enough, of the same type; and what is in use is never handed out."""
-    ops.SPARES.clear()
-    first = ops.spare("logits", (3, 4), torch.float32, torch.device("cpu"))
-    assert ops.spare("logits", (3, 4), torch.float32, torch.device("cpu")).data_ptr() != first.data_ptr()
+    memory.SPARES.clear()
+    first = memory.spare("logits", (3, 4), torch.float32, torch.device("cpu"))
+    assert memory.spare("logits", (3, 4), torch.float32, torch.device("cpu")).data_ptr() != first.data_ptr()
     for shape, dtype, again in (((2, 5), torch.float32, True), ((3, 5), torch.float32, False), ((2, 2), torch.float64, False)):
-        ops.give_back("logits", first)
-        found = ops.spare("logits", shape, dtype, torch.device("cpu"))
+        memory.give_back("logits", first)
+        found = memory.spare("logits", shape, dtype, torch.device("cpu"))
         assert (found.shape, found.dtype, found.data_ptr() == first.data_ptr()) == (shape, dtype, again)
-        assert ops.spare("logits", shape, dtype, torch.device("cpu")).data_ptr() != found.data_ptr()
+        assert memory.spare("logits", shape, dtype, torch.device("cpu")).data_ptr() != found.data_ptr()
 
 
 def test_what_is_not_counted_never_reaches_the_head(chunk, targets):

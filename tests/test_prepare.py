@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import article, run_main, text
+from small import ROOT, article, run_main, text
+from test_chat import CHATML, byte_tokenizer
 
 import corpus
 import questions as questions_module
@@ -352,19 +353,95 @@ def test_bad_articles_leave_the_old_dataset(prepare, tmp_path, monkeypatch, caps
     ([], "give --tokenizer"),
     (["--train-tokenizer", "5"], "--train-tokenizer 5 is too small"),
     (["--train-tokenizer", "400", "--questions", "{tmp}/q.jsonl"], "q.jsonl, line 1"),
-    (["--train-tokenizer", "400", "--pairs", "{tmp}/p.jsonl"], "p.jsonl, line 1: messages must be"),
+    (["--train-tokenizer", "400", "--pairs", "{tmp}/p.jsonl"], "p.jsonl, line 1: messages has no turn of the assistant"),
     (["--train-tokenizer", "400", "--since", "2030-01-01"], "has no articles of that period"),
     (["--train-tokenizer", "400", "--since", "yesterday"], "'yesterday' is no date"),
     (["--train-tokenizer", "400", "--split", "1,1,1"], "three shares above 0"),
     (["--train-tokenizer", "400", "--min-chars", "-1"], "--min-chars must be 0 or more"),
     (["--train-tokenizer", "400", "--questions", "{tmp}/open_book.jsonl"], "two question sets would be named open_book"),
     (["--train-tokenizer", "400", "--out", "/dev/null/x"], "choose another place to write to"),
+    (["--train-tokenizer", "400", "--replay", "{tmp}/general.jsonl"], "general.jsonl, line 2: this text stands in"),
+    (["--train-tokenizer", "400", "--replay", "{tmp}/q.jsonl"], "q.jsonl, line 1: lacks text"),
+    (["--train-tokenizer", "400", "--chat"], "--chat needs --tokenizer"),
+    (["--train-tokenizer", "400", "--conversations", "--hold-out", "0.1"], "--hold-out (conversations are divided by --split)"),
+    (["--train-tokenizer", "400", "--test-pairs", "{tmp}/p.jsonl"], "p.jsonl, line 1: messages has no turn"),
 ])
 def test_bad_options(prepare, tmp_path, options, message):
     (tmp_path / "q.jsonl").write_text('{"question": "?"}\n')
     (tmp_path / "p.jsonl").write_text('{"messages": [{"role": "user", "content": "?"}]}\n')
+    measured = (ROOT / "qa" / "general.jsonl").read_text().splitlines()[0]
+    (tmp_path / "general.jsonl").write_text(f'{{"text": "Other words."}}\n{measured}\n')
     code, _, err, folder = prepare(GOOD, *([o.format(tmp=tmp_path) for o in options] or ["--seed", "1"]))
     assert code == 2 and message in err and "Traceback" not in err and not folder.exists()
+
+
+def conversations(path: Path, count: int) -> Path:
+    """As many questions, of which the last has a long context and the one before it an answer as long."""
+    rows = [{"prompt": f"Question {i}?", "response": f"Answer {i * 7}.", "task": "AB"[i % 3 == 0]} for i in range(count)]
+    rows[-1]["prompt"], rows[-2]["response"] = "word " * 60, "word " * 60
+    write_jsonl(path, rows)
+    return path
+
+
+def test_conversations_alone(tmp_path, monkeypatch, capsys):
+    """Divided, of the chat form, whole or left out and counted, and named where the answer alone is too long."""
+    pairs = conversations(tmp_path / "p.jsonl", 42)
+    folder = byte_tokenizer(tmp_path / "t", CHATML)
+    options = ["--out", tmp_path / "d", "--tokenizer", folder, "--chat", "--max-pair-tokens", "100", "--balance", "1.5"]
+    code, out, err = run_main(monkeypatch, capsys, "prepare.py", "--pairs", pairs, *options)
+    assert code == 0, err
+    data = Dataset(tmp_path / "d")
+    assert data.conversations and data.chat and data.meta["pairs_too_long"] == 2 and data.meta["pairs_answer_too_long"] == 1
+    assert "the answers to “Question 40?” alone have" in out and "2 dropped as too long" in out
+    asked = {name: [row["messages"][0]["content"] for row in read_jsonl(tmp_path / "d" / f"{name}.jsonl")]
+             for name in ("pairs", "val", "test", "pairs_test")}
+    assert asked["test"] == asked["pairs_test"] and len(set(asked["pairs"] + asked["val"] + asked["test"])) == 40
+    assert not set(asked["pairs"]) & set(asked["val"] + asked["test"]) and not set(asked["val"]) & set(asked["test"])
+    assert len(asked["pairs"]) > len(set(asked["pairs"])) and len(asked["test"]) == len(set(asked["test"]))
+    tasks = data.meta["tasks"]
+    assert max(tasks.values()) <= 1.5 * min(tasks.values())
+    for name in ("pairs", "val", "test"):
+        split, lines = data.split(name), read_jsonl(tmp_path / "d" / f"{name}.jsonl")
+        for i, line in enumerate(lines):
+            question, answer = (turn["content"] for turn in line["messages"])
+            whole = data.tokenizer.decode(split[i].tolist(), skip_special_tokens=False)
+            assert whole == f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+            learned = [t for t in split.targets(i).tolist() if t != -100]
+            assert data.tokenizer.decode(learned, skip_special_tokens=False) == f"{answer}<|im_end|>"
+            assert split.bytes[i] == len(answer)
+    code, _, err = run_main(monkeypatch, capsys, "prepare.py", "--out", tmp_path / "e", "--tokenizer", folder)
+    assert code == 2 and "give ARTICLES" in err
+    write_jsonl(pairs, read_jsonl(pairs)[:2])
+    code, _, err = run_main(monkeypatch, capsys, "prepare.py", "--pairs", pairs, "--out", tmp_path / "e", "--tokenizer", folder)
+    assert code == 2 and re.search("no conversation is left for (train|val|test): its share of 2 is 0", err)
+
+
+def test_pairs_with_their_articles_and_pairs_that_are_asked(prepare, tmp_path):
+    """By rule from each side's own articles; what is asked in the test is never trained on."""
+    known = {"prompt": "Who knows?", "response": "Nobody.", "category": "people", "difficulty": "hard"}
+    write_jsonl(tmp_path / "p.jsonl", [known, {"prompt": "Else?", "response": "Yes."}])
+    code, out, err, folder = prepare([article(i) for i in range(40)], "--train-tokenizer", "400", "--conversations")
+    assert code == 0, err
+    sources = {name: {row["source"] for row in read_jsonl(folder / f"{name}.jsonl")} for name in ("pairs", "val", "test")}
+    assert len(sources["pairs"]) == 32 and len(sources["test"]) == 4 and not sources["pairs"] & sources["test"]
+    first = read_jsonl(folder / "pairs.jsonl")[0]["messages"][0]["content"]
+    assert first.endswith("published?") and "The plant in town number" in first
+    write_jsonl(tmp_path / "t.jsonl", [known])
+    options = ["--pairs", tmp_path / "p.jsonl", "--test-pairs", tmp_path / "t.jsonl", "--no-generated"]
+    code, out, err, folder = prepare([article(i) for i in range(40)], "--train-tokenizer", "400", *options)
+    assert code == 0 and "1 pairs left out of training: they stand among the test's" in out, err
+    assert [row["messages"][0]["content"] for row in read_jsonl(folder / "pairs.jsonl")] == ["Else?"]
+    [held] = read_jsonl(folder / "pairs_test.jsonl")
+    assert (held["messages"][0]["content"], held["category"], held["difficulty"]) == ("Who knows?", "people", "hard")
+
+
+def test_general_text_comes_in(prepare, tmp_path):
+    write_jsonl(tmp_path / "g.jsonl", [{"text": f"Plain words, number {i}."} for i in range(5)])
+    code, out, err, folder = prepare(GOOD, "--train-tokenizer", "400", "--replay", tmp_path / "g.jsonl")
+    assert code == 0 and "5 general documents to mix in" in out, err
+    data, split = Dataset(folder), Dataset(folder).split("replay")
+    assert data.tokenizer.decode(split[3].tolist()[:-1]) == "Plain words, number 3." and split[3][-1] == data.meta["end_token"]
+    assert prepare(GOOD)[0] == 0 and not (folder / "replay.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "articles.jsonl", "qa/mine.jsonl"])

@@ -31,7 +31,7 @@ def test_the_readme_names_every_script_and_every_file():
     scripts = {path.name for path in ROOT.glob("*.py") if 'if __name__ == "__main__":' in path.read_text()}
     assert scripts == {shlex.split(c)[1] for c in COMMANDS if c.startswith("python ") and "-m" not in c}
     assert "make demo" in COMMANDS and "make test" in COMMANDS
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("configs/*.py"), *ROOT.glob("demo/*.py")]:
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("configs/**/*.py"), *ROOT.glob("demo/*.py")]:
         assert path.name in README, f"{path.name} is not in the file tree"
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).exists(), f"the README links to {link}, which is not there"
