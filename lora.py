@@ -27,6 +27,7 @@ from nf4 import HOW, STATE, Nf4, check_quantised, dequantise, quantise, quantise
 from ops import multiplied_type, run
 from prune import check_out, drop_blocks
 
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a block
 PREFIX = "base_model.model."  # before the names of tensors in PEFT's files
 
 
@@ -162,9 +163,6 @@ def adapt(
     model.adapter = {"names": chosen, "rank": rank, "alpha": alpha, "dropout": dropout, "root": root}
 
 
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
 def parameter_count(model: Decoder) -> tuple[int, int]:
     """(all values of the model, those that are trained); a quantised matrix counts as many as it stands for."""
     hidden = sum(math.prod(layer.shape) for layer in frozen_layers(model).values() if layer.quantised)
@@ -277,7 +275,10 @@ def read_adapter(folder: Path) -> tuple[dict, dict | None]:
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
         raise ValueError(f"{path}: r must be a whole number of at least 1 and lora_alpha above 0, given {rank!r} and {alpha!r}")
     ours = folder / "nanoprune.json"
-    return about, read_json(ours) if ours.is_file() else None
+    record = read_json(ours) if ours.is_file() else None
+    if record is not None and (missing := {"base", "base_sha256", "revision", "dropped", "frozen", "blocks"} - record.keys()):
+        raise ValueError(f"{ours} is damaged: it lacks {', '.join(sorted(missing))}; it says which base the adapter belongs to")
+    return about, record
 
 
 def add_adapter(model: Decoder, folder: Path) -> None:

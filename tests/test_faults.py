@@ -334,3 +334,11 @@ def test_the_memory_of_adapters_is_foretold(world, tmp_path, changes, measured):
     config = world.config(tmp_path, context=1024, batch_size=1, lora="q_proj,v_proj", **changes)
     need = plan.adapter_need(config, shape, torch.device("cpu"), stored=1.192e9)
     assert sum(need.values()) == pytest.approx(measured, rel=0.15)
+
+
+def test_the_peak_of_a_run_is_its_own():
+    """Not that of the process which started it, as getrusage would have it."""
+    large = torch.ones(2**28)  # 1.1 GB
+    code = "import torch, plan; print(plan.peak_memory(torch.device('cpu')))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 0.05 < float(found.stdout) < 0.9 and large.sum() > 0

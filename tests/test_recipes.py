@@ -8,6 +8,7 @@ from datetime import date
 
 import corpora
 import pytest
+import torch
 from small import ROOT, SHAPE, run_main
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -17,7 +18,7 @@ from configs import load_config
 from dataset import Dataset, read_jsonl, write_jsonl
 from demo import newsroom
 from files import write_json
-from lora import is_adapter
+from lora import is_adapter, load_model
 from model import Decoder, ModelConfig
 
 RECIPES = sorted(path for path in (ROOT / "configs" / "recipes").glob("*.py") if path.name != "__init__.py")
@@ -149,6 +150,14 @@ def test_the_service_manual(checkout, monkeypatch, capsys):
         assert learned.endswith("<|eot_id|>") and "manual" not in learned
     written = results(checkout / "results" / "manual")["manual"]["written"]
     assert set(written) > {"all"} and set(written) - {"all"} <= set(corpora.TASKS)
+    model, split, nll, count = load_model(checkout / "runs" / "manual" / "model").eval(), data.split("test"), 0.0, 0
+    for i in range(len(split)):  # the answers alone are predicted
+        with torch.no_grad():
+            log_p = model(torch.from_numpy(split[i])[None, :-1])[0].log_softmax(-1)
+        for k, token in enumerate(split.targets(i)[1:]):
+            nll, count = (nll - float(log_p[k, token]), count + 1) if token != -100 else (nll, count)
+    measured = results(checkout / "results" / "manual")["manual"]["test"]
+    assert measured["tokens"] == count and measured["nll"] == pytest.approx(nll / count, abs=1e-5)
     measures = {"exact_match", "f1"} | ({"rougeL"} if "rougeL" in answers.overlap_scores("", "") else set())
     assert all(measures <= set(row) for row in written.values())
 

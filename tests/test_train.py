@@ -380,3 +380,16 @@ def test_a_lean_run_that_breaks_keeps_its_last_state(world, tmp_path, monkeypatc
     states = sorted(path.name for path in (config.folder / "state").iterdir())
     state = load_file(config.folder / "state" / states[-1] / "training.safetensors")
     assert states[-1] == "step-00000002" and {float(t) for name, t in state.items() if name.endswith("/step")} == {2.0}
+
+
+def test_epochs_come_to_steps(world, tmp_path):
+    """As many as it takes to see all of it that often; the run's config says how many."""
+    config = world.config(tmp_path, epochs=2, warmup_steps=2)
+    tokens = Dataset(world.data).rows(config.context, config.seed, 0, 0.0).epoch_tokens
+    assert train(config)
+    steps = math.ceil(2 * tokens / config.tokens_per_step)
+    assert len(read_rows(config.folder / "train.csv")) == steps != config.max_steps
+    assert json.loads((config.folder / "config.json").read_text())["max_steps"] == steps
+    assert train(config, resume=True)
+    with pytest.raises(ValueError, match=rf"warmup_steps: given 400, must be below the {steps} steps that epochs=2 comes to"):
+        train(world.config(tmp_path, name="long", epochs=2, warmup_steps=400))
