@@ -18,12 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.checkpoint import create_selective_checkpoint_contexts as keep_outputs
 
-from files import locate, read_json, read_weights, write_json, write_tensors
-from ops import (
-    IGNORE,
-    GatedSilu,
-    Normalize,
-    Rotate,
+from attention import (
     attend,
     attend_documents,
     causal_mask,
@@ -31,12 +26,9 @@ from ops import (
     document_mask,
     document_positions,
     has_flash,
-    head_logits,
-    head_loss,
-    run,
-    send,
-    tie,
 )
+from files import locate, read_json, read_weights, write_json, write_tensors
+from ops import IGNORE, GatedSilu, Normalize, Rotate, head_logits, head_loss, run, send, tie
 
 SHORT = 64  # tokens: packed documents shorter than this on average share one attention under a mask
 KEPT = [getattr(torch.ops.aten, name).default for name in (  # where only what is pointwise runs again in the backward pass

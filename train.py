@@ -27,6 +27,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import numpy as np
 import torch
 
+from attention import fast_bfloat16
 from checkpoint import (
     Log,
     check_unchanged,
@@ -379,7 +380,7 @@ def pick_dtype(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return "bfloat16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "float32"
+    return "bfloat16" if fast_bfloat16(device) else "float32"
 
 
 def make_autocast(config: Config, device: torch.device, cache: bool = True):

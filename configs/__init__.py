@@ -62,7 +62,7 @@ class Config:
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: str = "auto"  # of the products, by autocast: float32, bfloat16, float16, or the best the device has units for
     tf32: bool = False  # products of float32 on CUDA with 10 bits of fraction instead of 23, on chips that have it: faster
-    recompute: str = "none"  # in the backward pass, for memory: none, pointwise (all but products and attention), or blocks
+    recompute: str = "none"  # in the backward pass, for memory: none, pointwise (no products, nor torch's attention), or blocks
     compile: bool = False  # blocks by torch.compile, which takes a while at the first step
     parallel: str = "ddp"  # under torchrun: ddp (each process has the whole model) or fsdp (each has a part of every tensor)
     threads: int = 0  # CPU threads (0: torch's choice); results repeat bit by bit at a fixed number

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from small import ROOT, SHAPE
 
+from attention import document_positions
 from files import write_json
 from model import Cache, Decoder, ModelConfig, rope_table
-from ops import document_positions
 
 BASE = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=64)

@@ -1,4 +1,4 @@
-"""ops.py and lean.py: every fast path against its plain form."""
+"""ops.py, attention.py and lean.py: every fast path against its plain form."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ from small import TIMING, read_rows
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import attention
 import memory
 import model as model_module
 import ops
@@ -113,15 +114,51 @@ def test_the_heads_loss_under_autocast(chunk, targets):
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_attention_over_documents_is_that_under_a_mask(window, kv_heads):
     documents = torch.tensor([[0] * 9 + [1] + [2] * 6, [7] * 16])
-    lengths = ops.document_lengths(documents)
+    lengths = attention.document_lengths(documents)
     assert lengths == [9, 1, 6, 16]
     q, k, v = drawn(2, 4, 16, 8), drawn(2, kv_heads, 16, 8, seed=1), drawn(2, kv_heads, 16, 8, seed=2)
-    plain = ops.attend(q, k, v, ops.document_mask(documents, window, "cpu"))
-    found = ops.attend_documents(q, k, v, lengths, window)
+    plain = attention.attend(q, k, v, attention.document_mask(documents, window, "cpu"))
+    found = attention.attend_documents(q, k, v, lengths, window)
     torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
     weights = drawn(*plain.shape, seed=3).detach()
     for a, b in zip(*(torch.autograd.grad((y * weights).sum(), (q, k, v)) for y in (found, plain)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("length", [2, 5, 8, 13])
+def test_attention_by_blocks_of_queries(kv_heads, length, monkeypatch):
+    """In fp64 it is the plain form, with every gradient; heads before time in memory or behind it, as the model has them."""
+    monkeypatch.setattr(attention, "QUERIES", 4)
+    inputs = [drawn(2, length, heads, 8, seed=heads).transpose(1, 2) for heads in (4, kv_heads, kv_heads)]
+    found = attention.BlockedAttention.apply(*inputs)
+    plain = F.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
+    weights = drawn(*plain.shape, seed=3).detach()
+    for a, b in zip(*(torch.autograd.grad((y * weights).sum(), inputs) for y in (found, plain)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # keys' and values' gradients are summed in fp32
+
+
+def test_attention_in_bfloat16_is_by_blocks_where_that_is_fast(monkeypatch):
+    """It is no farther from exact attention than torch's kernel by more than half."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    exact = [drawn(1, heads, 200, 32, seed=heads) for heads in (4, 2, 2)]
+    small = [part.detach().bfloat16().requires_grad_() for part in exact]
+    weights = drawn(1, 4, 200, 32, seed=3).detach()
+
+    def errors(y: torch.Tensor, inputs: list[torch.Tensor], true: list[torch.Tensor]) -> list[float]:
+        found = [y, *torch.autograd.grad((y * weights.to(y.dtype)).sum(), inputs)]
+        return found if not true else [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, true, strict=True)]
+
+    true = errors(F.scaled_dot_product_attention(*exact, is_causal=True, enable_gqa=True), exact, [])
+    theirs = errors(F.scaled_dot_product_attention(*small, is_causal=True, enable_gqa=True), small, true)
+    y = attention.attend(*small)
+    assert type(y.grad_fn).__name__ == "BlockedAttentionBackward"
+    assert all(a <= 1.5 * b for a, b in zip(errors(y, small, true), theirs, strict=True))
+    with torch.no_grad():
+        assert torch.equal(attention.attend(*small), y)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert type(attention.attend(*small).grad_fn).__name__ != "BlockedAttentionBackward"
 
 
 def shape(**changes) -> ModelConfig:
