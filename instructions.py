@@ -4,6 +4,7 @@ A line of JSONL is chat (`messages`: perhaps a system turn, then user and assist
 `task`, where there is one, names its kind.
 """
 
+import math
 import random
 from bisect import bisect_left
 from collections import Counter
@@ -51,11 +52,15 @@ def hold_out(pairs: list[dict], share: float, seed: int) -> tuple[list[dict], li
 
 
 def balance(pairs: list[dict], ratio: float) -> list[dict]:
-    """Rarer tasks repeated as a whole until none has more than `ratio` times the examples of another, or MAX_REPEATS."""
-    counts = Counter(pair.get("task") for pair in pairs)
-    most = max(counts.values(), default=0)
-    repeats = {task: min(MAX_REPEATS, max(1, -int(-most // (ratio * n)))) for task, n in counts.items()}
-    return [pair for pair in pairs for _ in range(repeats[pair.get("task")])]
+    """Examples of the rarer tasks again, until none has more than `ratio` times those of another, or MAX_REPEATS of each."""
+    counts, seen, found = Counter(pair.get("task") for pair in pairs), Counter(), []
+    least = math.ceil(max(counts.values(), default=0) / ratio)
+    for pair in pairs:
+        n = counts[task := pair.get("task")]
+        wanted = min(max(n, least), MAX_REPEATS * n)
+        found += [pair] * (wanted // n + (seen[task] < wanted % n))  # the first of a task once more, where it does not divide
+        seen[task] += 1
+    return found
 
 
 def divide(pairs: list[dict], shares: tuple[float, float, float], seed: int) -> dict[str, list[dict]]:

@@ -3,6 +3,7 @@
     torchrun --nproc-per-node=4 train.py configs/full.py
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -99,6 +100,7 @@ def join(device: str) -> Ranks:
         # torchrun keeps the store when it starts processes again; a try would find the addresses of the dead ones in it.
         attempt = dist.PrefixStore(f"try {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         dist.init_process_group("nccl" if on_gpus else "gloo", store=attempt, rank=ranks.rank, world_size=ranks.size)
+        atexit.register(dist.destroy_process_group)  # or its threads may outlive the interpreter, which aborts the process
     if ranks.rank:
         sys.stdout = open(os.devnull, "w")
     return ranks

@@ -55,8 +55,10 @@ def test_only_what_the_assistant_says_is_learned(tmp_path):
 
 def test_balance_and_hold_out():
     pairs = [chat(f"{task}{i}", "a", task=task) for task, n in (("SPEC", 100), ("WIRING", 30), ("RARE", 2)) for i in range(n)]
-    counts = Counter(p["task"] for p in balance(pairs, 2))
-    assert counts == {"SPEC": 100, "WIRING": 60, "RARE": 2 * MAX_REPEATS}
+    balanced = balance(pairs, 2)
+    assert Counter(p["task"] for p in balanced) == {"SPEC": 100, "WIRING": 50, "RARE": 2 * MAX_REPEATS}
+    assert {n for p, n in Counter(map(json.dumps, balanced)).items() if "WIRING" in p} == {1, 2}  # all as nearly as may be
+    assert Counter(p["task"] for p in balance(pairs[:130], 1.2)) == {"SPEC": 100, "WIRING": 84}
     assert balance(pairs, 1000) == pairs and not balance([], 2)
     training, held = hold_out(pairs, 0.2, seed=42)
     assert (len(training), len(held)) == (106, 26) and hold_out(pairs, 0.2, seed=42)[1] == held != hold_out(pairs, 0.2, 1)[1]

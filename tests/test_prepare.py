@@ -387,7 +387,7 @@ def test_conversations_alone(tmp_path, monkeypatch, capsys):
     """Divided, of the chat form, whole or left out and counted, and named where the answer alone is too long."""
     pairs = conversations(tmp_path / "p.jsonl", 42)
     folder = byte_tokenizer(tmp_path / "t", CHATML)
-    options = ["--out", tmp_path / "d", "--tokenizer", folder, "--chat", "--max-pair-tokens", "100", "--balance", "1.5"]
+    options = ["--out", tmp_path / "d", "--tokenizer", folder, "--chat", "--max-pair-tokens", "100", "--balance", "1.2"]
     code, out, err = run_main(monkeypatch, capsys, "prepare.py", "--pairs", pairs, *options)
     assert code == 0, err
     data = Dataset(tmp_path / "d")
@@ -399,7 +399,7 @@ def test_conversations_alone(tmp_path, monkeypatch, capsys):
     assert not set(asked["pairs"]) & set(asked["val"] + asked["test"]) and not set(asked["val"]) & set(asked["test"])
     assert len(asked["pairs"]) > len(set(asked["pairs"])) and len(asked["test"]) == len(set(asked["test"]))
     tasks = data.meta["tasks"]
-    assert max(tasks.values()) <= 1.5 * min(tasks.values())
+    assert max(tasks.values()) <= 1.2 * min(tasks.values())
     for name in ("pairs", "val", "test"):
         split, lines = data.split(name), read_jsonl(tmp_path / "d" / f"{name}.jsonl")
         for i, line in enumerate(lines):
