@@ -70,15 +70,15 @@ def test_the_loop_is_plain_training(world, tmp_path):
 
 
 def test_accumulation_equals_the_big_batch(world, tmp_path):
-    """Also where micro-batches count unequal tokens, as they do with pairs."""
-    big = world.config(tmp_path, name="big", batch_size=4, accumulation=1, pair_repeats=4)
+    """Also where micro-batches count unequal tokens, as they do with pairs; eps keeps AdamW from magnifying the last digits."""
+    big = world.config(tmp_path, name="big", batch_size=4, accumulation=1, pair_repeats=4, eps=1e-4)
     small = replace(big, name="small", batch_size=1, accumulation=4)
     train(big)
     train(small)
     for a, b in zip(read_rows(big.folder / "train.csv"), read_rows(small.folder / "train.csv"), strict=True):
         assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-5)
         assert float(a["grad_norm"]) == pytest.approx(float(b["grad_norm"]), rel=1e-4)
-    assert_close_weights(weights(big.folder), weights(small.folder), 2e-4)
+    assert_close_weights(weights(big.folder), weights(small.folder), 2e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
