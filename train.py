@@ -175,7 +175,8 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
     if not resume:
         validate(0)
         if ranks.rank == 0:
-            keep_tokenizer(base_folder, dataset.folder, run / "model")
+            for source in filter(None, (dataset.folder, base_folder)):  # the base's files, the dataset's where it has none
+                copy_tokenizer(source, make_folder(run / "model"))
     step_rows = config.batch_size * config.accumulation
     started = time.perf_counter() - progress["seconds"]
     for step in range(progress["step"] + 1, config.max_steps + 1):
@@ -315,13 +316,6 @@ def check_ranks(config: Config, ranks: Ranks) -> None:
     if ranks.size > 1 and (config.optimizer == "lean" or (config.parallel == "fsdp" and config.dtype == "float16")):
         raise ValueError(f"{ranks.size} processes: optimizer=lean updates before the gradients are exchanged, and fsdp cannot "
                          "scale float16's loss; take adamw, and bfloat16, float32 or ddp")
-
-
-def keep_tokenizer(base: Path | None, dataset: Path, target: Path) -> None:
-    """The base's tokenizer files, and the dataset's own where the base has none."""
-    for source in (dataset, base):
-        if source is not None:
-            copy_tokenizer(source, make_folder(target))
 
 
 def make_optimizer(model: Decoder, config: Config) -> torch.optim.Optimizer:

@@ -1,0 +1,138 @@
+"""A decoder's shape: Hugging Face's config.json in and out."""
+
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+
+PARTIAL = "nanoprune-"  # before the model_type of a model with blocks that lack their attention or MLP
+WRITTEN_ANEW = ("model_type", "architectures", "hidden_act", "torch_dtype", "dtype", "transformers_version")  # in config.json
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder's shape; read from and written as Hugging Face's config.json (transformers 4 and 5 forms)."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: dict | None  # None, or llama3's four numbers
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    sliding_window: int | None
+    layer_types: tuple[str, ...]  # "full_attention" or "sliding_attention", one a block
+    blocks: tuple[int, ...]  # the index that each block had in the unpruned model
+    without: tuple[str, ...]  # what each block lacks: "" (nothing), "attn" or "mlp"
+    initializer_range: float = 0.02
+    extra: dict = field(default_factory=dict)  # the file's other entries (special tokens, ...), kept as they came
+
+    @classmethod
+    def from_dict(cls, raw: dict, where: str = "the model's shape") -> "ModelConfig":
+        """From config.json's content. ValueError where something is missing, unsupported or inconsistent."""
+        raw, kind = dict(raw), raw.get("model_type")
+        kind = kind.removeprefix(PARTIAL) if isinstance(kind, str) else kind
+        if kind not in ("qwen2", "qwen3", "llama"):
+            raise ValueError(f"{where}: model_type {kind!r} is not supported; supported are qwen2, qwen3 and llama")
+        if raw.get("hidden_act", "silu") != "silu":
+            raise ValueError(f"{where}: hidden_act {raw['hidden_act']!r} is not supported; these families use 'silu'")
+
+        def take(key: str, default=None):
+            value = raw.pop(key, None)
+            value = default if value is None else value
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{where}: {key} must be a whole number of at least 1, given {value!r}")
+            return value
+
+        layers, hidden, heads = take("num_hidden_layers"), take("hidden_size"), take("num_attention_heads")
+        kv_heads = take("num_key_value_heads", heads)
+        head_dim = take("head_dim", 128 if kind == "qwen3" else hidden // heads)
+        if heads % kv_heads or head_dim % 2:
+            raise ValueError(f"{where}: {heads} query heads need a divisor as key/value heads (given {kv_heads}) and an "
+                             f"even head_dim (given {head_dim})")
+        theta, scaling = _read_rope(raw, where)
+        window, layer_types = _read_window(raw, kind, layers, where)
+        bias = bool(raw.pop("attention_bias", False))
+        without = tuple(raw.pop("nanoprune_without", [""] * layers))
+        if len(without) != layers or set(without) - {"", "attn", "mlp"}:
+            raise ValueError(f"{where}: nanoprune_without must say \"\", \"attn\" or \"mlp\" for each of {layers} blocks, "
+                             f"given {list(without)}")
+        return cls(
+            model_type=kind, num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads,
+            num_key_value_heads=kv_heads, head_dim=head_dim, vocab_size=take("vocab_size"),
+            intermediate_size=take("intermediate_size"), rms_norm_eps=float(raw.pop("rms_norm_eps", 1e-6)),
+            rope_theta=theta, rope_scaling=scaling, sliding_window=window, layer_types=layer_types,
+            max_position_embeddings=take("max_position_embeddings", 2048 if kind == "llama" else 32768),
+            tie_word_embeddings=bool(raw.pop("tie_word_embeddings", False)),
+            qkv_bias=bias or kind == "qwen2", output_bias=bias and kind != "qwen2",
+            mlp_bias=bool(raw.pop("mlp_bias", False)) and kind == "llama", qk_norm=kind == "qwen3",
+            blocks=tuple(raw.pop("nanoprune_blocks", range(layers))), without=without,
+            initializer_range=float(raw.pop("initializer_range", 0.02)),
+            extra={k: v for k, v in raw.items() if k not in WRITTEN_ANEW},
+        )
+
+    def to_dict(self, dtype: torch.dtype) -> dict:
+        """config.json's content, in the form that transformers 4 wrote and both 4 and 5 read."""
+        raw = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("qk_norm", "qkv_bias", "output_bias")}
+        window, blocks, extra = raw.pop("sliding_window"), raw.pop("blocks"), raw.pop("extra")
+        if any(without := raw.pop("without")):  # which no other reader knows: an unknown type keeps it from filling the gaps
+            raw |= {"model_type": PARTIAL + self.model_type, "nanoprune_without": list(without)}
+        layer_types, mlp_bias = list(raw.pop("layer_types")), raw.pop("mlp_bias")
+        raw |= {"torch_dtype": str(dtype).removeprefix("torch."), "hidden_act": "silu", "nanoprune_blocks": list(blocks)}
+        if self.model_type == "llama":
+            raw |= {"mlp_bias": mlp_bias}
+        else:
+            # A window that is switched off is written as absent: other readers then have nothing to misread.
+            full = layer_types.index("sliding_attention") if "sliding_attention" in layer_types else len(layer_types)
+            raw |= {"sliding_window": window, "use_sliding_window": window is not None,
+                    "max_window_layers": full, "layer_types": layer_types}
+        if self.model_type != "qwen2":
+            raw |= {"attention_bias": self.output_bias}
+        return extra | raw
+
+    def keep_blocks(self, kept: list[int]) -> "ModelConfig":
+        """The config of the model that has only the blocks of these present indices, in this order."""
+        def pick(values: tuple) -> tuple:
+            return tuple(values[i] for i in kept)
+        return replace(self, num_hidden_layers=len(kept), layer_types=pick(self.layer_types), blocks=pick(self.blocks),
+                       without=pick(self.without))
+
+
+def _read_rope(raw: dict, where: str) -> tuple[float, dict | None]:
+    """(theta, llama3 scaling or None) from either form; a missing theta means 10,000."""
+    new = raw.pop("rope_parameters", None) or {}
+    scaling = dict(raw.pop("rope_scaling", None) or new)
+    theta = float(raw.pop("rope_theta", None) or scaling.get("rope_theta") or new.get("rope_theta") or 10_000.0)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    needed = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    if kind != "llama3" or any(key not in scaling for key in needed):
+        raise ValueError(f"{where}: rope scaling {scaling} is not supported; supported are 'default' and 'llama3' "
+                         f"(with {', '.join(needed)})")
+    return theta, {"rope_type": "llama3"} | {key: scaling[key] for key in needed}
+
+
+def _read_window(raw: dict, kind: str, layers: int, where: str) -> tuple[int | None, tuple[str, ...]]:
+    """(window or None, a type per block); Qwen's window is inert unless `use_sliding_window`, Llama has none."""
+    window, use = raw.pop("sliding_window", None), raw.pop("use_sliding_window", False)
+    first, types = raw.pop("max_window_layers", None), raw.pop("layer_types", None)
+    if types is not None and len(types) != layers:
+        raise ValueError(f"{where}: layer_types has {len(types)} entries for {layers} blocks")
+    if kind == "llama" or not use or window is None:
+        return None, ("full_attention",) * layers
+    if types is None:
+        first = 28 if first is None else first
+        types = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    if unknown := set(types) - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"{where}: layer_types {sorted(unknown)} not supported; full_attention, sliding_attention are")
+    return int(window), tuple(types)
