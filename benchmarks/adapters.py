@@ -5,7 +5,7 @@
 
 The base is random and stored in bf16. PEFT is a plain loop of its model, AdamW and clipping, with the base in bf16 or in fp32,
 as it comes or with glibc told to keep freed memory, as train.py tells it. Rates leave the first step out, memory is the peak of
-the process. Where products are in fp32 on both sides the first losses must agree to 1e-3. A side that has not done a second
+the process. The first losses of PEFT and of LoRA must agree to 1e-3. A side that has not done a second
 step within --limit seconds is ended, and its rate given as below that of the first. Writes results/adapters.csv and
 results/adapters.md. Compare ratios, not seconds, as machines are noisy.
 """
@@ -28,8 +28,9 @@ from benchmarks.train import KEEP, QWEN3, ROOT, machine, peak, read, write_data,
 
 CONTEXT, LORA = 1024, {"lora": "q_proj,v_proj", "lora_rank": 8, "lora_alpha": 16.0}
 OURS = {"LoRA": {"frozen": "stored"}, "QLoRA": {"frozen": "nf4", "recompute": "blocks"}}
-PEFT = {"PEFT, bf16 base": ("bfloat16", {}), "PEFT, bf16 base, allocator": ("bfloat16", KEEP),
-        "PEFT, fp32 base": ("float32", {}), "PEFT, fp32 base, allocator": ("float32", KEEP)}
+PEFT = {"PEFT, bf16 base": ("bfloat16", False, {}), "PEFT, bf16 base, allocator": ("bfloat16", False, KEEP),
+        "PEFT, bf16 base, autocast, allocator": ("bfloat16", True, KEEP),
+        "PEFT, fp32 base": ("float32", False, {}), "PEFT, fp32 base, allocator": ("float32", False, KEEP)}
 
 
 def config_of(setting: str, layers: int, steps: int, work: Path):
@@ -84,7 +85,8 @@ def theirs(setting: str, layers: int, steps: int, work: Path):
         adapt(model, config.lora, config.lora_rank, config.lora_alpha, seed=config.seed)
         save_adapter(model, adapter)
         return
-    dtype = getattr(torch, PEFT[setting][0])
+    dtype, autocast, _ = PEFT[setting]
+    dtype = getattr(torch, dtype)
     model = transformers.AutoModelForCausalLM.from_pretrained(config.base, dtype=dtype)
     model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -97,7 +99,8 @@ def theirs(setting: str, layers: int, steps: int, work: Path):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * (config.min_lr + (1 - config.min_lr) * 0.5 * (1 + np.cos(np.pi * (step + 1) / steps)))
         whole = torch.cat([ids, targets[:, -1:]], dim=1)
-        loss = model(input_ids=whole, labels=whole).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(input_ids=whole, labels=whole).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -109,7 +112,7 @@ def theirs(setting: str, layers: int, steps: int, work: Path):
 
 def fresh(setting: str, args, work: Path, limit: float | None = None) -> dict:
     """One side in a process of its own: tokens a second without the first step."""
-    environment = os.environ | (PEFT[setting][1] if setting in PEFT else {})
+    environment = os.environ | (PEFT[setting][2] if setting in PEFT else {})
     command = [sys.executable, "-m", "benchmarks.adapters", "--one", setting, "--work", str(work), "--layers", str(args.layers),
                "--steps", str(args.steps)]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -175,7 +178,7 @@ def main() -> None:
     print(f"{table}\nwrote {path} and {args.out / 'adapters.md'}")
     first = {one["setting"]: one["first_loss"] for one in found if one["row"] == f"{args.layers} blocks" and one["first_loss"]}
     for setting in first:
-        if "fp32" in setting and abs(first[setting] / first["LoRA"] - 1) > 1e-3:
+        if setting in PEFT and abs(first[setting] / first["LoRA"] - 1) > 1e-3:
             raise ValueError(f"the two sides did not compute the same: {first['LoRA']} and {first[setting]} ({setting})")
 
 
