@@ -1,7 +1,8 @@
 """Conversations in the form an instruct model was trained on: ChatML (Qwen) and Llama 3's, from messages to tokens.
 
 For plain conversations (a system's message perhaps, then user and assistant) the text is that of the published templates,
-written out here, so that what is learned of it is known: what the assistant says, and the end of its turn.
+written out here, so that what is learned of it is known: what the assistant says, and the end of its turn. Models that can
+think (Qwen3) are asked for answers without thinking, as the templates do with enable_thinking=False.
 """
 
 import re
@@ -55,14 +56,16 @@ def check_messages(messages, where: str) -> list[dict]:
     for turn in turns:
         if turn.get("role") not in ROLES:
             raise ValueError(f"{where}: messages has the unknown role {turn.get('role')!r}; roles are {', '.join(ROLES)}")
-    spoken = [turn["role"] for turn in turns if turn["role"] != "system"]
-    if turns and "assistant" not in spoken:
+    roles = [turn["role"] for turn in turns]
+    if turns and "assistant" not in roles:
         raise ValueError(f"{where}: messages has no turn of the assistant: there is nothing to learn from it")
-    texts = [turn.get("content") for turn in turns]
-    if (not turns or spoken != ["user", "assistant"] * (len(spoken) // 2) or "system" in [turn["role"] for turn in turns[1:]]
-            or not all(isinstance(text, str) and text.strip() for text in texts)):
-        raise ValueError(f"{where}: messages must be turns of the user and the assistant by turns, with text; a system's "
-                         "may come first")
+    if empty := [role for role, turn in zip(roles, turns, strict=True)
+                 if not (isinstance(turn.get("content"), str) and turn["content"].strip())]:
+        raise ValueError(f"{where}: messages has a turn of the {empty[0]} without text")
+    spoken = roles[roles[:1] == ["system"] :]
+    if not turns or spoken != ["user", "assistant"] * (len(spoken) // 2):
+        raise ValueError(f"{where}: messages must be a system's turn perhaps, then the user's and the assistant's by turns, "
+                         f"the assistant's last; given {', '.join(roles) or repr(messages)[:60]}")
     return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
 
 

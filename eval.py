@@ -18,6 +18,7 @@ import itertools
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,10 @@ from choices import answer, encode
 from compare import compare, markdown, over_seeds, slices, summarize
 from dataset import Dataset, end_token, load_tokenizer, prompt_of, read_jsonl, tokenizer_hash
 from files import file_hash, finite, locate, make_folder, read_json, write_csv, write_json, write_text
+from frozen import parameter_count
 from harness import export
 from instructions import encode_pairs
-from lora import is_adapter, load_model, parameter_count
+from lora import home, is_adapter, load_model
 from model import Cache, Decoder, pick_device
 from plan import peak_memory
 from plot import draw_categories, draw_curves, draw_results, draw_slices, draw_tradeoff
@@ -179,9 +181,11 @@ class Asked:
             groups, self.counts[name] = encode(self.tokenizer, asked, window, begin, args.cut)
             self.questions[name] = [(i, q, rows) for i, (q, rows) in enumerate(zip(asked, groups, strict=True)) if rows]
         path = dataset.folder / "pairs_test.jsonl"
-        held_out = read_jsonl(path, ("messages",))[: args.answers] if path.is_file() else []
+        every = read_jsonl(path, ("messages",)) if path.is_file() else []
+        held_out = of_each_task(every, args.answers)
         self.written, room = [], window - args.answer_tokens
-        self.counts["held-out instructions"] = count = {"left out": 0, "cut": 0, "merged": 0}
+        self.counts["held-out instructions"] = count = {"left out": 0, "cut": 0, "merged": 0,
+                                                        "not asked": len(every) - len(held_out)}
         for one in filter(None, map(self.instruction, held_out)):
             if (long := len(one["tokens"]) > room) and (not args.cut or room < 1):
                 count["left out"] += 1
@@ -216,7 +220,7 @@ def evaluate(
     device = pick_device(args.device)
     reset_peak(device)
     model = load_model(folder, device=device, dtype=getattr(torch, args.dtype)).eval()
-    base = {"model": file_hashes(folder), "config": file_hash(folder / "config.json"), "dtype": args.dtype,
+    base = {"model": file_hashes(folder), "config": file_hash(home(folder) / "config.json"), "dtype": args.dtype,
             "device": device.type, "torch": torch.__version__}
     if is_adapter(folder):
         base["base"] = model.base["base_sha256"]
@@ -256,6 +260,15 @@ def evaluate(
             "like": like}
 
 
+def of_each_task(rows: list[dict], most: int) -> list[dict]:
+    """At most so many of the rows, as many of each task as may be, in their order."""
+    seen, turns = Counter(), []
+    for i, row in enumerate(rows):
+        turns.append((seen[row.get("task")], i))
+        seen[row.get("task")] += 1
+    return [rows[i] for i in sorted(i for _, i in sorted(turns)[:most])]
+
+
 def beginnings(documents: list[dict], words: int = 8) -> list[str]:
     """The first words of a few documents, evenly spaced."""
     chosen = np.linspace(0, len(documents) - 1, min(SAMPLES, len(documents))).round().astype(int)
@@ -289,7 +302,8 @@ def main() -> None:
                         "(lines with a `text`; '' for none)")
     parser.add_argument("--cut", action="store_true", help="cut prompts that are longer than the window at their left, instead "
                         "of leaving the question out")
-    parser.add_argument("--answers", type=int, default=100, help="held-out instructions to answer, at most")
+    parser.add_argument("--answers", type=int, default=100, help="held-out instructions to answer, at most; of each task as "
+                        "many as may be")
     parser.add_argument("--answer-tokens", type=int, default=64, help="longest answer")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
@@ -310,10 +324,11 @@ def main() -> None:
     for name in args.models:
         with ranks.one_first():
             folders[name] = locate(name)
-    configs = {name: Decoder.read_config(folder) for name, folder in folders.items()}
+    homes = {name: home(folder) for name, folder in folders.items()}
+    configs = {name: Decoder.read_config(folder) for name, folder in homes.items()}
     window = min(config.max_position_embeddings for config in configs.values())
     asked = {}
-    for name, folder in folders.items():
+    for name, folder in homes.items():
         key = tokenizer_hash(folder) or dataset.meta["tokenizer_hash"]
         if key not in asked:
             asked[key] = Asked(args, dataset, folder, window)
@@ -321,6 +336,12 @@ def main() -> None:
         if configs[name].vocab_size < size:
             raise ValueError(f"{name} knows {configs[name].vocab_size} tokens, its tokenizer has {size}: they do not belong "
                              "together")
+    if dataset.conversations:  # none is ever cut, unless a model is too small for it
+        longest = max(unit.shape[1] for one in asked.values() for unit in one.test_tokens) - 1
+        args.context = max(args.context, longest)
+        if longest > window:
+            raise ValueError(f"a conversation of {args.data} has {longest + 1} tokens, these models take {window}: prepare it "
+                             f"with --max-pair-tokens {window + 1}")
     least = min(config.vocab_size for config in configs.values())
     if args.prefix_token is not None and not 0 <= args.prefix_token < least:
         raise ValueError(f"--prefix-token must be from 0 to {least - 1}, given {args.prefix_token}")
@@ -343,7 +364,7 @@ def main() -> None:
         known = {n for name in against for row in dataset.documents(name) for n in numbers(row["text"])}
     found, failure, scores = [], None, Scores(out / "scores", ranks)
     for name, folder in folders.items():
-        one = asked[tokenizer_hash(folder) or dataset.meta["tokenizer_hash"]]
+        one = asked[tokenizer_hash(homes[name]) or dataset.meta["tokenizer_hash"]]
         prefix = one.end if args.protocol == "rolling" and args.prefix_token is None else args.prefix_token
         protocol = Protocol(args.protocol, min(args.context, window), args.stride, prefix)
         try:
@@ -365,7 +386,8 @@ def report(args, dataset: Dataset, found: list[dict], asked: Asked, protocol: Pr
     for label, counts in asked.counts.items():
         notes += [f"; {n} of {label} {said}" for n, said in (
             (counts["left out"], f"are longer than {window} tokens and left out"), (counts["cut"], "were cut at the left"),
-            (counts["merged"], "choices merge with the last token of their prompt")) if n]
+            (counts["merged"], "choices merge with the last token of their prompt"),
+            (counts.get("not asked"), f"are not asked (--answers {args.answers}, as many of each task as may be)")) if n]
     several = len({m["tokenizer"] for m in found}) > 1
     text = (f"Data {args.data}. Text: {protocol.describe()}; {args.dtype} on {device.type}. Questions by log-likelihood of the "
             f"choices{''.join(notes)}."

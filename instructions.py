@@ -1,11 +1,12 @@
 """Instruction data from elsewhere: read as it comes, checked, held out, balanced, and turned into tokens.
 
 A line of JSONL is chat (`messages`: perhaps a system turn, then user and assistant in turn) or `prompt` and `response`;
-`task`, where there is one, names its kind.
+`task`, where there is one, names its kind; so does a `[TASK] ` in front of the question.
 """
 
 import math
 import random
+import re
 from bisect import bisect_left
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer
 from chat import ChatForm, check_messages, encode_chat
 from dataset import SPLITS, line_of, prompt_of, read_jsonl
 
+TAG = re.compile(r"\[([A-Z][A-Z_ -]*)\] ")  # a task that stands in front of the question already
 MAX_REPEATS = 10  # of one example by balancing: more of the same teaches the same words by heart
 
 
@@ -30,6 +32,9 @@ def read_pairs(path: Path) -> list[dict]:
         task = row.get("task")
         if not (task is None or isinstance(task, str) and task.strip()):
             raise ValueError(f"{where}: task must be a text, given {task!r}")
+        tag = TAG.match(next(turn["content"] for turn in turns if turn["role"] == "user"))
+        if task is None and tag:
+            row = row | {"task": tag[1]}
         kept = {key: value for key, value in row.items() if key not in ("messages", "prompt", "response")}
         pairs.append({"messages": turns} | kept)
     return pairs
@@ -37,9 +42,9 @@ def read_pairs(path: Path) -> list[dict]:
 
 def with_task(pair: dict) -> dict:
     """The example with its task in front of what the user says first: `[SPEC] What is ...`."""
-    if not pair.get("task"):
-        return pair
     first = next(i for i, turn in enumerate(pair["messages"]) if turn["role"] == "user")
+    if not pair.get("task") or pair["messages"][first]["content"].startswith(f"[{pair['task']}]"):
+        return pair
     messages = [turn | {"content": f"[{pair['task']}] {turn['content']}"} if i == first else turn
                 for i, turn in enumerate(pair["messages"])]
     return pair | {"messages": messages}

@@ -256,7 +256,7 @@ class Decoder(nn.Module):
         """
         folder = locate(name, revision)
         model = cls.without_weights(folder)
-        if "quantization_config" in model.config.extra:
+        if model.config.extra.get("quantization_config"):
             raise ValueError(f"{name} is quantised: its weights cannot be changed; give the model that it was made from "
                              "(or, to train, name layers in `lora`)")
         wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}

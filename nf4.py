@@ -42,16 +42,21 @@ def nearest(x: torch.Tensor, values: torch.Tensor, block: int) -> tuple[torch.Te
     scales = rows.abs().amax(1)
     middle = ((values[:-1] + values[1:]) / 2).to(x.device)
     shares = rows * (1 / scales.clamp(min=1e-38))[:, None]
-    if len(values) == 256:  # looked up by 16 bits in bitsandbytes on a CPU: values near the middle of two may round apart
-        shares = ((shares + 1) * 32767.5).round_() / 32767.5 - 1
+    if len(values) == 256:  # looked up by 16 bits, as in bitsandbytes on a CPU
+        shares = ((shares + 1) * 32767.5 + 0.5).floor_() / 32767.5 - 1
     codes = torch.bucketize(shares, middle, out_int32=True)
     return codes.to(torch.uint8).view(-1)[: len(x)], scales
 
 
 def quantise(weight: torch.Tensor) -> Nf4:
-    """Four-bit NormalFloat with double quantisation (arXiv:2305.14314) of a weight of any shape and float type."""
+    """Four-bit NormalFloat with double quantisation (arXiv:2305.14314) of a weight of any shape and float type.
+
+    ValueError where it is quantised already, or holds values that are not finite.
+    """
     if not weight.is_floating_point():
         raise ValueError(f"a weight of {weight.dtype} is quantised already: quantise the base it was made from")
+    if not weight.isfinite().all():
+        raise ValueError("a weight that is to be quantised holds values that are not finite: the model it is of is broken")
     codes, absmax = nearest(weight.reshape(-1), torch.tensor(NF4), BLOCK)
     codes = pad(codes, (0, len(codes) % 2), value=NF4.index(0.0))
     offset = absmax.mean()
@@ -100,17 +105,24 @@ def quantised_shapes(name: str, count: int) -> dict[str, tuple[int, ...] | None]
             f"{name}.{STATE}": None}
 
 
-def read_state(where: str, data: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """The scales' offset () of a matrix; ValueError where its blocks or its shape are not what we read."""
+def from_file(where: str, name: str, tensors: dict[str, torch.Tensor], shape: tuple[int, int]) -> Nf4:
+    """A layer's matrix, of the tensors that stand for it; ValueError where they are not what we write and read."""
+    q = Nf4(*(tensors[f"{name}.{part}"] for part in ("weight", "weight.absmax", "weight.nested_absmax", STATE)))
     try:
-        state = json.loads(bytes(data.flatten()[:4096].tolist()))
+        state = json.loads(bytes(q.offset.flatten()[:4096].tolist()))
         found = state["quant_type"], state["blocksize"], state["nested_blocksize"], tuple(state["shape"])
-        offset = torch.tensor(float(state["nested_offset"]))
-    except (ValueError, KeyError, TypeError) as error:
+        offset = torch.tensor(float(state["nested_offset"]), device=q.codes.device)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{where}: the description of its four bits is damaged ({error!r})") from error
-    if found != ("nf4", BLOCK, NESTED, shape) or not offset.isfinite():
+    if found != ("nf4", BLOCK, NESTED, shape):
         raise ValueError(f"{where}: expected nf4 in blocks of {BLOCK} and {NESTED} and shape {shape}, found {found}")
-    return offset
+    tables = ((tensors[f"{name}.weight.quant_map"], torch.tensor(NF4)),
+              (tensors[f"{name}.weight.nested_quant_map"], eight_bit_values()))
+    kinds = (q.codes.dtype, q.absmax.dtype, q.nested.dtype)
+    if (kinds != (torch.uint8, torch.uint8, torch.float32) or not (q.nested.isfinite().all() and offset.isfinite())
+            or not all(torch.equal(table.float().cpu(), ours) for table, ours in tables)):
+        raise ValueError(f"{where}: its four bits are damaged, or stand for other values than NF4's; quantise the base again")
+    return q._replace(offset=offset)
 
 
 def to_file(name: str, q: Nf4, shape: tuple[int, int], dtype: str) -> dict[str, torch.Tensor]:

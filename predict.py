@@ -83,15 +83,11 @@ def losses(
         ids = torch.zeros(len(batches[k]), longest, dtype=torch.int64)
         targets, bins = torch.full_like(ids, IGNORE), np.zeros(ids.shape, np.int64)
         for row, (number, tokens, scored, first) in enumerate(batches[k]):
+            aims = tokens[1:]
             if learned[number] is not None:
-                counts = learned[number][first + 1 : first + len(tokens)].astype(bool)
-                targets[row, : len(counts)] = torch.from_numpy(np.where(counts, tokens[1:], IGNORE))
-                ids[row, : len(counts)] = torch.from_numpy(tokens[:-1])
-                bins[row] = np.searchsorted(EDGES, first + 1 + np.arange(longest), side="right") - 1
-                continue
-            tokens = torch.from_numpy(tokens)
-            ids[row, : len(tokens) - 1] = tokens[:-1]
-            targets[row, scored : len(tokens) - 1] = tokens[1 + scored :]
+                aims = np.where(learned[number][first + 1 : first + len(tokens)], aims, IGNORE)
+            ids[row, : len(aims)] = torch.from_numpy(tokens[:-1])
+            targets[row, scored : len(aims)] = torch.from_numpy(aims[scored:])
             bins[row] = np.searchsorted(EDGES, first + 1 + np.arange(longest), side="right") - 1
         nll = model(send(ids, model.head_weight.device), targets, reduction="none").cpu().double().numpy()
         for b in range(len(EDGES)):

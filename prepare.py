@@ -122,8 +122,8 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
     asked = read_pairs(args.test_pairs) if args.test_pairs else []
     general = read_replay(args.replay) if args.replay else []
     if args.tokenizer:
-        copy_tokenizer(locate(args.tokenizer, files=TOKENIZER_FILES), folder)
-    chat = chat_form(folder, load_tokenizer(folder)) if args.chat else None
+        copy_tokenizer(source := locate(args.tokenizer, files=TOKENIZER_FILES), folder)
+    chat = chat_form(source, load_tokenizer(folder)) if args.chat else None
     if not args.articles:
         return prepare_conversations(args, folder, divide(pairs, args.split, args.seed), asked, sets, {
             "name": args.pairs.name, "conversations": len(pairs), "sha256": file_hash(args.pairs)})

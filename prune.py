@@ -270,11 +270,12 @@ def save(args, model: Decoder, folder: Path, blocks: list, how: dict, evidence: 
     print(f"wrote {out}")
 
 
-def check_out(folder: Path, out: Path) -> None:
+def check_out(out: Path, *sources: Path) -> None:
+    """ValueError where writing a model to this folder would take the place of something else, or of what it is made from."""
     strange = {path.name for path in out.glob("*") if not any(map(path.match, MODEL_FILES + TOKENIZER_FILES))}
-    if strange or folder.resolve() == out.resolve():
-        what = f"holds more than a model ({', '.join(sorted(strange)[:3])})" if strange else "is the base itself"
-        raise ValueError(f"--out {out} {what}; write the reduced model to another folder")
+    if strange or out.resolve() in [source.resolve() for source in sources]:
+        what = f"holds more than a model ({', '.join(sorted(strange)[:3])})" if strange else "is what the model is made from"
+        raise ValueError(f"--out {out} {what}; write it to another folder")
 
 
 def main() -> None:
@@ -323,7 +324,7 @@ def main() -> None:
     with ranks.one_first():
         folder = locate(args.base, args.revision)
     if removing:
-        check_out(folder, Path(args.out))
+        check_out(Path(args.out), folder)
     config = Decoder.read_config(folder)
     if dataset:
         dataset.check_model(args.base, folder, config.vocab_size)

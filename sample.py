@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dataset import load_tokenizer
 from files import locate, make_folder, write_text
-from lora import load_model
+from lora import home, load_model
 from model import Cache, Decoder, pick_device
 
 END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>")
@@ -92,7 +92,7 @@ def main() -> None:
     try:
         for name in tqdm(args.models, desc="models", disable=None):
             model = load_model(folders[name], device=pick_device(args.device)).eval()
-            tokenizer = load_tokenizer(folders[name])
+            tokenizer = load_tokenizer(home(folders[name]))
             stop = model.stop_tokens | {tokenizer.token_to_id(token) for token in END_TOKENS} - {None}
             for prompt in args.prompt:
                 ids = torch.tensor([tokenizer.encode(prompt).ids or sorted(stop)[:1]], dtype=torch.int64)

@@ -1,6 +1,8 @@
 """A decoder's shape: Hugging Face's config.json in and out."""
 
-from dataclasses import dataclass, field, fields, replace
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
 
@@ -98,6 +100,11 @@ class ModelConfig:
         if self.model_type != "qwen2":
             raw |= {"attention_bias": self.output_bias}
         return extra | raw
+
+    def fingerprint(self) -> str:
+        """A hash of what decides the outputs beside the weights."""
+        decisive = replace(self, extra={}, initializer_range=0.0, max_position_embeddings=1)
+        return hashlib.sha256(json.dumps(asdict(decisive), sort_keys=True).encode()).hexdigest()
 
     def keep_blocks(self, kept: list[int]) -> "ModelConfig":
         """The config of the model that has only the blocks of these present indices, in this order."""

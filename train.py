@@ -44,8 +44,9 @@ from configs import Config, config_from_dict, load_config, replace
 from dataset import IGNORE, Dataset
 from distill import Teacher
 from files import copy_tokenizer, in_order, locate, make_folder, read_json, write_json
+from frozen import adapt, load_frozen, parameter_count
 from lean import LeanAdamW
-from lora import adapt, load_frozen, parameter_count, save_adapter
+from lora import is_adapter, save_adapter
 from memory import Kept, give_back, keep_freed_memory
 from model import Decoder, ModelConfig, document_nll, pick_device
 from ops import send
@@ -272,6 +273,9 @@ def find_base(config: Config, dataset: Dataset) -> tuple[ModelConfig, Path | Non
         shape.extra.setdefault("eos_token_id", dataset.meta["end_token"])
     else:
         folder = locate(config.base, config.revision)
+        if is_adapter(folder):
+            raise ValueError(f"base: {config.base} is an adapter on another model; make one model of both: python lora.py "
+                             f"merge {config.base} --out FOLDER")
         shape = Decoder.read_config(folder)
         dataset.check_model(config.base, folder, shape.vocab_size)
     if config.context > shape.max_position_embeddings:
@@ -352,7 +356,8 @@ class Validation:
         split = dataset.split("val")
         n = min(config.eval_documents or len(split), len(split))
         chosen = set(np.linspace(0, len(split) - 1, n).round().astype(int).tolist()) if n else set()
-        self.windows = list(split.windows(config.context, only=chosen))
+        longest = int(np.diff(split.offsets).max(initial=0)) if dataset.conversations else 0  # none is ever cut
+        self.windows = list(split.windows(max(config.context, longest), only=chosen))
         self.size, self.documents, self.bytes = len(split), len(chosen), sum(int(split.bytes[i]) for i in chosen)
         if not self.windows:
             raise ValueError(f"{dataset.folder} has an empty validation split; prepare it from more articles")

@@ -188,6 +188,8 @@ class Study:
                 found.append(f"{name}: given {getattr(self, name)!r}, must name each once")
         if self.training.drop_blocks or self.training.teacher or isinstance(self.training.base, dict):
             found.append("training: drop_blocks and teacher are the study's to set, and base must be a trained model")
+        if self.training.lora:
+            found.append(f"training: given lora={self.training.lora!r}; a study heals and measures whole models, leave it out")
         if self.training.keep != "last" or self.training.patience:
             found.append("training: set keep='last' and patience=0, so that every run takes the same steps")
         return found + [f"training.{problem}" for problem in self.training.problems()]

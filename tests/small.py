@@ -148,3 +148,13 @@ def read_rows(path: Path, without: tuple[str, ...] = ()) -> list[dict]:
     """The rows of a CSV file, less some columns."""
     with open(path, newline="") as file:
         return [{key: value for key, value in row.items() if key not in without} for row in csv.DictReader(file)]
+
+
+IDS = torch.randint(0, 256, (2, 17), generator=torch.Generator().manual_seed(5))
+
+
+def random_base(folder: Path, dtype=torch.float32, seed: int = 0, **shape) -> Path:
+    """A random model's folder, without a tokenizer."""
+    torch.manual_seed(seed)
+    Decoder(ModelConfig.from_dict(SHAPE | {"vocab_size": 256} | shape)).to(dtype).save_pretrained(folder)
+    return folder

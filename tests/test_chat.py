@@ -118,9 +118,13 @@ def test_a_tokenizer_without_a_form_is_refused(tmp_path):
 @pytest.mark.parametrize("messages, message", [
     (talk("?"), "no turn of the assistant: there is nothing to learn"),
     ([{"role": "tool", "content": "x"}, *talk("?", "!")], "unknown role 'tool'; roles are system, user, assistant"),
-    ([{"content": "x"}], "unknown role None"), (talk("?", " "), "messages must be turns"), ("?", "messages must be turns"),
-    ([], "messages must be turns"), (talk("?", "!")[::-1], "messages must be turns"), (talk("?", 5), "messages must be turns"),
-    ([*talk("?", "!"), SYSTEM], "messages must be turns"), (talk("?", "!", "?"), "messages must be turns"),
+    ([{"content": "x"}], "unknown role None"), (talk("?", " "), "a turn of the assistant without text"),
+    (talk("?", 5), "a turn of the assistant without text"),
+    ([SYSTEM | {"content": ""}, *talk("?", "!")], "a turn of the system without text"),
+    ("?", "messages must be a system's turn perhaps, .*; given '?'"), ([], "messages must be"),
+    (talk("?", "!")[::-1], "by turns, the assistant's last; given assistant, user"),
+    ([*talk("?", "!"), SYSTEM], "given user, assistant, system"), (talk("?", "!", "?"), "given user, assistant, user"),
+    ([SYSTEM, SYSTEM, *talk("?", "!")], "given system, system, user, assistant"),
 ])
 def test_what_is_no_conversation(messages, message):
     with pytest.raises(ValueError, match=f"here: .*{message}"):

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from small import SHAPE, make_data, make_model, read_rows, run_main
 
 from choices import answer, encode, loglikelihoods
 from dataset import Dataset, prompt_of
+from eval import of_each_task
 from model import Decoder, ModelConfig
 from predict import Protocol, losses
 from prune import drop_blocks
@@ -174,6 +176,21 @@ def test_protocols_predict_what_they_say(world, protocol):
     if protocol.name == "documents":  # by position
         first = sum(len(range(0 if protocol.prefix is not None else 1, min(16, len(d)))) for d in documents)
         assert counts[:, 0].sum() == first
+    if protocol.name == "documents" and protocol.prefix is None:  # and of conversations what is learned, each token once
+        learned = [np.arange(len(d)) % 3 > 0 for d in documents]
+        parts = [losses(model, [np.stack([d, mask == said]) for d, mask in zip(documents, learned, strict=True)], protocol, 0,
+                        batch_tokens=20) for said in (True, False)]
+        assert parts[0][1].sum(1).tolist() == [int(mask[1:].sum()) for mask in learned]
+        assert (parts[0][1] + parts[1][1] == counts).all()
+        assert parts[0][0] + parts[1][0] == pytest.approx(nll, rel=1e-5)
+
+
+def test_as_many_of_each_task_are_asked_as_may_be():
+    rows = [{"task": task, "i": i} for i, task in enumerate(["SPEC"] * 50 + ["WIRING"] * 3 + ["PROCEDURE"] * 20)]
+    chosen = of_each_task(rows, 12)
+    assert Counter(row["task"] for row in chosen) == {"SPEC": 5, "WIRING": 3, "PROCEDURE": 4}
+    assert [row["i"] for row in chosen] == sorted(row["i"] for row in chosen)
+    assert of_each_task(rows, 100) == rows and not of_each_task(rows, 0)
 
 
 def test_long_questions_are_counted_and_left_out(world, tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ import pytest
 from small import ROOT, make_data, run_main
 
 from dataset import Dataset, load_tokenizer, read_jsonl, read_questions, write_jsonl
-from instructions import MAX_REPEATS, balance, encode_pairs, hold_out, read_pairs
+from instructions import MAX_REPEATS, balance, encode_pairs, hold_out, read_pairs, with_task
 from questions import written
 
 
@@ -30,10 +30,11 @@ def test_both_forms_come_in(tmp_path):
 @pytest.mark.parametrize("row, message", [
     ({"prompt": "?"}, "lacks messages, or prompt and response; it has prompt"),
     (chat("?"), "messages has no turn of the assistant"),
-    (chat("?", " "), "messages must be turns"), ({"messages": "?"}, "messages must be turns"),
-    ({"messages": []}, "messages must be turns"), ({"messages": chat("?", "!")["messages"][::-1]}, "messages must be turns"),
-    ({"prompt": 5, "response": "x"}, "messages must be turns"),
-    ({"messages": chat("?", "!")["messages"] + [{"role": "system", "content": "late"}]}, "messages must be turns"),
+    (chat("?", " "), "messages has a turn of the assistant without text"),
+    ({"messages": "?"}, "messages must be a system's turn perhaps"),
+    ({"messages": []}, "messages must be"), ({"messages": chat("?", "!")["messages"][::-1]}, "messages must be"),
+    ({"prompt": 5, "response": "x"}, "messages has a turn of the user without text"),
+    ({"messages": chat("?", "!")["messages"] + [{"role": "system", "content": "late"}]}, "messages must be"),
     (chat("?", "!", task=3), "task must be a text"),
 ])
 def test_bad_lines_are_named(tmp_path, row, message):
@@ -51,6 +52,17 @@ def test_only_what_the_assistant_says_is_learned(tmp_path):
     assert tokenizer.decode(tokens[:-1]) == whole
     said = [t for t, mask in zip(tokens, learned, strict=True) if mask]
     assert said[-1] == tokens[-1] == 0 and tokenizer.decode(said[:-1]) == " So it is. Größer now."
+
+
+def test_a_task_that_stands_in_front_of_the_question(tmp_path):
+    """It is the example's task, and is not put there twice."""
+    write_jsonl(tmp_path / "p.jsonl", [
+        chat("[SPEC] How tight?", "8 Nm."), chat("[WIRING] Which pin?", "2", task="SPEC"), chat("[1] What?", "x"),
+        {"messages": [{"role": "system", "content": "[WIRING] Be brief."}, *chat("[SPEC] Why?", "So.")["messages"]]}])
+    found = read_pairs(tmp_path / "p.jsonl")
+    assert [pair.get("task") for pair in found] == ["SPEC", "SPEC", None, "SPEC"]
+    asked = [next(t["content"] for t in with_task(pair)["messages"] if t["role"] == "user") for pair in found]
+    assert asked == ["[SPEC] How tight?", "[SPEC] [WIRING] Which pin?", "[1] What?", "[SPEC] Why?"]
 
 
 def test_balance_and_hold_out():

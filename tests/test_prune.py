@@ -401,7 +401,7 @@ def test_score_and_drop_commands(world, tmp_path, monkeypatch, capsys):
     (["--score", "{tmp}/b.csv", "--data", "{data}", "--out", "{tmp}/x"], "--score goes with --data"),
     (["--score", "{tmp}", "--data", "{data}"], "is a folder; give the CSV file"),
     ([], "give --score CSV"),
-    (["--drop", "1", "--out", "{base}"], "is the base itself"),
+    (["--drop", "1", "--out", "{base}"], "is what the model is made from"),
     (["--drop", "1", "--out", "/dev/null/r"], "choose another place to write to"),
     (["--score", "{tmp}/b.csv", "--data", "{tmp}/nowhere"], "is not a dataset folder"),
     (["--score", "{tmp}/b.csv", "--data", "{data}", "--device", "tpu"], "device: given 'tpu'; allowed are auto, cpu"),

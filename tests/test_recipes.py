@@ -7,6 +7,7 @@ import shutil
 from datetime import date
 
 import corpora
+import numpy as np
 import pytest
 import torch
 from small import ROOT, SHAPE, run_main
@@ -104,7 +105,7 @@ def test_full_against_lora_on_pairs(checkout, monkeypatch, capsys):
     make_articles(checkout / "data" / "raw")
     stand_in(checkout / "Qwen" / "Qwen2.5-0.5B", "qwen2", CHATML)
     said = run(["pairs_full", "pairs_lora"], monkeypatch, capsys, {
-        "train.py": SHORTER, "eval.py": ["--answers", "3"], "prepare.py": ["--generated-documents", "8"]})
+        "train.py": SHORTER, "eval.py": ["--answers", "3", "--context", "500"], "prepare.py": ["--generated-documents", "8"]})
     assert any("training pairs by task" in out for out in said.values())
     data = Dataset("data/pairs")
     assert data.conversations and data.chat and {s["documents"] > 0 for s in data.meta["splits"].values()} == {True}
@@ -116,6 +117,8 @@ def test_full_against_lora_on_pairs(checkout, monkeypatch, capsys):
     assert lora["cost"]["disk_mb"] < full["cost"]["disk_mb"] / 2 and lora["cost"]["training_s"] > 0
     assert found["Qwen2.5-0.5B"]["cost"]["trained_params"] is None
     assert all(m["test"]["perplexity"] > 1 and "exact_match" in m["written"]["all"] for m in found.values())
+    longest = int(np.diff(data.split("test").offsets).max()) - 1
+    assert longest > 500 and f"in windows of {longest} tokens" in (checkout / "results" / "pairs" / "results.md").read_text()
     lines = read_jsonl(checkout / "results" / "pairs" / "answers.jsonl")
     assert len(lines) == 3 and all(set(line["answers"]) == set(found) for line in lines)
 
@@ -149,7 +152,7 @@ def test_the_service_manual(checkout, monkeypatch, capsys):
         learned = data.tokenizer.decode(targets[targets != -100].tolist(), skip_special_tokens=False)
         assert learned.endswith("<|eot_id|>") and "manual" not in learned
     written = results(checkout / "results" / "manual")["manual"]["written"]
-    assert set(written) > {"all"} and set(written) - {"all"} <= set(corpora.TASKS)
+    assert set(written) == {"all", *(row["task"] for row in read_jsonl(checkout / "data" / "manual" / "test.jsonl"))}
     model, split, nll, count = load_model(checkout / "runs" / "manual" / "model").eval(), data.split("test"), 0.0, 0
     for i in range(len(split)):  # the answers alone are predicted
         with torch.no_grad():

@@ -12,10 +12,11 @@ from small import SHAPE, TIMING, make_data, make_model, read_rows, run_main
 
 import train as train_module
 from configs import replace
-from dataset import IGNORE, Dataset, Rows
+from dataset import IGNORE, Dataset, Rows, write_examples
+from files import write_json
 from model import Decoder
 from plan import training_flops
-from train import learning_rate, make_optimizer, pick_dtype, train
+from train import Validation, learning_rate, make_optimizer, pick_dtype, train
 
 
 def weights(run) -> dict[str, torch.Tensor]:
@@ -164,6 +165,17 @@ def test_validation_numbers(world, tmp_path):
     assert float(row["nll"]) == pytest.approx(nll / count, rel=1e-5)
     assert float(row["bits_per_byte"]) == pytest.approx(nll / math.log(2) / size, rel=0.02)
     assert int(row["documents"]) == len(split)
+
+
+def test_validation_cuts_no_conversation(world, tmp_path):
+    """A row of training must hold the longest of training's; those of validation may be longer."""
+    data = shutil.copytree(world.data, tmp_path / "data")
+    write_examples(data / "val.safetensors", [([5] * n, [0] * (n - 4) + [1] * 4) for n in (20, 90, 40)], 300, [4, 4, 4])
+    for alone, longest in ((True, 89), (False, 32)):  # predictions; the config's rows have 32
+        write_json(data / "meta.json", Dataset(world.data).meta | {"conversations": alone})
+        windows = Validation(Dataset(data), world.config(tmp_path, data=str(data))).windows
+        assert max(ids.shape[1] for ids, _, _ in windows) == longest
+        assert sum(int((targets != IGNORE).sum()) for _, targets, _ in windows) == 12
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])

@@ -3,11 +3,12 @@
     python prepare.py --pairs data/raw/manual.jsonl --out data/manual \
         --tokenizer meta-llama/Llama-3.2-3B-Instruct --chat --task-prefix --balance 2 --max-pair-tokens 1024
     python train.py configs/recipes/manual.py
-    python eval.py meta-llama/Llama-3.2-3B-Instruct runs/manual --data data/manual --out results/manual
+    python eval.py meta-llama/Llama-3.2-3B-Instruct runs/manual --data data/manual --out results/manual \
+        --answers 500 --answer-tokens 256
 
 manual.jsonl is chat: `messages`, and `task` (SPEC, PROCEDURE, EXPLANATION, WIRING, TROUBLESHOOTING), which is put in front of
-the question. Rare tasks are repeated until none has more than twice another's. The results: exact match, ROUGE and BLEU by
-task (pip install rouge-score sacrebleu), before and after.
+the question; where [SPEC] and so on stand there already, it needs no `task`. Rare tasks are repeated until none has more than
+twice another's. The results: exact match, ROUGE and BLEU by task (pip install rouge-score sacrebleu), before and after.
 """
 
 from configs import Config

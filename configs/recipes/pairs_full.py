@@ -4,7 +4,7 @@
         --chat --max-pair-tokens 2048
     python train.py configs/recipes/pairs_full.py
     python train.py configs/recipes/pairs_lora.py
-    python eval.py Qwen/Qwen2.5-0.5B runs/pairs_full runs/pairs_lora --data data/pairs --out results/pairs
+    python eval.py Qwen/Qwen2.5-0.5B runs/pairs_full runs/pairs_lora --data data/pairs --out results/pairs --answers 200
 
 The pairs are made by rule from the releases, each with its release as context; those of the latest releases are the test.
 Longer ones are dropped and counted, none is cut. The results: exact match and F1 of written answers, all of them side by side
