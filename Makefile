@@ -18,7 +18,7 @@ demo: $(VENV)/run-time
 	$(VENV)/bin/python -m demo $(DEMO)
 
 test: $(VENV)/development
-	$(VENV)/bin/python -m pytest $(TESTS)
+	$(VENV)/bin/python -m pytest $(or $(TESTS),-n 2 --dist worksteal)
 
 lint: $(VENV)/development
 	$(VENV)/bin/ruff check .
