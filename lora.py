@@ -63,6 +63,9 @@ def read_adapter(folder: Path) -> tuple[dict, dict | None]:
         if about.get(key) not in allowed:
             raise ValueError(f"{path}: {key} {about.get(key)!r} is not supported; supported is {allowed[0]!r}")
     check_sizes(f"{path}: r, lora_alpha, lora_dropout", *map(about.get, ("r", "lora_alpha")), about.get("lora_dropout") or 0)
+    targets = about.get("target_modules")
+    if not (isinstance(targets, str) or isinstance(targets, list) and all(isinstance(name, str) for name in targets)):
+        raise ValueError(f"{path}: target_modules must be a pattern or a list of names, given {targets!r}")
     ours = folder / "nanoprune.json"
     if not ours.is_file():
         return about, None
