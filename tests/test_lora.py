@@ -236,7 +236,8 @@ def test_an_adapter_knows_its_base(adapted, tmp_path):
     ({"lora_alpha": "much"}, "alpha above 0"), ({"lora_alpha": 10**400}, "alpha above 0"),
     ({"lora_dropout": "0.1"}, "dropout from 0"), ({"use_rslora": "false"}, "use_rslora 'false' is not supported"),
     ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
-    ({"target_modules": 5}, "target_modules must be"), ({"r": 5}, "does not fit this base"), ({"target_modules": ["q_proj"]}, "its settings name 2 in this base"),
+    ({"target_modules": 5}, "target_modules must be"), ({"r": 5}, "does not fit this base"),
+    ({"target_modules": ["q_proj"]}, "its settings name 2 in this base"),
 ])
 def test_what_cannot_be_read_is_named(adapted, change, message):
     _, adapter, _ = adapted
