@@ -36,7 +36,7 @@ from harness import export
 from instructions import encode_pairs
 from lora import home, is_adapter, load_model
 from model import Cache, Decoder, pick_device
-from plan import peak_memory
+from plan import peak_memory, reset_peak
 from plot import draw_categories, draw_curves, draw_results, draw_slices, draw_tradeoff
 from predict import EDGES, PROTOCOLS, Protocol, losses
 from ranks import Ranks, join
@@ -143,17 +143,6 @@ def measure_cost(model: Decoder, folder: Path, prompt: int = 256, new: int = 32,
             "disk_mb": sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e6,
             "training_s": float(trained[-1]["seconds"]) if trained else None,
             "training_tokens": int(trained[-1]["tokens"]) if trained else None}
-
-
-def reset_peak(device: torch.device) -> None:
-    """Have the peak of memory begin anew, where the system can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            pass
 
 
 class Asked:

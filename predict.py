@@ -1,12 +1,15 @@
 """How well does a model predict text: negative log-likelihoods by document and by position, under a protocol that is named."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from model import Decoder
+from configs import Config
+from dataset import Dataset
+from model import Decoder, document_nll
 from ops import IGNORE, send
 from ranks import ALONE, Ranks
 
@@ -98,3 +101,27 @@ def losses(
     for part, values in zip(sums, found, strict=True):
         np.add.at(part, [cut[0] for batch in batches for cut in batch], values)
     return sums[0], sums[1].astype(np.int64)
+
+
+class Validation:
+    """The same documents in the same windows every time; draws nothing from the training's random state."""
+
+    def __init__(self, dataset: Dataset, config: Config):
+        split = dataset.split("val")
+        n = min(config.eval_documents or len(split), len(split))
+        chosen = set(np.linspace(0, len(split) - 1, n).round().astype(int).tolist()) if n else set()
+        longest = int(np.diff(split.offsets).max(initial=0)) if dataset.conversations else 0  # none is ever cut
+        self.windows = list(split.windows(max(config.context, longest), only=chosen))
+        self.size, self.documents, self.bytes = len(split), len(chosen), sum(int(split.bytes[i]) for i in chosen)
+        if not self.windows:
+            raise ValueError(f"{dataset.folder} has an empty validation split; prepare it from more articles")
+
+    def measure(self, model: Decoder, autocast, ranks: Ranks = ALONE) -> tuple[float, float, float]:
+        """Mean nll per token in nats, perplexity, bits per byte."""
+        ids, targets, numbers = self.windows[-1]
+        nothing = ids, torch.full_like(targets, IGNORE), numbers
+        model.eval()
+        nll, tokens = document_nll(model, ranks.share(self.windows, nothing), self.size, autocast)
+        model.train()
+        nll, tokens = ranks.sum([nll.sum(), tokens.sum()])
+        return float(nll / tokens), float(np.exp(nll / tokens)), float(nll / math.log(2) / self.bytes)

@@ -24,7 +24,6 @@ from pathlib import Path
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-import numpy as np
 import torch
 
 from attention import fast_bfloat16
@@ -48,11 +47,12 @@ from frozen import adapt, load_frozen, parameter_count
 from lean import LeanAdamW
 from lora import is_adapter, save_adapter
 from memory import Kept, give_back, keep_freed_memory
-from model import Decoder, ModelConfig, document_nll, pick_device
+from model import Decoder, ModelConfig, pick_device
 from ops import send
 from plan import enough_room, matmul_rate, peak_memory, training_flops
+from predict import Validation
 from prune import drop_blocks, read_parts, remember
-from ranks import ALONE, Ranks, exchange, join, lend, restarted, spread, whole
+from ranks import Ranks, exchange, join, lend, restarted, spread, whole
 
 TRAIN_COLUMNS = ("step", "tokens", "epoch", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_gb", "seconds")
 EVAL_COLUMNS = ("step", "tokens", "split", "nll", "perplexity", "bits_per_byte", "documents")
@@ -347,30 +347,6 @@ def learning_rate(step: int, config: Config) -> float:
         return config.lr * step / config.warmup_steps
     along = (step - config.warmup_steps) / (config.max_steps - config.warmup_steps)
     return config.lr * (config.min_lr + (1 - config.min_lr) * 0.5 * (1 + math.cos(math.pi * along)))
-
-
-class Validation:
-    """The same documents in the same windows every time; draws nothing from the training's random state."""
-
-    def __init__(self, dataset: Dataset, config: Config):
-        split = dataset.split("val")
-        n = min(config.eval_documents or len(split), len(split))
-        chosen = set(np.linspace(0, len(split) - 1, n).round().astype(int).tolist()) if n else set()
-        longest = int(np.diff(split.offsets).max(initial=0)) if dataset.conversations else 0  # none is ever cut
-        self.windows = list(split.windows(max(config.context, longest), only=chosen))
-        self.size, self.documents, self.bytes = len(split), len(chosen), sum(int(split.bytes[i]) for i in chosen)
-        if not self.windows:
-            raise ValueError(f"{dataset.folder} has an empty validation split; prepare it from more articles")
-
-    def measure(self, model: Decoder, autocast, ranks: Ranks = ALONE) -> tuple[float, float, float]:
-        """Mean nll per token in nats, perplexity, bits per byte."""
-        ids, targets, numbers = self.windows[-1]
-        nothing = ids, torch.full_like(targets, IGNORE), numbers
-        model.eval()
-        nll, tokens = document_nll(model, ranks.share(self.windows, nothing), self.size, autocast)
-        model.train()
-        nll, tokens = ranks.sum([nll.sum(), tokens.sum()])
-        return float(nll / tokens), float(np.exp(nll / tokens)), float(nll / math.log(2) / self.bytes)
 
 
 def pick_dtype(name: str, device: torch.device) -> str:

@@ -16,7 +16,8 @@ from dataset import IGNORE, Dataset, Rows, write_examples
 from files import write_json
 from model import Decoder
 from plan import training_flops
-from train import Validation, learning_rate, make_optimizer, pick_dtype, train
+from predict import Validation
+from train import learning_rate, make_optimizer, pick_dtype, train
 
 
 def weights(run) -> dict[str, torch.Tensor]:
