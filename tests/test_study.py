@@ -118,16 +118,16 @@ def test_a_run_that_diverges_ranks_last(world, tmp_path, monkeypatch):
 
 def test_mistakes_are_named_together(world, tmp_path, monkeypatch, capsys):
     path = tmp_path / "s.py"
-    training = world.config(tmp_path, keep="best", drop_blocks=(1,))
+    training = world.config(tmp_path, keep="best", drop_blocks=(1,), lora="q_proj")
     path.write_text("from configs import Config, Study\n\n"
                     f"study = Study('a/b', Config(**{training.to_dict()!r}), (), (0, 0))\n")
     with pytest.raises(ValueError) as caught:
         load_study(path)
     for message in ("name: given 'a/b'", "learning_rates: given ()", "seeds: given (0, 0)", "drop_blocks and teacher",
-                    "keep='last'"):
+                    "given lora='q_proj'; a study heals and measures whole models", "keep='last'"):
         assert message in str(caught.value)
     code, _, err = run_main(monkeypatch, capsys, "study.py", path)
-    assert code == 2 and "5 problem(s)" in err
+    assert code == 2 and "6 problem(s)" in err
     path.write_text("from configs import Config, Study\n\n"
                     f"study = Study('a', Config(**{world.config(tmp_path).to_dict()!r}), (1e-3,))\n")
     study = load_study(path, ["--seeds=3", "--blocks=0,2", "--learning_rates=1e-2,2e-2", "--max_steps=7"])
