@@ -139,7 +139,7 @@ def test_the_service_manual(checkout, monkeypatch, capsys):
     (checkout / "data" / "raw").mkdir(parents=True)
     corpora.manual(checkout / "data" / "raw" / "manual.jsonl")
     stand_in(checkout / "meta-llama" / "Llama-3.2-3B-Instruct", "llama", LLAMA)
-    run(["manual"], monkeypatch, capsys, {"train.py": [*SHORTER, "--context=300"], "eval.py": ["--answers", "5"]})
+    run(["manual"], monkeypatch, capsys, {"train.py": [*SHORTER, "--context=300"], "eval.py": ["--answers", "4"]})
     data = Dataset("data/manual")
     tasks = data.meta["tasks"]
     assert set(tasks) == set(corpora.TASKS) and max(tasks.values()) <= 2 * min(tasks.values())
