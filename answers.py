@@ -13,8 +13,10 @@ import torch
 from model import Decoder
 from ranks import ALONE, Ranks
 from sample import generate
+from stats import bootstrap
 
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+SCORES = ("exact_match", "f1")  # of which intervals and differences are given
 KINDS = ("task", "category", "difficulty")  # what an instruction is told apart by
 WORD = re.compile(r"\w+")
 
@@ -75,12 +77,13 @@ def overlap_scores(answer: str, reference: str) -> dict[str, float]:
 
 
 def corpus_bleu(answers: list[str], references: list[str]) -> float | None:
-    """BLEU (0 to 1) over all answers together; None without sacrebleu."""
+    """BLEU (0 to 1) over all answers together, of as many words in a row as they have, at most four: where no answer has four
+    it would be 0 whatever they say. None without sacrebleu."""
     try:
-        import sacrebleu
+        from sacrebleu import BLEU
     except ImportError:
         return None
-    return sacrebleu.corpus_bleu(answers, [references]).score / 100
+    return BLEU(effective_order=True).corpus_score(answers, [references]).score / 100
 
 
 def write_answers(
@@ -105,8 +108,8 @@ def write_answers(
 
 
 def by_task(rows: list[dict]) -> dict[str, dict]:
-    """Means of every measure over all, by task, and by category and difficulty where there are such; `invented` is a share of
-    the numbers written."""
+    """Means of every measure over all, by task, and by category and difficulty where there are such, those of SCORES with
+    intervals over answers; `invented` is a share of the numbers written."""
     groups = {"all": rows}
     for kind in KINDS:
         for value in sorted({row[kind] for row in rows if row.get(kind)}):
@@ -118,5 +121,8 @@ def by_task(rows: list[dict]) -> dict[str, dict]:
         bleu = corpus_bleu([row["answer"] for row in chosen], [row["reference"] for row in chosen])
         total = sum(row["numbers"] for row in chosen)
         found[task] = {"n": len(chosen), **means} | ({} if bleu is None else {"bleu": bleu})
+        for key in SCORES:
+            values = np.array([row[key] for row in chosen])
+            found[task][f"{key}_interval"] = list(bootstrap(values, np.ones(len(values)), range(len(values))))
         found[task]["invented"] = sum(row["invented"] for row in chosen) / total if total else 0.0
     return found

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from answers import by_task
+from answers import SCORES, by_task
 from predict import EDGES
 from stats import FEW, RESAMPLES, bootstrap, bootstrap_ratios, detectable, digits, mcnemar
 
@@ -117,6 +117,9 @@ def compare(a: dict, b: dict, comparisons: int) -> dict:
                 one = difference(gain, np.ones(len(gain)), sources, comparisons)
                 p = mcnemar(column([x for x, _ in pairs], key), column([y for _, y in pairs], key))
                 found[f"{name} {measure}"] = one | {"mcnemar_p": p}
+    for key in SCORES if a["written"] else ():
+        gain = column(b["written"], key) - column(a["written"], key)
+        found[f"written {key}"] = difference(gain, np.ones(len(gain)), range(len(gain)), comparisons)
     return found
 
 
@@ -228,10 +231,11 @@ def markdown(models: list[dict], comparisons: list[dict], seeds: tuple, protocol
                           f"{q['mean_loglikelihood']:.2f}", f"{q['mean_margin']:+.2f}"])
                   for name in sets for m in models for q in [m["qa"][name]]]
     if any(m["written"] for m in models):
-        keys = ["exact_match", "f1", "rouge1", "rouge2", "rougeL", "bleu", "repetition", "invented"]
-        lines += ["", "## Answers written to held-out instructions", "", row_of(["model", "task", "n", *keys]),
-                  row_of(["---"] * (3 + len(keys)))]
-        lines += [row_of([m["name"], task, by["n"], *(f"{by[key]:.3f}" if key in by else "-" for key in keys)])
+        keys = ["rouge1", "rouge2", "rougeL", "bleu", "repetition", "invented"]
+        head = ["model", "task", "n", *(f"{key} [95 %]" for key in SCORES), *keys]
+        lines += ["", "## Answers written to held-out instructions", "", row_of(head), row_of(["---"] * len(head))]
+        lines += [row_of([m["name"], task, by["n"], *(number(by[key], by[f"{key}_interval"]) for key in SCORES),
+                          *(f"{by[key]:.3f}" if key in by else "-" for key in keys)])
                   for m in models for task, by in m["written"].items()]
     if comparisons:
         lines += ["", "## Differences", "", *difference_table(comparisons)]
@@ -263,6 +267,8 @@ def cost_table(models: list[dict]) -> str:
             f"{c['decode_tokens_per_s']:,.0f}", f"{c['token_p50_ms']:.1f} / {c['token_p95_ms']:.1f}",
             f"{c['training_s']:,.0f}" if c["training_s"] is not None else "-",
             f"{c['training_tokens']:,}" if c["training_tokens"] is not None else "-", f"{m['test']['nll']:.4f}"]))
+    lines += ["", "Peak memory is the process's, on top of what the models before left; an adapter's size on disk is without "
+              "its base."]
     return "\n".join(lines)
 
 

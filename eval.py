@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from answers import KINDS, numbers, overlap_scores, write_answers
+from answers import KINDS, SCORES, numbers, overlap_scores, write_answers
 from chat import chat_form, encode_chat, render
 from checkpoint import file_hashes
 from choices import answer, encode
@@ -383,11 +383,13 @@ def report(args, dataset: Dataset, found: list[dict], asked: Asked, protocol: Pr
             + (" The models' tokenizers differ: they are compared in bits per byte only." if several else ""))
     summaries = [summarize(model) for model in found]
     pairs = list(itertools.combinations(found, 2))
-    listed = len(pairs) * (1 + bool(asked.general) + len(asked.questions))  # differences in the report
+    listed = len(pairs) * (1 + bool(asked.general) + len(asked.questions) + len(SCORES) * bool(asked.written))  # differences
     comparisons = [compare(a, b, listed) for a, b in pairs]
     seeds = over_seeds(found)
     samples = [{"prompt": prompt, "texts": {m["name"]: m["samples"][i] for m in found}}
                for i, prompt in enumerate(beginnings(asked.test))]
+    for name in ("answers.csv", "answers.jsonl", "categories.png", "curves.png"):  # of others, if not written below
+        (out / name).unlink(missing_ok=True)
     page = markdown(summaries, comparisons, seeds, text, samples)
     write_json(out / "results.json", finite({"protocol": text, "models": summaries, "comparisons": comparisons,
                                              "over_seeds": {"configs": seeds[0], "comparisons": seeds[1]}}))

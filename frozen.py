@@ -126,7 +126,7 @@ def matched(model: Decoder, pattern: str) -> list[str]:
         if not some:
             leaves = dict.fromkeys(name.rsplit(".", 1)[1] for name in names)
             raise ValueError(f"lora: {part!r} names no layer of this model; there are {', '.join(leaves)} (or all), and single "
-                             f"layers such as {names[0]}; embedding and head get no adapters")
+                             f"layers from {names[0]} to {names[-1]}; embedding and head get no adapters")
         found.update(some)
     return [name for name in names if name in found]
 
@@ -185,7 +185,7 @@ def load_frozen(given: str | Path, frozen: str = "stored", *, device="cpu", wide
     folder = locate(given, revision)
     four_bits = is_quantised(folder)
     if four_bits and frozen == "nf4":
-        raise ValueError(f"{given} is quantised already; to train adapters on it take it as it is, with frozen=stored")
+        raise ValueError(f"{given} is quantised already: take it as it is (frozen=stored), or give the model it was made from")
     model = Decoder.without_weights(folder)
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in model.named_modules()
               if isinstance(layer, nn.Linear) and name != "lm_head"}

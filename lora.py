@@ -127,7 +127,7 @@ def add_adapter(model: Decoder, folder: Path) -> None:
     if record and (record["blocks"], record["without"]) != (list(model.config.blocks), list(model.config.without)):
         raise ValueError(f"{folder} belongs to a model of {len(record['blocks'])} blocks ({_gaps(record['blocks'])}), this one "
                          f"has {len(model.config.blocks)} ({_gaps(list(model.config.blocks))}): load the adapter by its "
-                         "folder, which drops the blocks it was trained without")
+                         f"folder, which drops the blocks it was trained without, on its own base ({record['base']})")
     check_base(model, folder, record)
     with open_tensors(folder / "adapter_model.safetensors") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}

@@ -368,11 +368,13 @@ def main() -> None:
         raise ValueError("give ARTICLES (as scrape.py writes them), or --pairs FILE.jsonl for a dataset of conversations")
     alone = not args.articles or args.conversations
     args.generated = args.generated and not alone
+    if args.chat and not args.tokenizer:
+        raise ValueError("--chat needs --tokenizer, that of a model with a chat form")
     idle = {"--hold-out (conversations are divided by --split)": alone and args.hold_out, "--replay": alone and args.replay,
             "--report": alone and args.report, "--questions-from": alone and args.questions_from,
-            "--train-tokenizer": not args.articles and args.train_tokenizer, "--chat": args.chat and not args.tokenizer}
+            "--train-tokenizer": not args.articles and args.train_tokenizer}
     if idle := [name for name, given in idle.items() if given]:
-        raise ValueError(f"{', '.join(idle)}: not for a dataset of conversations alone; --chat needs --tokenizer")
+        raise ValueError(f"{', '.join(idle)}: not for a dataset of conversations alone; leave it out")
     names = [path.stem for path in args.questions] + ["closed_book", "open_book"] * args.generated
     names += ["written"] * bool(args.questions_from)
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -381,9 +383,11 @@ def main() -> None:
     if min(args.questions_documents, args.generated_documents) < 1:
         raise ValueError("--questions-documents and --generated-documents must be at least 1, given "
                          f"{args.questions_documents} and {args.generated_documents}")
-    if not 0 <= args.hold_out < 1 or (args.balance or 1) < 1 or (args.max_pair_tokens or 1) < 1:
-        raise ValueError("--hold-out must be from 0 to below 1, --balance and --max-pair-tokens at least 1; given "
-                         f"{args.hold_out}, {args.balance} and {args.max_pair_tokens}")
+    if not 0 <= args.hold_out < 1:
+        raise ValueError(f"--hold-out must be from 0 to below 1, given {args.hold_out}")
+    for name in ("balance", "max_pair_tokens"):
+        if (value := getattr(args, name)) is not None and not value >= 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, given {value}")
     if args.min_chars < 0:
         raise ValueError(f"--min-chars must be 0 or more, given {args.min_chars}")
     if strange := foreign_files(args.out):

@@ -96,7 +96,12 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
     config = count_steps(config, rows.epoch_tokens)
     validation = Validation(dataset, config)
     with ranks.one_first():
-        shape, base_folder = find_base(config, dataset)
+        try:
+            shape, base_folder = find_base(config, dataset)
+        except ValueError as error:
+            if not resume:
+                raise
+            raise ValueError(f"{error}. A run goes on with its own base: put it back, or a link to it") from error
     enough_room(config, shape, device, ranks, anyway, base_folder)
     model = load_base(config, shape, base_folder)
     env = environment(device) | {"ranks": ranks.size, "data": file_hashes(dataset.folder),
@@ -259,6 +264,9 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
         print(f"stopped by {asked[0] if asked else 'another process'} after step {step}, saved in {run}/state; go on with "
               f"python train.py --resume {run}")
         return False
+    if config.keep == "best" and not progress["best_step"]:
+        print(f"warning: no validation was better than the one before training, so {run}/model holds what it began with; lower "
+              "lr, or set keep=last for both arms")
     chosen = f"step {progress['best_step']}, nll {progress['best']:.4f}" if config.keep == "best" else f"step {step}"
     print(f"wrote {run}/model ({config.keep}: {chosen}), {run}/train.csv, {run}/eval.csv, {run}/state")
     return True

@@ -2,7 +2,7 @@
 
 import pytest
 
-from answers import by_task, exact_match, invented, numbers, overlap_scores, repetition, token_f1
+from answers import by_task, corpus_bleu, exact_match, invented, numbers, overlap_scores, repetition, token_f1
 
 
 def test_exact_match_and_f1():
@@ -22,6 +22,15 @@ def test_invented_numbers():
     assert numbers("1,234 cars, 3.5 % and 17.") == ["1,234", "3.5", "17"]
     assert invented("It has 200 kW and 99 seats, as in 2025", "In 2025", {"200"}) == (1, 3)
     assert invented("none", "", set()) == (0, 0)
+
+
+def test_bleu_of_short_answers():
+    """1 where all are right, however short; sacrebleu's own where there are four words in a row."""
+    sacrebleu = pytest.importorskip("sacrebleu")
+    assert corpus_bleu(["45 Nm", "46 Nm"], ["45 Nm", "46 Nm"]) == pytest.approx(1) == corpus_bleu(["red"], ["red"])
+    assert 0 <= corpus_bleu(["45 Nm"], ["red"]) < 0.5
+    answers, references = ["the cat sat on a mat", "yes"], ["the cat sat on the mat", "no"]
+    assert corpus_bleu(answers, references) == pytest.approx(sacrebleu.corpus_bleu(answers, [references]).score / 100)
 
 
 def test_by_task():

@@ -412,9 +412,17 @@ def test_answers_to_held_out_instructions(world, tmp_path, monkeypatch, capsys):
     data = shutil.copytree(world.data, tmp_path / "data")
     lines = (data / "pairs.jsonl").read_text().splitlines()[:5]
     (data / "pairs_test.jsonl").write_text("".join(json.dumps(json.loads(line) | {"task": "place"}) + "\n" for line in lines))
-    code, out, _ = run_main(monkeypatch, capsys, "eval.py", world.model, "--data", data, "--out", tmp_path / "out",
+    other = make_model(tmp_path / "other", world.data, seed=1)
+    code, out, _ = run_main(monkeypatch, capsys, "eval.py", world.model, other, "--data", data, "--out", tmp_path / "out",
                             "--answer-tokens", "5")
-    assert code == 0 and "Answers written" in out
+    assert code == 0 and "Answers written" in out and "| base | other | written f1 |" in out
     rows = read_rows(tmp_path / "out" / "answers.csv")
-    assert len(rows) == 5 and rows[0]["reference"] == json.loads(lines[0])["messages"][1]["content"]
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["models"][0]["written"]["place"]["n"] == 5
+    assert len(rows) == 10 and rows[0]["reference"] == json.loads(lines[0])["messages"][1]["content"]
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    first, second = (m["written"]["place"] for m in found["models"])
+    assert first["n"] == 5 and first["f1_interval"][0] <= first["f1"] <= first["f1_interval"][1]
+    gain = found["comparisons"][0]["written f1"]
+    assert gain["difference"] == pytest.approx(second["f1"] - first["f1"]) and gain["groups"] == 5
+    # Into the same folder, without answers: none of others stay.
+    code, *_ = run_main(monkeypatch, capsys, "eval.py", other, "--data", world.data, "--out", tmp_path / "out")
+    assert code == 0 and not (tmp_path / "out" / "answers.csv").exists() and not (tmp_path / "out" / "answers.jsonl").exists()

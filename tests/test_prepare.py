@@ -362,7 +362,10 @@ def test_bad_articles_leave_the_old_dataset(prepare, tmp_path, monkeypatch, caps
     (["--train-tokenizer", "400", "--out", "/dev/null/x"], "choose another place to write to"),
     (["--train-tokenizer", "400", "--replay", "{tmp}/general.jsonl"], "general.jsonl, line 2: this text stands in"),
     (["--train-tokenizer", "400", "--replay", "{tmp}/q.jsonl"], "q.jsonl, line 1: lacks text"),
-    (["--train-tokenizer", "400", "--chat"], "--chat needs --tokenizer"),
+    (["--train-tokenizer", "400", "--chat"], "--chat needs --tokenizer, that of a model with a chat form"),
+    (["--train-tokenizer", "400", "--max-pair-tokens", "0"], "--max-pair-tokens must be at least 1, given 0"),
+    (["--train-tokenizer", "400", "--balance", "0"], "--balance must be at least 1, given 0.0"),
+    (["--train-tokenizer", "400", "--balance", "nan"], "--balance must be at least 1, given nan"),
     (["--train-tokenizer", "400", "--conversations", "--hold-out", "0.1"], "--hold-out (conversations are divided by --split)"),
     (["--train-tokenizer", "400", "--test-pairs", "{tmp}/p.jsonl"], "p.jsonl, line 1: messages has no turn"),
 ])

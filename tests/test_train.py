@@ -179,6 +179,22 @@ def test_validation_cuts_no_conversation(world, tmp_path):
         assert sum(int((targets != IGNORE).sum()) for _, targets, _ in windows) == 12
 
 
+def test_a_run_that_makes_nothing_better_says_so(world, tmp_path, capsys):
+    config = world.config(tmp_path, keep="best", lr=0.9, warmup_steps=0, eval_every=2)
+    assert train(config)
+    assert "no validation was better than the one before training" in capsys.readouterr().out
+    assert all(map(torch.equal, weights(config.folder).values(), load_file(world.model / "model.safetensors").values()))
+
+
+def test_a_run_whose_base_was_moved_says_what_to_do(world, tmp_path):
+    base = shutil.copytree(world.model, tmp_path / "base")
+    config = world.config(tmp_path, base=str(base), save_every=1, lora="q_proj")
+    assert train(config)
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="no folder .*base.* A run goes on with its own base: put it back, or a link to it"):
+        train(config, resume=True)
+
+
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_what_is_kept(world, tmp_path, keep):
     """A learning rate that ruins the model: best keeps the weights before that, last those after it."""
