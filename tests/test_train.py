@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from itertools import count
 
 import pytest
 import torch
@@ -179,8 +180,9 @@ def test_validation_cuts_no_conversation(world, tmp_path):
         assert sum(int((targets != IGNORE).sum()) for _, targets, _ in windows) == 12
 
 
-def test_a_run_that_makes_nothing_better_says_so(world, tmp_path, capsys):
-    config = world.config(tmp_path, keep="best", lr=0.9, warmup_steps=0, eval_every=2)
+def test_a_run_that_makes_nothing_better_says_so(world, tmp_path, monkeypatch, capsys):
+    config, worse = world.config(tmp_path, keep="best", eval_every=2), count(1)
+    monkeypatch.setattr(Validation, "measure", lambda *_: (float(next(worse)), 1.0, 1.0))
     assert train(config)
     assert "no validation was better than the one before training" in capsys.readouterr().out
     assert all(map(torch.equal, weights(config.folder).values(), load_file(world.model / "model.safetensors").values()))
