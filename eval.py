@@ -309,11 +309,11 @@ def main() -> None:
         print("wrote " + ", ".join(map(str, export(dataset, Path(args.export_harness)))))
         return
     # Wrong names, configs and tokenizers are found before the first model is measured.
-    folders = {}
+    folders, homes = {}, {}
     for name in args.models:
         with ranks.one_first():
             folders[name] = locate(name)
-    homes = {name: home(folder) for name, folder in folders.items()}
+            homes[name] = home(folders[name])
     configs = {name: Decoder.read_config(folder) for name, folder in homes.items()}
     window = min(config.max_position_embeddings for config in configs.values())
     asked = {}

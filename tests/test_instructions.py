@@ -4,9 +4,11 @@ import json
 import re
 from collections import Counter
 from datetime import date
+from pathlib import Path
 
 import pytest
 from small import ROOT, make_data, run_main
+from test_chat import CHATML, byte_tokenizer
 
 from dataset import Dataset, load_tokenizer, read_jsonl, read_questions, write_jsonl
 from instructions import MAX_REPEATS, balance, encode_pairs, hold_out, read_pairs, with_task
@@ -123,3 +125,44 @@ def test_the_questions_written_by_hand_rest_on_their_articles(real):
         words = re.findall(r"\w+", q["choices"][q["answer"]].replace(",", "").lower())
         found = [word for word in words if word in text]
         assert len(found) >= max(1, len(words) / 2), f"{q['question']}: {q['choices'][q['answer']]} is not in {q['source']}"
+
+
+def conversations(path: Path, count: int) -> Path:
+    """As many questions, of which the last has a long context and the one before it an answer as long."""
+    rows = [{"prompt": f"Question {i}?", "response": f"Answer {i * 7}.", "task": "AB"[i % 3 == 0]} for i in range(count)]
+    rows[-1]["prompt"], rows[-2]["response"] = "word " * 60, "word " * 60
+    write_jsonl(path, rows)
+    return path
+
+
+def test_conversations_alone(tmp_path, monkeypatch, capsys):
+    """Divided, of the chat form, whole or left out and counted, and named where the answer alone is too long."""
+    pairs = conversations(tmp_path / "p.jsonl", 42)
+    folder = byte_tokenizer(tmp_path / "t", CHATML)
+    options = ["--out", tmp_path / "d", "--tokenizer", folder, "--chat", "--max-pair-tokens", "100", "--balance", "1.2"]
+    code, out, err = run_main(monkeypatch, capsys, "prepare.py", "--pairs", pairs, *options)
+    assert code == 0, err
+    data = Dataset(tmp_path / "d")
+    assert data.conversations and data.chat and data.meta["pairs_too_long"] == 2 and data.meta["pairs_answer_too_long"] == 1
+    assert "the answers to “Question 40?” alone have" in out and "2 dropped as too long" in out
+    asked = {name: [row["messages"][0]["content"] for row in read_jsonl(tmp_path / "d" / f"{name}.jsonl")]
+             for name in ("pairs", "val", "test", "pairs_test")}
+    assert asked["test"] == asked["pairs_test"] and len(set(asked["pairs"] + asked["val"] + asked["test"])) == 40
+    assert not set(asked["pairs"]) & set(asked["val"] + asked["test"]) and not set(asked["val"]) & set(asked["test"])
+    assert len(asked["pairs"]) > len(set(asked["pairs"])) and len(asked["test"]) == len(set(asked["test"]))
+    tasks = data.meta["tasks"]
+    assert max(tasks.values()) <= 1.2 * min(tasks.values())
+    for name in ("pairs", "val", "test"):
+        split, lines = data.split(name), read_jsonl(tmp_path / "d" / f"{name}.jsonl")
+        for i, line in enumerate(lines):
+            question, answer = (turn["content"] for turn in line["messages"])
+            whole = data.tokenizer.decode(split[i].tolist(), skip_special_tokens=False)
+            assert whole == f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+            learned = [t for t in split.targets(i).tolist() if t != -100]
+            assert data.tokenizer.decode(learned, skip_special_tokens=False) == f"{answer}<|im_end|>"
+            assert split.bytes[i] == len(answer)
+    code, _, err = run_main(monkeypatch, capsys, "prepare.py", "--out", tmp_path / "e", "--tokenizer", folder)
+    assert code == 2 and "give ARTICLES" in err
+    write_jsonl(pairs, read_jsonl(pairs)[:2])
+    code, _, err = run_main(monkeypatch, capsys, "prepare.py", "--pairs", pairs, "--out", tmp_path / "e", "--tokenizer", folder)
+    assert code == 2 and re.search("no conversation is left for (train|val|test): its share of 2 is 0", err)
