@@ -15,7 +15,7 @@ PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
 .PHONY: demo test lint bench bench-growth clean
 
 demo: $(VENV)/run-time
-	$(VENV)/bin/python -m demo $(DEMO)
+	$(VENV)/bin/python -m nanoprune.demo $(DEMO)
 
 test: $(VENV)/development
 	$(VENV)/bin/python -m pytest $(or $(TESTS),-n 2 --dist worksteal)

@@ -5,7 +5,7 @@
 
 Prediction: nats per token under a protocol that is printed (--protocol, --context, --stride, --prefix-token); by default whole
 documents in windows that do not overlap, no prefix token, so that the first token of a document is not scored. Answers: the
-log-likelihood of " " + choice after "Question: ...\\nAnswer:", token boundaries as in lm-evaluation-harness; `accuracy` takes
+log-likelihood of " " + choice after "Question: ...\nAnswer:", token boundaries as in lm-evaluation-harness; `accuracy` takes
 the highest sum, `accuracy_norm` the highest per character, `accuracy_bytes` per byte. Intervals: 95 %, bootstrap over
 documents, or over what questions rest on (`source`); differences are paired. What was scored is kept in OUT/scores: after a
 stop or a kill the same command goes on. Under torchrun the ranks share the work, for the same numbers.
@@ -16,7 +16,6 @@ import csv
 import hashlib
 import itertools
 import json
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,72 +23,45 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from answers import KINDS, SCORES, numbers, overlap_scores, write_answers
-from chat import chat_form, encode_chat, render
-from checkpoint import file_hashes
-from choices import answer, encode
-from compare import compare, markdown, over_seeds, slices, summarize
-from dataset import Dataset, end_token, load_tokenizer, prompt_of, read_jsonl, tokenizer_hash
-from files import file_hash, finite, locate, make_folder, read_json, write_csv, write_json, write_text
-from frozen import parameter_count
-from harness import export
-from instructions import encode_pairs
-from lora import home, is_adapter, load_model
-from model import Cache, Decoder, pick_device
-from plan import peak_memory, reset_peak
-from plot import draw_categories, draw_curves, draw_results, draw_slices, draw_tradeoff
-from predict import EDGES, PROTOCOLS, Protocol, losses
-from ranks import Ranks, join
-from sample import generate
+from model import Decoder
+from nanoprune import command_line
+from nanoprune.data.chat_format import chat_form, encode_chat, question_prompt, render
+from nanoprune.data.conversations import encode_pairs
+from nanoprune.data.dataset import Dataset
+from nanoprune.data.tokenizer import end_token, load_tokenizer, tokenizer_hash
+from nanoprune.device import peak_memory, pick_device, reset_peak
+from nanoprune.distributed import Ranks, join
+from nanoprune.evaluation.comparison import compare, over_seeds, slices, summarize
+from nanoprune.evaluation.lm_eval_tasks import export_tasks
+from nanoprune.evaluation.multiple_choice import encode_questions, score_questions
+from nanoprune.evaluation.perplexity import EDGES, PROTOCOLS, Protocol, text_losses
+from nanoprune.evaluation.result_cache import ResultCache
+from nanoprune.evaluation.results_page import markdown
+from nanoprune.evaluation.written_answers import KINDS, SCORES, numbers, overlap_scores, write_answers
+from nanoprune.figures.results import draw_categories, draw_results, draw_slices, draw_tradeoff
+from nanoprune.figures.runs import draw_curves
+from nanoprune.io.files import (
+    file_hash,
+    file_hashes,
+    finite_or_none,
+    make_folder,
+    read_json,
+    write_csv,
+    write_json,
+    write_text,
+)
+from nanoprune.io.hub import locate
+from nanoprune.io.jsonl import read_jsonl
+from nanoprune.nn.attention import KeyValueCache
+from nanoprune.nn.lora import count_parameters
+from nanoprune.nn.peft import config_folder, is_adapter, load_model
+from nanoprune.nn.sampling import generate
 
 SAMPLES, SAMPLE_TOKENS = 5, 60
-PIECE = 32  # documents, questions or answers that are measured, and kept, at a time
 GENERAL = Path(__file__).parent / "qa" / "general.jsonl"  # plain text on many things, written for this
 
 
-class Scores:
-    """Rows that were measured, by what they are of: CSV files with their checksums beside, so that none is measured twice.
-
-    A piece of PIECE documents or questions is a file: a kill costs the one that was on its way.
-    """
-
-    def __init__(self, folder: Path, ranks: Ranks):
-        self.folder, self.ranks = folder, ranks
-
-    def of(self, name: str, about: dict, items: list, measure) -> list[dict]:
-        """The rows of the items, kept under this description of how they are measured or measured now: measure(some, label)."""
-        rows = []
-        for start in range(0, len(items), PIECE):
-            some = items[start : start + PIECE]
-            hashes = hashlib.sha256(json.dumps(some, sort_keys=True, default=np.ndarray.tolist).encode()).hexdigest()
-            label = f"{name} {start + 1} to {start + len(some)} of {len(items)}"
-            rows += self._piece(name, about | {"items": hashes}, lambda some=some, label=label: measure(some, label))
-        return rows
-
-    def _piece(self, name: str, about: dict, measure) -> list[dict]:
-        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-        path = self.folder / f"{name}-{key}.csv"
-        if path.is_file():
-            try:
-                kept = read_json(path.with_suffix(".json"))
-                if kept["about"] == json.loads(json.dumps(about)) and kept["sha256"] == file_hash(path):
-                    with open(path, newline="", encoding="utf-8") as file:
-                        return [{k: json.loads(v) for k, v in row.items()} for row in csv.DictReader(file)]
-                raise ValueError(f"{path} does not match its checksum")
-            except (ValueError, KeyError, OSError) as error:
-                print(f"warning: {error}; measuring it again")
-        self.ranks.wait()
-        rows = measure()
-        if self.ranks.rank == 0:
-            write_csv(path, [{k: json.dumps(v) for k, v in row.items()} for row in rows])
-            write_json(path.with_suffix(".json"), {"about": about, "sha256": file_hash(path)})
-        self.ranks.wait()
-        return rows
-
-
 # ---------------------------------------------------------------- one model
-
-
 def texts_of(documents: list[dict], tokens: list[np.ndarray], protocol: Protocol, tokenizer, end: int) -> list[tuple]:
     """What the protocol scores as one: (its tokens, what it is: with the bytes and words that are predicted)."""
     units, found = protocol.units(tokens), []
@@ -110,7 +82,7 @@ def texts_of(documents: list[dict], tokens: list[np.ndarray], protocol: Protocol
 
 def score_text(model: Decoder, texts: list[tuple], protocol: Protocol, end: int, ranks: Ranks, label: str) -> list[dict]:
     """A row a text: what it is, nll in nats and tokens; the same by position."""
-    nll, counts = losses(model, [tokens for tokens, _ in texts], protocol, end, ranks=ranks, label=label)
+    nll, counts = text_losses(model, [tokens for tokens, _ in texts], protocol, end, ranks=ranks, label=label)
     return [about | {"nll": one.sum(), "tokens": int(count.sum())}
             | {f"nll_{first}": one[k] for k, first in enumerate(EDGES)}
             | {f"tokens_{first}": int(count[k]) for k, first in enumerate(EDGES)}
@@ -126,7 +98,7 @@ def measure_cost(model: Decoder, folder: Path, prompt: int = 256, new: int = 32,
     weight, marks, began = model.head_weight, [], time.perf_counter()
     prompt = min(prompt, max(1, model.config.max_position_embeddings - new - 1))
     while len(marks) < 2 or (len(marks) < rounds and time.perf_counter() - began < seconds):
-        cache = Cache(model.config, 1, prompt + new, weight.device, model.dtype)
+        cache = KeyValueCache(model.config, 1, prompt + new, weight.device, model.dtype)
         feed, times = torch.arange(prompt, device=weight.device)[None] % model.config.vocab_size, [time.perf_counter()]
         for _ in range(new + 1):
             feed = model.last_logits(feed, cache).argmax(-1, keepdim=True)
@@ -167,7 +139,7 @@ class Asked:
         self.general_tokens = self.tokens(self.general)
         self.questions, self.counts, begin = {}, {}, self.tokenizer.encode("").ids
         for name, asked in dataset.questions().items():
-            groups, self.counts[name] = encode(self.tokenizer, asked, window, begin, args.cut)
+            groups, self.counts[name] = encode_questions(self.tokenizer, asked, window, begin, args.cut)
             self.questions[name] = [(i, q, rows) for i, (q, rows) in enumerate(zip(asked, groups, strict=True)) if rows]
         path = dataset.folder / "pairs_test.jsonl"
         every = read_jsonl(path, ("messages",)) if path.is_file() else []
@@ -198,18 +170,18 @@ class Asked:
         for turn in before:
             said = turn["content"]
             text += (" " + said) if turn["role"] == "assistant" else ("\n\n" if text else "") + (
-                said if turn["role"] == "system" else prompt_of(said))
+                said if turn["role"] == "system" else question_prompt(said))
         return about | {"prompt": text, "tokens": self.tokenizer.encode(text).ids}
 
 
 def evaluate(
-    name: str, folder: Path, asked: Asked, args, protocol: Protocol, known: set[str], scores: Scores, ranks: Ranks
+    name: str, folder: Path, asked: Asked, args, protocol: Protocol, known: set[str], scores: ResultCache, ranks: Ranks
 ) -> dict:
     """Everything measured of one model, per document and per question."""
     device = pick_device(args.device)
     reset_peak(device)
     model = load_model(folder, device=device, dtype=getattr(torch, args.dtype)).eval()
-    base = {"model": file_hashes(folder), "config": file_hash(home(folder) / "config.json"), "dtype": args.dtype,
+    base = {"model": file_hashes(folder), "config": file_hash(config_folder(folder) / "config.json"), "dtype": args.dtype,
             "device": device.type, "torch": torch.__version__}
     if is_adapter(folder):
         base["base"] = model.base["base_sha256"]
@@ -221,7 +193,7 @@ def evaluate(
 
     test, general = texts("test", asked.test, asked.test_tokens), texts("general", asked.general, asked.general_tokens)
     answers = {label: scores.of(f"{name}-{label}", base | {"protocol": "choices"}, questions,
-                                lambda some, label: answer(model, some, ranks, label))
+                                lambda some, label: score_questions(model, some, ranks, label))
                for label, questions in asked.questions.items()}
     about = base | {"protocol": "written", "most": args.answer_tokens, "measures": sorted(overlap_scores("", "")),
                     "known": hashlib.sha256(" ".join(sorted(known)).encode()).hexdigest()}
@@ -230,7 +202,7 @@ def evaluate(
     cost, samples = None, []
     if ranks.rank == 0:  # the others would slow it down
         cost = measure_cost(model, folder) | {"peak_mb": 1000 * peak_memory(device)}
-        cost["trained_params"] = parameter_count(model)[1] if cost["training_s"] is not None or is_adapter(folder) else None
+        cost["trained_params"] = count_parameters(model)[1] if cost["training_s"] is not None or is_adapter(folder) else None
         window = model.config.max_position_embeddings
         for prompt in beginnings(asked.test):
             ids = asked.tokenizer.encode(prompt).ids[: window // 2]
@@ -244,7 +216,7 @@ def evaluate(
     run = read_json(folder.parent / "config.json") if (folder.parent / "train.csv").is_file() else None
     like = json.dumps({k: v for k, v in run.items() if k not in ("name", "runs", "seed")}, sort_keys=True) if run else None
     return {"name": name, "path": str(folder), "blocks": model.config.num_hidden_layers, "original": list(model.config.blocks),
-            "params": parameter_count(model)[0], "tokenizer": asked.hash, "test": test, "general": general,
+            "params": count_parameters(model)[0], "tokenizer": asked.hash, "test": test, "general": general,
             "answers": answers, "written": written, "cost": cost, "samples": samples, "seed": run["seed"] if run else None,
             "like": like}
 
@@ -265,8 +237,6 @@ def beginnings(documents: list[dict], words: int = 8) -> list[str]:
 
 
 # ---------------------------------------------------------------- all of them
-
-
 def check_arguments(args) -> None:
     for name, least in (("context", 2), ("stride", 0), ("answers", 0), ("answer_tokens", 1)):
         if getattr(args, name) < least:
@@ -306,14 +276,14 @@ def main() -> None:
         raise ValueError(f"{args.data} holds conversations, of which the answers are predicted: it takes --protocol documents "
                          "alone, no --prefix-token and no --export-harness")
     if args.export_harness:
-        print("wrote " + ", ".join(map(str, export(dataset, Path(args.export_harness)))))
+        print("wrote " + ", ".join(map(str, export_tasks(dataset, Path(args.export_harness)))))
         return
     # Wrong names, configs and tokenizers are found before the first model is measured.
     folders, homes = {}, {}
     for name in args.models:
         with ranks.one_first():
             folders[name] = locate(name)
-            homes[name] = home(folders[name])
+            homes[name] = config_folder(folders[name])
     configs = {name: Decoder.read_config(folder) for name, folder in homes.items()}
     window = min(config.max_position_embeddings for config in configs.values())
     asked = {}
@@ -351,7 +321,7 @@ def main() -> None:
         known = {n for pair in read_jsonl(dataset.folder / "pairs.jsonl", ("messages",)) for n in numbers(json.dumps(pair))}
     else:
         known = {n for name in against for row in dataset.documents(name) for n in numbers(row["text"])}
-    found, failure, scores = [], None, Scores(out / "scores", ranks)
+    found, failure, scores = [], None, ResultCache(out / "scores", ranks)
     for name, folder in folders.items():
         one = asked[tokenizer_hash(homes[name]) or dataset.meta["tokenizer_hash"]]
         prefix = one.end if args.protocol == "rolling" and args.prefix_token is None else args.prefix_token
@@ -391,7 +361,7 @@ def report(args, dataset: Dataset, found: list[dict], asked: Asked, protocol: Pr
     for name in ("answers.csv", "answers.jsonl", "categories.png", "curves.png"):  # of others, if not written below
         (out / name).unlink(missing_ok=True)
     page = markdown(summaries, comparisons, seeds, text, samples)
-    write_json(out / "results.json", finite({"protocol": text, "models": summaries, "comparisons": comparisons,
+    write_json(out / "results.json", finite_or_none({"protocol": text, "models": summaries, "comparisons": comparisons,
                                              "over_seeds": {"configs": seeds[0], "comparisons": seeds[1]}}))
     write_text(out / "results.md", page)
     write_text(out / "samples.jsonl", "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
@@ -432,11 +402,4 @@ def report(args, dataset: Dataset, found: list[dict], asked: Asked, protocol: Pr
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"eval.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\neval.py: stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    command_line.run(main, "stopped; the same command goes on")

@@ -4,62 +4,37 @@ Module and parameter names are Hugging Face's, letter for letter, so that loadin
 Shapes: B batch, T time, D hidden size, H query heads, K key/value heads, F head_dim, V vocabulary.
 """
 
-import contextlib
-import math
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.checkpoint import create_selective_checkpoint_contexts as keep_outputs
 
-from attention import attend, attend_documents, causal_mask, document_lengths, document_mask, document_positions, has_flash
-from files import locate, read_json, read_weights, write_json, write_tensors
-from ops import IGNORE, GatedSilu, Normalize, Rotate, head_logits, head_loss, run, send, tie
-from shape import ModelConfig
+from nanoprune.device import has_flash, to_device
+from nanoprune.io.files import read_json, write_json
+from nanoprune.io.hub import locate
+from nanoprune.io.tensors import read_weights, write_tensors
+from nanoprune.nn.attention import (
+    KeyValueCache,
+    attend,
+    attend_documents,
+    causal_mask,
+    document_lengths,
+    document_mask,
+    document_positions,
+)
+from nanoprune.nn.losses import head_logits, head_loss
+from nanoprune.nn.model_config import ModelConfig
+from nanoprune.nn.pointwise import GatedSilu, Normalize, Rotate, apply, rope_table
+from nanoprune.nn.tied_embedding import tie
 
-SHORT = 64  # tokens: packed documents shorter than this on average share one attention under a mask
-KEPT = [getattr(torch.ops.aten, name).default for name in (  # where only what is pointwise runs again in the backward pass
+SHORT_DOCUMENT = 64  # tokens: packed documents shorter than this on average share one attention under a mask
+SAVED_OPERATIONS = [getattr(torch.ops.aten, name).default for name in (  # where only what is pointwise runs again in the backward pass
     "mm", "addmm", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")]
-
-
-def rope_table(config: ModelConfig, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of the rotary embedding in fp32, (..., T, F), for positions (..., T).
-
-    RoFormer (arXiv:2104.09864) in the half-split form; Llama 3.1's scaling stretches the long wavelengths.
-    """
-    exponents = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32) / config.head_dim
-    frequencies = config.rope_theta**-exponents
-    if s := config.rope_scaling:
-        wavelengths = 2 * math.pi / frequencies
-        low, high = s["low_freq_factor"], s["high_freq_factor"]
-        blend = (s["original_max_position_embeddings"] / wavelengths - low) / (high - low)
-        blend = blend.clamp(0, 1)  # 0: wavelength over original/low, fully stretched; 1: below original/high, as it is
-        frequencies = (1 - blend) * frequencies / s["factor"] + blend * frequencies
-    angles = positions[..., None].float() * frequencies
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
-
-
-class Cache:
-    """Keys and values of every block for up to `length` positions of a batch; `used` of them are filled."""
-
-    def __init__(self, config: ModelConfig, batch: int, length: int, device="cpu", dtype: torch.dtype = torch.float32):
-        shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, length, config.head_dim)
-        self.store = torch.zeros(shape, device=device, dtype=dtype)
-        self.used = 0
-
-    def extend(self, block: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add a block's new k and v (B, K, T, F) and return all so far. The model moves `used` on after its last block."""
-        end = self.used + k.shape[2]
-        keys, values = self.store[block]
-        keys[:, :, self.used : end], values[:, :, self.used : end] = k, v
-        return keys[:, :, :end], values[:, :, :end]
 
 
 class RMSNorm(nn.Module):
@@ -69,7 +44,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # In fp32, cast back, then times the weight: the order the checkpoints were trained with.
-        return self.weight * run(Normalize, x, self.eps)
+        return self.weight * apply(Normalize, x, self.eps)
 
 
 class Attention(nn.Module):
@@ -85,14 +60,14 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
-    def forward(self, x_BTD: torch.Tensor, rope, mask, cache: Cache | None, block: int) -> torch.Tensor:
+    def forward(self, x_BTD: torch.Tensor, rope, mask, cache: KeyValueCache | None, block: int) -> torch.Tensor:
         """`mask`: None (causal), what may be seen (B or 1, 1, T, keys), or what `attend_documents` takes."""
         B, T, _ = x_BTD.shape
         q, k, v = (proj(x_BTD).view(B, T, -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, heads, T, F)
-        q, k = run(Rotate, q, *rope), run(Rotate, k, *rope)
+        q, k = apply(Rotate, q, *rope), apply(Rotate, k, *rope)
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norms leave fp32 behind
         if cache is not None:
             k, v = cache.extend(block, k, v)
@@ -108,7 +83,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(run(GatedSilu, self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(apply(GatedSilu, self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):
@@ -128,7 +103,7 @@ class Block(nn.Module):
         elif part == "mlp":
             self.mlp = self.post_attention_layernorm = None
 
-    def forward(self, x: torch.Tensor, rope, mask, cache: Cache | None = None, block: int = 0, skip: str = "") -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rope, mask, cache: KeyValueCache | None = None, block: int = 0, skip: str = "") -> torch.Tensor:
         """x (B, T, D) with attention and MLP added, but for the one to `skip`."""
         if self.self_attn is not None and skip != "attn":
             x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, block)
@@ -157,16 +132,16 @@ class Trunk(nn.Module):
             lengths = document_lengths(documents)
             if len(lengths) == len(documents):  # rows of one document each
                 return self.begin(config, ids, embed)
-            positions = send(document_positions(documents), ids.device)
+            positions = to_device(document_positions(documents), ids.device)
         x = embed(ids).to(self.norm.weight.dtype)  # of a frozen base only the norms are wide
         cos, sin = (table[:, None].to(x.dtype) for table in rope_table(config, positions))  # (B or 1, 1, T, F)
         windows = {"full_attention": None, "sliding_attention": config.sliding_window}
         if documents is None:
             masks = {kind: causal_mask(T, start + T, window, ids.device) for kind, window in windows.items()}
         elif has_flash(x):
-            starts = send(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), ids.device)
+            starts = to_device(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), ids.device)
             masks = {kind: (lengths, window, starts) for kind, window in windows.items()}
-        elif len(lengths) * SHORT <= ids.numel():
+        elif len(lengths) * SHORT_DOCUMENT <= ids.numel():
             masks = {kind: (lengths, window) for kind, window in windows.items()}
         else:
             masks = {kind: document_mask(documents, windows[kind], ids.device) for kind in set(config.layer_types)}
@@ -180,7 +155,7 @@ class Trunk(nn.Module):
             if self.recompute == "none" or not torch.is_grad_enabled():
                 x = layer(*given)
             else:
-                kept = KEPT if self.recompute == "pointwise" else []
+                kept = SAVED_OPERATIONS if self.recompute == "pointwise" else []
                 x = checkpoint(layer, *given, use_reentrant=False, context_fn=partial(keep_outputs, kept))
         if cache is not None:
             cache.used += ids.shape[1]
@@ -217,7 +192,7 @@ class Decoder(nn.Module):
         ids: torch.Tensor,
         targets: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
         reduction: str = "mean",
         teacher: tuple | None = None,
     ) -> torch.Tensor:
@@ -232,7 +207,7 @@ class Decoder(nn.Module):
         x = self.model(self.config, ids, embed, documents, cache)
         return head_logits(x, weight) if targets is None else head_loss(x, weight, targets, reduction, teacher)
 
-    def last_logits(self, ids: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def last_logits(self, ids: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
         """Logits (B, V) of the last position only: what generating needs, without the head over the whole prompt."""
         return head_logits(self.model(self.config, ids, self.model.embed_tokens, None, cache)[:, -1], self.head_weight)
 
@@ -296,36 +271,3 @@ class Uninitialized(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
-
-
-@torch.no_grad()
-def document_nll(model: Decoder, windows: Iterable, documents: int, autocast=contextlib.nullcontext
-) -> tuple[np.ndarray, np.ndarray]:
-    """Per document, the summed negative log-likelihood in nats and the tokens it is of.
-
-    `windows` yields (ids, targets, document numbers), as `dataset.Split.windows` does; `autocast` opens a context.
-    """
-    nll, tokens = np.zeros(documents), np.zeros(documents, np.int64)
-    device = next(model.parameters()).device
-    with autocast():  # over all of them: it casts the weights once
-        for ids, targets, rows in windows:
-            losses = model(send(ids, device), targets, reduction="none")
-            np.add.at(nll, rows, losses.cpu().double().sum(1).numpy())
-            np.add.at(tokens, rows, (targets != IGNORE).sum(1).numpy())
-    return nll, tokens
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a name (cpu, cuda, cuda:1, mps), or the best there is for "auto"; ValueError where there is none."""
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(best if name == "auto" else name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
-        raise ValueError(f"device: given {name!r}; allowed are auto, cpu, cuda, cuda:N and mps")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: given {name}, this machine has {torch.cuda.device_count()} CUDA device(s)")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device: given mps, this machine or this build of torch has none; use cpu")
-    return device

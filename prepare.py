@@ -9,58 +9,55 @@ Says what it dropped and why. Same input and options, same bytes.
 import argparse
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import TextIO
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from ask import write_questions
-from chat import ChatForm, chat_form
-from clean import STOP_WORDS
-from corpus import Corpus, Document, drop_near_duplicates, read_corpus, split_by_date, split_by_hash, spread
-from dataset import (
-    SPLITS,
-    end_token,
-    line_of,
-    load_tokenizer,
-    read_jsonl,
-    read_questions,
-    tokenizer_hash,
-    write_examples,
-    write_jsonl,
-    write_tokens,
+from nanoprune import command_line
+from nanoprune.data.chat_format import ChatForm, chat_form
+from nanoprune.data.conversations import (
+    MAX_REPEATS,
+    balance,
+    divide,
+    encode_pairs,
+    hold_out,
+    read_pairs,
+    with_task,
 )
-from files import TOKENIZER_FILES, copy_tokenizer, file_hash, locate, make_folder, read_json, whole_folder, write_json
-from instructions import MAX_REPEATS, balance, divide, encode_pairs, hold_out, read_pairs, with_task
-from questions import open_and_closed_book, training_pairs
-from report import write_report
+from nanoprune.data.corpus import (
+    Corpus,
+    Document,
+    drop_near_duplicates,
+    evenly_spaced,
+    read_corpus,
+    split_by_date,
+    split_by_hash,
+)
+from nanoprune.data.dataset import SPLITS, read_questions
+from nanoprune.data.dataset_page import write_dataset_page
+from nanoprune.data.language import STOP_WORDS
+from nanoprune.data.llm_questions import write_questions
+from nanoprune.data.rule_questions import open_and_closed_book, training_pairs
+from nanoprune.data.token_file import write_documents, write_examples
+from nanoprune.data.tokenizer import (
+    end_token,
+    first_token,
+    load_tokenizer,
+    tokenizer_hash,
+    train_tokenizer,
+    vocabulary,
+)
+from nanoprune.io.files import file_hash, make_folder, read_json, replace_folder, write_json
+from nanoprune.io.hub import TOKENIZER_FILES, copy_tokenizer, locate
+from nanoprune.io.jsonl import json_line, read_jsonl, write_jsonl
 
 GENERAL = Path(__file__).parent / "qa" / "general.jsonl"  # what eval.py measures forgetting on
 BATCH = 1024  # documents tokenized at a time
-
-# ---------------------------------------------------------------- tokens
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
-    """A byte-level BPE with Qwen's special tokens, trained on these texts."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if vocab_size < len(specials) + len(alphabet):
-        raise ValueError(f"--train-tokenizer {vocab_size} is too small: the bytes and special tokens alone are "
-                         f"{len(specials) + len(alphabet)}")
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": specials[0],
-                                                  "pad_token": specials[0]})
 
 
 def write_split(folder: Path, name: str, documents: list[Document], corpus: Corpus, tokenizer: Tokenizer, end: int) -> dict:
@@ -84,7 +81,7 @@ def write_split(folder: Path, name: str, documents: list[Document], corpus: Corp
 
     def encoded(lines: TextIO) -> Iterator[tuple[list[int], int]]:
         for batch, coming in batches():
-            lines.writelines(map(line_of, batch))
+            lines.writelines(map(json_line, batch))
             for document, found in zip(batch, coming.result(), strict=True):
                 text, tokens = document["text"], found.ids
                 skipped = 0 if begins else len(first_token(tokenizer, tokens, text).encode())
@@ -94,27 +91,12 @@ def write_split(folder: Path, name: str, documents: list[Document], corpus: Corp
                 yield tokens, nbytes
 
     with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as lines:
-        write_tokens(folder / f"{name}.safetensors", encoded(lines), len(documents), vocabulary(tokenizer))
+        write_documents(folder / f"{name}.safetensors", encoded(lines), len(documents), vocabulary(tokenizer))
     return {"documents": len(documents), "tokens": totals["tokens"], "bytes": totals["bytes"],
             "first": documents[0].date, "last": documents[-1].date}
 
 
-def vocabulary(tokenizer: Tokenizer) -> int:
-    """One more than the largest id: some vocabularies have holes."""
-    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-
-
-def first_token(tokenizer: Tokenizer, tokens: list[int], text: str) -> str:
-    """The part of the text that its first token stands for."""
-    plain = tokenizer.decode(tokens[:1])
-    if not tokens or (plain and text.startswith(plain)):
-        return plain
-    return text[: tokenizer.encode(text).offsets[0][1]]  # part of a character, or of a text that was normalised
-
-
 # ---------------------------------------------------------------- the whole
-
-
 def prepare(args: argparse.Namespace, folder: Path) -> dict:
     """Make the dataset in an empty folder; its meta.json's content."""
     pairs = read_pairs(args.pairs) if args.pairs else []
@@ -137,7 +119,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
     tokenizer = load_tokenizer(folder)
     end = end_token(tokenizer, folder)
     if args.conversations:
-        chosen = {name: [corpus[d] for d in spread(found, args.generated_documents)] for name, found in splits.items()}
+        chosen = {name: [corpus[d] for d in evenly_spaced(found, args.generated_documents)] for name, found in splits.items()}
         (folder / "cleaned.jsonl").unlink()
         return prepare_conversations(args, folder, {
             name: training_pairs(found, args.seed, context=True) + (pairs if name == "train" else [])
@@ -145,11 +127,11 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
     entries = {name: write_split(folder, name, found, corpus, tokenizer, end) for name, found in splits.items()}
 
     if args.generated:
-        chosen = {name: [corpus[d] for d in spread(found, args.generated_documents)] for name, found in splits.items()}
+        chosen = {name: [corpus[d] for d in evenly_spaced(found, args.generated_documents)] for name, found in splits.items()}
         pairs = training_pairs(chosen["train"], args.seed) + pairs
         sets = {name: found for name, found in open_and_closed_book(chosen, args.seed).items() if found} | sets
     if args.questions_from:
-        chosen = [corpus[d] for d in spread(splits["train"], args.questions_documents)]
+        chosen = [corpus[d] for d in evenly_spaced(splits["train"], args.questions_documents)]
         sets["written"], refused = write_questions(args.questions_from, args.questions_model, chosen, args.seed)
         print(f"{len(sets['written'])} questions written on {len(chosen)} documents; refused: "
               + (", ".join(f"{n} {reason}" for reason, n in refused.most_common()) or "none"))
@@ -164,7 +146,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
         write_examples(folder / f"{name}.safetensors", [encoded[id(p)] for p in chosen], vocabulary(tokenizer))
     if general:
         documents = [([*found.ids, end], 0) for found in tokenizer.encode_batch([row["text"] for row in general])]
-        write_tokens(folder / "replay.safetensors", documents, len(documents), vocabulary(tokenizer))
+        write_documents(folder / "replay.safetensors", documents, len(documents), vocabulary(tokenizer))
         print(f"{len(documents)} general documents to mix in, {sum(len(tokens) for tokens, _ in documents):,} tokens")
     meta = describe(args, folder, source_of(args, corpus), sets, pairs, held_out, dropped) | {
         "dropped": {reason: len(found) for reason, found in corpus.dropped.items()},
@@ -173,7 +155,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
     }
     write_json(folder / "meta.json", meta)
     if args.report:
-        write_report(folder, meta, corpus)
+        write_dataset_page(folder, meta, corpus)
     (folder / "cleaned.jsonl").unlink()
     return meta
 
@@ -259,8 +241,8 @@ def describe(args, folder: Path, source: dict, sets: dict, pairs: list[dict], he
 
 def not_asked(pairs: list[dict], asked: list[dict]) -> list[dict]:
     """The pairs that do not ask what is asked in the test."""
-    known = {line_of(pair["messages"][:-1]) for pair in asked}
-    left = [pair for pair in pairs if line_of(pair["messages"][:-1]) not in known]
+    known = {json_line(pair["messages"][:-1]) for pair in asked}
+    left = [pair for pair in pairs if json_line(pair["messages"][:-1]) not in known]
     if len(left) < len(pairs):
         print(f"{len(pairs) - len(left)} pairs left out of training: they stand among the test's")
     return left
@@ -393,7 +375,7 @@ def main() -> None:
     if strange := foreign_files(args.out):
         raise ValueError(f"{args.out} holds what prepare.py did not write ({', '.join(strange[:3])}) and would be lost; "
                          "move it elsewhere or choose another --out")
-    with whole_folder(args.out) as beside:
+    with replace_folder(args.out) as beside:
         meta = prepare(args, beside)
     tokens = sum(entry["tokens"] for entry in meta["splits"].values())
     print(f"wrote {args.out}: {tokens:,} tokens, {meta['pairs']} training pairs, questions: "
@@ -401,11 +383,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"prepare.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nprepare.py: stopped", file=sys.stderr)
-        sys.exit(130)
+    command_line.run(main)

@@ -10,7 +10,6 @@ scores beside it only estimate (and block influence is known to rank Qwen3-0.6B'
 
 import argparse
 import math
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -18,44 +17,43 @@ from pathlib import Path
 import numpy as np
 import torch.nn as nn
 
-from checkpoint import environment, file_hashes
-from dataset import Dataset, Split
-from files import (
-    MODEL_FILES,
-    TOKENIZER_FILES,
-    copy_tokenizer,
-    file_hash,
-    finite,
-    locate,
-    make_folder,
-    whole_folder,
-    write_csv,
-    write_json,
-)
-from model import Decoder, pick_device
-from ranks import ALONE, Ranks, join
-from scores import (
+from model import Decoder
+from nanoprune import command_line
+from nanoprune.data.dataset import Dataset
+from nanoprune.data.token_file import TokenFile
+from nanoprune.device import pick_device
+from nanoprune.distributed import ALONE, Ranks, join
+from nanoprune.evaluation.block_scores import (
     ESTIMATES,
     SCORE_COLUMNS,
     SOURCES,
     Part,
-    label,
     losses_without,
     magnitude,
+    part_name,
     score_blocks,
     similarities,
     taylor,
     window_tokens,
 )
-from stats import ranked
+from nanoprune.io.files import (
+    file_hash,
+    file_hashes,
+    finite_or_none,
+    make_folder,
+    replace_folder,
+    write_csv,
+    write_json,
+)
+from nanoprune.io.hub import check_out, copy_tokenizer, locate
+from nanoprune.statistics import average_ranks
+from nanoprune.training.run_folder import environment
 
 METHODS = ("loss", "influence", "angular", "taylor", "magnitude", "last", "random")
 LEAST_DOCUMENTS, LEAST_TOKENS = 2, 100  # with less there is no interval, and nothing to go by
 
 
 # ---------------------------------------------------------------- removing
-
-
 def read_parts(given: Iterable[int | str], config) -> list[Part]:
     """What "13", 13 or "13.attn" name in a model of this config, in order; ValueError where it is not there or repeated."""
     parts, count = [], config.num_hidden_layers
@@ -72,7 +70,7 @@ def read_parts(given: Iterable[int | str], config) -> list[Part]:
                              + ("" if half == config.without[block] else f"; drop the whole block, {block}"))
         parts.append((block, half))
     for block in sorted({block for block, _ in parts}):
-        if len(named := [label(part) for part in parts if part[0] == block]) > 1:
+        if len(named := [part_name(part) for part in parts if part[0] == block]) > 1:
             both = sorted(named) == [f"{block}.attn", f"{block}.mlp"]
             mend = f"name the whole block, {block}" if both else "name each block to drop once"
             raise ValueError(f"block {block} is named more than once ({', '.join(named)}); {mend}")
@@ -108,14 +106,12 @@ def silence(model: Decoder, parts: list[Part]) -> None:
 
 def remember(model: Decoder, base: str, folder: Path, parts: list[Part], **how) -> None:
     """Add to the history that config.json carries: what is about to be dropped from which base, and how it was chosen."""
-    entry = {"base": str(base), "base_sha256": file_hashes(folder), "dropped": ",".join(map(label, parts)),
-             "original": ",".join(label((model.config.blocks[block], half)) for block, half in parts)}
+    entry = {"base": str(base), "base_sha256": file_hashes(folder), "dropped": ",".join(map(part_name, parts)),
+             "original": ",".join(part_name((model.config.blocks[block], half)) for block, half in parts)}
     model.config.extra["nanoprune_history"] = [*model.config.extra.get("nanoprune_history", []), entry | how]
 
 
 # ---------------------------------------------------------------- choosing
-
-
 def choose_blocks(
     model: Decoder, windows: list, documents: int, count: int, method: str = "loss", contiguous: bool = False,
     protect: Iterable[int] = (), once: bool = False, seed: int = 0, ranks: Ranks = ALONE,
@@ -141,7 +137,7 @@ def choose_blocks(
             raise ValueError(f"--contiguous: no {count} unprotected blocks follow each other")
         wanted = 1 if contiguous or not (once or method in ("last", "random")) else count
         scores = score_runs(model, windows, documents, chosen, runs, method, seed, ranks)
-        order = np.argsort(ranked(scores), kind="stable")[:wanted]
+        order = np.argsort(average_ranks(scores), kind="stable")[:wanted]
         for k in order:
             chosen += runs[k]
             decisions.append({"blocks": list(runs[k]), method: None if not math.isfinite(scores[k]) else float(scores[k])})
@@ -176,9 +172,7 @@ def score_runs(model, windows, documents, gone: list[int], runs: list[tuple[int,
 
 
 # ---------------------------------------------------------------- the commands
-
-
-def choose_documents(split: Split, tokens: int) -> set[int]:
+def choose_documents(split: TokenFile, tokens: int) -> set[int]:
     """Documents evenly spaced over the split, of about `tokens` tokens in all (0: every document)."""
     step = max(1, round(len(split.tokens) / tokens)) if tokens else 1
     return set(range(0, len(split), step))
@@ -226,7 +220,7 @@ def score(args, model: Decoder, folder: Path, dataset: Dataset, ranks: Ranks) ->
              "dtype": "float32", "protocol": SOURCES, "columns": list(SCORE_COLUMNS), **found,
              "environment": environment(model.head_weight.device)}
     path = Path(args.score).with_suffix(".json")
-    write_json(path, finite(about))
+    write_json(path, finite_or_none(about))
     print(f"wrote {args.score} and {path}")
     return rows
 
@@ -251,14 +245,14 @@ def save(args, model: Decoder, folder: Path, blocks: list, how: dict, evidence: 
     """Drop the blocks and write what is left, with its history."""
     out, before = Path(args.out), sum(p.numel() for p in model.parameters())
     parts = read_parts(blocks, model.config)
-    names = ",".join(map(label, parts))
+    names = ",".join(map(part_name, parts))
     if args.zeroed and not all(half for _, half in parts):
         raise ValueError(f"--zeroed is for attentions and MLPs, as in --drop 13.attn; {names} names a whole block, which every "
                          "reader can be without")
     remember(model, args.base, folder, parts, zeroed=args.zeroed, **how, scores=evidence,
              scores_sha256=file_hash(evidence) if evidence else None)
-    silence(model, parts) if args.zeroed else drop_blocks(model, map(label, parts))
-    with whole_folder(out) as beside:
+    silence(model, parts) if args.zeroed else drop_blocks(model, map(part_name, parts))
+    with replace_folder(out) as beside:
         model.save_pretrained(beside)
         copy_tokenizer(folder, beside)
     after = sum(p.numel() for p in model.parameters())
@@ -268,14 +262,6 @@ def save(args, model: Decoder, folder: Path, blocks: list, how: dict, evidence: 
         print("transformers cannot represent a block without its attention or MLP, and will refuse this folder; nanoprune "
               "reads it. --zeroed writes one that transformers reads: the same outputs, no fewer parameters")
     print(f"wrote {out}")
-
-
-def check_out(out: Path, *sources: Path) -> None:
-    """ValueError where writing a model to this folder would take the place of something else, or of what it is made from."""
-    strange = {path.name for path in out.glob("*") if not any(map(path.match, MODEL_FILES + TOKENIZER_FILES))}
-    if strange or out.resolve() in [source.resolve() for source in sources]:
-        what = f"holds more than a model ({', '.join(sorted(strange)[:3])})" if strange else "is what the model is made from"
-        raise ValueError(f"--out {out} {what}; write it to another folder")
 
 
 def main() -> None:
@@ -331,7 +317,7 @@ def main() -> None:
     if args.drop is not None:
         read_parts(args.drop.split(","), config)
     if config.blocks != tuple(range(len(config.blocks))) or any(config.without):
-        lost = [label((b, half)) for b, half in zip(config.blocks, config.without, strict=True) if half]
+        lost = [part_name((b, half)) for b, half in zip(config.blocks, config.without, strict=True) if half]
         print(f"{args.base} is pruned already: its blocks are {list(config.blocks)} of the original"
               + (f", without {', '.join(lost)}" if lost else ""))
     for entry in config.extra.get("nanoprune_history", []):
@@ -350,11 +336,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"prune.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nprune.py: stopped", file=sys.stderr)
-        sys.exit(130)
+    command_line.run(main)

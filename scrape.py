@@ -21,7 +21,6 @@ kill as well; what is there is not fetched again unless the site says that it ch
 import argparse
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -32,14 +31,16 @@ from urllib.parse import urljoin
 
 from tqdm import tqdm
 
-from fetch import MAX_UNANSWERED, Disallowed, Fetcher, FetchError
-from folder import READERS, read_folder
-from pages import SITES, Site, blank_article, parse_article, parse_feed, parse_sitemap
-from store import Store, read_lines, write_whole
+from nanoprune import command_line
+from nanoprune.io.files import write_bytes
+from nanoprune.io.jsonl import read_log
+from nanoprune.web.archive import Archive
+from nanoprune.web.http import MAX_UNANSWERED, Disallowed, Fetcher, FetchError
+from nanoprune.web.local_files import READERS, read_folder
+from nanoprune.web.sites import SITES, Site, blank_article, parse_article, parse_feed, parse_sitemap
+
 
 # ---------------------------------------------------------------- collecting
-
-
 @dataclass
 class Report:
     """What became of every article that was listed or had before."""
@@ -86,8 +87,8 @@ def collect(site: Site, out: Path, report: Report, choice: Choice, *, source: st
     report. ValueError where `out` is damaged or cannot be written, where the host does not answer, and where no article
     is found at all.
     """
-    old = {row["id"]: row for row in read_lines(out, ("id",))}
-    store = Store(out.with_suffix(".raw"))
+    old = {row["id"]: row for row in read_log(out, ("id",))}
+    store = Archive(out.with_suffix(".raw"))
     wanted, taken = set(old), 0
     fetcher = Fetcher(site.base_url, delay, store, hosts)
     if source == "feed":
@@ -146,7 +147,7 @@ def collect(site: Site, out: Path, report: Report, choice: Choice, *, source: st
 
 def collect_folder(folder: Path, out: Path, report: Report, choice: Choice) -> None:
     """The documents of a folder; those that `out` has of files that are gone stay. ValueError where there is none."""
-    old, found = {row["id"]: row for row in read_lines(out, ("id",))}, {}
+    old, found = {row["id"]: row for row in read_log(out, ("id",))}, {}
     for path, article in tqdm(read_folder(folder), desc="files", unit="", disable=None):
         report.listed += 1
         if isinstance(article, ValueError):
@@ -162,7 +163,7 @@ def collect_folder(folder: Path, out: Path, report: Report, choice: Choice) -> N
 
 def reparse(site: Site, out: Path, report: Report, choice: Choice) -> None:
     """Read all that is kept once more: the articles that `out` has, or, where there is no such file, all that are chosen."""
-    old, store = {row["id"]: row for row in read_lines(out, ("id",))}, Store(out.with_suffix(".raw"))
+    old, store = {row["id"]: row for row in read_log(out, ("id",))}, Archive(out.with_suffix(".raw"))
     if not store.answers:
         raise ValueError(f"{store.folder} keeps no answers to read again; collect some first, without --reparse")
     report.listed = len(store.answers)
@@ -170,7 +171,7 @@ def reparse(site: Site, out: Path, report: Report, choice: Choice) -> None:
     write_articles(out, old, {i: a for i, a in found.items() if i in old or not choice.refuses(a["date"])}, report)
 
 
-def read_kept(store: Store, site: Site, wanted: set[str] | None, report: Report) -> dict[str, dict]:
+def read_kept(store: Archive, site: Site, wanted: set[str] | None, report: Report) -> dict[str, dict]:
     """The wanted articles (None: all in the site's language) as the kept answers tell them, by id.
 
     Of several tellings the one of the latest day counts, and of those the one that arrived last; what it leaves empty
@@ -206,7 +207,7 @@ def write_articles(out: Path, old: dict[str, dict], found: dict[str, dict], repo
     rows = sorted((old | found).values(), key=lambda article: (article.get("date", ""), article["id"]))
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     if rows and not (out.is_file() and out.read_bytes() == data):
-        write_whole(out, data)
+        write_bytes(out, data)
 
 
 def from_feed(fetcher: Fetcher, site: Site, since: str, report: Report) -> Iterator[tuple[dict, str]]:
@@ -280,8 +281,6 @@ def is_complete(article: dict) -> bool:
 
 
 # ---------------------------------------------------------------- the command
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("urls", nargs="*", metavar="URL", help="article pages, or one folder of documents")
@@ -338,11 +337,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"scrape.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nscrape.py: stopped; what was collected is kept, run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    command_line.run(main, "stopped; what was collected is kept, run the same command again to go on")

@@ -12,23 +12,27 @@ import argparse
 import json
 import math
 import shutil
-import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from checkpoint import has_state
-from configs import Config, Study, load_study, replace
-from dataset import Dataset
-from files import finite, locate, make_folder, read_json, write_csv, write_json, write_text
-from model import Decoder, pick_device
-from plot import draw_blocks, draw_study, read_csv
+from model import Decoder
+from nanoprune import command_line
+from nanoprune.config import Config, Study, load_study
+from nanoprune.data.dataset import Dataset
+from nanoprune.device import pick_device
+from nanoprune.distributed import Ranks, join
+from nanoprune.evaluation.block_scores import ESTIMATES, losses_without, score_blocks, window_tokens
+from nanoprune.figures.blocks import draw_blocks
+from nanoprune.figures.study import draw_study
+from nanoprune.figures.style import read_csv
+from nanoprune.io.files import finite_or_none, make_folder, read_json, write_csv, write_json, write_text
+from nanoprune.io.hub import locate
+from nanoprune.statistics import bootstrap, spearman, spearman_interval
+from nanoprune.training.run_folder import has_state
 from prune import read_parts
-from ranks import Ranks, join
-from scores import ESTIMATES, losses_without, score_blocks, window_tokens
-from stats import bootstrap, spearman, spearman_interval
-from train import STOPPED, Diverged, listen, train
+from train import STOPPED, Diverged, catch_signals, train
 
 STUDY_COLUMNS = ("block", *(f"{what}{end}" for what in ("before", "lost_before", "after", "lost_after")
                            for end in ("", "_low", "_high")),
@@ -59,13 +63,13 @@ class Measured:
             shutil.rmtree(config.folder)  # killed before its first save
         self.ranks.wait()
         try:
-            if not train(config, resume=resume, listen=listen):
+            if not train(config, resume=resume, listen=catch_signals):
                 raise Stopped(f"{self.folder}: the same command goes on")
             model = Decoder.from_pretrained(config.folder / "model", device=self.device).eval()
             nll = losses_without(model, self.windows(model), len(self.test), [()], self.ranks)[0][0].tolist()
             logs = [read_csv(config.folder / f"{log}.csv", ("step",))[-1] for log in ("train", "eval")]
             seconds = float(logs[0]["seconds"]) + read_json(config.folder / "env.json").get("teacher_seconds", 0.0)
-            found = finite({"test_nll": nll, "val": float(logs[1]["nll"]), "seconds": seconds, "steps": int(logs[0]["step"])})
+            found = finite_or_none({"test_nll": nll, "val": float(logs[1]["nll"]), "seconds": seconds, "steps": int(logs[0]["step"])})
         except Diverged as error:  # perhaps in the first step, of which no log tells
             print(f"{config.folder}: {error}")
             found = {"test_nll": [None] * len(self.test), "val": None, "seconds": None, "steps": None}
@@ -200,7 +204,7 @@ def report(study, folder, blocks, best, by_block, before, tokens, after, chosen,
     write_csv(folder / "study.csv", rows, STUDY_COLUMNS)
     text = markdown(study, rows, more, predicted, chosen, best, len(counts), int(counts.sum()), steps)
     write_text(folder / "study.md", text)
-    write_json(folder / "study.json", finite({
+    write_json(folder / "study.json", finite_or_none({
         "study": asdict(study), "learning_rates": {"full": chosen[False], "reduced": chosen[True]}, "rows": rows + more,
         "predicts_the_healed_loss": predicted, "scores": about}))
     print(text)
@@ -254,19 +258,13 @@ def main() -> int:
                                      "training can be given as --key=value.", allow_abbrev=False)
     parser.add_argument("study", help="a config file that binds `study`, such as configs/study.py")
     args, overrides = parser.parse_known_args()
-    run_study(load_study(args.study, overrides))
+    try:
+        run_study(load_study(args.study, overrides))
+    except Stopped as stopped:
+        print(stopped)
+        return STOPPED
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Stopped as stopped:
-        print(stopped)
-        sys.exit(STOPPED)
-    except ValueError as error:
-        print(f"study.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstudy.py: stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    command_line.run(main, "stopped; the same command goes on")

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 # Read when torch starts: cuBLAS repeats its results only with a fixed workspace; on CPUs, tensors that start at large pages
@@ -26,12 +27,33 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 
-from attention import fast_bfloat16
-from checkpoint import (
+from model import Decoder
+from nanoprune.config import IGNORE, Config, config_from_dict, load_config
+from nanoprune.data.dataset import Dataset
+from nanoprune.device import (
+    keep_freed_memory,
+    make_autocast,
+    matmul_rate,
+    peak_memory,
+    pick_device,
+    pick_dtype,
+    to_device,
+)
+from nanoprune.distributed import Ranks, full_tensor, gradient_sync, join, join_full_tensors, restarted, wrap
+from nanoprune.evaluation.perplexity import Validation
+from nanoprune.io.files import file_hashes, make_folder, read_json, write_json
+from nanoprune.io.hub import copy_tokenizer, locate
+from nanoprune.io.tensors import file_order
+from nanoprune.nn.lora import add_lora, count_parameters, load_frozen
+from nanoprune.nn.model_config import ModelConfig
+from nanoprune.nn.peft import is_adapter, save_adapter
+from nanoprune.nn.scratch import SavedActivations, return_buffer
+from nanoprune.training.budget import enough_room, training_flops
+from nanoprune.training.lean_adamw import LeanAdamW
+from nanoprune.training.run_folder import (
     Log,
     check_unchanged,
     environment,
-    file_hashes,
     has_state,
     load_state,
     lock_folder,
@@ -39,21 +61,13 @@ from checkpoint import (
     save_state,
     state_tensors,
 )
-from configs import Config, config_from_dict, load_config, replace
-from dataset import IGNORE, Dataset
-from distill import Teacher
-from files import copy_tokenizer, in_order, locate, make_folder, read_json, write_json
-from frozen import adapt, load_frozen, parameter_count
-from lean import LeanAdamW
-from lora import is_adapter, save_adapter
-from memory import Kept, give_back, keep_freed_memory
-from model import Decoder, ModelConfig, pick_device
-from ops import send
-from plan import enough_room, matmul_rate, peak_memory, training_flops
-from predict import Validation
+from nanoprune.training.teacher import Teacher
 from prune import drop_blocks, read_parts, remember
-from ranks import Ranks, exchange, join, lend, restarted, spread, whole
 
+# Read when torch starts: cuBLAS repeats its results only with a fixed workspace; on CPUs, tensors that start at large pages
+# leave fewer holes that nothing fits in.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 TRAIN_COLUMNS = ("step", "tokens", "epoch", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_gb", "seconds")
 EVAL_COLUMNS = ("step", "tokens", "split", "nll", "perplexity", "bits_per_byte", "documents")
 STOPPED = 3  # exit code of a run that was asked to stop, and saved its state
@@ -117,7 +131,7 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
     if config.compile:
         for layer in model.model.layers:
             layer.compile()
-    spread_model = spread(model, config.parallel, ranks, device)
+    spread_model = wrap(model, config.parallel, ranks, device)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
     progress = {"step": 0, "seconds": 0.0, "best": math.inf, "best_step": 0, "stale": 0, "overflows": 0, "in_a_row": 0,
@@ -145,7 +159,7 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
     autocast = make_autocast(config, device, cache=ranks.size == 1 or config.parallel == "ddp")
     peak = matmul_rate(device, getattr(torch, config.dtype))
     epochs = config.max_steps * config.tokens_per_step / rows.epoch_tokens
-    total, trained = parameter_count(model)
+    total, trained = count_parameters(model)
     beside = f", {trained:,} of them trained" if config.lora else ""
     print(f"{run}: {model.config.num_hidden_layers} blocks, {total:,} parameters{beside}; "
           f"{config.max_steps} steps of {config.tokens_per_step:,} tokens ({epochs:.1f} epochs); "
@@ -167,7 +181,7 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
         if ranks.rank == 0:
             save_adapter(model, run / "model") if config.lora else model.save_pretrained(run / "model")
         elif not config.lora:
-            lend(in_order(model.state_dict()).values())
+            join_full_tensors(file_order(model.state_dict()).values())
 
     def save(step: int, finished: bool = False) -> None:
         progress.update(step=step, finished=finished, seconds=time.perf_counter() - started, scaler=scaler.state_dict())
@@ -175,7 +189,7 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
         if ranks.rank == 0:
             save_state(run / "state", step, tensors, progress)
         else:
-            lend(tensors.values())
+            join_full_tensors(tensors.values())
 
     asked = listen()
     if not resume:
@@ -202,10 +216,10 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
             if config.lora:
                 model.draws.rows = numbers[i].tolist()
             taught = (*likeliest, config.teacher_share, config.teacher_temperature) if teacher else None
-            kept = Kept() if config.lora else contextlib.nullcontext()
-            with exchange(spread_model, last=i == len(micro_batches) - 1), kept:
+            kept = SavedActivations() if config.lora else contextlib.nullcontext()
+            with gradient_sync(spread_model, last=i == len(micro_batches) - 1), kept:
                 with autocast():
-                    total = spread_model(send(ids, device), targets, documents, reduction="sum", teacher=taught)
+                    total = spread_model(to_device(ids, device), targets, documents, reduction="sum", teacher=taught)
                     micro_loss = total / counted
                 scaler.scale(micro_loss * ranks.size).backward()  # what is exchanged are means over the ranks
             loss += micro_loss.detach()
@@ -214,7 +228,7 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
             grad_norm = optimizer.grad_norm()
         else:
             scaler.unscale_(optimizer)
-            grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)))
+            grad_norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)))
         overflow = not (math.isfinite(loss) and math.isfinite(grad_norm))
         progress["overflows"] += overflow
         progress["in_a_row"] = progress["in_a_row"] + 1 if overflow else 0
@@ -231,7 +245,7 @@ def train(config: Config, resume: bool = False, anyway: bool = False, dry_run: b
         scaler.step(optimizer)  # in fp16, a step whose gradient overflowed is left out and the scale lowered
         scaler.update()
         if config.optimizer == "adamw" and ranks.size == 1 and not config.lora:
-            give_back("gradient", model.head_weight.grad)
+            return_buffer("gradient", model.head_weight.grad)
         optimizer.zero_grad()
 
         now = time.perf_counter()
@@ -282,7 +296,7 @@ def find_base(config: Config, dataset: Dataset) -> tuple[ModelConfig, Path | Non
     else:
         folder = locate(config.base, config.revision)
         if is_adapter(folder):
-            raise ValueError(f"base: {config.base} is an adapter on another model; make one model of both: python lora.py "
+            raise ValueError(f"base: {config.base} is an adapter on another model; make one model of both: python -m nanoprune "
                              f"merge {config.base} --out FOLDER")
         shape = Decoder.read_config(folder)
         dataset.check_model(config.base, folder, shape.vocab_size)
@@ -302,7 +316,7 @@ def load_base(config: Config, shape: ModelConfig, folder: Path | None) -> Decode
         drop_blocks(model, config.drop_blocks)
     if config.lora:
         model.base["dropped"] = list(config.drop_blocks)
-        adapt(model, config.lora, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_root, config.seed)
+        add_lora(model, config.lora, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_root, config.seed)
     return model
 
 
@@ -357,23 +371,7 @@ def learning_rate(step: int, config: Config) -> float:
     return config.lr * (config.min_lr + (1 - config.min_lr) * 0.5 * (1 + math.cos(math.pi * along)))
 
 
-def pick_dtype(name: str, device: torch.device) -> str:
-    """The type of a name, or for "auto" the fastest with units of its own: bf16 products without them are slower than fp32."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return "bfloat16" if fast_bfloat16(device) else "float32"
-
-
-def make_autocast(config: Config, device: torch.device, cache: bool = True):
-    """A function that opens the mixed-precision context of the config; with `cache` it holds copies of all the weights."""
-    if config.dtype == "float32":
-        return contextlib.nullcontext
-    return lambda: torch.autocast(device.type, getattr(torch, config.dtype), cache_enabled=cache)
-
-
-def listen() -> list[str]:
+def catch_signals() -> list[str]:
     """A list that Ctrl-C and SIGTERM write their names to; the same a second time is a KeyboardInterrupt, at once."""
     asked = []
 
@@ -411,7 +409,7 @@ def main() -> int:
     else:
         config = load_config(args.config, overrides)
     resume = bool(args.resume) or (restarted() and has_state(config.folder / "state"))
-    return 0 if train(config, resume, args.anyway, args.dry_run, listen) else STOPPED
+    return 0 if train(config, resume, args.anyway, args.dry_run, catch_signals) else STOPPED
 
 
 if __name__ == "__main__":

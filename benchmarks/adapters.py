@@ -34,7 +34,7 @@ PEFT = {"PEFT, bf16 base": ("bfloat16", False, {}), "PEFT, bf16 base, allocator"
 
 
 def config_of(setting: str, layers: int, steps: int, work: Path):
-    from configs import Config
+    from nanoprune.config import Config
 
     return Config(name=setting.lower(), base=str(work / f"bf16-{layers}"), data=str(work / "data-adapters"),
                   runs=str(work / "runs"), context=CONTEXT, batch_size=1, accumulation=1, max_steps=steps, warmup_steps=0,
@@ -43,7 +43,8 @@ def config_of(setting: str, layers: int, steps: int, work: Path):
 
 def make(layers: int, work: Path) -> None:
     """The base and the data, once."""
-    from model import Decoder, ModelConfig
+    from model import Decoder
+    from nanoprune.nn.model_config import ModelConfig
 
     base, data = work / f"bf16-{layers}", work / "data-adapters"
     if not base.is_dir():
@@ -75,8 +76,10 @@ def theirs(setting: str, layers: int, steps: int, work: Path):
     import transformers
     from peft import PeftModel
 
-    from dataset import Dataset
-    from lora import adapt, load_frozen, save_adapter
+    from nanoprune.data.dataset import Dataset
+    from nanoprune.nn.lora import add_lora as adapt
+    from nanoprune.nn.lora import load_frozen
+    from nanoprune.nn.peft import save_adapter
 
     config = config_of("LoRA", layers, steps, work)
     adapter = work / f"adapter-{layers}"

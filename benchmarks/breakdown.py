@@ -15,9 +15,13 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import train
 from benchmarks.train import SMALL, WHOLE
-from configs import Config
+from model import Decoder
+from nanoprune.config import Config
+from nanoprune.device import keep_freed_memory, matmul_rate
+from nanoprune.nn.model_config import ModelConfig
+from nanoprune.nn.scratch import return_buffer
+from train import make_optimizer
 
 ROWS = {"small": (SMALL, 8, 256, 20), "full-fp32": (WHOLE, 1, 1024, 2)}  # shape, rows, context, steps
 KINDS = {  # the first of which an operation's name contains one
@@ -46,16 +50,16 @@ class Watch(TorchDispatchMode):
 def measure(shape: dict, rows: int, context: int, steps: int) -> tuple[dict[str, float], float, float]:
     """(seconds a step by kind of operation, seconds of a whole step, FLOP/s of the products)."""
     torch.manual_seed(0)
-    train.keep_freed_memory()
-    model = train.Decoder(train.ModelConfig.from_dict(shape)).train()
-    optimizer = train.make_optimizer(model, Config(name="breakdown", base=shape, data="none"))
+    keep_freed_memory()
+    model = Decoder(ModelConfig.from_dict(shape)).train()
+    optimizer = make_optimizer(model, Config(name="breakdown", base=shape, data="none"))
     ids, targets = torch.randint(0, shape["vocab_size"], (2, rows, context))
 
     def step() -> None:
         model(ids, targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        train.give_back("gradient", model.head_weight.grad)
+        return_buffer("gradient", model.head_weight.grad)
         optimizer.zero_grad()
 
     for _ in range(2):
@@ -86,7 +90,7 @@ def main() -> None:
     left = (1 - sum(seconds.values()) / whole for seconds, whole, _ in found.values())
     lines.append(f"| Python, autograd and dispatch | {' | '.join(f'{share:.0%}' for share in left)} |")
     lines.append(f"| seconds a step | {' | '.join(f'{whole:.2f}' for _, whole, _ in found.values())} |")
-    machine = train.matmul_rate(device, torch.float32)
+    machine = matmul_rate(device, torch.float32)
     lines.append(f"| products at, GFLOP/s (the machine: {machine / 1e9:.0f}) | "
                  f"{' | '.join(f'{rate / 1e9:.0f}' for *_, rate in found.values())} |")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ MOST = 50_000  # documents for `tokenizers` alone, whose speed does not depend o
 
 def write_articles(path: Path, count: int, tokenizer) -> None:
     """Synthetic articles, always the same; stop words are among the frequent ones, so that their language is seen."""
-    from clean import STOP_WORDS
+    from nanoprune.data.language import STOP_WORDS
 
     rng = np.random.default_rng(0)
     spaced = sorted(token[1:] for token in tokenizer.get_vocab() if token.startswith("Ġ") and len(token) > 3)
@@ -47,7 +47,8 @@ def write_articles(path: Path, count: int, tokenizer) -> None:
 
 def tokenizers_alone(articles: Path, tokenizer_folder: Path, call: str) -> dict:
     """Seconds that the library's own batch call takes; reading is not counted."""
-    from dataset import Lines, load_tokenizer
+    from nanoprune.data.tokenizer import load_tokenizer
+    from nanoprune.io.jsonl import JsonLines as Lines
 
     tokenizer, lines, seconds, tokens = load_tokenizer(tokenizer_folder), Lines(articles), 0.0, 0
     for start in range(0, min(MOST, len(lines)), BATCH):
@@ -102,8 +103,8 @@ def main() -> None:
         print(json.dumps({"alone": tokenizers_alone, "whole": whole}[kind](*map(Path, given[:2]), *given[2:])))
         return
 
-    from dataset import load_tokenizer
-    from files import TOKENIZER_FILES, locate
+    from nanoprune.data.tokenizer import load_tokenizer
+    from nanoprune.io.hub import TOKENIZER_FILES, locate
 
     folder, rows = locate(args.tokenizer, files=TOKENIZER_FILES), []
     args.work.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ RUNS = [("0.1 B", context) for context in (256, 512, 1024, 2048, 4096, 8192)] + 
 def measure(size: str, context: int, steps: int) -> dict:
     """Steps of train.py on one row of `context` tokens, in this process."""
     import train
-    from configs import Config
+    from nanoprune.config import Config
 
     rng, tokens = np.random.default_rng(0), QWEN3["vocab_size"] - 300
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 
 from benchmarks.train import write_rows
-from configs import Config
+from nanoprune.config import Config
 from train import train
 
 ARMS = {"plain": {}, "lean": {"optimizer": "lean", "clip": 0.0}}

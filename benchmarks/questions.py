@@ -25,9 +25,10 @@ KINDS = {"several tokens": " ".join, "one token": lambda words: words[0]}
 
 def make(work: Path, tokenizer: Path, kind: str, count: int, context: int) -> tuple[Path, list[dict]]:
     """(model's folder, questions); the words are such that each is one token after a space."""
-    from dataset import load_tokenizer
-    from files import copy_tokenizer
-    from model import Decoder, ModelConfig
+    from model import Decoder
+    from nanoprune.data.tokenizer import load_tokenizer
+    from nanoprune.io.hub import copy_tokenizer
+    from nanoprune.nn.model_config import ModelConfig
 
     folder, known = work / "base", load_tokenizer(tokenizer)
     if not folder.is_dir():
@@ -46,10 +47,11 @@ def make(work: Path, tokenizer: Path, kind: str, count: int, context: int) -> tu
 
 
 def ours(folder: Path, questions: list[dict], dtype: str) -> dict:
-    from choices import answer, encode
-    from dataset import load_tokenizer
-    from memory import keep_freed_memory
     from model import Decoder
+    from nanoprune.data.tokenizer import load_tokenizer
+    from nanoprune.device import keep_freed_memory
+    from nanoprune.evaluation.multiple_choice import encode_questions as encode
+    from nanoprune.evaluation.multiple_choice import score_questions as answer
 
     keep_freed_memory()
     model = Decoder.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
@@ -65,7 +67,7 @@ def theirs(folder: Path, questions: list[dict], dtype: str, batch_size: int) -> 
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from dataset import prompt_of
+    from nanoprune.data.chat_format import question_prompt as prompt_of
 
     model = HFLM(pretrained=str(folder), dtype=dtype, device="cpu", batch_size=batch_size)
 

@@ -23,10 +23,12 @@ SIDES = ("shared", "naive", "full")
 
 def measure(side: str, rows: int) -> dict:
     """Seconds in all, in blocks and in the head, memory, and the losses."""
-    from memory import keep_freed_memory
-    from model import Decoder, ModelConfig, document_nll
+    from model import Decoder
+    from nanoprune.device import keep_freed_memory
+    from nanoprune.evaluation.block_scores import losses_without, window_tokens
+    from nanoprune.evaluation.perplexity import document_nll
+    from nanoprune.nn.model_config import ModelConfig
     from prune import drop_blocks
-    from scores import losses_without, window_tokens
 
     keep_freed_memory()
     torch.manual_seed(0)

@@ -78,8 +78,9 @@ def lengths_of(row: str, context: int, count: int, rng: np.random.Generator) -> 
 
 def make(row: str, work: Path) -> tuple[Path, Path]:
     """(base, dataset), made once: random weights of the row's shape, random tokens."""
-    from dataset import write_examples
-    from model import Decoder, ModelConfig
+    from model import Decoder
+    from nanoprune.data.token_file import write_examples
+    from nanoprune.nn.model_config import ModelConfig
 
     shape, _, context, batch, steps, _ = ROWS[row]
     layers, size = shape["num_hidden_layers"], shape["hidden_size"]
@@ -101,8 +102,8 @@ def make(row: str, work: Path) -> tuple[Path, Path]:
 
 def write_data(folder: Path, parts: dict[str, list[list[int]]], tokens: int) -> None:
     """A dataset folder of these splits' documents."""
-    from dataset import write_tokens
-    from files import write_json
+    from nanoprune.data.token_file import write_documents as write_tokens
+    from nanoprune.io.files import write_json
 
     for name, found in parts.items():
         write_tokens(folder / f"{name}.safetensors", ((d, 1) for d in found), len(found), tokens)
@@ -112,7 +113,7 @@ def write_data(folder: Path, parts: dict[str, list[list[int]]], tokens: int) -> 
 
 
 def config_of(row: str, work: Path, **changes):
-    from configs import Config
+    from nanoprune.config import Config
 
     _, dtype, context, batch, steps, extra = ROWS[row]
     base, data = make(row, work)
@@ -131,7 +132,7 @@ def ours(row: str, work: Path) -> dict:
 
     config = config_of(row, work)
     if row == "evaluate":
-        from dataset import Dataset
+        from nanoprune.data.dataset import Dataset
 
         train.keep_freed_memory()
         dataset = Dataset(config.data)
@@ -154,7 +155,8 @@ def ours(row: str, work: Path) -> dict:
     with open(config.folder / "train.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     ends = [0.0] + [float(r["seconds"]) for r in rows]
-    from dataset import Dataset, Rows
+    from nanoprune.data.dataset import Dataset
+    from nanoprune.data.packing import TrainingRows as Rows
 
     dataset = Dataset(config.data)
     pairs = dataset.split("pairs") if config.pair_repeats else None
@@ -179,7 +181,8 @@ def theirs(row: str, work: Path, setting: str) -> dict:
     import transformers
     from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
-    from dataset import Dataset, Rows
+    from nanoprune.data.dataset import Dataset
+    from nanoprune.data.packing import TrainingRows as Rows
 
     options, config = PEERS[row][setting], config_of(row, work)
     batch = 2 if row in UNEVEN else config.batch_size  # two releases are about as long as a row of ours
@@ -241,7 +244,7 @@ def theirs(row: str, work: Path, setting: str) -> dict:
 
 
 def peak() -> float:
-    from plan import peak_memory
+    from nanoprune.device import peak_memory
 
     return peak_memory(torch.device("cpu"))
 

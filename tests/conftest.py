@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import World
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-from small import World  # noqa: E402
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # a process of several shares the cores
 os.environ["TQDM_DISABLE"] = "1"
@@ -38,5 +37,5 @@ def pytest_terminal_summary(terminalreporter) -> None:
 def quick(monkeypatch) -> list[float]:
     """No waiting between requests; what would have been waited is kept."""
     waited = []
-    monkeypatch.setattr("fetch.sleep", waited.append)
+    monkeypatch.setattr("nanoprune.web.http.sleep", waited.append)
     return waited

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from test_folder import pdf
 
-from dataset import write_jsonl
+from nanoprune.io.jsonl import write_jsonl
 
 PARTS = ("water pump", "belt tensioner", "oil filter", "brake caliper", "fuel rail", "glow plug", "air mass meter", "door lock")
 TASKS = ("SPEC", "PROCEDURE", "EXPLANATION", "WIRING", "TROUBLESHOOTING")

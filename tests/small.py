@@ -10,10 +10,15 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-import dataset
-from configs import Config
-from files import copy_tokenizer, write_json
-from model import Decoder, ModelConfig
+from model import Decoder
+from nanoprune.config import Config
+from nanoprune.data.chat_format import question_prompt
+from nanoprune.data.token_file import write_documents, write_examples
+from nanoprune.data.tokenizer import end_token, load_tokenizer, split_tokens, tokenizer_hash
+from nanoprune.io.files import write_json
+from nanoprune.io.hub import copy_tokenizer
+from nanoprune.io.jsonl import write_jsonl
+from nanoprune.nn.model_config import ModelConfig
 
 ROOT = Path(__file__).parent.parent
 SHAPE = dict(
@@ -49,34 +54,34 @@ def make_data(folder: Path, train: int = 12, val: int = 4, test: int = 6, text: 
     tokenizer.train_from_iterator(releases + [text] * 99, trainer)
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    tokenizer, size = dataset.load_tokenizer(folder), tokenizer.get_vocab_size()
-    end = dataset.end_token(tokenizer, folder)
-    meta = {"tokenizer_hash": dataset.tokenizer_hash(folder), "vocab_size": size, "end_token": end}
+    tokenizer, size = load_tokenizer(folder), tokenizer.get_vocab_size()
+    end = end_token(tokenizer, folder)
+    meta = {"tokenizer_hash": tokenizer_hash(folder), "vocab_size": size, "end_token": end}
     write_json(folder / "meta.json", meta)
     at = 0
     for name, count in (("train", train), ("val", val), ("test", test)):
         texts, at = releases[at : at + count], at + count
-        dataset.write_jsonl(folder / f"{name}.jsonl", [{"id": f"{name}{i}", "text": t} for i, t in enumerate(texts)])
+        write_jsonl(folder / f"{name}.jsonl", [{"id": f"{name}{i}", "text": t} for i, t in enumerate(texts)])
         tokens = [[*tokenizer.encode(text).ids, end] for text in texts]
         nbytes = [len(tokenizer.decode(row[1:-1]).encode()) for row in tokens]
-        dataset.write_tokens(folder / f"{name}.safetensors", zip(tokens, nbytes, strict=True), len(tokens), size)
+        write_documents(folder / f"{name}.safetensors", zip(tokens, nbytes, strict=True), len(tokens), size)
 
     messages, tokens, learned = [], [], []
     for i in range(train):
         question, answer = f"Where is plant {i}?", CITIES[i % len(CITIES)]
         messages.append([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
-        row, prompt = dataset.split_tokens(tokenizer, dataset.prompt_of(question), " " + answer)
+        row, prompt = split_tokens(tokenizer, question_prompt(question), " " + answer)
         tokens.append([*row, end])
         learned.append([0] * prompt + [1] * (len(row) + 1 - prompt))
-    dataset.write_jsonl(folder / "pairs.jsonl", [{"messages": m} for m in messages])
-    dataset.write_examples(folder / "pairs.safetensors", list(zip(tokens, learned, strict=True)), size)
+    write_jsonl(folder / "pairs.jsonl", [{"messages": m} for m in messages])
+    write_examples(folder / "pairs.safetensors", list(zip(tokens, learned, strict=True)), size)
 
     places = [{"question": f"Where is plant {i}?", "choices": list(CITIES[:4]), "answer": i % 4,
                "category": "place", "source": f"plant {i // 2}"} for i in range(8)]
     counts = [{"question": f"How many cars does plant {i} build?", "choices": [f"{7 * i + 3}", f"{i + 100} cars"],
                "answer": 0, "context": release(i)} for i in range(4)]
-    dataset.write_jsonl(folder / "qa" / "places.jsonl", places)
-    dataset.write_jsonl(folder / "qa" / "counts.jsonl", counts)
+    write_jsonl(folder / "qa" / "places.jsonl", places)
+    write_jsonl(folder / "qa" / "counts.jsonl", counts)
     return folder
 
 
@@ -137,7 +142,10 @@ def run_main(monkeypatch, capsys, script: str, *arguments) -> tuple[int, str, st
     code = 0
     capsys.readouterr()
     try:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+        if script.endswith(".py"):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        else:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
         code = stop.code or 0
     out, err = capsys.readouterr()

@@ -2,7 +2,16 @@
 
 import pytest
 
-from answers import by_task, corpus_bleu, exact_match, invented, numbers, overlap_scores, repetition, token_f1
+from nanoprune.evaluation.written_answers import (
+    corpus_bleu,
+    exact_match,
+    invented,
+    numbers,
+    overlap_scores,
+    repetition,
+    summarize_by_task,
+    token_f1,
+)
 
 
 def test_exact_match_and_f1():
@@ -35,7 +44,7 @@ def test_bleu_of_short_answers():
 
 def test_by_task():
     row = {"exact_match": 1.0, "f1": 1.0, "repetition": 0.0, "numbers": 2, "invented": 1, "answer": "a", "reference": "a"}
-    found = by_task([row | {"task": "x"}, row | {"task": "y", "exact_match": 0.0, "numbers": 0, "invented": 0}])
+    found = summarize_by_task([row | {"task": "x"}, row | {"task": "y", "exact_match": 0.0, "numbers": 0, "invented": 0}])
     assert found["all"]["n"] == 2 and found["all"]["exact_match"] == 0.5 and found["all"]["invented"] == 0.5
     assert found["x"]["exact_match"] == 1 and found["y"]["invented"] == 0
 
@@ -47,5 +56,5 @@ def test_rouge_and_bleu_are_the_libraries():
     assert found["rouge1"] == pytest.approx(5 / 6) and found["rouge2"] == pytest.approx(3 / 5)  # motors is motor, stemmed
     assert found["rougeL"] == pytest.approx(5 / 6) and 0 < found["bleu"] < 1
     row = {"task": "x", "exact_match": 0.0, "f1": 0.5, "repetition": 0.0, "numbers": 0, "invented": 0} | found
-    same = by_task([row | {"answer": "one two three four five", "reference": "one two three four five"}])
+    same = summarize_by_task([row | {"answer": "one two three four five", "reference": "one two three four five"}])
     assert same["x"]["bleu"] == pytest.approx(1) and same["x"]["rougeL"] == pytest.approx(5 / 6)

@@ -8,8 +8,9 @@ from threading import Thread
 import pytest
 from small import run_main
 
-from ask import parse, refuse, write_questions
-from dataset import Dataset, read_questions, write_jsonl
+from nanoprune.data.dataset import Dataset, read_questions
+from nanoprune.data.llm_questions import parse, refuse, write_questions
+from nanoprune.io.jsonl import write_jsonl
 
 SOURCE = "The plant in Lomar opened on 5 May 2024. It has 1,200 employees and makes the Quaor."
 

@@ -6,9 +6,9 @@ import pytest
 from small import make_data
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from chat import ChatForm, chat_form, check_messages, encode_chat, render
-from dataset import load_tokenizer
-from files import write_json
+from nanoprune.data.chat_format import ChatForm, chat_form, check_messages, encode_chat, render
+from nanoprune.data.tokenizer import load_tokenizer
+from nanoprune.io.files import write_json
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 

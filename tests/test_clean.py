@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from small import text
 
-import questions
-from clean import boilerplate_kind, clean, language_of, near_duplicates, paragraphs_of, signature, words_of
+from nanoprune.data.cleaning import boilerplate_kind, paragraphs_of, remove_boilerplate
+from nanoprune.data.duplicates import near_duplicates, signature
+from nanoprune.data.language import language_of, words_of
+from nanoprune.data.rule_questions import training_pairs
 
 BOILERPLATE = {
     "contact": ["In case of queries, please contact:", "Corporate Communications", "Tel: +49-89-382-00000",
@@ -74,8 +76,8 @@ def test_cleaning_and_questions_take_linear_time(unit):
     def seconds(size: int) -> float:
         document = {"id": "a", "title": "T", "date": "2024-01-01", "text": "T\n\n" + (unit * size)[: size]}
         began = time.process_time()
-        clean(document["text"])
-        questions.training_pairs([document], 0)
+        remove_boilerplate(document["text"])
+        training_pairs([document], 0)
         return time.process_time() - began
 
     assert seconds(64_000) < 80 * max(min(seconds(4000) for _ in range(3)), 1e-3)

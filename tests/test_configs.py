@@ -1,12 +1,12 @@
 """configs: every shipped one parses, every mistake is named, all at once."""
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from small import ROOT
 
-from configs import Config, config_from_dict, load_config, load_study, replace
+from nanoprune.config import Config, config_from_dict, load_config, load_study
 
 SHIPPED = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
 GOOD = dict(name="x", base="some/model", data="data/x")

@@ -10,29 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import make_data
 
-import dataset
-from dataset import (
-    IGNORE,
-    Dataset,
-    Lines,
-    Rows,
-    Split,
-    read_jsonl,
-    read_questions,
-    split_tokens,
-    write_examples,
-    write_jsonl,
-    write_tokens,
-)
-from files import write_json, write_tensors
+from nanoprune.config import IGNORE
+from nanoprune.data.chat_format import question_prompt
+from nanoprune.data.dataset import Dataset, read_questions
+from nanoprune.data.packing import TrainingRows
+from nanoprune.data.token_file import TokenFile, write_documents, write_examples
+from nanoprune.data.tokenizer import end_token, split_tokens, tokenizer_hash
+from nanoprune.io.files import write_json
+from nanoprune.io.jsonl import JsonLines, read_jsonl, write_jsonl
+from nanoprune.io.tensors import write_tensors
 
 
-def make_split(folder, documents, learned=None) -> Split:
+def make_split(folder, documents, learned=None) -> TokenFile:
     if learned is None:
-        write_tokens(folder / "s.safetensors", ((d, len(d)) for d in documents), len(documents), 1000)
+        write_documents(folder / "s.safetensors", ((d, len(d)) for d in documents), len(documents), 1000)
     else:
         write_examples(folder / "s.safetensors", list(zip(documents, learned, strict=True)), 1000)
-    return Split(folder / "s.safetensors")
+    return TokenFile(folder / "s.safetensors")
 
 
 lengths = st.lists(st.integers(1, 23), min_size=1, max_size=8).filter(lambda found: max(found) > 1)
@@ -47,7 +41,7 @@ def test_an_epoch_learns_every_prediction_once(tmp_path_factory, sizes, context,
     split = make_split(folder, documents)
     (folder / "p").mkdir()
     pairs = make_split(folder / "p", [[900, 901, 902]], learned=[[0, 0, 1]])
-    rows = Rows(split, context, seed, pairs, repeats)
+    rows = TrainingRows(split, context, seed, pairs, repeats)
     assert rows.epoch_tokens == sum(n - 1 for n in sizes) + 2 * repeats
     seen = []
     for r in range(-(-2 * rows.epoch_tokens // context)):  # two epochs
@@ -71,7 +65,7 @@ def test_of_conversations_alone_none_is_cut(tmp_path_factory, sizes, seed, repea
     """Every example is whole in a row, as often an epoch as asked; what is left of a row counts nothing."""
     pairs = make_split(tmp_path_factory.mktemp("rows"), [[100 * i + k for k in range(n)] for i, n in enumerate(sizes)],
                        learned=[[0] + [1] * (n - 1) for n in sizes])
-    rows, again, context = Rows(None, 16, seed, pairs, repeats), Rows(None, 16, seed, pairs, repeats), 16
+    rows, again, context = TrainingRows(None, 16, seed, pairs, repeats), TrainingRows(None, 16, seed, pairs, repeats), 16
     last = 3 * len(sizes) * repeats
     assert all(map(np.array_equal, again.row(last), rows.row(last)))  # without those before it
     found, count = [], 0
@@ -94,8 +88,8 @@ def test_of_conversations_alone_none_is_cut(tmp_path_factory, sizes, seed, repea
 def test_a_conversation_longer_than_a_row_is_named(tmp_path):
     pairs = make_split(tmp_path, [[1, 2], list(range(30))], learned=[[0, 1], [1] * 30])
     with pytest.raises(ValueError, match="s.jsonl, line 2, has 30 tokens, context is 16, .*--max-pair-tokens 17"):
-        Rows(None, 16, 0, pairs, 1)
-    assert Rows(None, 29, 0, pairs, 1)
+        TrainingRows(None, 16, 0, pairs, 1)
+    assert TrainingRows(None, 29, 0, pairs, 1)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -104,7 +98,7 @@ def test_replay_is_that_share_of_an_epoch(tmp_path, share):
         (tmp_path / name).mkdir()
     documents = make_split(tmp_path / "d", [[i] * 11 for i in range(40)])
     general = make_split(tmp_path / "r", [[100 + i] * (4 + i) for i in range(20)])
-    rows = Rows(documents, 16, 3, replay=general, share=share)
+    rows = TrainingRows(documents, 16, 3, replay=general, share=share)
     seen = np.concatenate([rows.row(r)[0] for r in range(rows.epoch_tokens // 16)])
     assert float((seen >= 100).mean()) == pytest.approx(share, abs=0.03)
     assert set(range(40)) <= set(seen.tolist()) | set(rows.row(rows.epoch_tokens // 16)[0].tolist())
@@ -121,13 +115,13 @@ def test_rows_that_the_dataset_does_not_have(world, tmp_path):
 
 def test_rows_are_a_function_of_seed_and_number(tmp_path):
     split = make_split(tmp_path, [[i] * (5 + i) for i in range(30)])
-    a, b, other = Rows(split, 16, 7), Rows(split, 16, 7), Rows(split, 16, 8)
+    a, b, other = TrainingRows(split, 16, 7), TrainingRows(split, 16, 7), TrainingRows(split, 16, 8)
     for r in (40, 3, 0):  # b is asked in another order
         b.row(r)
     assert all(np.array_equal(x, y) for r in range(60) for x, y in zip(a.row(r), b.row(r), strict=True))
     assert any(not np.array_equal(a.row(r)[0], other.row(r)[0]) for r in range(5))
     (tmp_path / "even").mkdir()
-    even = Rows(make_split(tmp_path / "even", [[i] * 17 for i in range(30)]), 16, 7)  # a document a row
+    even = TrainingRows(make_split(tmp_path / "even", [[i] * 17 for i in range(30)]), 16, 7)  # a document a row
     first, second = ([int(even.row(r)[0][0]) for r in part] for part in (range(30), range(30, 60)))
     assert sorted(first) == sorted(second) == list(range(30)) and first != second  # each epoch in another order
     ids, targets, documents = a.batch(5, 3)
@@ -156,7 +150,7 @@ def test_windows_hold_every_prediction_once(tmp_path_factory, sizes, context, ba
 def test_lines_are_the_rows_of_the_file(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     write_jsonl(path, rows)
-    lines = Lines(path)
+    lines = JsonLines(path)
     assert list(lines) == rows == read_jsonl(path) and len(lines) == len(rows)
     assert all(lines[-i - 1] == rows[-i - 1] for i in range(len(rows)))
     with pytest.raises(IndexError):
@@ -165,17 +159,17 @@ def test_lines_are_the_rows_of_the_file(tmp_path_factory, rows):
 
 def test_a_line_that_is_not_json_is_named_when_it_is_read(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\r\n{"a": 2')
-    lines = Lines(tmp_path / "a.jsonl")
+    lines = JsonLines(tmp_path / "a.jsonl")
     assert len(lines) == 2 and lines[0] == {"a": 1}
     with pytest.raises(ValueError, match="a.jsonl, line 2: not valid JSON"):
         lines[1]
     with pytest.raises(ValueError, match="cannot read"):
-        Lines(tmp_path / "b.jsonl")
+        JsonLines(tmp_path / "b.jsonl")
 
 
 def test_big_vocabularies_keep_their_ids(tmp_path):
-    write_tokens(tmp_path / "s.safetensors", [([70_000, 151_643], 3), ([5], 0)], 2, 151_669)
-    split = Split(tmp_path / "s.safetensors")
+    write_documents(tmp_path / "s.safetensors", [([70_000, 151_643], 3), ([5], 0)], 2, 151_669)
+    split = TokenFile(tmp_path / "s.safetensors")
     assert split[0].tolist() == [70_000, 151_643] and split[1].tolist() == [5]
 
 
@@ -203,7 +197,7 @@ def test_wrong_questions_are_named(tmp_path, change, message):
 def test_the_boundary_between_prompt_and_answer(world):
     """As lm-evaluation-harness has it: prompt + answer in one piece, cut at the prompt's own length."""
     tokenizer = Dataset(world.data).tokenizer
-    prompt, answer = dataset.prompt_of("Where is plant 3?", "A plant."), " Munich"
+    prompt, answer = question_prompt("Where is plant 3?", "A plant."), " Munich"
     tokens, n = split_tokens(tokenizer, prompt, answer)
     assert tokenizer.decode(tokens[:n]) == prompt == "A plant.\n\nQuestion: Where is plant 3?\nAnswer:"
     assert tokenizer.decode(tokens[n:]) == answer
@@ -212,7 +206,7 @@ def test_the_boundary_between_prompt_and_answer(world):
 def test_special_tokens_in_text_are_text(world):
     tokenizer = Dataset(world.data).tokenizer
     ids = tokenizer.encode("before <|endoftext|> after").ids
-    assert dataset.end_token(tokenizer, world.data) not in ids
+    assert end_token(tokenizer, world.data) not in ids
     assert tokenizer.decode(ids) == "before <|endoftext|> after"
 
 
@@ -230,7 +224,7 @@ def test_the_same_rules_in_another_layout_are_the_same_tokenizer(real, tmp_path)
         shutil.copy(real / "checkpoints" / name / "tokenizer.json", tmp_path / "tokenizer.json")
         content = json.loads((tmp_path / "tokenizer.json").read_text())
         (tmp_path / "tokenizer.json").write_text(json.dumps(content, indent=None, sort_keys=True))
-        assert dataset.tokenizer_hash(tmp_path) == dataset.tokenizer_hash(real / "checkpoints" / name)
+        assert tokenizer_hash(tmp_path) == tokenizer_hash(real / "checkpoints" / name)
 
 
 def test_damaged_datasets_are_named(world, tmp_path):
@@ -241,7 +235,7 @@ def test_damaged_datasets_are_named(world, tmp_path):
     with pytest.raises(ValueError, match="train.safetensors is truncated or damaged"):
         Dataset(folder).split("train")
     tensors = {"tokens": torch.zeros(5, dtype=torch.int64), "offsets": torch.tensor([0, 3, 9])}
-    dataset.write_tensors(folder / "train.safetensors", tensors)
+    write_tensors(folder / "train.safetensors", tensors)
     with pytest.raises(ValueError, match="document offsets do not fit"):
         Dataset(folder).split("train")
     (folder / "tokenizer.json").write_text("{}")

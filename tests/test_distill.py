@@ -1,6 +1,7 @@
 """distill.py and the loss it feeds: gradients against autograd, a teacher that runs once."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,14 +9,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from small import TIMING, make_model, read_rows
 
-import distill
-import ops
-from configs import replace
-from dataset import Dataset, Rows
-from distill import Teacher
 from model import Decoder
-from ops import DistilledLoss, likeliest
-from ranks import ALONE
+from nanoprune.data.dataset import Dataset
+from nanoprune.data.packing import TrainingRows
+from nanoprune.distributed import ALONE
+from nanoprune.nn import losses as losses_module
+from nanoprune.nn.losses import DistilledLoss, likeliest
+from nanoprune.training import teacher as teacher_module
+from nanoprune.training.teacher import Teacher
 from train import train
 
 
@@ -33,7 +34,7 @@ def plain(x, weight, targets, ids, log_p, share, temperature):
 @pytest.mark.parametrize("share, temperature, k", [(0.5, 1.0, 4), (1.0, 2.0, 1), (0.25, 0.7, 30)])
 def test_the_loss_and_its_gradients(monkeypatch, share, temperature, k):
     """In fp64, over several chunks."""
-    monkeypatch.setattr(ops, "HEAD_CHUNK", 3 * 40 * 5)
+    monkeypatch.setattr(losses_module, "HEAD_CHUNK", 3 * 40 * 5)
     torch.manual_seed(0)
     x, teacher = (torch.randn(17, 8, dtype=torch.float64) for _ in range(2))
     weight = torch.randn(40, 8, dtype=torch.float64)
@@ -68,8 +69,8 @@ def test_the_teacher_runs_once(world, tmp_path, monkeypatch):
     config = world.config(tmp_path / "runs", teacher=str(teacher), teacher_top=7, teacher_temperature=1.5, max_steps=20,
                           pair_repeats=1)
     dataset = Dataset(config.data)
-    rows = Rows(dataset.split("train"), config.context, config.seed, dataset.split("pairs"), 1)
-    monkeypatch.setattr(distill, "ROWS", 12)
+    rows = TrainingRows(dataset.split("train"), config.context, config.seed, dataset.split("pairs"), 1)
+    monkeypatch.setattr(teacher_module, "ROWS", 12)
     ids, log_p = Teacher(config, dataset, rows, torch.device("cpu"), ALONE).batch(5, 30)
     model = Decoder.from_pretrained(teacher)
     for r in range(30):

@@ -12,11 +12,13 @@ import torch
 import transformers
 from small import SHAPE, make_data, make_model, read_rows, run_main
 
-from choices import answer, encode, loglikelihoods
-from dataset import Dataset, prompt_of
 from eval import of_each_task
-from model import Decoder, ModelConfig
-from predict import Protocol, losses
+from model import Decoder
+from nanoprune.data.chat_format import question_prompt
+from nanoprune.data.dataset import Dataset
+from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihoods, score_questions
+from nanoprune.evaluation.perplexity import Protocol, text_losses
+from nanoprune.nn.model_config import ModelConfig
 from prune import drop_blocks
 from train import train
 
@@ -85,12 +87,12 @@ def test_answers_are_those_of_transformers(world):
     """Each choice by itself, one at a time; accuracy by the sum and by the sum per character."""
     theirs, data = transformers.AutoModelForCausalLM.from_pretrained(world.model).eval(), Dataset(world.data)
     for name, questions in data.questions().items():
-        groups, _ = encode(data.tokenizer, questions, 128)
+        groups, _ = encode_questions(data.tokenizer, questions, 128)
         asked = list(zip(range(len(questions)), questions, groups, strict=True))
-        answers = answer(Decoder.from_pretrained(world.model).eval(), asked)
+        answers = score_questions(Decoder.from_pretrained(world.model).eval(), asked)
         for question, found in zip(questions, answers, strict=True):
             scores = []
-            prompt = prompt_of(question["question"], question.get("context"))
+            prompt = question_prompt(question["question"], question.get("context"))
             for choice in question["choices"]:
                 ids = torch.tensor([data.tokenizer.encode(f"{prompt} {choice}").ids])
                 n = len(data.tokenizer.encode(prompt).ids)
@@ -149,7 +151,7 @@ def test_protocols_predict_what_they_say(world, protocol):
     """Each prediction in a forward pass of its own, from exactly what the protocol lets it see."""
     model, split = Decoder.from_pretrained(world.model).eval(), Dataset(world.data).split("test")
     documents = [split[i] for i in range(3)]
-    nll, counts = losses(model, protocol.units(documents), protocol, 0, batch_tokens=20)
+    nll, counts = text_losses(model, protocol.units(documents), protocol, 0, batch_tokens=20)
     expected = []  # (document, what is seen, what is predicted)
     if protocol.name == "stream":
         joined = np.concatenate(documents).tolist()
@@ -178,7 +180,7 @@ def test_protocols_predict_what_they_say(world, protocol):
         assert counts[:, 0].sum() == first
     if protocol.name == "documents" and protocol.prefix is None:  # and of conversations what is learned, each token once
         learned = [np.arange(len(d)) % 3 > 0 for d in documents]
-        parts = [losses(model, [np.stack([d, mask == said]) for d, mask in zip(documents, learned, strict=True)], protocol, 0,
+        parts = [text_losses(model, [np.stack([d, mask == said]) for d, mask in zip(documents, learned, strict=True)], protocol, 0,
                         batch_tokens=20) for said in (True, False)]
         assert parts[0][1].sum(1).tolist() == [int(mask[1:].sum()) for mask in learned]
         assert (parts[0][1] + parts[1][1] == counts).all()
@@ -291,11 +293,11 @@ def test_what_was_measured_before_a_damaged_model_is_written(world, tmp_path, mo
 
 def test_what_was_scored_is_kept_and_never_mixed(world, tmp_path, monkeypatch, capsys):
     """A second run scores nothing; another protocol and another model do; a damaged file is measured again, with a warning."""
-    import choices
-    import predict
+    from nanoprune.evaluation import multiple_choice as choices
+    from nanoprune.evaluation import perplexity as predict
 
     calls = []
-    for module, name in ((predict, "send"), (choices, "send")):
+    for module, name in ((predict, "to_device"), (choices, "to_device")):
         real_send = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, real_send=real_send: (calls.append(1), real_send(*a))[1])
 
@@ -327,7 +329,7 @@ def test_what_was_scored_is_kept_and_never_mixed(world, tmp_path, monkeypatch, c
 
 def test_a_stopped_evaluation_goes_on_where_it_was(world, tmp_path, monkeypatch, capsys):
     """Killed among the questions: the documents and the pieces before are there, and the results are those of a whole run."""
-    import choices
+    from nanoprune.evaluation import multiple_choice as choices
 
     arguments = ["eval.py", world.model, "--data", world.data, "--out"]
     assert run_main(monkeypatch, capsys, *arguments, tmp_path / "whole")[0] == 0
@@ -354,7 +356,7 @@ def test_an_answer_that_comes_to_no_token_is_named():
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate("Question:Awr? \nhtab")}, []))
     question = {"question": "what?", "choices": ["that", "é"], "answer": 0}
     with pytest.raises(ValueError, match="the choice 'é' comes to no token of its own; reword it"):
-        encode(tokenizer, [question], 100)
+        encode_questions(tokenizer, [question], 100)
 
 
 def test_different_tokenizers_are_compared_in_bits_per_byte_only(world, tmp_path, monkeypatch, capsys):
@@ -381,9 +383,9 @@ def test_long_prompts_are_cut_at_the_left_if_told_to(world, tmp_path, monkeypatc
     code, out, _ = run_main(monkeypatch, capsys, "eval.py", world.model, "--data", data, "--out", tmp_path / "out", "--cut")
     assert code == 0 and "1 of places were cut at the left" in out
     tokenizer = Dataset(data).tokenizer
-    groups, _ = encode(tokenizer, questions[3:4], 128, cut=True)
+    groups, _ = encode_questions(tokenizer, questions[3:4], 128, cut=True)
     for (tokens, n), choice in zip(groups[0], questions[3]["choices"], strict=True):
-        whole = tokenizer.encode(prompt_of(questions[3]["question"], "word " * 300) + " " + choice).ids
+        whole = tokenizer.encode(question_prompt(questions[3]["question"], "word " * 300) + " " + choice).ids
         assert whole[-len(tokens):] == tokens and len(tokens) <= 128
         assert tokenizer.decode(tokens[n:]) == " " + choice
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -18,13 +19,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import ROOT, TIMING, read_rows, run_main
 
-import files
-import plan
 import train as train_module
-from checkpoint import lock_folder
-from configs import replace
 from model import Decoder
-from train import train
+from nanoprune.nn.model_config import ModelConfig
+from nanoprune.training import budget
+from nanoprune.training.budget import adapter_memory, training_memory
+from nanoprune.training.run_folder import Log, lock_folder
+from train import OVERFLOWS, train
 
 KILLS = int(os.environ.get("NANOPRUNE_KILLS", "6"))
 # Runs train.py in this process and ends it by SIGKILL at the nth time that it is about to do something to a file.
@@ -222,7 +223,7 @@ def test_a_full_disk_at_every_write(world, tmp_path, monkeypatch):
                 raise OSError(28, "No space left on device")
             return function(*args, **options)
 
-        monkeypatch.setattr(files.os, "fsync", lambda *args: full(fsync, *args))  # noqa: B023
+        monkeypatch.setattr(os, "fsync", lambda *args: full(fsync, *args))  # noqa: B023
         failed = False
         try:
             train(config)
@@ -252,7 +253,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    log = train_module.Log(tmp_path / "a.csv", ("step", "loss"), None)
+    log = Log(tmp_path / "a.csv", ("step", "loss"), None)
     log.write(step=1, loss=2.5)
     log.file = Full(log.file)
     with pytest.raises(ValueError, match="No space left on device.*go on from the last saved state"):
@@ -283,7 +284,7 @@ def test_fp16_counts_what_it_leaves_out_and_gives_up_in_the_end(world, tmp_path,
     left_out = sum(not float(row["grad_norm"]) < float("inf") for row in read_rows(config.folder / "train.csv"))
     assert left_out and f"{left_out} steps were left out, because their gradients" in capsys.readouterr().out
     never_finite(monkeypatch)
-    with pytest.raises(ValueError, match=f"step {train_module.OVERFLOWS}: the loss is nan"):
+    with pytest.raises(ValueError, match=f"step {OVERFLOWS}: the loss is nan"):
         train(replace(config, name="never", max_steps=100))
 
 
@@ -302,12 +303,12 @@ def test_a_dry_run_checks_and_leaves_nothing(world, tmp_path, monkeypatch, capsy
     code, out, _ = run_main(monkeypatch, capsys, "train.py", path, "--dry-run")
     assert code == 0 and "memory some" in out and "disk" in out and "nothing is wrong" in out
     assert not (tmp_path / "runs").exists()
-    monkeypatch.setattr(plan, "memory_left", lambda device: 1e6)
+    monkeypatch.setattr(budget, "memory_left", lambda device: 1e6)
     with pytest.raises(ValueError, match=r"will need some \d.* GB of memory.*0.0 are left: set recompute=blocks.*--anyway"):
         train(world.config(tmp_path), dry_run=True)
     train(world.config(tmp_path), dry_run=True, anyway=True)
     monkeypatch.undo()
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+    monkeypatch.setattr(budget.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
     with pytest.raises(ValueError, match="will grow to .* GB, .* has 0.0 left: make room"):
         train(world.config(tmp_path))
 
@@ -321,24 +322,24 @@ QWEN3 = dict(model_type="qwen3", vocab_size=151_936, hidden_size=1024, intermedi
     (28, {"optimizer": "lean", "recompute": "blocks", "clip": 0.0}, 6.41e9)])
 def test_the_memory_that_is_foretold_is_what_was_measured(world, tmp_path, layers, changes, measured):
     """Peaks of train.py at Qwen3-0.6B's shape, 1 x 1,024 tokens, fp32 on a CPU."""
-    shape = train_module.ModelConfig.from_dict(QWEN3 | {"num_hidden_layers": layers})
+    shape = ModelConfig.from_dict(QWEN3 | {"num_hidden_layers": layers})
     config = world.config(tmp_path, context=1024, batch_size=1, **changes)
-    assert sum(plan.memory_need(config, shape, torch.device("cpu")).values()) == pytest.approx(measured, rel=0.15)
+    assert sum(training_memory(config, shape, torch.device("cpu")).values()) == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.parametrize("changes, measured", [
     ({"frozen": "stored"}, 4.02e9), ({"frozen": "nf4", "recompute": "blocks"}, 1.49e9)])
 def test_the_memory_of_adapters_is_foretold(world, tmp_path, changes, measured):
     """As benchmarks.adapters measured them: the same shape, stored in bf16, rank 8 on q and v."""
-    shape = train_module.ModelConfig.from_dict(QWEN3 | {"num_hidden_layers": 28})
+    shape = ModelConfig.from_dict(QWEN3 | {"num_hidden_layers": 28})
     config = world.config(tmp_path, context=1024, batch_size=1, lora="q_proj,v_proj", **changes)
-    need = plan.adapter_need(config, shape, torch.device("cpu"), stored=1.192e9)
+    need = adapter_memory(config, shape, torch.device("cpu"), stored=1.192e9)
     assert sum(need.values()) == pytest.approx(measured, rel=0.15)
 
 
 def test_the_peak_of_a_run_is_its_own():
     """Not that of the process which started it, as getrusage would have it."""
     large = torch.ones(2**28)  # 1.1 GB
-    code = "import torch, plan; print(plan.peak_memory(torch.device('cpu')))"
+    code = "import torch; from nanoprune.device import peak_memory; print(peak_memory(torch.device('cpu')))"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert 0.05 < float(found.stdout) < 0.9 and large.sum() > 0

@@ -5,8 +5,8 @@ import gzip
 import pytest
 from server import ok, server
 
-import fetch
-from fetch import Disallowed, Fetcher, FetchError, retry_after
+from nanoprune.web import http
+from nanoprune.web.http import Disallowed, Fetcher, FetchError, retry_after
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -51,7 +51,7 @@ def test_retries(quick):
 
 
 def timeout(url, headers):
-    raise fetch.requests.ReadTimeout("slow")
+    raise http.requests.ReadTimeout("slow")
 
 
 def test_retry_after():
@@ -61,7 +61,7 @@ def test_retry_after():
 
 
 def test_sizes_and_hosts(monkeypatch):
-    monkeypatch.setattr(fetch, "MAX_BYTES", 2**16)
+    monkeypatch.setattr(http, "MAX_BYTES", 2**16)
     bomb = gzip.compress(b"0" * 2**24)
     answers = {"/bomb": ok(bomb, **{"Content-Encoding": "gzip"}), "/away": (302, {"Location": "http://example.com/x"}, b""),
                "/there": (301, {"Location": "/here"}, b""), "/here": ok("here"), "/round": (302, {"Location": "/round"}, b""),

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import files
-from files import file_hash, locate, make_folder, open_tensors, read_json, whole_folder, write_json, write_tensors, write_text
 from model import Decoder
+from nanoprune.io.files import file_hash, make_folder, read_json, replace_folder, write_json, write_text
+from nanoprune.io.hub import locate
+from nanoprune.io.tensors import SAFETENSORS_TYPES, map_tensors, open_tensors, write_tensors
 
-DTYPES = list(files.SAFETENSORS_TYPES)
+DTYPES = list(SAFETENSORS_TYPES)
 
 
 def test_empty_tensors(tmp_path):
@@ -175,7 +176,7 @@ def test_a_folder_whose_replacement_fails_comes_back(tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail_at_the_new)
-    with pytest.raises(ValueError, match="No space left.*unharmed"), whole_folder(tmp_path / "d") as beside:
+    with pytest.raises(ValueError, match="No space left.*unharmed"), replace_folder(tmp_path / "d") as beside:
         (beside / "a").write_text("new")
     assert (tmp_path / "d" / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["d"]
 
@@ -185,7 +186,7 @@ def test_mapped_tensors_are_those_of_the_library(tmp_path):
                "c": torch.tensor([1.5, -2.0]), "none": torch.empty(0, dtype=torch.uint8)}
     for writer in (write_tensors, lambda path, tensors: save_file(tensors, path)):
         writer(tmp_path / "t.safetensors", tensors)
-        found = files.map_tensors(tmp_path / "t.safetensors")
+        found = map_tensors(tmp_path / "t.safetensors")
         assert found.keys() == tensors.keys()
         assert all(np.array_equal(found[name], tensor.numpy()) for name, tensor in tensors.items())
         with pytest.raises(ValueError):
@@ -194,18 +195,18 @@ def test_mapped_tensors_are_those_of_the_library(tmp_path):
         shutil.copy(tmp_path / "t.safetensors", tmp_path / "cut.safetensors")
         os.truncate(tmp_path / "cut.safetensors", size)
         with pytest.raises(ValueError, match="cut.safetensors is truncated or damaged"):
-            files.map_tensors(tmp_path / "cut.safetensors")
+            map_tensors(tmp_path / "cut.safetensors")
     save_file({"h": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "h.safetensors")
     with pytest.raises(ValueError, match="h.safetensors: h is of type BF16"):
-        files.map_tensors(tmp_path / "h.safetensors")
+        map_tensors(tmp_path / "h.safetensors")
     with pytest.raises(ValueError, match="nothing.safetensors is missing"):
-        files.map_tensors(tmp_path / "nothing.safetensors")
+        map_tensors(tmp_path / "nothing.safetensors")
 
 
 def test_what_a_killed_process_left_is_no_part_of_the_folder(tmp_path):
     """Process numbers come again."""
     (tmp_path / f".out.{os.getpid()}.new").mkdir()
     (tmp_path / f".out.{os.getpid()}.new" / "old.txt").write_text("old")
-    with whole_folder(tmp_path / "out") as folder:
+    with replace_folder(tmp_path / "out") as folder:
         (folder / "new.txt").write_text("new")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new.txt"]

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import run_main
 
-from dataset import read_jsonl
-from folder import day_in, join_lines, without_running_lines
+from nanoprune.io.jsonl import read_jsonl
+from nanoprune.web.local_files import day_in, join_lines, without_running_lines
 
 
 def pdf(pages: list[list[tuple[int, int, str]]], title: str = "", made: str = "") -> bytes:

@@ -6,10 +6,10 @@ import pytest
 import transformers
 from small import run_main
 
-from choices import encode, loglikelihoods
-from dataset import Dataset
 from model import Decoder
-from predict import Protocol, losses
+from nanoprune.data.dataset import Dataset
+from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihoods
+from nanoprune.evaluation.perplexity import Protocol, text_losses
 from prune import drop_blocks
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -39,7 +39,7 @@ def assert_agrees(folder, data, tmp_path, monkeypatch, capsys, rolled: int) -> N
     found = ask_harness(folder, dataset, tasks, [f"nanoprune_{name}" for name in questions], window)
     compared = 0
     for name, asked in questions.items():
-        groups, _ = encode(dataset.tokenizer, asked, window)
+        groups, _ = encode_questions(dataset.tokenizer, asked, window)
         samples = sorted(found["samples"][f"nanoprune_{name}"], key=lambda sample: sample["doc_id"])
         fits = [i for i, rows in enumerate(groups) if rows]  # the harness cuts the others
         compared += len(fits)
@@ -51,7 +51,7 @@ def assert_agrees(folder, data, tmp_path, monkeypatch, capsys, rolled: int) -> N
     assert compared >= 10
     split, documents = dataset.split("test"), dataset.documents("test")
     end = dataset.meta["end_token"]
-    nll, _ = losses(model, [split[i] for i in range(len(split))], Protocol("rolling", rolled, prefix=end), end)
+    nll, _ = text_losses(model, [split[i] for i in range(len(split))], Protocol("rolling", rolled, prefix=end), end)
     total, text = nll.sum(), [row["text"] for row in documents]
     theirs = ask_harness(folder, dataset, tasks, ["nanoprune_test"], rolled)["results"]["nanoprune_test"]
     assert theirs["bits_per_byte,none"] == pytest.approx(total / math.log(2) / sum(len(t.encode()) for t in text), rel=1e-5)

@@ -10,9 +10,11 @@ import pytest
 from small import ROOT, make_data, run_main
 from test_chat import CHATML, byte_tokenizer
 
-from dataset import Dataset, load_tokenizer, read_jsonl, read_questions, write_jsonl
-from instructions import MAX_REPEATS, balance, encode_pairs, hold_out, read_pairs, with_task
-from questions import written
+from nanoprune.data.conversations import MAX_REPEATS, balance, encode_pairs, hold_out, read_pairs, with_task
+from nanoprune.data.dataset import Dataset, read_questions
+from nanoprune.data.rule_questions import written
+from nanoprune.data.tokenizer import load_tokenizer
+from nanoprune.io.jsonl import read_jsonl, write_jsonl
 
 
 def chat(*turns: str, **more) -> dict:

@@ -11,12 +11,22 @@ from small import IDS, TIMING, make_model, random_base, read_rows, run_main
 from torch import nn
 
 import train as training
-from files import file_hash, read_json, write_json
-from frozen import Draws, FrozenLinear, adapt, frozen_layers, load_frozen, matched, parameter_count
-from lora import PREFIX, add_adapter, load_adapted, load_model, merge, save_adapter
-from memory import Kept
 from model import Decoder
-from ops import IGNORE, head_logits, head_loss
+from nanoprune.config import IGNORE
+from nanoprune.io.files import file_hash, read_json, write_json
+from nanoprune.nn.lora import (
+    DropoutRows,
+    FrozenLinear,
+    add_lora,
+    count_parameters,
+    frozen_layers,
+    load_frozen,
+    matching_layers,
+)
+from nanoprune.nn.losses import head_logits, head_loss
+from nanoprune.nn.peft import PREFIX, add_adapter, load_adapted, load_model, merge, save_adapter
+from nanoprune.nn.scratch import SavedActivations
+from nanoprune.training.run_folder import Log
 from prune import drop_blocks
 from train import train
 
@@ -42,12 +52,12 @@ def loss_of(model: Decoder) -> torch.Tensor:
 def test_gradients_are_those_of_autograd_on_merged_weights(tmp_path, shape):
     """d loss / d A = s B^T G and d loss / d B = s G A^T, with G autograd's gradient of the merged weight in fp64."""
     model = load_frozen(random_base(tmp_path / "b", **shape))
-    adapt(model, "all", rank=3, alpha=5.0)
+    add_lora(model, "all", rank=3, alpha=5.0)
     shake(model)
-    with Kept():
+    with SavedActivations():
         loss_of(model).backward()
     oracle = load_frozen(tmp_path / "b")
-    adapt(oracle, "all", rank=3, alpha=5.0)
+    add_lora(oracle, "all", rank=3, alpha=5.0)
     shake(oracle)
     merge(oracle)
     oracle = oracle.double().requires_grad_(True)
@@ -64,41 +74,41 @@ def test_gradients_are_those_of_autograd_on_merged_weights(tmp_path, shape):
 def test_an_adapter_adds_nothing_until_it_is_trained(tmp_path, recompute):
     plain = Decoder.from_pretrained(random_base(tmp_path / "b"))
     model = load_frozen(tmp_path / "b")
-    adapt(model, "q_proj,v_proj")
+    add_lora(model, "q_proj,v_proj")
     model.model.recompute = recompute
     torch.testing.assert_close(loss_of(model), loss_of(plain), rtol=1e-6, atol=0)
     loss_of(model).backward()
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert trained == {f"{name}.lora_{part}" for name in matched(model, "q_proj,v_proj") for part in "AB"}
-    assert parameter_count(model) == (sum(p.numel() for p in model.parameters()), 3 * 8 * (32 + 32 + 32 + 16))
+    assert trained == {f"{name}.lora_{part}" for name in matching_layers(model, "q_proj,v_proj") for part in "AB"}
+    assert count_parameters(model) == (sum(p.numel() for p in model.parameters()), 3 * 8 * (32 + 32 + 32 + 16))
 
 
 def test_names_choose_the_layers(tmp_path):
     model = load_frozen(random_base(tmp_path / "b"))
-    assert len(matched(model, "all")) == 21
+    assert len(matching_layers(model, "all")) == 21
     both = [f"model.layers.{i}.self_attn.{name}" for i in range(3) for name in ("q_proj", "v_proj")]
-    assert matched(model, "v_proj, q_proj") == both
-    assert matched(model, "mlp.up_proj") == [f"model.layers.{i}.mlp.up_proj" for i in range(3)]
-    assert len(matched(model, "model.layers.1.*")) == 7 and matched(model, "model.layers.1.mlp.up_proj")
+    assert matching_layers(model, "v_proj, q_proj") == both
+    assert matching_layers(model, "mlp.up_proj") == [f"model.layers.{i}.mlp.up_proj" for i in range(3)]
+    assert len(matching_layers(model, "model.layers.1.*")) == 7 and matching_layers(model, "model.layers.1.mlp.up_proj")
     with pytest.raises(ValueError, match="'q_prok' names no layer of this model; there are q_proj, k_proj, v_proj, o_proj, "
                                          "gate_proj, up_proj, down_proj"):
-        matched(model, "v_proj,q_prok")
+        matching_layers(model, "v_proj,q_prok")
     for sizes in ({"rank": 0}, {"rank": 2.5}, {"rank": True}, {"alpha": 0}, {"alpha": float("nan")}, {"alpha": float("inf")},
                   {"alpha": "x"}, {"dropout": 1}, {"dropout": None}):
         with pytest.raises(ValueError, match="rank must be a whole number of at least 1, .*; given "):
-            adapt(model, "all", **sizes)
+            add_lora(model, "all", **sizes)
     with pytest.raises(ValueError, match="load the model with lora.load_frozen"):
-        adapt(Decoder.from_pretrained(tmp_path / "b"), "all")
+        add_lora(Decoder.from_pretrained(tmp_path / "b"), "all")
     for nothing in ("", " ", ","):
         with pytest.raises(ValueError, match="names no layer of this model; there are q_proj"):
-            matched(model, nothing)
-    assert matched(model, "q_proj,") == matched(model, "q_proj")
+            matching_layers(model, nothing)
+    assert matching_layers(model, "q_proj,") == matching_layers(model, "q_proj")
     with pytest.raises(ValueError, match="'lm_head' names no layer .* embedding and head get no adapters"):
-        matched(model, "lm_head")
-    adapt(model, "q_proj")
+        matching_layers(model, "lm_head")
+    add_lora(model, "q_proj")
     for again in ("all", "o_proj"):
         with pytest.raises(ValueError, match="has an adapter already"):
-            adapt(model, again)
+            add_lora(model, again)
 
 
 @pytest.mark.parametrize("frozen", ["stored", "nf4", "bfloat16"])
@@ -149,14 +159,14 @@ def test_dropout_resumes_bit_by_bit(world, tmp_path):
 
     stopped = world.config(tmp_path, name="stopped", **settings)
     with pytest.MonkeyPatch.context() as patch:
-        write = training.Log.write
+        write = Log.write
 
         def count(self, **row):
             write(self, **row)
             if row.get("step") == 3 and "loss" in row:
                 asked.append("SIGTERM")
 
-        patch.setattr(training.Log, "write", count)
+        patch.setattr(Log, "write", count)
         assert not train(stopped, listen=stop_after_three)
     asked.clear()
     assert train(stopped, resume=True)
@@ -177,7 +187,7 @@ def test_dropout_resumes_bit_by_bit(world, tmp_path):
 
 def test_dropout_keeps_the_mean_and_its_share():
     layer = FrozenLinear(torch.zeros(2, 4000), None, (2, 4000))
-    layer.add(2, 1.0, 0.25, Draws(3, [7, 8]), 0)
+    layer.add(2, 1.0, 0.25, DropoutRows(3, [7, 8]), 0)
     x = layer.drop(torch.ones(2, 5, 4000))
     assert x.unique().tolist() == pytest.approx([0, 4 / 3])
     assert float((x == 0).float().mean()) == pytest.approx(0.25, abs=0.01) and not torch.equal(x[0], x[1])
@@ -194,7 +204,7 @@ def adapted(tmp_path):
     model = load_frozen(random_base(tmp_path / "base"))
     drop_blocks(model, [1])
     model.base["dropped"] = [1]
-    adapt(model, "q_proj,v_proj", rank=4)
+    add_lora(model, "q_proj,v_proj", rank=4)
     shake(model)
     save_adapter(model, tmp_path / "adapter")
     return tmp_path / "base", tmp_path / "adapter", model.eval()
@@ -226,7 +236,7 @@ def test_an_adapter_knows_its_base(adapted, tmp_path):
     drop_blocks(quantised, [1])
     with pytest.raises(ValueError, match="kept as stored; this base is kept as nf4"):
         add_adapter(quantised, adapter)
-    with pytest.raises(ValueError, match="is an adapter on another model; make one model of both: python lora.py merge"):
+    with pytest.raises(ValueError, match="is an adapter on another model; make one model of both: python -m nanoprune merge"):
         Decoder.from_pretrained(adapter)
 
 
@@ -286,7 +296,7 @@ def test_the_base_may_not_change(adapted, tmp_path, monkeypatch, capsys):
     """Neither its settings, where the weights are the same; nor by merging onto its place; nor may it be reduced already."""
     folder, adapter, _ = adapted
     before = file_hash(folder / "model.safetensors")
-    code, _, err = run_main(monkeypatch, capsys, "lora.py", "merge", adapter, "--out", folder)
+    code, _, err = run_main(monkeypatch, capsys, "nanoprune", "merge", adapter, "--out", folder)
     assert code == 2 and "is what the model is made from" in err and file_hash(folder / "model.safetensors") == before
     reduced = Decoder.from_pretrained(folder)
     drop_blocks(reduced, [1])
@@ -303,17 +313,17 @@ def test_merge_gives_a_plain_model_with_equal_logits(tmp_path, monkeypatch, caps
     model = load_frozen(random_base(tmp_path / "b", model_type="qwen2"), frozen)
     drop_blocks(model, [0])
     model.base["dropped"] = [0]
-    adapt(model, "all", rank=4, alpha=8.0, root=True)
+    add_lora(model, "all", rank=4, alpha=8.0, root=True)
     shake(model)
     save_adapter(model, tmp_path / "adapter")
     make_model(tmp_path / "t", make_tokenizer(tmp_path))
     (tmp_path / "adapter" / "tokenizer.json").write_bytes((tmp_path / "t" / "tokenizer.json").read_bytes())
-    code, out, err = run_main(monkeypatch, capsys, "lora.py", "merge", tmp_path / "adapter", "--out", tmp_path / "merged")
+    code, out, err = run_main(monkeypatch, capsys, "nanoprune", "merge", tmp_path / "adapter", "--out", tmp_path / "merged")
     assert code == 0 and "2 blocks" in out, err
     merged = Decoder.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(merged(IDS), model.eval()(IDS), rtol=0, atol=1e-5)
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
-    code, _, err = run_main(monkeypatch, capsys, "lora.py", "merge", tmp_path / "b", "--out", tmp_path / "x")
+    code, _, err = run_main(monkeypatch, capsys, "nanoprune", "merge", tmp_path / "b", "--out", tmp_path / "x")
     assert code == 2 and "is no adapter" in err
 
 
@@ -347,11 +357,11 @@ def test_the_frozen_head(dtype):
 
 def test_what_is_kept_for_the_backward_pass_changes_nothing(tmp_path):
     model = load_frozen(random_base(tmp_path / "b", hidden_size=1024, num_attention_heads=16, head_dim=64))
-    adapt(model, "q_proj,v_proj")
+    add_lora(model, "q_proj,v_proj")
     shake(model)
     ids = torch.randint(0, 256, (1, 513), generator=torch.Generator().manual_seed(1))
     grads = []
-    for kept in (None, Kept()):
+    for kept in (None, SavedActivations()):
         if kept:
             kept.__enter__()
         model(ids[:, :-1], ids[:, 1:]).backward()

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from small import ROOT, SHAPE
 
-from attention import document_positions
-from files import write_json
-from model import Cache, Decoder, ModelConfig, rope_table
+from model import Decoder
+from nanoprune.io.files import write_json
+from nanoprune.nn.attention import KeyValueCache, document_positions
+from nanoprune.nn.model_config import ModelConfig
+from nanoprune.nn.pointwise import rope_table
 
 BASE = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=64)
@@ -86,10 +88,10 @@ def test_equals_transformers(variant, tmp_path):
 def test_cache_equals_full_forward(variant, tmp_path):
     reference(variant).save_pretrained(tmp_path)
     model = Decoder.from_pretrained(tmp_path)
-    full, cache = model(IDS), Cache(model.config, 2, 20)
+    full, cache = model(IDS), KeyValueCache(model.config, 2, 20)
     steps = [model(IDS[:, a:b], cache=cache) for a, b in ((0, 7), (7, 8), (8, 12), (12, 13), (13, 20))]
     assert_close(torch.cat(steps, 1), full)
-    assert_close(model.last_logits(IDS, Cache(model.config, 2, 20)), full[:, -1])
+    assert_close(model.last_logits(IDS, KeyValueCache(model.config, 2, 20)), full[:, -1])
 
 
 @pytest.mark.parametrize("scaling", [None, LLAMA3])

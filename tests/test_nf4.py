@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import IDS, random_base, read_rows, run_main
 
-from files import read_json, write_json
-from frozen import FrozenLinear, load_frozen, parameter_count, save_quantised
-from lora import load_model
 from model import Decoder
-from nf4 import NF4, STATE, dequantise, quantise
+from nanoprune.io.files import read_json, write_json
+from nanoprune.nn.lora import FrozenLinear, count_parameters, load_frozen, save_quantised
+from nanoprune.nn.nf4 import NF4, STATE, dequantise, quantise
+from nanoprune.nn.peft import load_model
 from train import train
 
 
@@ -55,14 +55,14 @@ def test_four_bits_and_back():
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
 def test_a_quantised_base_is_saved_and_read(tmp_path, monkeypatch, capsys, kind):
     folder = random_base(tmp_path / "b", torch.bfloat16, model_type=kind)
-    code, out, err = run_main(monkeypatch, capsys, "lora.py", "quantise", folder, "--out", tmp_path / "q")
+    code, out, err = run_main(monkeypatch, capsys, "nanoprune", "quantise", folder, "--out", tmp_path / "q")
     assert code == 0 and "wrote" in out, err
     made, read = load_frozen(folder, "nf4"), load_model(tmp_path / "q")
     assert torch.equal(made(IDS), read(IDS)) and read.head_weight.dtype == torch.bfloat16
-    assert parameter_count(read)[0] == sum(p.numel() for p in Decoder.from_pretrained(folder).parameters())
+    assert count_parameters(read)[0] == sum(p.numel() for p in Decoder.from_pretrained(folder).parameters())
     for again, message in ((["quantise", tmp_path / "q", "--out", tmp_path / "qq"], "is quantised already"),
                            (["merge", tmp_path / "q", "--out", tmp_path / "qq"], "is no adapter")):
-        code, _, err = run_main(monkeypatch, capsys, "lora.py", *again)
+        code, _, err = run_main(monkeypatch, capsys, "nanoprune", *again)
         assert code == 2 and message in err
     with pytest.raises(ValueError, match="is quantised: its weights cannot be changed"):
         Decoder.from_pretrained(tmp_path / "q")
@@ -91,7 +91,7 @@ def test_transformers_reads_the_quantised_base(tmp_path, dtype, kind):
 
 
 def test_training_goes_on_from_a_quantised_base(world, tmp_path, monkeypatch, capsys):
-    code, _, err = run_main(monkeypatch, capsys, "lora.py", "quantise", world.model, "--out", tmp_path / "q")
+    code, _, err = run_main(monkeypatch, capsys, "nanoprune", "quantise", world.model, "--out", tmp_path / "q")
     assert code == 0, err
     losses = []
     for name, changes in (("made", {"frozen": "nf4"}), ("read", {"base": str(tmp_path / "q")})):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -12,14 +13,18 @@ from small import TIMING, read_rows
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import attention
-import memory
 import model as model_module
-import ops
-from configs import replace
-from dataset import Dataset, Rows
-from lean import LeanAdamW, round_to_bfloat16, round_to_code
-from model import Decoder, ModelConfig
+from model import Decoder
+from nanoprune.data.dataset import Dataset
+from nanoprune.data.packing import TrainingRows
+from nanoprune.nn import attention, losses
+from nanoprune.nn.attention import BlockedAttention, attend, attend_documents, document_lengths, document_mask
+from nanoprune.nn.losses import head_loss
+from nanoprune.nn.model_config import ModelConfig
+from nanoprune.nn.pointwise import GatedSilu, Normalize, Rotate
+from nanoprune.nn.scratch import SPARES, return_buffer, take_buffer
+from nanoprune.nn.tied_embedding import tie
+from nanoprune.training.lean_adamw import LeanAdamW, round_to_bfloat16, round_to_code
 from train import train
 
 
@@ -30,7 +35,7 @@ def drawn(*shape, seed: int = 0, dtype=torch.float64) -> torch.Tensor:
 @pytest.fixture(params=[1, 3, 100])
 def chunk(request, monkeypatch) -> int:
     """Tokens of a chunk of the head, whose vocabulary is 11 in these tests."""
-    monkeypatch.setattr(ops, "HEAD_CHUNK", request.param * 11)
+    monkeypatch.setattr(losses, "HEAD_CHUNK", request.param * 11)
     return request.param
 
 
@@ -48,36 +53,36 @@ def test_the_heads_loss_equals_the_plain_one(chunk, targets, monkeypatch):
     counted = (targets != -100).sum()
     for reduction, wanted in (("sum", plain.sum()), ("mean", plain.sum() / counted)):
         expected = torch.autograd.grad(3 * wanted, (x, weight), retain_graph=True)
-        loss = ops.head_loss(x, weight, targets, reduction)
+        loss = head_loss(x, weight, targets, reduction)
         assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
         for found, wanted_grad in zip(torch.autograd.grad(3 * loss, (x, weight)), expected, strict=True):
             torch.testing.assert_close(found, wanted_grad, rtol=1e-10, atol=1e-12)
         with torch.no_grad():
-            assert ops.head_loss(x, weight, targets, reduction).item() == pytest.approx(wanted.item(), rel=1e-6)
+            assert head_loss(x, weight, targets, reduction).item() == pytest.approx(wanted.item(), rel=1e-6)
     with torch.no_grad():
-        torch.testing.assert_close(ops.head_loss(x, weight, targets, "none").double(), plain.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(head_loss(x, weight, targets, "none").double(), plain.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_the_heads_gradients_in_bf16_are_those_in_fp32(chunk, targets):
     """Within the rounding of products in bf16; the weight's are summed over the chunks in fp32."""
     x, weight = drawn(2, 7, 8, dtype=torch.float32), drawn(11, 8, seed=1, dtype=torch.float32)
-    expected = torch.autograd.grad(ops.head_loss(x, weight, targets), (x, weight))
+    expected = torch.autograd.grad(head_loss(x, weight, targets), (x, weight))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = ops.head_loss(x, weight, targets)
+        loss = head_loss(x, weight, targets)
     for found, wanted in zip(torch.autograd.grad(loss, (x, weight)), expected, strict=True):
         assert found.dtype == torch.float32 and (found - wanted).norm() < 0.02 * wanted.norm()
 
 
 def test_large_tensors_given_back_are_written_to_again():
     """Those large enough, of the same type; and what is in use is never handed out."""
-    memory.SPARES.clear()
-    first = memory.spare("logits", (3, 4), torch.float32, torch.device("cpu"))
-    assert memory.spare("logits", (3, 4), torch.float32, torch.device("cpu")).data_ptr() != first.data_ptr()
+    SPARES.clear()
+    first = take_buffer("logits", (3, 4), torch.float32, torch.device("cpu"))
+    assert take_buffer("logits", (3, 4), torch.float32, torch.device("cpu")).data_ptr() != first.data_ptr()
     for shape, dtype, again in (((2, 5), torch.float32, True), ((3, 5), torch.float32, False), ((2, 2), torch.float64, False)):
-        memory.give_back("logits", first)
-        found = memory.spare("logits", shape, dtype, torch.device("cpu"))
+        return_buffer("logits", first)
+        found = take_buffer("logits", shape, dtype, torch.device("cpu"))
         assert (found.shape, found.dtype, found.data_ptr() == first.data_ptr()) == (shape, dtype, again)
-        assert memory.spare("logits", shape, dtype, torch.device("cpu")).data_ptr() != found.data_ptr()
+        assert take_buffer("logits", shape, dtype, torch.device("cpu")).data_ptr() != found.data_ptr()
 
 
 def test_what_is_not_counted_never_reaches_the_head(chunk, targets):
@@ -85,14 +90,14 @@ def test_what_is_not_counted_never_reaches_the_head(chunk, targets):
     x, weight = drawn(2, 7, 8), drawn(11, 8, seed=1)
     with torch.no_grad():
         x[targets == -100] = float("nan")
-    loss = ops.head_loss(x, weight, targets, "mean")
+    loss = head_loss(x, weight, targets, "mean")
     of_x, of_weight = torch.autograd.grad(loss, (x, weight))
     assert loss.isfinite() and of_weight.isfinite().all() and (of_x[targets == -100] == 0).all()
 
 
 def test_a_frozen_head_costs_no_gradient(chunk, targets):
     x, weight = drawn(2, 7, 8), drawn(11, 8, seed=1).detach()
-    ops.head_loss(x, weight, targets).backward()
+    head_loss(x, weight, targets).backward()
     expected = torch.autograd.grad(F.cross_entropy(F.linear(x, weight).flatten(0, 1), targets.flatten()), x)[0]
     torch.testing.assert_close(x.grad, expected, rtol=1e-10, atol=1e-12)
 
@@ -102,7 +107,7 @@ def test_the_heads_loss_under_autocast(chunk, targets):
     x, weight = drawn(2, 7, 8, dtype=torch.float32), drawn(11, 8, seed=1, dtype=torch.float32)
     expected = torch.autograd.grad(F.cross_entropy(F.linear(x, weight).flatten(0, 1), targets.flatten()), (x, weight))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = ops.head_loss(x, weight, targets)
+        loss = head_loss(x, weight, targets)
     found = torch.autograd.grad(loss, (x, weight))
     assert loss.dtype == torch.float32
     for a, b in zip(found, expected, strict=True):
@@ -114,11 +119,11 @@ def test_the_heads_loss_under_autocast(chunk, targets):
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_attention_over_documents_is_that_under_a_mask(window, kv_heads):
     documents = torch.tensor([[0] * 9 + [1] + [2] * 6, [7] * 16])
-    lengths = attention.document_lengths(documents)
+    lengths = document_lengths(documents)
     assert lengths == [9, 1, 6, 16]
     q, k, v = drawn(2, 4, 16, 8), drawn(2, kv_heads, 16, 8, seed=1), drawn(2, kv_heads, 16, 8, seed=2)
-    plain = attention.attend(q, k, v, attention.document_mask(documents, window, "cpu"))
-    found = attention.attend_documents(q, k, v, lengths, window)
+    plain = attend(q, k, v, document_mask(documents, window, "cpu"))
+    found = attend_documents(q, k, v, lengths, window)
     torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
     weights = drawn(*plain.shape, seed=3).detach()
     for a, b in zip(*(torch.autograd.grad((y * weights).sum(), (q, k, v)) for y in (found, plain)), strict=True):
@@ -131,7 +136,7 @@ def test_attention_by_blocks_of_queries(kv_heads, length, monkeypatch):
     """In fp64 it is the plain form, with every gradient; heads before time in memory or behind it, as the model has them."""
     monkeypatch.setattr(attention, "QUERIES", 4)
     inputs = [drawn(2, length, heads, 8, seed=heads).transpose(1, 2) for heads in (4, kv_heads, kv_heads)]
-    found = attention.BlockedAttention.apply(*inputs)
+    found = BlockedAttention.apply(*inputs)
     plain = F.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
     torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
     weights = drawn(*plain.shape, seed=3).detach()
@@ -152,13 +157,13 @@ def test_attention_in_bfloat16_is_by_blocks_where_that_is_fast(monkeypatch):
 
     true = errors(F.scaled_dot_product_attention(*exact, is_causal=True, enable_gqa=True), exact, [])
     theirs = errors(F.scaled_dot_product_attention(*small, is_causal=True, enable_gqa=True), small, true)
-    y = attention.attend(*small)
+    y = attend(*small)
     assert type(y.grad_fn).__name__ == "BlockedAttentionBackward"
     assert all(a <= 1.5 * b for a, b in zip(errors(y, small, true), theirs, strict=True))
     with torch.no_grad():
-        assert torch.equal(attention.attend(*small), y)
+        assert torch.equal(attend(*small), y)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert type(attention.attend(*small).grad_fn).__name__ != "BlockedAttentionBackward"
+    assert type(attend(*small).grad_fn).__name__ != "BlockedAttentionBackward"
 
 
 def shape(**changes) -> ModelConfig:
@@ -201,7 +206,7 @@ def test_packed_rows_are_their_documents_by_themselves(changes, monkeypatch):
             monkeypatch.setattr(model_module, "has_flash", lambda *_: True)
             monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", plain_varlen)
         else:
-            monkeypatch.setattr(model_module, "SHORT", short)
+            monkeypatch.setattr(model_module, "SHORT_DOCUMENT", short)
         decoder.model.recompute = recompute
         decoder.zero_grad()
         loss = decoder(ids, targets, documents, reduction="sum")
@@ -250,7 +255,7 @@ def test_a_shared_weights_gradient_is_that_of_its_two_uses():
     weight, ids = drawn(11, 8), torch.tensor([[3, 3, 10], [0, 3, 1]])
     plain = (F.embedding(ids, weight).square().sum() + F.linear(F.embedding(ids, weight), weight).sin().sum())
     expected = torch.autograd.grad(plain, weight)[0]
-    shared, embed = ops.tie(weight)
+    shared, embed = tie(weight)
     loss = embed(ids).square().sum() + F.linear(embed(ids), shared).sin().sum()
     assert loss.item() == pytest.approx(plain.item())
     torch.testing.assert_close(torch.autograd.grad(loss, weight)[0], expected, rtol=1e-10, atol=1e-12)
@@ -262,9 +267,9 @@ def plainly_rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> to
 
 
 @pytest.mark.parametrize("fast, plain, shapes", [
-    (lambda x: ops.Normalize.apply(x, 1e-3), lambda x: F.rms_norm(x, (6,), eps=1e-3), [(2, 3, 6)]),
-    (ops.GatedSilu.apply, lambda gate, up: F.silu(gate) * up, [(2, 3, 6), (2, 3, 6)]),
-    (lambda x: ops.Rotate.apply(x, *angles()), lambda x: plainly_rotated(x, *angles()), [(2, 4, 3, 6)]),
+    (lambda x: Normalize.apply(x, 1e-3), lambda x: F.rms_norm(x, (6,), eps=1e-3), [(2, 3, 6)]),
+    (GatedSilu.apply, lambda gate, up: F.silu(gate) * up, [(2, 3, 6), (2, 3, 6)]),
+    (lambda x: Rotate.apply(x, *angles()), lambda x: plainly_rotated(x, *angles()), [(2, 4, 3, 6)]),
 ], ids=["norm", "gated silu", "rotary positions"])
 def test_what_lies_between_the_products_equals_its_plain_form(fast, plain, shapes):
     """In fp64: values and gradients."""
@@ -285,7 +290,7 @@ def angles() -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_norm_is_taken_in_fp32():
     x = drawn(4, 64, dtype=torch.float32).detach().bfloat16()
     expected = F.rms_norm(x.float(), (64,), eps=1e-6).bfloat16()
-    assert torch.equal(ops.Normalize.apply(x, 1e-6), expected)
+    assert torch.equal(Normalize.apply(x, 1e-6), expected)
 
 
 # ---------------------------------------------------------------- the lean optimizer
@@ -385,10 +390,10 @@ def test_compiled_blocks_learn_the_same(world, tmp_path):
 
 def test_rows_of_the_dataset_take_the_path_of_documents(world, monkeypatch):
     """A whole batch of the real reader, once each way."""
-    rows = Rows(Dataset(world.data).split("train"), 32, 0)
+    rows = TrainingRows(Dataset(world.data).split("train"), 32, 0)
     batch = rows.batch(0, 4)
     decoder, losses = Decoder.from_pretrained(world.model), []
     for short in (0, 10**9):
-        monkeypatch.setattr(model_module, "SHORT", short)
+        monkeypatch.setattr(model_module, "SHORT_DOCUMENT", short)
         losses.append(decoder(*batch).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

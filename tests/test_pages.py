@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import scrape
-from pages import SITES, html_to_text, parse_article, parse_date, parse_feed, parse_sitemap
+from nanoprune.web.html import html_to_text
+from nanoprune.web.sites import SITES, parse_article, parse_date, parse_feed, parse_sitemap
+from scrape import is_complete
 
 BMW = SITES["bmw"]
 
@@ -69,7 +70,7 @@ def test_a_feed():
     found, following, sound = parse_feed(feed, BMW)
     assert sound and following is None and [a["id"] for a in found] == ["T0000001EN", "T0000002EN_US", "T0000003DE"]
     assert found[0]["text"] == "Whole CO2 text." and found[0]["title"] == "A & B" and found[0]["date"] == "2025-12-05"
-    assert [scrape.is_complete(a) for a in found] == [True, False, False]
+    assert [is_complete(a) for a in found] == [True, False, False]
     assert [BMW.speaks(a["id"]) for a in found] == [True, True, False]
     for wrong in (b"", b"<html><body>No feed</body></html>", b"plain text", b"{}"):
         with pytest.raises(ValueError, match="not "):

@@ -1,4 +1,4 @@
-"""lora.py: PEFT reads our adapters, we read PEFT's, with equal logits and equal steps."""
+"""nn/peft.py: PEFT reads our adapters, we read PEFT's, with equal logits and equal steps."""
 
 import re
 
@@ -8,9 +8,9 @@ from small import IDS, random_base, run_main
 from test_lora import loss_of, shake
 from torch import nn
 
-from files import read_json
-from frozen import adapt, frozen_layers, load_frozen, matched
-from lora import load_adapted, load_model, save_adapter
+from nanoprune.io.files import read_json
+from nanoprune.nn.lora import add_lora, frozen_layers, load_frozen, matching_layers
+from nanoprune.nn.peft import load_adapted, load_model, save_adapter
 
 
 def in_transformers(folder):
@@ -25,12 +25,12 @@ def test_peft_reads_ours(tmp_path, pattern, root, kind):
     from peft import PeftModel
 
     model = load_frozen(random_base(tmp_path / "b", model_type=kind))
-    adapt(model, pattern, rank=4, alpha=6.0, root=root)
+    add_lora(model, pattern, rank=4, alpha=6.0, root=root)
     shake(model)
     save_adapter(model, tmp_path / "a")
     theirs = PeftModel.from_pretrained(in_transformers(tmp_path / "b"), tmp_path / "a").eval()
     names = {n.removeprefix("base_model.model.").rpartition(".lora_A")[0] for n, _ in theirs.named_parameters()}
-    assert names - {""} == set(matched(model, pattern))
+    assert names - {""} == set(matching_layers(model, pattern))
     with torch.no_grad():
         torch.testing.assert_close(theirs(IDS).logits, model.eval()(IDS), rtol=0, atol=1e-5)
         assert not torch.allclose(model(IDS), load_frozen(tmp_path / "b")(IDS), atol=1e-3)
@@ -76,7 +76,7 @@ def test_we_read_pefts_of_some_layers(tmp_path, chosen, layers):
 def test_pefts_adapter_wherever_a_model_is_named(world, tmp_path, monkeypatch, capsys):
     """Its folder has neither config.json nor a tokenizer: they are its base's."""
     model = load_frozen(world.model)
-    adapt(model, "q_proj", rank=4)
+    add_lora(model, "q_proj", rank=4)
     shake(model)
     save_adapter(model, tmp_path / "a")
     for name in ("config.json", "nanoprune.json"):
@@ -90,7 +90,7 @@ def test_pefts_adapter_wherever_a_model_is_named(world, tmp_path, monkeypatch, c
     assert found["a"]["test"]["nll"] != found["base"]["test"]["nll"] and found["a"]["cost"]["trained_params"] == 3 * 4 * 64
     path = world.config_file(tmp_path / "c.py", base=str(tmp_path / "a"))
     code, _, err = run_main(monkeypatch, capsys, "train.py", path)
-    assert code == 2 and re.search("base: .* is an adapter on another model; .* lora.py merge", err)
+    assert code == 2 and re.search("base: .* is an adapter on another model; .* nanoprune merge", err)
 
 
 def test_a_step_is_pefts(tmp_path):
@@ -98,7 +98,7 @@ def test_a_step_is_pefts(tmp_path):
     from peft import PeftModel
 
     model = load_frozen(random_base(tmp_path / "b"))
-    adapt(model, "q_proj,v_proj", rank=4)
+    add_lora(model, "q_proj,v_proj", rank=4)
     save_adapter(model, tmp_path / "a")
     theirs = PeftModel.from_pretrained(in_transformers(tmp_path / "b"), tmp_path / "a", is_trainable=True)
     sides = [(m, torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-2)) for m in (model, theirs)]

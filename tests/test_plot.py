@@ -5,7 +5,7 @@ import csv
 import pytest
 from small import run_main
 
-from plot import running_mean
+from nanoprune.figures.style import running_mean
 from train import train
 
 

@@ -14,12 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import ROOT, article, run_main, text
 
-import corpus
-import questions as questions_module
-from clean import near_duplicates, paragraphs_of, signature, words_of
-from corpus import Document, split_by_date, split_by_hash
-from dataset import Dataset, read_jsonl, write_jsonl
-from prepare import first_token
+from nanoprune.data import corpus as corpus_module
+from nanoprune.data.cleaning import paragraphs_of
+from nanoprune.data.corpus import Document, over_processes, split_by_date, split_by_hash
+from nanoprune.data.dataset import Dataset
+from nanoprune.data.duplicates import near_duplicates, signature
+from nanoprune.data.language import words_of
+from nanoprune.data.rule_questions import open_and_closed_book, written
+from nanoprune.data.tokenizer import first_token
+from nanoprune.io.jsonl import read_jsonl, write_jsonl
 
 
 @pytest.fixture
@@ -75,9 +78,9 @@ def test_several_processes_make_the_same_bytes(prepare, tmp_path, monkeypatch):
     folder = prepare(articles)[3]
     shutil.move(folder, tmp_path / "first")
     made = []
-    monkeypatch.setattr(corpus, "BLOCK", 1)
-    pool = corpus.ProcessPoolExecutor
-    monkeypatch.setattr(corpus, "ProcessPoolExecutor", lambda **options: made.append(options) or pool(2, **options))
+    monkeypatch.setattr(corpus_module, "BLOCK", 1)
+    pool = corpus_module.ProcessPoolExecutor
+    monkeypatch.setattr(corpus_module, "ProcessPoolExecutor", lambda **options: made.append(options) or pool(2, **options))
     folder = prepare(articles)[3]
     first = {p.relative_to(tmp_path / "first"): p.read_bytes() for p in (tmp_path / "first").rglob("*") if p.is_file()}
     assert made and first == {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -89,8 +92,8 @@ def test_several_processes_make_the_same_bytes(prepare, tmp_path, monkeypatch):
 
 def test_a_worker_that_is_killed_is_told(prepare, monkeypatch):
     """Rather than waited for."""
-    monkeypatch.setattr(corpus, "BLOCK", 1)
-    monkeypatch.setattr(corpus, "clean_block", killed)
+    monkeypatch.setattr(corpus_module, "BLOCK", 1)
+    monkeypatch.setattr(corpus_module, "clean_block", killed)
     code, _, err, folder = prepare([article(i) for i in range(40)])
     assert code == 2 and "was killed, perhaps for want of memory" in err and not folder.exists()
 
@@ -100,11 +103,11 @@ def killed(*_) -> None:
 
 
 def test_articles_that_change_while_they_are_read(prepare, tmp_path, monkeypatch):
-    original = corpus.over_processes
+    original = over_processes
     def cut_short(function, tasks):
         (tmp_path / "articles.jsonl").write_text("")
         return original(function, tasks)
-    monkeypatch.setattr(corpus, "over_processes", cut_short)
+    monkeypatch.setattr(corpus_module, "over_processes", cut_short)
     code, _, err, folder = prepare([article(i) for i in range(40)])
     assert code == 2 and "changed while it was read" in err and not folder.exists()
 
@@ -286,7 +289,7 @@ def test_questions_are_of_one_kind_and_not_given_away(prepare):
             units = {" ".join(c.split()[1:]) for c in q["choices"]}
             assert len(units) == 1 or q["category"] == "day", q
             if "come out" in q["question"]:
-                assert answer == questions_module.written(date.fromisoformat(source["date"]))
+                assert answer == written(date.fromisoformat(source["date"]))
             else:
                 assert answer in source["text"]
             assert not any(c in source["text"] for i, c in enumerate(q["choices"]) if i != q["answer"])
@@ -302,7 +305,7 @@ def test_another_spelling_of_the_truth_is_no_wrong_choice():
         body = f"On the long road of the test in the north the car of this year drove for {figure} and then came to a stop."
         return {"id": str(i), "title": "News", "date": f"2024-01-{i + 1:02d}", "text": f"News\n\n{body}"}
     documents = [document(i, figure) for i, figure in enumerate(["1,500 km", "1500 km", "1,400 km", "1,300 km", "1,200 km"])]
-    found = questions_module.open_and_closed_book({"train": documents, "val": [], "test": []}, seed=0)["closed_book"]
+    found = open_and_closed_book({"train": documents, "val": [], "test": []}, seed=0)["closed_book"]
     figures = [q for q in found if q["category"] == "figure"]
     assert len(figures) == 5
     for q in figures:

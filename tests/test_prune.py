@@ -11,12 +11,17 @@ import torch
 import transformers
 from small import ROOT, SHAPE, read_rows, run_main
 
-import scores
-from dataset import Dataset, load_tokenizer, read_jsonl
-from files import file_hash
-from model import Cache, Decoder, ModelConfig, document_nll
-from prune import ESTIMATES, choose_blocks, choose_documents, drop_blocks, score_blocks
-from scores import losses_without
+from model import Decoder
+from nanoprune.data.dataset import Dataset
+from nanoprune.data.tokenizer import load_tokenizer
+from nanoprune.evaluation import block_scores
+from nanoprune.evaluation.block_scores import ESTIMATES, losses_without, score_blocks
+from nanoprune.evaluation.perplexity import document_nll
+from nanoprune.io.files import file_hash
+from nanoprune.io.jsonl import read_jsonl
+from nanoprune.nn.attention import KeyValueCache
+from nanoprune.nn.model_config import ModelConfig
+from prune import choose_blocks, choose_documents, drop_blocks
 from train import train
 
 TWO_WINDOWS = dict(use_sliding_window=True, sliding_window=4, max_window_layers=2)
@@ -143,7 +148,7 @@ def test_half_a_block_less(family, half, last, tmp_path):
 @pytest.mark.parametrize("together", [1, 300])
 def test_shared_prefixes_give_the_plain_losses(world, monkeypatch, together):
     """Of blocks, halves and pairs: bit by bit what the pruned model itself gives, or to rounding with removals together."""
-    monkeypatch.setattr(scores, "TOGETHER", together)
+    monkeypatch.setattr(block_scores, "TOGETHER", together)
     dataset, model = Dataset(world.data), Decoder.from_pretrained(world.model).eval()
     split = dataset.split("train")
     windows = list(split.windows(32, 128))
@@ -281,7 +286,7 @@ def test_a_model_is_replaced_whole_or_not_at_all(world, tmp_path, monkeypatch, c
         assert run_main(monkeypatch, capsys, "prune.py", world.model, "--drop", block, "--out", out)[0] == 0
         assert Decoder.read_config(out).blocks == ((1, 2) if block == "0" else (0, 2))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    monkeypatch.setattr("files.copy_tokenizer", full_disk)
+    monkeypatch.setattr("nanoprune.io.hub.copy_tokenizer", full_disk)
     code, _, err = run_main(monkeypatch, capsys, "prune.py", world.model, "--drop", "2", "--out", out)
     assert code == 2 and "No space left" in err and before == {path.name: path.read_bytes() for path in out.iterdir()}
     assert [path.name for path in tmp_path.iterdir()] == ["less"]  # nothing half is left beside it
@@ -317,7 +322,7 @@ def test_a_pruned_model_keeps_its_history(world, tmp_path, monkeypatch, capsys):
     for script in (["eval.py", tmp_path / "runs" / "run", "--data", world.data, "--out", tmp_path / "results"],
                    ["sample.py", tmp_path / "runs" / "run", "--prompt", "Munich", "--tokens", "4"]):
         assert run_main(monkeypatch, capsys, *script)[0] == 0
-    cached = Cache(model.config, 1, 9)
+    cached = KeyValueCache(model.config, 1, 9)
     with torch.no_grad():
         steps = [model(ids[:, i : i + 1], cache=cached) for i in range(9)]
         torch.testing.assert_close(torch.cat(steps, 1), model(ids), rtol=1e-4, atol=1e-5)

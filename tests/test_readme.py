@@ -12,7 +12,8 @@ import pytest
 from small import ROOT, SHAPE, make_data, make_model, run_main
 
 import sample
-from demo import newsroom, site
+from nanoprune.demo.newsroom import invent, releases
+from nanoprune.demo.site import serve
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S)
@@ -57,8 +58,8 @@ def checkout(tmp_path_factory):
 
 
 def test_every_command_runs(checkout, tmp_path, monkeypatch, capsys):
-    company = newsroom.invent(0, companies=1, models=8, first_day=date(2025, 9, 1))[0]
-    articles = newsroom.releases(company, 40, 1, date(2025, 9, 1))
+    company = invent(0, companies=1, models=8, first_day=date(2025, 9, 1))[0]
+    articles = releases(company, 40, 1, date(2025, 9, 1))
     data = make_data(tmp_path / "data", text="The newsroom's own words.")
     make_model(checkout / "Qwen" / "Qwen3-0.6B-Base", data, **SHAPE | dict(
         num_hidden_layers=28, hidden_size=16, intermediate_size=16, num_attention_heads=2, max_position_embeddings=2048))
@@ -66,7 +67,7 @@ def test_every_command_runs(checkout, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(checkout)
     generate = sample.generate
     monkeypatch.setattr(sample, "generate", lambda model, ids, room, **how: generate(model, ids, min(room, 6), **how))
-    with site.serve(articles) as url:
+    with serve(articles) as url:
         for command in commands:
             words = shlex.split(command)[1:]
             for beginning, more in SHORTER.items():

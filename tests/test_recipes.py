@@ -13,14 +13,17 @@ import torch
 from small import ROOT, SHAPE, run_main
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-import answers
 import sample
-from configs import load_config
-from dataset import Dataset, read_jsonl, write_jsonl
-from demo import newsroom
-from files import write_json
-from lora import is_adapter, load_model
-from model import Decoder, ModelConfig
+from model import Decoder
+from nanoprune.config import load_config
+from nanoprune.data.dataset import Dataset
+from nanoprune.demo import newsroom
+from nanoprune.evaluation import written_answers
+from nanoprune.evaluation.written_answers import overlap_scores
+from nanoprune.io.files import write_json
+from nanoprune.io.jsonl import read_jsonl, write_jsonl
+from nanoprune.nn.model_config import ModelConfig
+from nanoprune.nn.peft import is_adapter, load_model
 
 RECIPES = sorted(path for path in (ROOT / "configs" / "recipes").glob("*.py") if path.name != "__init__.py")
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -59,7 +62,7 @@ def checkout(tmp_path, monkeypatch):
     for name in ("configs", "qa"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)
-    for module in (sample, answers):
+    for module in (sample, written_answers):
         generate = module.generate
         monkeypatch.setattr(module, "generate", lambda model, ids, room, generate=generate, **how: generate(
             model, ids, min(room, 3), **how))
@@ -69,8 +72,8 @@ def checkout(tmp_path, monkeypatch):
 def make_articles(folder) -> None:
     company = newsroom.invent(0, companies=1, models=8, first_day=date(2025, 9, 1))[0]
     folder.mkdir(parents=True, exist_ok=True)
-    releases = newsroom.releases(company, 40, 1, date(2025, 9, 1))
-    write_jsonl(folder / "articles.jsonl", (one | {"text": "\n\n".join(one["paragraphs"])} for one in releases))
+    articles = newsroom.releases(company, 40, 1, date(2025, 9, 1))
+    write_jsonl(folder / "articles.jsonl", (one | {"text": "\n\n".join(one["paragraphs"])} for one in articles))
 
 
 def run(names: list[str], monkeypatch, capsys, shorter: dict[str, list[str]]) -> dict[str, str]:
@@ -161,7 +164,7 @@ def test_the_service_manual(checkout, monkeypatch, capsys):
             nll, count = (nll - float(log_p[k, token]), count + 1) if token != -100 else (nll, count)
     measured = results(checkout / "results" / "manual")["manual"]["test"]
     assert measured["tokens"] == count and measured["nll"] == pytest.approx(nll / count, abs=1e-5)
-    measures = {"exact_match", "f1"} | ({"rougeL"} if "rougeL" in answers.overlap_scores("", "") else set())
+    measures = {"exact_match", "f1"} | ({"rougeL"} if "rougeL" in overlap_scores("", "") else set())
     assert all(measures <= set(row) for row in written.values())
 
 

@@ -7,9 +7,9 @@ import torch
 import transformers
 from small import run_main
 
-from dataset import load_tokenizer
 from model import Decoder
-from sample import draw, generate
+from nanoprune.data.tokenizer import load_tokenizer
+from nanoprune.nn.sampling import draw, generate
 
 
 def test_greedy_text_equals_transformers(world):

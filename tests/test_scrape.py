@@ -13,12 +13,12 @@ import pytest
 from server import ok, server
 from small import ROOT, run_main
 
-import fetch
-import pages
-import store
-from dataset import read_jsonl
-from demo import newsroom, site
-from pages import SITES
+from nanoprune.demo.newsroom import invent, oddities, releases
+from nanoprune.demo.site import SITEMAP, _path, serve
+from nanoprune.io.jsonl import read_jsonl
+from nanoprune.web import archive, html, http, sites
+from nanoprune.web.archive import Archive
+from nanoprune.web.sites import SITES, Site
 
 BMW = SITES["bmw"]
 
@@ -28,9 +28,9 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture(scope="module")
 def articles() -> list[dict]:
-    company = newsroom.invent(3, companies=1, models=6, first_day=date(2024, 1, 1))[0]
-    found = newsroom.releases(company, 50, 7, date(2024, 1, 1))
-    return found + newsroom.oddities(company, 7, found[0])
+    company = invent(3, companies=1, models=6, first_day=date(2024, 1, 1))[0]
+    found = releases(company, 50, 7, date(2024, 1, 1))
+    return found + oddities(company, 7, found[0])
 
 
 # ---------------------------------------------------------------- a whole newsroom
@@ -40,13 +40,13 @@ def articles() -> list[dict]:
 def test_a_whole_newsroom(articles, tmp_path, monkeypatch, capsys, source):
     """Every article once with its whole text, in both ends of a feed and both forms of markup; the second run fetches none."""
     out = tmp_path / "raw" / "articles.jsonl"
-    with site.serve(articles) as url:
+    with serve(articles) as url:
         arguments = ["--base-url", url, "--delay", "0", "--source", source, "--out", out]
         code, text, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments)
         assert code == 0 and f"wrote {out}" in text and "(1 in another language)" in text
         before = out.read_bytes()
         asked = []
-        monkeypatch.setattr(fetch.requests.Session, "get", record(asked, fetch.requests.Session.get))
+        monkeypatch.setattr(http.requests.Session, "get", record(asked, http.requests.Session.get))
         code, text, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments)
         assert code == 0 and "up to date" in text and out.read_bytes() == before
         assert asked and not any("/article/" in path for path in asked)
@@ -70,7 +70,7 @@ def record(asked: list, get):
 
 def test_since_limit_and_going_on(articles, tmp_path, monkeypatch, capsys):
     out = tmp_path / "articles.jsonl"
-    with site.serve(articles) as url:
+    with serve(articles) as url:
         arguments = ["--base-url", url, "--delay", "0", "--out", out, "--since", "2025-01-01"]
         assert run_main(monkeypatch, capsys, "scrape.py", *arguments, "--limit", "7")[0] == 0
         assert len(read_jsonl(out)) == 7
@@ -81,7 +81,7 @@ def test_since_limit_and_going_on(articles, tmp_path, monkeypatch, capsys):
     assert {a["id"] for a in read_jsonl(out)} == {a["id"] for a in articles if a["date"] >= "2025-01-01" and a["lang"] == "en"}
 
 
-HERZOG = pages.Site(  # another newsroom, built in another way: another language, markup, dates, ids and feed
+HERZOG = Site(  # another newsroom, built in another way: another language, markup, dates, ids and feed
     base_url="https://presse.example",
     feed="/presse/feed/{topic}/?paged={page}",
     topics=("alle",),
@@ -149,8 +149,8 @@ def test_tables_and_other_hosts(tmp_path, monkeypatch, capsys):
 
 def test_single_urls(articles, tmp_path, monkeypatch, capsys):
     out = tmp_path / "articles.jsonl"
-    with site.serve(articles) as url:
-        pages = [url + site._path(a) for a in articles[:2]]
+    with serve(articles) as url:
+        pages = [url + _path(a) for a in articles[:2]]
         code, text, _ = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--delay", "0", "--out", out, *pages,
                                  url + "/global/article/detail/T9999999EN/nothing")
     assert code == 0 and [a["id"] for a in read_jsonl(out)] == [a["id"] for a in articles[:2]]
@@ -162,7 +162,7 @@ def test_single_urls(articles, tmp_path, monkeypatch, capsys):
 
 def test_reparsing_gives_the_same_bytes_and_a_better_parser_other_text(articles, tmp_path, monkeypatch, capsys):
     out = tmp_path / "a.jsonl"
-    with site.serve(articles) as url:
+    with serve(articles) as url:
         arguments = ["--base-url", url, "--delay", "0", "--out", out]
         run_main(monkeypatch, capsys, "scrape.py", *arguments, "--source", "sitemap")
         run_main(monkeypatch, capsys, "scrape.py", *arguments)  # a feed has no tags, and takes none away
@@ -173,10 +173,10 @@ def test_reparsing_gives_the_same_bytes_and_a_better_parser_other_text(articles,
             out.unlink()
         code, text, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments, "--reparse")
         assert code == 0 and out.read_bytes() == before
-    monkeypatch.setattr(pages, "MONTHS", ())  # a parser that is worse: no date is read any more
+    monkeypatch.setattr(sites, "MONTHS", ())  # a parser that is worse: no date is read any more
     assert run_main(monkeypatch, capsys, "scrape.py", *arguments, "--reparse")[0] == 0 and out.read_bytes() == before
     monkeypatch.undo()
-    monkeypatch.setattr(pages, "INVISIBLE", dict.fromkeys(map(ord, "aeiou")))
+    monkeypatch.setattr(html, "INVISIBLE", dict.fromkeys(map(ord, "aeiou")))
     code, text, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments, "--reparse")
     assert code == 0 and f"updated     {len(read_jsonl(out)):4}" in text and "e" not in read_jsonl(out)[0]["text"]
     (tmp_path / "b.raw").mkdir()
@@ -193,7 +193,7 @@ def test_killed_at_any_moment_it_loses_nothing_and_fetches_nothing_twice(article
             asked.append(path)
             if len(asked) in (3, 17, 18, 30):  # the answer is sent, and the scraper killed while it reads or writes it
                 Thread(target=kill, args=[0.02 * (len(asked) % 3)]).start()
-            kind, body = site.answer(articles, base, path)
+            kind, body = answer(articles, base, path)
             return 200, {"Content-Type": kind}, body.encode()
         return reply
 
@@ -204,9 +204,9 @@ def test_killed_at_any_moment_it_loses_nothing_and_fetches_nothing_twice(article
     running, out, pages_asked = [], tmp_path / "a.jsonl", "/global/article/"
     with server(answers) as (base, _):
         for article in articles:
-            answers[site._path(article)] = answer(site._path(article))
-        for path in ["/robots.txt", site.SITEMAP] + [site_feed(topic, page) for topic in BMW.topics for page in range(1, 5)]:
-            if site.answer(articles, base, path):
+            answers[_path(article)] = answer(_path(article))
+        for path in ["/robots.txt", SITEMAP] + [site_feed(topic, page) for topic in BMW.topics for page in range(1, 5)]:
+            if answer(articles, base, path):
                 answers[path] = answer(path)
         for _ in range(8):
             running.append(subprocess.Popen([sys.executable, "scrape.py", "--base-url", base, "--delay", "0", "--out", out,
@@ -249,23 +249,23 @@ def test_what_did_not_change_is_not_sent_again_and_what_did_is_updated(tmp_path,
             code, found, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments)
             assert code == 0 and line in found and sent == was_sent
             assert [a["text"] for a in read_jsonl(tmp_path / "a.jsonl")] == [text]
-        kept = store.Store(tmp_path / "a.raw")
+        kept = Archive(tmp_path / "a.raw")
         kept._path(kept.latest[url + path]["sha256"]).write_bytes(b"damaged")
         state["day"] = "2025-12-08"
         sent.clear()
         assert run_main(monkeypatch, capsys, "scrape.py", *arguments)[0] == 0 and sent == [True]
-    kept = store.Store(tmp_path / "a.raw")
+    kept = Archive(tmp_path / "a.raw")
     assert sum("first text" in kept.read(a).decode() for a in kept.answers) == 2  # under two dates of change
     assert sum("second text" in kept.read(a).decode() for a in kept.answers) == 2
 
 
 def test_a_damaged_answer_is_asked_for_again(articles, tmp_path, monkeypatch, capsys):
     out = tmp_path / "a.jsonl"
-    with site.serve(articles) as url:
+    with serve(articles) as url:
         arguments = ["--base-url", url, "--delay", "0", "--source", "sitemap", "--out", out]
         run_main(monkeypatch, capsys, "scrape.py", *arguments)
         before = out.read_bytes()
-        kept = store.Store(tmp_path / "a.raw")
+        kept = Archive(tmp_path / "a.raw")
         kept._path(next(a for a in kept.answers if a["kind"] == "page")["sha256"]).write_bytes(b"not gzip")
         code, text, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments)
         assert code == 0 and "cannot be read" in text and out.read_bytes() == before  # the article itself is not lost
@@ -287,7 +287,7 @@ def test_an_id_used_twice(tmp_path, monkeypatch, capsys):
 
 
 def test_choices(articles, tmp_path, monkeypatch, capsys):
-    with site.serve(articles) as url:
+    with serve(articles) as url:
         def chosen(*options) -> list[dict]:
             out = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
             code, _, err = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--delay", "0", "--out", out, *options)
@@ -371,7 +371,7 @@ def test_mistakes(tmp_path, monkeypatch, capsys, arguments, message):
 def test_a_damaged_collection_is_left_alone(articles, tmp_path, monkeypatch, capsys):
     out = tmp_path / "a.jsonl"
     out.write_text('{"id": "T0000001EN"}\n{"id": \n{"id": "T0000002EN"}\n')
-    with site.serve(articles) as url:
+    with serve(articles) as url:
         code, _, err = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--out", out)
     assert code == 2 and "a.jsonl, line 2: damaged" in err
     assert out.read_text() == '{"id": "T0000001EN"}\n{"id": \n{"id": "T0000002EN"}\n'
@@ -380,10 +380,10 @@ def test_a_damaged_collection_is_left_alone(articles, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("broken", ["write_whole", "append_line"])
 def test_a_full_disk_keeps_what_was_collected(articles, tmp_path, monkeypatch, capsys, broken):
     out = tmp_path / "a.jsonl"
-    with site.serve(articles) as url:
+    with serve(articles) as url:
         arguments = ["--base-url", url, "--delay", "0", "--out", out]
         run_main(monkeypatch, capsys, "scrape.py", *arguments, "--limit", "5")
-        before, write, calls = out.read_bytes(), getattr(store, broken), []
+        before, write, calls = out.read_bytes(), getattr(archive, broken), []
 
         def fill_up(path, data):
             calls.append(path)
@@ -391,7 +391,7 @@ def test_a_full_disk_keeps_what_was_collected(articles, tmp_path, monkeypatch, c
                 raise ValueError(f"cannot write {path}: No space left on device; what was collected before is kept")
             write(path, data)
 
-        monkeypatch.setattr(store, broken, fill_up)
+        monkeypatch.setattr(archive, broken, fill_up)
         code, _, err = run_main(monkeypatch, capsys, "scrape.py", *arguments)
         assert code == 2 and "No space left" in err
         kept = read_jsonl(out)
@@ -399,5 +399,3 @@ def test_a_full_disk_keeps_what_was_collected(articles, tmp_path, monkeypatch, c
         monkeypatch.undo()
         assert run_main(monkeypatch, capsys, "scrape.py", *arguments)[0] == 0
     assert len(read_jsonl(out)) == sum(a["lang"] == "en" for a in articles)
-
-

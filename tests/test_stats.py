@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from stats import bootstrap, bootstrap_ratios, detectable, digits, mcnemar, ranked, spearman, spearman_interval
+from nanoprune.statistics import (
+    average_ranks,
+    bootstrap,
+    bootstrap_ratios,
+    detectable_difference,
+    digits,
+    mcnemar,
+    spearman,
+    spearman_interval,
+)
 
 
 def test_the_bootstrap_finds_the_known_interval():
@@ -55,7 +64,7 @@ def test_one_group_has_no_interval():
 
 def test_rank_correlation():
     """Known values: ties take the mean of their ranks, what is not finite comes last."""
-    assert ranked([3, 1, 1, math.nan]).tolist() == [3, 1.5, 1.5, 4]
+    assert average_ranks([3, 1, 1, math.nan]).tolist() == [3, 1.5, 1.5, 4]
     assert spearman([1, 2, 3, 4], [10, 20, 30, 99]) == pytest.approx(1)
     assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
     a, b = [106, 100, 86, 101, 99, 103, 97, 113, 112, 110], [7, 27, 2, 50, 28, 29, 20, 12, 6, 17]
@@ -92,4 +101,4 @@ def test_a_difference_of_ratios():
 
 def test_digits_and_what_could_have_been_shown():
     assert [digits(1, 1 - half, 1 + half) for half in (30, 3, 0.3, 0.035, 0.0015)] == [0, 1, 2, 3, 4]
-    assert digits(1, math.nan, math.nan) == 4 and detectable(-0.1, 0.1) == pytest.approx(0.1 * 2.8 / 1.96)
+    assert digits(1, math.nan, math.nan) == 4 and detectable_difference(-0.1, 0.1) == pytest.approx(0.1 * 2.8 / 1.96)

@@ -3,17 +3,19 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from small import read_rows, run_main
 
 import study as study_module
-from configs import Study, load_study, replace
-from dataset import Dataset
-from model import Decoder, document_nll
+from model import Decoder
+from nanoprune.config import Study, load_study
+from nanoprune.data.dataset import Dataset
+from nanoprune.evaluation.perplexity import document_nll
 from prune import drop_blocks
-from study import run_study
+from study import Stopped, run_study
 from train import train
 
 
@@ -84,8 +86,8 @@ def test_a_study_goes_on_where_it_was(world, done, tmp_path, monkeypatch):
 
 def test_a_stopped_study_says_so(world, tmp_path, monkeypatch, capsys):
     study = make_study(world, tmp_path, seeds=(0,), learning_rates=(1e-3,), distill=False)
-    monkeypatch.setattr(study_module, "listen", lambda: ["SIGINT"])
-    with pytest.raises(study_module.Stopped, match="the same command goes on"):
+    monkeypatch.setattr(study_module, "catch_signals", lambda: ["SIGINT"])
+    with pytest.raises(Stopped, match="the same command goes on"):
         run_study(study)
     monkeypatch.undo()
     run_study(study)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -11,14 +12,16 @@ import transformers
 from safetensors.torch import load_file, save_file
 from small import SHAPE, TIMING, make_data, make_model, read_rows, run_main
 
-import train as train_module
-from configs import replace
-from dataset import IGNORE, Dataset, Rows, write_examples
-from files import write_json
 from model import Decoder
-from plan import training_flops
-from predict import Validation
-from train import learning_rate, make_optimizer, pick_dtype, train
+from nanoprune.config import IGNORE
+from nanoprune.data.dataset import Dataset
+from nanoprune.data.packing import TrainingRows
+from nanoprune.data.token_file import write_examples
+from nanoprune.device import pick_dtype
+from nanoprune.evaluation.perplexity import Validation
+from nanoprune.io.files import write_json
+from nanoprune.training.budget import training_flops
+from train import EVAL_COLUMNS, TRAIN_COLUMNS, learning_rate, make_optimizer, train
 
 
 def weights(run) -> dict[str, torch.Tensor]:
@@ -43,7 +46,7 @@ def test_the_loop_is_plain_training(world, tmp_path):
                           pair_repeats=2)
     train(config)
     data = Dataset(config.data)
-    rows = Rows(data.split("train"), config.context, config.seed, data.split("pairs"), 2)
+    rows = TrainingRows(data.split("train"), config.context, config.seed, data.split("pairs"), 2)
     model = transformers.AutoModelForCausalLM.from_pretrained(config.base, attn_implementation="eager", dtype=torch.float32)
     matrices, vectors = ([p for p in model.parameters() if (p.dim() > 1) == wanted] for wanted in (True, False))
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.5}, {"params": vectors, "weight_decay": 0.0}],
@@ -139,10 +142,10 @@ def test_what_a_run_leaves(world, tmp_path, capsys):
     env = json.loads((run / "env.json").read_text())
     assert env["torch"] == torch.__version__ and "train.safetensors" in env["data"]
     assert len(env["base"]["model.safetensors"]) == 64
-    assert tuple(read_rows(run / "train.csv")[0]) == train_module.TRAIN_COLUMNS
+    assert tuple(read_rows(run / "train.csv")[0]) == TRAIN_COLUMNS
     assert [int(row["step"]) for row in read_rows(run / "train.csv")] == [1, 2, 3, 4]
     rows = read_rows(run / "eval.csv")
-    assert tuple(rows[0]) == train_module.EVAL_COLUMNS and [int(row["step"]) for row in rows] == [0, 4]
+    assert tuple(rows[0]) == EVAL_COLUMNS and [int(row["step"]) for row in rows] == [0, 4]
     assert float(rows[1]["perplexity"]) == pytest.approx(math.exp(float(rows[1]["nll"])))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(run / "model")  # with the tokenizer, as it is
     assert theirs.config.num_hidden_layers == 2 and (run / "model" / "tokenizer.json").is_file()

@@ -3,7 +3,7 @@
     python scrape.py data/raw/charging --out data/raw/charging.jsonl
     python prepare.py data/raw/charging.jsonl --out data/charging --tokenizer meta-llama/Llama-3.1-8B-Instruct --chat \
         --test-pairs data/raw/charging_questions.jsonl
-    python lora.py quantise meta-llama/Llama-3.1-8B-Instruct --out models/llama-3.1-8b-nf4
+    python -m nanoprune quantise meta-llama/Llama-3.1-8B-Instruct --out models/llama-3.1-8b-nf4
     python train.py configs/recipes/charging.py
     python eval.py models/llama-3.1-8b-nf4 runs/charging --data data/charging --out results/charging --answers 200
 

@@ -1,0 +1,1 @@
+"""What the nine scripts share. Each room's first line says what lives there."""

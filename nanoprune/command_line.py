@@ -1,0 +1,25 @@
+"""The guard around every script's main."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+
+def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoReturn:
+    """Run a script's main and exit with its code.
+
+    A ValueError is the user's to mend: its message stands without a traceback, exit code 2. After Ctrl-C `interrupted` says
+    what is left and how to resume, exit code 130.
+    """
+    path = Path(sys.argv[0])
+    name = path.parent.name if path.stem == "__main__" else path.name
+    try:
+        code = main()
+    except ValueError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print(f"\n{name}: {interrupted}", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,92 @@
+"""The dataset folder: the one place that knows its format, for writing and for reading.
+
+    meta.json                   source and tokenizer hashes, cleaning counts, split dates, token counts
+    train|val|test.jsonl        clean documents, one a line: id, title, date, text, ...
+    train|val|test.safetensors  tokens, document offsets, bytes a document's scored tokens stand for
+    pairs.jsonl, .safetensors   question/answer training examples (`messages`), with the mask of what is learned
+    replay.safetensors          general text to mix in against forgetting
+    pairs_test.jsonl, ...       examples held out, to be answered
+    qa/*.jsonl                  multiple-choice questions: question, choices, answer (index), optional context, ...
+    tokenizer.json              what made the tokens
+
+A document is its tokens as the tokenizer's own files make them (Qwen adds nothing at the start, Llama its begin token)
+and then the end-of-text token. A document of n tokens gives n - 1 predictions: of each token but the first. A dataset of
+conversations alone has no train.*, and its val.* and test.* are conversations, of which the answers are predicted.
+"""
+
+from pathlib import Path
+
+from nanoprune.data.packing import TrainingRows
+from nanoprune.data.token_file import TokenFile
+from nanoprune.data.tokenizer import load_tokenizer, tokenizer_hash
+from nanoprune.io.files import read_json
+from nanoprune.io.jsonl import read_jsonl
+
+
+SPLITS = ("train", "val", "test")
+
+
+class Dataset:
+    """A prepared folder: `meta`, `split(name)`, `documents(name)`, `questions()`, `tokenizer`."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        path = self.folder / "meta.json"
+        if not path.is_file():
+            raise ValueError(f"{folder} is not a dataset folder (no meta.json); "
+                             f"make one: python prepare.py ARTICLES --out {folder}")
+        self.meta = read_json(path)
+        if missing := {"tokenizer_hash", "vocab_size", "end_token"} - self.meta.keys():
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; run prepare.py again")
+        self.tokenizer = load_tokenizer(self.folder)
+        self.conversations = bool(self.meta.get("conversations"))  # and nothing else to learn from
+        self.chat = bool(self.meta.get("chat"))  # pairs stand in the chat form of the tokenizer
+
+    def rows(self, context: int, seed: int, pair_repeats: int, replay: float) -> "Rows":
+        """What is trained on; ValueError where the dataset has none of what is asked for."""
+        if self.conversations and (not pair_repeats or replay):
+            raise ValueError(f"{self.folder} holds conversations alone: set pair_repeats to at least 1 (given {pair_repeats}) "
+                             f"and replay to 0 (given {replay})")
+        if replay and not (self.folder / "replay.safetensors").is_file():
+            raise ValueError(f"replay: given {replay}, {self.folder} holds no general text; prepare with --replay FILE.jsonl")
+        documents, pairs, general = (self.split(name) if wanted else None for name, wanted in (
+            ("train", not self.conversations), ("pairs", pair_repeats), ("replay", replay)))
+        return TrainingRows(documents, context, seed, pairs, pair_repeats, general, replay)
+
+    def split(self, name: str) -> TokenFile:
+        return TokenFile(self.folder / f"{name}.safetensors")
+
+    def documents(self, name: str) -> list[dict]:
+        return read_jsonl(self.folder / f"{name}.jsonl", ("id", "text"))
+
+    def questions(self) -> dict[str, list[dict]]:
+        """Every question set by name, its lines checked."""
+        return {path.stem: read_questions(path) for path in sorted((self.folder / "qa").glob("*.jsonl"))}
+
+    def check_model(self, name: str, folder: Path, vocab_size: int) -> None:
+        """ValueError unless a model's tokenizer made this dataset (where it has one) and its vocabulary holds it."""
+        theirs, ours = tokenizer_hash(folder), self.meta["tokenizer_hash"]
+        if theirs not in (None, ours):
+            raise ValueError(
+                f"{self.folder} was tokenized with another tokenizer ({ours[:12]}) than that of {name} ({theirs[:12]}). "
+                f"Prepare the articles for this model: python prepare.py ARTICLES --out NEW_FOLDER --tokenizer {name}"
+            )
+        if vocab_size < self.meta["vocab_size"]:
+            raise ValueError(
+                f"{name} knows {vocab_size} tokens, {self.folder} uses {self.meta['vocab_size']}: another tokenizer made it"
+            )
+
+
+def read_questions(path: str | Path) -> list[dict]:
+    """Multiple-choice questions of a JSONL file; a ValueError names the file and line of the first that is unusable."""
+    rows = read_jsonl(path, ("question", "choices", "answer"))
+    for number, row in enumerate(rows, start=1):
+        question, choices, answer = row["question"], row["choices"], row["answer"]
+        if not isinstance(question, str) or not question.strip() or not isinstance(row.get("context") or "", str):
+            raise ValueError(f"{path}, line {number}: question (and context, where there is one) must be a text")
+        texts = isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)
+        if not texts or not 2 <= len(choices) == len(set(choices)):
+            raise ValueError(f"{path}, line {number}: choices must be two or more different texts, given {choices!r}")
+        if type(answer) is not int or not 0 <= answer < len(choices):
+            raise ValueError(f"{path}, line {number}: answer must be an index from 0 to {len(choices) - 1}, given {answer!r}")
+    return rows

@@ -1,0 +1,96 @@
+"""Tokenizers: loaded, identified, trained; where a text's end and a prompt's end are."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from nanoprune.io.files import read_json, write_json
+
+
+END_TOKENS = ("<|endoftext|>", "<|end_of_text|>")  # how Qwen and Llama 3 end a document, also in their instruct models
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a model's or dataset's folder. Text that spells a special token is encoded as plain text."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"no tokenizer.json in {folder}; give a folder or hub name of a model that has one")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ValueError(f"{path} is not a tokenizer file: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def tokenizer_hash(folder: str | Path) -> str | None:
+    """A hash of what decides the tokens (vocabulary, merges, rules), whatever the file's layout; None without a file."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    rules = {key: content.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor")}
+    model = content.get("model") or {}
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
+    specials = sorted((token["id"], token["content"]) for token in content.get("added_tokens") or [])
+    decisive = [rules, model.get("vocab"), merges, specials]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def end_token(tokenizer: Tokenizer, folder: str | Path) -> int:
+    """The id of the token that ends a document: the family's end of text, else the `eos_token` of the folder's files."""
+    names = list(END_TOKENS)
+    try:
+        eos = json.loads((Path(folder) / "tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
+        names.append(eos["content"] if isinstance(eos, dict) else eos)
+    except (OSError, ValueError, KeyError):
+        pass
+    for name in filter(None, names):
+        if (token := tokenizer.token_to_id(name)) is not None:
+            return token
+    raise ValueError(f"the tokenizer in {folder} has no end-of-text token; looked for {', '.join(filter(None, names))}")
+
+
+def split_tokens(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[int], int]:
+    """Tokens of prompt + answer encoded as one text, and how many of them are the prompt's.
+
+    The boundary is that of lm-evaluation-harness: the prompt's length when it is encoded alone.
+    """
+    whole = tokenizer.encode(prompt + answer).ids
+    return whole, min(len(tokenizer.encode(prompt).ids), len(whole))
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
+    """A byte-level BPE with Qwen's special tokens, trained on these texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size < len(specials) + len(alphabet):
+        raise ValueError(f"--train-tokenizer {vocab_size} is too small: the bytes and special tokens alone are "
+                         f"{len(specials) + len(alphabet)}")
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": specials[0],
+                                                  "pad_token": specials[0]})
+
+
+def vocabulary(tokenizer: Tokenizer) -> int:
+    """One more than the largest id: some vocabularies have holes."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def first_token(tokenizer: Tokenizer, tokens: list[int], text: str) -> str:
+    """The part of the text that its first token stands for."""
+    plain = tokenizer.decode(tokens[:1])
+    if not tokens or (plain and text.startswith(plain)):
+        return plain
+    return text[: tokenizer.encode(text).offsets[0][1]]  # part of a character, or of a text that was normalised

@@ -1,0 +1,1 @@
+"""The offline default: a fictional newsroom on localhost."""

@@ -1,0 +1,1 @@
+"""From a model to numbers with intervals, and the page that shows them."""

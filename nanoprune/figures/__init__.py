@@ -1,0 +1,1 @@
+"""Every figure, from CSVs alone; plot.py is a command line over it."""

@@ -1,0 +1,1 @@
+"""Nothing on disk is half-written, and a name becomes a folder."""

@@ -1,0 +1,1 @@
+"""The decoder's parts: they take a model and never import one."""
