@@ -1,38 +1,44 @@
 """The decoder: Qwen2/2.5, Qwen3 and Llama 3, its key/value cache, Hugging Face safetensors in and out.
 
-Module and parameter names are Hugging Face's, letter for letter, so that loading and saving is a plain dictionary.
-Shapes: B batch, T time, D hidden size, H query heads, K key/value heads, F head_dim, V vocabulary.
+Module and parameter names are Hugging Face's, letter for letter, so that loading and saving is a plain
+dictionary. Shapes: B batch, T time, D hidden size, H query heads, K key/value heads, F head_dim, V
+vocabulary.
 """
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
-from torch.utils.checkpoint import create_selective_checkpoint_contexts as keep_outputs
+from torch.utils.checkpoint import create_selective_checkpoint_contexts as save_outputs_of
 
-from nanoprune.device import has_flash, to_device
-from nanoprune.io.files import read_json, write_json
+from nanoprune.io.files import file_hashes, read_json, write_json
 from nanoprune.io.hub import locate
 from nanoprune.io.tensors import read_weights, write_tensors
 from nanoprune.nn.attention import (
+    BlockCache,
     KeyValueCache,
+    Layout,
+    Visible,
     attend,
-    attend_documents,
-    causal_mask,
-    document_lengths,
-    document_mask,
-    document_positions,
+    causal_layout,
+    packed_layout,
 )
-from nanoprune.nn.losses import head_logits, head_loss
-from nanoprune.nn.model_config import ModelConfig
-from nanoprune.nn.pointwise import GatedSilu, Normalize, Rotate, apply, rope_table
-from nanoprune.nn.tied_embedding import tie
+from nanoprune.nn.lora import FrozenBase, LoraSettings, read_frozen_weights
+from nanoprune.nn.losses import SoftTargets, head_logits, head_loss, plain_loss
+from nanoprune.nn.model_config import ModelConfig, Part
+from nanoprune.nn.nf4 import is_quantised
+from nanoprune.nn.peft import base_folder, check_no_adapter, is_adapter, read_adapter, restore_adapter
+from nanoprune.nn.pointwise import apply_rope, rms_norm, rope_table, silu_mul
+from nanoprune.nn.tied_embedding import embedding_and_head
 
-SHORT_DOCUMENT = 64  # tokens: packed documents shorter than this on average share one attention under a mask
-SAVED_OPERATIONS = [getattr(torch.ops.aten, name).default for name in (  # where only what is pointwise runs again in the backward pass
+# Outputs that are saved with `recompute` "pointwise".
+PRODUCTS = [getattr(torch.ops.aten, name).default for name in (
     "mm", "addmm", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")]
 
@@ -42,36 +48,41 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         # In fp32, cast back, then times the weight: the order the checkpoints were trained with.
-        return self.weight * apply(Normalize, x, self.eps)
+        return self.weight * rms_norm(x, self.eps)
 
 
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.head_dim, hidden = config.head_dim, config.hidden_size
-        q_size, kv_size = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        q_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(hidden, q_size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(hidden, kv_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(hidden, kv_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(q_size, hidden, bias=config.output_bias)
-        if config.qk_norm:  # over head_dim, per head, before the rotary positions
+        self.qk_norm = config.qk_norm
+        if self.qk_norm:  # over head_dim, per head, before the rotary positions
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
-    def forward(self, x_BTD: torch.Tensor, rope, mask, cache: KeyValueCache | None, block: int) -> torch.Tensor:
-        """`mask`: None (causal), what may be seen (B or 1, 1, T, keys), or what `attend_documents` takes."""
-        B, T, _ = x_BTD.shape
-        q, k, v = (proj(x_BTD).view(B, T, -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if hasattr(self, "q_norm"):
+    def forward(
+        self, x: Tensor, rope: tuple, visible: Visible, cache: BlockCache | None = None
+    ) -> Tensor:
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.head_dim)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)
+        if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, heads, T, F)
-        q, k = apply(Rotate, q, *rope), apply(Rotate, k, *rope)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norms leave fp32 behind
+        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # (B, heads, T, F)
+        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norms return fp32
         if cache is not None:
-            k, v = cache.extend(block, k, v)
-        y = attend_documents(q, k, v, *mask) if isinstance(mask, tuple) else attend(q, k, v, mask)
+            k, v = cache.extend(k, v)
+        y = attend(q, k, v, visible)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -82,31 +93,34 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(apply(GatedSilu, self.gate_proj(x), self.up_proj(x)))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):
-    """One transformer block: what nanoprune removes, whole or in part, and asks the worth of."""
+    """One transformer block: what nanoprune removes, whole or in part."""
 
-    def __init__(self, config: ModelConfig, without: str = ""):
+    def __init__(self, config: ModelConfig, index: int):
         super().__init__()
         self.self_attn, self.mlp = Attention(config), MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.remove(without)
+        self.window = config.sliding_window if config.layer_types[index] == "sliding_attention" else None
+        self.remove(config.without[index])
 
-    def remove(self, part: str) -> None:
-        """Take out the attention ("attn") or the MLP ("mlp"), with the norm before it."""
-        if part == "attn":
+    def remove(self, half: str) -> None:
+        """Remove the attention ("attn") or the MLP ("mlp") with the norm before it, or nothing ("")."""
+        if half == "attn":
             self.self_attn = self.input_layernorm = None
-        elif part == "mlp":
+        elif half == "mlp":
             self.mlp = self.post_attention_layernorm = None
 
-    def forward(self, x: torch.Tensor, rope, mask, cache: KeyValueCache | None = None, block: int = 0, skip: str = "") -> torch.Tensor:
-        """x (B, T, D) with attention and MLP added, but for the one to `skip`."""
+    def forward(
+        self, x: Tensor, rope: tuple, visible: Visible, cache: BlockCache | None = None, skip: str = ""
+    ) -> Tensor:
+        """x (B, T, D) plus attention, plus MLP; without the half to `skip`."""
         if self.self_attn is not None and skip != "attn":
-            x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, block)
+            x = x + self.self_attn(self.input_layernorm(x), rope, visible, cache)
         if self.mlp is not None and skip != "mlp":
             x = x + self.mlp(self.post_attention_layernorm(x))
         return x
@@ -118,57 +132,43 @@ class Trunk(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, without) for without in config.without)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.recompute = "none"  # what of a block runs again in the backward pass: none, pointwise or blocks
 
-    def begin(self, config: ModelConfig, ids: torch.Tensor, embed, documents=None, start: int = 0) -> tuple:
-        """What the blocks are given: x (B, T, D), the rotary table, and by kind of block what attention may see."""
-        T = ids.shape[1]
-        if documents is None:
-            positions = torch.arange(start, start + T, device=ids.device)[None]
-        else:
-            documents = documents.cpu()  # they decide on shapes
-            lengths = document_lengths(documents)
-            if len(lengths) == len(documents):  # rows of one document each
-                return self.begin(config, ids, embed)
-            positions = to_device(document_positions(documents), ids.device)
-        x = embed(ids).to(self.norm.weight.dtype)  # of a frozen base only the norms are wide
-        cos, sin = (table[:, None].to(x.dtype) for table in rope_table(config, positions))  # (B or 1, 1, T, F)
-        windows = {"full_attention": None, "sliding_attention": config.sliding_window}
-        if documents is None:
-            masks = {kind: causal_mask(T, start + T, window, ids.device) for kind, window in windows.items()}
-        elif has_flash(x):
-            starts = to_device(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), ids.device)
-            masks = {kind: (lengths, window, starts) for kind, window in windows.items()}
-        elif len(lengths) * SHORT_DOCUMENT <= ids.numel():
-            masks = {kind: (lengths, window) for kind, window in windows.items()}
-        else:
-            masks = {kind: document_mask(documents, windows[kind], ids.device) for kind in set(config.layer_types)}
-        return x, (cos, sin), masks
-
-    def forward(self, config: ModelConfig, ids: torch.Tensor, embed, documents=None, cache=None) -> torch.Tensor:
-        assert documents is None or cache is None, "packed rows are for training, the cache is for generating"
-        x, rope, masks = self.begin(config, ids, embed, documents, cache.used if cache else 0)
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple,
+        visible: dict[int | None, Visible],
+        cache: KeyValueCache | None,
+        recompute: str,
+    ) -> Tensor:
+        """Embeddings x (B, T, D) to hidden states after the final norm."""
         for i, layer in enumerate(self.layers):
-            given = (x, rope, masks[config.layer_types[i]], cache, i)
-            if self.recompute == "none" or not torch.is_grad_enabled():
-                x = layer(*given)
+            inputs = (x, rope, visible[layer.window], cache and cache.block(i))
+            if recompute == "none" or not torch.is_grad_enabled():
+                x = layer(*inputs)
             else:
-                kept = SAVED_OPERATIONS if self.recompute == "pointwise" else []
-                x = checkpoint(layer, *given, use_reentrant=False, context_fn=partial(keep_outputs, kept))
+                saved = partial(save_outputs_of, PRODUCTS if recompute == "pointwise" else [])
+                x = checkpoint(layer, *inputs, use_reentrant=False, context_fn=saved)
         if cache is not None:
-            cache.used += ids.shape[1]
+            cache.used += x.shape[1]
         return self.norm(x)
 
 
 class Decoder(nn.Module):
     """`model(ids)` gives logits, `model(ids, targets)` the loss; `from_pretrained`, `save_pretrained`."""
 
+    # True: the loss is autograd over `logits`, so that whatever is tried there is trained, too
+    plain_head = False
+
     def __init__(self, config: ModelConfig):
         """Random weights: normal with the config's `initializer_range`, norms one, biases zero."""
         super().__init__()
         self.config, self.generation_config = config, {}
+        self.recompute = "none"  # in the backward pass: none, pointwise or blocks (see config.RECOMPUTE)
+        self.base: FrozenBase | None = None  # of frozen weights: where they came from
+        self.adapter: LoraSettings | None = None  # of its low-rank adapters
         self.model = Trunk(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -179,8 +179,12 @@ class Decoder(nn.Module):
                 nn.init.normal_(parameter, std=config.initializer_range)
 
     @property
-    def head_weight(self) -> torch.Tensor:
+    def head_weight(self) -> Tensor:
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.head_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -189,27 +193,91 @@ class Decoder(nn.Module):
 
     def forward(
         self,
-        ids: torch.Tensor,
-        targets: torch.Tensor | None = None,
-        documents: torch.Tensor | None = None,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        documents: Tensor | None = None,
         cache: KeyValueCache | None = None,
         reduction: str = "mean",
-        teacher: tuple | None = None,
-    ) -> torch.Tensor:
+        teacher: SoftTargets | None = None,
+    ) -> Tensor:
         """Logits (B, T, V) of ids (B, T) int64; with targets (B, T), the cross entropy in nats.
 
         Targets of -100 do not count. `reduction` is "mean" over counted tokens, "sum", or "none" for (B, T).
-        `documents` (B, T) numbers the documents of packed rows: tokens see their own document only, positions restart.
-        `cache` holds earlier positions, and takes these in. `teacher`: what `ops.head_loss` takes.
+        `documents` (B, T) numbers the documents of packed rows: tokens see their own document only, positions
+        restart. `cache` holds earlier positions, and takes these in. `teacher`: what to learn beside the
+        targets.
         """
-        tied = self.config.tie_word_embeddings
-        weight, embed = tie(self.head_weight) if tied else (self.head_weight, self.model.embed_tokens)
-        x = self.model(self.config, ids, embed, documents, cache)
-        return head_logits(x, weight) if targets is None else head_loss(x, weight, targets, reduction, teacher)
+        embed, head = embedding_and_head(self.model.embed_tokens.weight, self.head_weight)
+        x = self.hidden_states(ids, documents, cache, embed=embed)
+        return self.logits(x, head) if targets is None else self.loss(x, targets, reduction, teacher, head)
 
-    def last_logits(self, ids: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
-        """Logits (B, V) of the last position only: what generating needs, without the head over the whole prompt."""
-        return head_logits(self.model(self.config, ids, self.model.embed_tokens, None, cache)[:, -1], self.head_weight)
+    def hidden_states(
+        self,
+        ids: Tensor,
+        documents: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        layout: Layout | None = None,
+        embed: Callable | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D) after the final norm.
+
+        `layout` gives other positions, and what they may attend to; `embed` another embedding.
+        """
+        assert documents is None or cache is None, "packed rows are for training, the cache is for generating"
+        x, rope, visible = self.block_inputs(ids, documents, cache, layout, embed)
+        return self.model(x, rope, visible, cache, self.recompute)
+
+    def block_inputs(self, ids: Tensor, documents=None, cache=None, layout=None, embed=None) -> tuple:
+        """(embeddings (B, T, D), rotary cos and sin, by a block's window what positions may attend to)."""
+        x = (embed or self.model.embed_tokens)(ids).to(self.dtype)  # of a frozen base only the norms are wide
+        windows = {layer.window for layer in self.model.layers}
+        if layout is None and documents is None:
+            layout = causal_layout(ids.shape[1], windows, x.device, cache.used if cache else 0)
+        elif layout is None:
+            layout = packed_layout(documents, windows, x)
+        # (B or 1, 1, T, F)
+        rope = tuple(table[:, None].to(x.dtype) for table in rope_table(self.config, layout.positions))
+        return x, rope, layout.visible
+
+    def logits(self, x: Tensor, head: Tensor | None = None) -> Tensor:
+        """Logits (..., V) of hidden states (..., D). To try a softcap, apply it here and set `plain_head`."""
+        return head_logits(x, self.head_weight if head is None else head)
+
+    def loss(
+        self,
+        x: Tensor,
+        targets: Tensor,
+        reduction: str = "mean",
+        teacher: SoftTargets | None = None,
+        head: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of hidden states x (B, T, D), as `forward` gives it.
+
+        `head` is the head's weight where its gradient is shared with the embedding's, or is not needed.
+        """
+        if self.plain_head:
+            return plain_loss(self.logits(x, head), targets, reduction, teacher)
+        return head_loss(x, self.head_weight if head is None else head, targets, reduction, teacher)
+
+    def last_logits(self, ids: Tensor, cache: KeyValueCache) -> Tensor:
+        """Logits (B, V) of the last position alone: generating needs no others of a prompt."""
+        return self.logits(self.hidden_states(ids, cache=cache)[:, -1])
+
+    def drop_blocks(self, parts: Iterable[Part]) -> None:
+        """Remove blocks, or their attention or MLP alone, in place; the config follows.
+
+        `parts` are checked, as `read_parts` gives them.
+        """
+        without, dropped = list(self.config.without), set()
+        for block, half in parts:
+            if half:
+                self.model.layers[block].remove(half)
+                without[block] = half
+            else:
+                dropped.add(block)
+        remaining = [i for i in range(self.config.num_hidden_layers) if i not in dropped]
+        self.model.layers = nn.ModuleList(self.model.layers[i] for i in remaining)
+        self.config = replace(self.config, without=tuple(without)).keep_blocks(remaining)
 
     @property
     def stop_tokens(self) -> set[int]:
@@ -223,19 +291,40 @@ class Decoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, device="cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
+        cls,
+        name: str | Path,
+        *,
+        device="cpu",
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+        frozen: str = "",
+        base: str | Path | None = None,
     ) -> "Decoder":
-        """A model from a hub name, a folder or a run folder, its weights cast to `dtype`.
+        """A model from a hub name, a folder, a run or an adapter, its weights cast to `dtype`.
 
-        ValueError where a file is missing or damaged or a tensor does not fit, naming it.
+        With `frozen`, one of config.FROZEN, none of its weights learns, and its matrices are kept in that
+        type. A folder in four bits and an adapter's base are always frozen. `base`: the place of an adapter's
+        base, if it was moved. ValueError where a file is missing or damaged or a tensor does not fit, naming
+        it.
         """
         folder = locate(name, revision)
+        if is_adapter(folder) and not frozen:
+            adapter = read_adapter(folder)
+            frozen = adapter.frozen_as(dtype)
+            model = cls.from_pretrained(base_folder(adapter, base), device=device, dtype=dtype, frozen=frozen)
+            restore_adapter(model, adapter)
+            return model
+        check_no_adapter(name, folder)
         model = cls.without_weights(folder)
-        if model.config.extra.get("quantization_config"):
-            raise ValueError(f"{name} is quantised: its weights cannot be changed; give the model that it was made from "
-                             "(or, to train, name layers in `lora`)")
-        wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        model.load_state_dict(read_weights(folder, wanted, device, lambda _, tensor: tensor.to(dtype, copy=True)), assign=True)
+        if frozen or is_quantised(folder):
+            frozen = frozen or "stored"
+            read_frozen_weights(model, folder, frozen, device, dtype)
+            hashes = file_hashes(folder), model.config.fingerprint()
+            model.base = FrozenBase(str(name), revision, *hashes, frozen=frozen)
+        else:
+            shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+            tensors = read_weights(folder, shapes, device, lambda _, tensor: tensor.to(dtype, copy=True))
+            model.load_state_dict(tensors, assign=True)
         return model
 
     @classmethod
@@ -264,7 +353,10 @@ class Decoder(nn.Module):
 
 
 class Uninitialized(TorchFunctionMode):
-    """Modules made inside draw no weights: on the meta device that alone would import torch's compiler, for a second."""
+    """A context in which modules draw no weights.
+
+    On the meta device that alone would import torch's compiler, for a second.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -1,296 +1,276 @@
-"""Articles to a dataset folder: cleaned, de-duplicated, split by date, tokenized, with question sets.
+"""Articles to a dataset folder: cleaned, split by date, freed of near-duplicates, tokenized, with questions.
 
     python prepare.py data/raw/articles.jsonl --out data/bmw --tokenizer Qwen/Qwen3-0.6B-Base
-    python prepare.py --pairs manual.jsonl --chat --out data/manual --tokenizer Qwen/Qwen3-0.6B      (conversations alone)
+    python prepare.py --pairs manual.jsonl --chat --out data/manual --tokenizer Qwen/Qwen3-0.6B
 
-Says what it dropped and why. Same input and options, same bytes.
+The second makes a dataset of conversations alone. What is dropped is counted, by reason. The same input and
+options give the same bytes.
 """
 
 import argparse
-import sys
-from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
-from typing import TextIO
-
-from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from nanoprune import command_line
-from nanoprune.data.chat_format import ChatForm, chat_form
+from nanoprune.data.chat_format import chat_form
 from nanoprune.data.conversations import (
     MAX_REPEATS,
+    Conversation,
     balance,
     divide,
-    encode_pairs,
+    drop_questions_of,
     hold_out,
     read_pairs,
-    with_task,
 )
 from nanoprune.data.corpus import (
+    CleaningOptions,
     Corpus,
-    Document,
     drop_near_duplicates,
-    evenly_spaced,
     read_corpus,
     split_by_date,
     split_by_hash,
 )
-from nanoprune.data.dataset import SPLITS, read_questions
+from nanoprune.data.dataset import SPLITS, foreign_files, read_questions
 from nanoprune.data.dataset_page import write_dataset_page
+from nanoprune.data.dataset_writer import DatasetWriter
 from nanoprune.data.language import STOP_WORDS
 from nanoprune.data.llm_questions import write_questions
 from nanoprune.data.rule_questions import open_and_closed_book, training_pairs
-from nanoprune.data.token_file import write_documents, write_examples
-from nanoprune.data.tokenizer import (
-    end_token,
-    first_token,
-    load_tokenizer,
-    tokenizer_hash,
-    train_tokenizer,
-    vocabulary,
-)
-from nanoprune.io.files import file_hash, make_folder, read_json, replace_folder, write_json
+from nanoprune.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
+from nanoprune.io.files import file_hash, replace_folder, write_json
 from nanoprune.io.hub import TOKENIZER_FILES, copy_tokenizer, locate
-from nanoprune.io.jsonl import json_line, read_jsonl, write_jsonl
+from nanoprune.io.jsonl import read_jsonl
 
-GENERAL = Path(__file__).parent / "qa" / "general.jsonl"  # what eval.py measures forgetting on
-BATCH = 1024  # documents tokenized at a time
-
-
-def write_split(folder: Path, name: str, documents: list[Document], corpus: Corpus, tokenizer: Tokenizer, end: int) -> dict:
-    """One split's JSONL and token file; its entry of meta.json.
-
-    `bytes` counts what the predictions of a document stand for: all of its text, less its first token where the
-    tokenizer adds no begin token, as nothing predicts that one.
-    """
-    begins, totals = bool(tokenizer.encode("").ids), Counter()
-
-    def batches() -> Iterator[tuple[list[dict], Future]]:
-        """The next batch is tokenized while the one before it is written."""
-        with ThreadPoolExecutor(1) as ahead:
-            waiting = deque()
-            for start in tqdm(range(0, len(documents), BATCH), desc=f"tokenizing {name}", disable=None):
-                batch = [corpus[document] for document in documents[start : start + BATCH]]
-                waiting.append((batch, ahead.submit(tokenizer.encode_batch_fast, [d["text"] for d in batch])))
-                if len(waiting) > 2:
-                    yield waiting.popleft()
-            yield from waiting
-
-    def encoded(lines: TextIO) -> Iterator[tuple[list[int], int]]:
-        for batch, coming in batches():
-            lines.writelines(map(json_line, batch))
-            for document, found in zip(batch, coming.result(), strict=True):
-                text, tokens = document["text"], found.ids
-                skipped = 0 if begins else len(first_token(tokenizer, tokens, text).encode())
-                nbytes = len(text.encode()) - skipped
-                tokens.append(end)
-                totals.update(tokens=len(tokens), bytes=nbytes)
-                yield tokens, nbytes
-
-    with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as lines:
-        write_documents(folder / f"{name}.safetensors", encoded(lines), len(documents), vocabulary(tokenizer))
-    return {"documents": len(documents), "tokens": totals["tokens"], "bytes": totals["bytes"],
-            "first": documents[0].date, "last": documents[-1].date}
+GENERAL = Path(__file__).parent / "qa" / "general.jsonl"  # the text on which eval.py measures forgetting
 
 
-# ---------------------------------------------------------------- the whole
-def prepare(args: argparse.Namespace, folder: Path) -> dict:
-    """Make the dataset in an empty folder; its meta.json's content."""
-    pairs = read_pairs(args.pairs) if args.pairs else []
-    sets = {path.stem: read_questions(path) for path in args.questions}
-    asked = read_pairs(args.test_pairs) if args.test_pairs else []
-    general = read_replay(args.replay) if args.replay else []
-    if args.tokenizer:
-        copy_tokenizer(source := locate(args.tokenizer, files=TOKENIZER_FILES), folder)
-    chat = chat_form(source, load_tokenizer(folder)) if args.chat else None
-    if not args.articles:
-        return prepare_conversations(args, folder, divide(pairs, args.split, args.seed), asked, sets, {
-            "name": args.pairs.name, "conversations": len(pairs), "sha256": file_hash(args.pairs)})
-    corpus = read_corpus(args, folder / "cleaned.jsonl")
-    splits = {"date": split_by_date, "hash": split_by_hash}[args.split_by](corpus.documents, args.split)
-    drop_near_duplicates(splits, corpus)
-    print_report(corpus, splits, args)
+@dataclass(frozen=True)
+class Options:
+    """The options of the command line; `parse_options` says what each means."""
 
-    if args.train_tokenizer:
-        train_tokenizer((corpus[d]["text"] for d in splits["train"]), args.train_tokenizer, folder)
-    tokenizer = load_tokenizer(folder)
-    end = end_token(tokenizer, folder)
-    if args.conversations:
-        chosen = {name: [corpus[d] for d in evenly_spaced(found, args.generated_documents)] for name, found in splits.items()}
-        (folder / "cleaned.jsonl").unlink()
-        return prepare_conversations(args, folder, {
-            name: training_pairs(found, args.seed, context=True) + (pairs if name == "train" else [])
-            for name, found in chosen.items()}, asked, sets, source_of(args, corpus))
-    entries = {name: write_split(folder, name, found, corpus, tokenizer, end) for name, found in splits.items()}
+    articles: Path | None  # None: a dataset of conversations alone
+    out: Path
+    tokenizer: str | None
+    train_tokenizer: int | None
+    cleaning: CleaningOptions
+    split: tuple[float, float, float]
+    split_by: str
+    report: bool
+    pairs: Path | None
+    chat: bool
+    conversations: bool
+    replay: Path | None
+    test_pairs: Path | None
+    task_prefix: bool
+    balance: float | None
+    hold_out: float
+    max_pair_tokens: int | None
+    questions: list[Path]
+    questions_from: str | None
+    questions_model: str
+    questions_documents: int
+    generated_documents: int
+    generated: bool
+    seed: int
 
-    if args.generated:
-        chosen = {name: [corpus[d] for d in evenly_spaced(found, args.generated_documents)] for name, found in splits.items()}
-        pairs = training_pairs(chosen["train"], args.seed) + pairs
-        sets = {name: found for name, found in open_and_closed_book(chosen, args.seed).items() if found} | sets
-    if args.questions_from:
-        chosen = [corpus[d] for d in evenly_spaced(splits["train"], args.questions_documents)]
-        sets["written"], refused = write_questions(args.questions_from, args.questions_model, chosen, args.seed)
-        print(f"{len(sets['written'])} questions written on {len(chosen)} documents; refused: "
-              + (", ".join(f"{n} {reason}" for reason, n in refused.most_common()) or "none"))
-    pairs, encoded, dropped = encode_whole(args, not_asked(pairs, asked), tokenizer, end, chat)
-    pairs, held_out = hold_out(pairs, args.hold_out, args.seed)
-    asked, more, too_long = encode_whole(args, asked, tokenizer, end, chat)
-    held_out, encoded, dropped = held_out + asked, encoded | more, dropped + too_long
-    if args.balance:
-        pairs = balance(pairs, args.balance)
-    for name, chosen in ({"pairs": pairs} | ({"pairs_test": held_out} if held_out else {})).items():
-        write_jsonl(folder / f"{name}.jsonl", chosen)
-        write_examples(folder / f"{name}.safetensors", [encoded[id(p)] for p in chosen], vocabulary(tokenizer))
-    if general:
-        documents = [([*found.ids, end], 0) for found in tokenizer.encode_batch([row["text"] for row in general])]
-        write_documents(folder / "replay.safetensors", documents, len(documents), vocabulary(tokenizer))
-        print(f"{len(documents)} general documents to mix in, {sum(len(tokens) for tokens, _ in documents):,} tokens")
-    meta = describe(args, folder, source_of(args, corpus), sets, pairs, held_out, dropped) | {
-        "dropped": {reason: len(found) for reason, found in corpus.dropped.items()},
-        "paragraphs_removed": {kind: found.total() for kind, found in sorted(corpus.removed.items())},
-        "splits": entries,
-    }
+    @property
+    def conversations_alone(self) -> bool:
+        return self.conversations or not self.articles
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The user's files beside the articles."""
+
+    pairs: list[dict]
+    test_pairs: list[dict]
+    questions: dict[str, list[dict]]
+    replay: list[dict]
+
+
+def prepare(options: Options, folder: Path) -> dict:
+    """Make the dataset in an empty folder; return the content of its meta.json."""
+    inputs = read_inputs(options)
+    form = None
+    if options.tokenizer:
+        model = locate(options.tokenizer, files=TOKENIZER_FILES)
+        copy_tokenizer(model, folder)
+        form = chat_form(model, load_tokenizer(folder)) if options.chat else None
+
+    # ---- read, clean and split the articles
+    corpus, cleaned = None, folder / "cleaned.jsonl"
+    if options.articles:
+        corpus = read_corpus(options.articles, cleaned, options.cleaning)
+        split = split_by_date if options.split_by == "date" else split_by_hash
+        corpus.splits = split(corpus.documents, options.split)
+        drop_near_duplicates(corpus)
+        print_counts(corpus, options.cleaning.keep_boilerplate)
+
+    # ---- tokenize and write documents, conversations and questions
+    if options.train_tokenizer:
+        texts = (corpus[document]["text"] for document in corpus.splits["train"])
+        train_tokenizer(texts, options.train_tokenizer, folder)
+    writer = DatasetWriter(folder, form, options.task_prefix, options.max_pair_tokens)
+    if options.conversations_alone:
+        meta = write_conversation_dataset(writer, corpus, inputs, options)
+    else:
+        meta = write_document_dataset(writer, corpus, inputs, options)
+    source = options.articles or options.pairs
+    size = {"articles": corpus.articles} if corpus else {"conversations": len(inputs.pairs)}
+    meta = {"source": {"name": source.name} | size | {"sha256": file_hash(source)}} | meta
     write_json(folder / "meta.json", meta)
-    if args.report:
+
+    # ---- report
+    if options.report:
         write_dataset_page(folder, meta, corpus)
-    (folder / "cleaned.jsonl").unlink()
+    cleaned.unlink(missing_ok=True)
     return meta
 
 
-def prepare_conversations(
-    args, folder: Path, sides: dict[str, list[dict]], asked: list[dict], sets: dict, source: dict
-) -> dict:
-    """A dataset of conversations alone: those of each side, trained on, validated on, and both predicted and answered.
-
-    Where pairs to be `asked` are given, these are the test side.
-    """
-    if asked:
-        sides = {"train": not_asked(sides["train"] + sides["test"], asked), "val": not_asked(sides["val"], asked)}
-        sides["test"] = asked
-    tokenizer = load_tokenizer(folder)
-    end, form = end_token(tokenizer, folder), chat_form(folder, tokenizer) if args.chat else None
-    dropped, entries, whole = Counter(), {}, {}
-    for side, pairs in sides.items():
-        whole[side], encoded, found = encode_whole(args, pairs, tokenizer, end, form)
-        dropped += found
-        if not whole[side]:
-            raise ValueError(f"no conversation is left for {side}: its share of {sum(map(len, sides.values()))} is {len(pairs)}"
-                             f"{', all of them too long' if found else ''}; give more of them")
-        if side == "train" and args.balance:
-            whole[side] = balance(whole[side], args.balance)
-        chosen = whole[side]
-        answers = [[turn["content"] for turn in pair["messages"] if turn["role"] == "assistant"] for pair in chosen]
-        said = [len("".join(texts).encode()) for texts in answers]
-        names = ["pairs"] if side == "train" else ["test", "pairs_test"] if side == "test" else ["val"]
-        for name in names:
-            lines = chosen if name == "pairs" else [
-                {"id": f"{side}{i}", "text": "\n\n".join(turn["content"] for turn in pair["messages"])} | pair
-                for i, pair in enumerate(chosen)]
-            write_jsonl(folder / f"{name}.jsonl", lines)
-            examples = [encoded[id(pair)] for pair in chosen]
-            write_examples(folder / f"{name}.safetensors", examples, vocabulary(tokenizer), said)
-        entries[side] = {"documents": len(chosen), "tokens": sum(len(tokens) for tokens, _ in examples), "bytes": sum(said)}
-    meta = describe(args, folder, source, sets, whole["train"], whole["test"], dropped)
-    meta |= {"conversations": True, "splits": entries}
-    write_json(folder / "meta.json", meta)
-    return meta
-
-
-def encode_whole(args: argparse.Namespace, pairs: list[dict], tokenizer: Tokenizer, end: int, form: ChatForm | None
-                 ) -> tuple[list[dict], dict[int, tuple], Counter]:
-    """(the examples that are short enough, all their tokens by id(), how many were too long and why); none is ever cut."""
-    if args.task_prefix:
-        pairs = [with_task(pair) for pair in pairs]
-    encoded = {id(pair): found for pair, found in zip(pairs, encode_pairs(pairs, tokenizer, end, form), strict=True)}
-    longest, dropped = args.max_pair_tokens or sys.maxsize, Counter()
-    for pair in pairs:
-        tokens, learned = encoded[id(pair)]
-        if sum(learned) > longest:
-            dropped["answer alone too long"] += 1
-            print(f"warning: the answers to “{pair['messages'][-2]['content'][:60]}” alone have {sum(learned)} tokens, more "
-                  f"than --max-pair-tokens {longest}; left out")
-        elif len(tokens) > longest:
-            dropped["too long"] += 1
-    return [pair for pair in pairs if len(encoded[id(pair)][0]) <= longest], encoded, dropped
-
-
-def describe(args, folder: Path, source: dict, sets: dict, pairs: list[dict], held_out: list[dict], dropped: Counter) -> dict:
-    """Write the question sets; what meta.json says of every dataset."""
-    tokenizer, tasks = load_tokenizer(folder), Counter(pair.get("task") or "none" for pair in pairs)
-    if pairs:
-        print(f"{len(pairs)} training pairs by task: {', '.join(f'{n} {task}' for task, n in tasks.most_common())}; "
-              f"{len(held_out)} held out; {dropped.total()} dropped as too long")
-    for name, questions in sets.items():
-        write_jsonl(make_folder(folder / "qa") / f"{name}.jsonl", questions)
-    return {
-        "source": source,
-        "tokenizer": Path(args.tokenizer).name if args.tokenizer else f"trained, {args.train_tokenizer}",
-        "tokenizer_hash": tokenizer_hash(folder),
-        "vocab_size": vocabulary(tokenizer),
-        "end_token": end_token(tokenizer, folder), "begins": bool(tokenizer.encode("").ids), "chat": args.chat,
-        "pairs": len(pairs), "pairs_held_out": len(held_out), "pairs_too_long": dropped.total(),
-        "pairs_answer_too_long": dropped["answer alone too long"], "tasks": dict(sorted(tasks.items())),
-        "questions": {name: len(found) for name, found in sets.items()},
-        "options": {key: str(value) if isinstance(value, date) else value for key, value in vars(args).items()
-                    if key in ("since", "until", "language", "min_chars", "split", "split_by", "keep_boilerplate", "seed")},
-    }
-
-
-def not_asked(pairs: list[dict], asked: list[dict]) -> list[dict]:
-    """The pairs that do not ask what is asked in the test."""
-    known = {json_line(pair["messages"][:-1]) for pair in asked}
-    left = [pair for pair in pairs if json_line(pair["messages"][:-1]) not in known]
-    if len(left) < len(pairs):
-        print(f"{len(pairs) - len(left)} pairs left out of training: they stand among the test's")
-    return left
-
-
-def source_of(args: argparse.Namespace, corpus: Corpus) -> dict:
-    return {"name": args.articles.name, "articles": corpus.articles, "sha256": file_hash(args.articles)}
+# ---------------------------------------------------------------- inputs
+def read_inputs(options: Options) -> Inputs:
+    return Inputs(
+        pairs=read_pairs(options.pairs) if options.pairs else [],
+        questions={path.stem: read_questions(path) for path in options.questions},
+        test_pairs=read_pairs(options.test_pairs) if options.test_pairs else [],
+        replay=read_replay(options.replay) if options.replay else [],
+    )
 
 
 def read_replay(path: Path) -> list[dict]:
-    """General text to mix in; ValueError where it is what eval.py measures forgetting on."""
+    """General text to mix in; ValueError if it is text on which eval.py measures forgetting."""
     rows = read_jsonl(path, ("text",))
     if not rows or not all(isinstance(row["text"], str) and row["text"].strip() for row in rows):
         raise ValueError(f"--replay {path}: every line must have a text, and there must be one")
     measured = {row["text"] for row in read_jsonl(GENERAL, ("text",))}
-    if shared := [number for number, row in enumerate(rows, start=1) if row["text"] in measured]:
-        raise ValueError(f"--replay {path}, line {shared[0]}: this text stands in {GENERAL.name}, which eval.py measures "
-                         "forgetting on; train on other text")
+    for number, row in enumerate(rows, start=1):
+        if row["text"] in measured:
+            raise ValueError(f"--replay {path}, line {number}: this text stands in {GENERAL.name}, which "
+                             "eval.py measures forgetting on; train on other text")
     return rows
 
 
-def print_report(corpus: Corpus, splits: dict[str, list[Document]], args: argparse.Namespace) -> None:
-    print(f"{corpus.articles} articles, {sum(map(len, splits.values()))} kept")
-    for reason, found in sorted(corpus.dropped.items(), key=lambda item: -len(item[1])):
-        print(f"  {len(found):6d}  {reason:34s} such as {found[0]}")
-    kinds = sorted(corpus.removed.items(), key=lambda item: -item[1].total())
-    done = "kept" if args.keep_boilerplate else "removed"
-    print(f"{sum(found.total() for _, found in kinds)} paragraphs of boilerplate {done}: "
-          + (", ".join(f"{found.total()} {kind}" for kind, found in kinds) or "none"))
-    for name, found in splits.items():
-        print(f"  {name:5s}  {len(found):6d} documents  {found[0].date} to {found[-1].date}")
+def print_counts(corpus: Corpus, keep_boilerplate: bool) -> None:
+    print(f"{corpus.articles} articles, {sum(map(len, corpus.splits.values()))} kept")
+    for reason, articles in sorted(corpus.dropped.items(), key=lambda item: -len(item[1])):
+        print(f"  {len(articles):6d}  {reason:34s} such as {articles[0]}")
+    counts = Counter({kind: paragraphs.total() for kind, paragraphs in corpus.removed.items()})
+    print(f"{counts.total()} paragraphs of boilerplate {'kept' if keep_boilerplate else 'removed'}: "
+          + (", ".join(f"{count} {kind}" for kind, count in counts.most_common()) or "none"))
+    for name, documents in corpus.splits.items():
+        print(f"  {name:5s}  {len(documents):6d} documents  {documents[0].date} to {documents[-1].date}")
 
 
-def foreign_files(folder: Path) -> list[str]:
-    """What stands in a folder besides a dataset that prepare.py wrote: the user's own files, above all question sets."""
-    if not folder.is_dir():
-        return [folder.name] if folder.exists() else []
-    ours = {"meta.json", "qa", "report.md", "lengths.png", "replay.safetensors", *TOKENIZER_FILES}
-    ours |= {f"{name}.{kind}" for name in (*SPLITS, "pairs", "pairs_test") for kind in ("jsonl", "safetensors")}
-    meta = folder / "meta.json"
-    questions = {f"{name}.jsonl" for name in read_json(meta).get("questions", {})} if meta.is_file() else set()
-    found = [path.name for path in folder.iterdir() if path.name not in ours]
-    return sorted(found + [f"qa/{path.name}" for path in (folder / "qa").glob("*") if path.name not in questions])
+# ---------------------------------------------------------------- a dataset of documents
+def write_document_dataset(writer: DatasetWriter, corpus: Corpus, inputs: Inputs, options: Options) -> dict:
+    """Write documents, with pairs and questions made from them; return the content of meta.json."""
+    entries = {name: writer.write_split(name, corpus) for name in SPLITS}
+
+    pairs, questions = inputs.pairs, inputs.questions
+    if options.generated:
+        chosen = {name: corpus.sample(name, options.generated_documents) for name in SPLITS}
+        pairs = training_pairs(chosen["train"], options.seed) + pairs
+        generated = open_and_closed_book(chosen, options.seed)
+        questions = {name: rows for name, rows in generated.items() if rows} | questions
+    if options.questions_from:
+        chosen = corpus.sample("train", options.questions_documents)
+        endpoint = options.questions_from, options.questions_model
+        rows, rejected = write_questions(*endpoint, chosen, options.seed)
+        questions = questions | {"written": rows}
+        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
+        print(f"{len(rows)} questions written on {len(chosen)} documents; refused: {reasons or 'none'}")
+    writer.write_questions(questions)
+
+    encoded = writer.encode(drop_questions_of(inputs.test_pairs, pairs))
+    training, held_out = hold_out(encoded, options.hold_out, options.seed)
+    held_out += writer.encode(inputs.test_pairs)
+    if options.balance:
+        training = balance(training, options.balance)
+    writer.write_conversations("pairs", training)
+    if held_out:
+        writer.write_conversations("pairs_test", held_out)
+    if inputs.replay:
+        tokens = writer.write_replay([row["text"] for row in inputs.replay])
+        print(f"{len(inputs.replay)} general documents to mix in, {tokens:,} tokens")
+
+    return describe(questions, training, held_out, writer, options) | {
+        "dropped": {reason: len(articles) for reason, articles in corpus.dropped.items()},
+        "paragraphs_removed": {kind: counts.total() for kind, counts in sorted(corpus.removed.items())},
+        "splits": entries,
+    }
 
 
-def parse_date(text: str) -> date:
+# ---------------------------------------------------------------- a dataset of conversations alone
+def write_conversation_dataset(
+    writer: DatasetWriter, corpus: Corpus | None, inputs: Inputs, options: Options
+) -> dict:
+    """Write conversations to learn from, to validate on and to answer; return the content of meta.json."""
+    if corpus:
+        chosen = {name: corpus.sample(name, options.generated_documents) for name in SPLITS}
+        sides = {name: training_pairs(chosen[name], options.seed, context=True) for name in SPLITS}
+        sides["train"] += inputs.pairs
+    else:
+        sides = divide(inputs.pairs, options.split, options.seed)
+    if inputs.test_pairs:
+        sides["train"] = drop_questions_of(inputs.test_pairs, sides["train"] + sides["test"])
+        sides["val"] = drop_questions_of(inputs.test_pairs, sides["val"])
+        sides["test"] = inputs.test_pairs
+
+    encoded, entries = {}, {}
+    for side, pairs in sides.items():
+        conversations = writer.encode(pairs)
+        if not conversations:
+            total = sum(map(len, sides.values()))
+            raise ValueError(f"no conversation is left for {side}: its share of {total} is {len(pairs)}"
+                             f"{', all of them too long' if pairs else ''}; give more of them")
+        if side == "train" and options.balance:
+            conversations = balance(conversations, options.balance)
+        nbytes = [conversation.answer_bytes for conversation in conversations]
+        if side == "train":
+            writer.write_conversations("pairs", conversations, nbytes)
+        else:
+            documents = [pair.as_document(f"{side}{i}") for i, pair in enumerate(conversations)]
+            writer.write_conversations(side, documents, nbytes)
+        if side == "test":
+            writer.write_conversations("pairs_test", documents, nbytes)
+        encoded[side] = conversations
+        tokens = sum(len(conversation.example) for conversation in conversations)
+        entries[side] = {"documents": len(conversations), "tokens": tokens, "bytes": sum(nbytes)}
+    writer.write_questions(inputs.questions)
+    meta = describe(inputs.questions, encoded["train"], encoded["test"], writer, options)
+    return meta | {"conversations": True, "splits": entries}
+
+
+# ---------------------------------------------------------------- meta.json
+def describe(questions: dict[str, list[dict]], pairs: list[Conversation],
+             held_out: list[Conversation], writer: DatasetWriter, options: Options) -> dict:
+    """The part of meta.json that every dataset has."""
+    tasks, cleaning = Counter(pair.task or "none" for pair in pairs), options.cleaning
+    if pairs:
+        counts = ", ".join(f"{count} {task}" for task, count in tasks.most_common())
+        print(f"{len(pairs)} training pairs by task: {counts}; {len(held_out)} held out; "
+              f"{writer.too_long.total()} dropped as too long")
+    tokenizer = Path(options.tokenizer).name if options.tokenizer else f"trained, {options.train_tokenizer}"
+    return {
+        "tokenizer": tokenizer, "tokenizer_hash": tokenizer_hash(writer.folder),
+        "vocab_size": writer.vocab_size, "end_token": writer.end, "begins": writer.begins,
+        "chat": options.chat,
+        "pairs": len(pairs), "pairs_held_out": len(held_out), "pairs_too_long": writer.too_long.total(),
+        "pairs_answer_too_long": writer.too_long["answer alone too long"],
+        "tasks": dict(sorted(tasks.items())),
+        "questions": {name: len(rows) for name, rows in questions.items()},
+        "options": {"since": cleaning.since, "until": cleaning.until, "language": cleaning.language,
+                    "min_chars": cleaning.min_chars, "split": options.split, "split_by": options.split_by,
+                    "keep_boilerplate": cleaning.keep_boilerplate, "seed": options.seed},
+    }
+
+
+# ---------------------------------------------------------------- the command line
+def parse_date(text: str) -> str:
     try:
-        return date.fromisoformat(text)
+        return date.fromisoformat(text).isoformat()
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no date of the form 2025-09-01") from None
 
@@ -301,85 +281,107 @@ def parse_shares(text: str) -> tuple[float, ...]:
     except ValueError:
         shares = ()
     if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-        raise argparse.ArgumentTypeError(f"{text!r}: three shares above 0 that add up to 1 are needed, such as 0.8,0.1,0.1")
+        raise argparse.ArgumentTypeError(f"{text!r}: three shares above 0 that add up to 1 are needed, "
+                                         "such as 0.8,0.1,0.1")
     return shares
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("articles", type=Path, nargs="?", help="JSONL with id, title, date and text, as scrape.py writes it; "
-                        "without it a dataset of --pairs alone is made")
-    parser.add_argument("--out", type=Path, required=True, help="the dataset folder; made anew if it is there")
-    parser.add_argument("--tokenizer", help="hub name or folder of the model whose tokenizer is used")
-    parser.add_argument("--train-tokenizer", type=int, metavar="SIZE", help="train a byte-level BPE of this size instead")
-    parser.add_argument("--since", type=parse_date, help="first day kept")
-    parser.add_argument("--until", type=parse_date, help="last day kept")
-    parser.add_argument("--language", default="EN", choices=sorted(STOP_WORDS), help="language kept")
-    parser.add_argument("--min-chars", type=int, default=450, help="shorter texts are stubs")
-    parser.add_argument("--split", type=parse_shares, default=(0.8, 0.1, 0.1), help="shares of train, val and test")
-    parser.add_argument("--split-by", choices=("date", "hash"), default="date",
-                        help="test on the latest articles, or on a choice that stays when articles are added")
-    parser.add_argument("--report", action="store_true", help="also write report.md, a page about the dataset, with a figure")
-    parser.add_argument("--keep-boilerplate", action="store_true", help="remove no paragraphs")
-    parser.add_argument("--pairs", type=Path, help="JSONL of further training pairs (messages, or prompt and response)")
-    parser.add_argument("--chat", action="store_true", help="write pairs in the chat form of the tokenizer's model (ChatML or "
-                        "Llama 3's) instead of plainly")
-    parser.add_argument("--conversations", action="store_true", help="learn from pairs alone: those made by rule from each "
-                        "side's articles, with their article as context, and --pairs")
-    parser.add_argument("--replay", type=Path, metavar="JSONL", help="general text (lines with a `text`) to mix in")
-    parser.add_argument("--test-pairs", type=Path, metavar="JSONL", help="pairs that are never trained on, to be answered in "
-                        "evaluation; their task, category and difficulty tell the answers apart")
-    parser.add_argument("--task-prefix", action="store_true", help="put each pair's task in front of its question: [SPEC] ...")
-    parser.add_argument("--balance", type=float, metavar="RATIO",
-                        help=f"repeat rare tasks, {MAX_REPEATS} times at most, until none has over RATIO times another's pairs")
-    parser.add_argument("--hold-out", type=float, default=0.0, metavar="SHARE", help="share of the pairs kept for pairs_test")
-    parser.add_argument("--max-pair-tokens", type=int, metavar="N", help="drop pairs that are longer, rather than cut them")
-    parser.add_argument("--questions", type=Path, nargs="+", default=[], help="JSONL files of multiple-choice questions to add")
-    parser.add_argument("--questions-from", metavar="URL", help="have a model write questions: an OpenAI-compatible endpoint, "
-                        "such as http://localhost:8000/v1 (key in OPENAI_API_KEY, prompt in qa/prompt.txt)")
-    parser.add_argument("--questions-model", default="default", metavar="NAME", help="the model to ask for there")
-    parser.add_argument("--questions-documents", type=int, default=100, metavar="N", help="training documents to ask about")
-    parser.add_argument("--generated-documents", type=int, default=2_000, metavar="N",
-                        help="documents of a split that pairs and questions are made from by rule, evenly spaced")
-    parser.add_argument("--no-generated", dest="generated", action="store_false", help="make no pairs and questions by rule")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of questions and distractors")
-    args = parser.parse_args()
-    if bool(args.tokenizer) == bool(args.train_tokenizer):
+def parse_options() -> Options:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("articles", type=Path, nargs="?",
+        help="JSONL with id, title, date and text, as scrape.py writes it; leave it out to use --pairs alone")
+    add("--out", type=Path, required=True, help="the dataset folder; made anew if it is there")
+    add("--tokenizer", help="hub name or folder of the model whose tokenizer is used")
+    add("--train-tokenizer", type=int, metavar="SIZE", help="train a byte-level BPE of this size instead")
+    add("--since", type=parse_date, help="first day, such as 2025-09-01")
+    add("--until", type=parse_date, help="last day")
+    add("--language", default="EN", choices=sorted(STOP_WORDS), help="language of the documents")
+    add("--min-chars", type=int, default=450, help="drop shorter texts as stubs")
+    add("--split", type=parse_shares, default=(0.8, 0.1, 0.1), help="shares of train, val and test")
+    add("--split-by", choices=("date", "hash"), default="date",
+        help="test on the latest articles, or on a choice by hash that stays when articles are added")
+    add("--report", action="store_true", help="also write report.md, a page about the dataset, with a figure")
+    add("--keep-boilerplate", action="store_true", help="remove no paragraphs")
+    add("--pairs", type=Path, help="JSONL of further training pairs (messages, or prompt and response)")
+    add("--chat", action="store_true",
+        help="write pairs in the chat form of the tokenizer's model (ChatML or Llama 3's), not plainly")
+    add("--conversations", action="store_true",
+        help="learn from pairs alone: --pairs, and those made by rule, with their article as context")
+    add("--replay", type=Path, metavar="JSONL", help="general text (lines with a `text`) to mix in")
+    add("--test-pairs", type=Path, metavar="JSONL",
+        help="pairs to answer in evaluation, by task, category and difficulty; they are never trained on")
+    add("--task-prefix", action="store_true", help="put the task in front of each question: [SPEC] ...")
+    add("--balance", type=float, metavar="RATIO",
+        help=f"repeat pairs of rare tasks, {MAX_REPEATS} times at most, until no task has over RATIO times "
+             "another's pairs")
+    add("--hold-out", type=float, default=0.0, metavar="SHARE", help="share of the pairs held out")
+    add("--max-pair-tokens", type=int, metavar="N", help="drop pairs that are longer; none is ever cut")
+    add("--questions", type=Path, nargs="+", default=[], help="JSONL files of multiple-choice questions")
+    add("--questions-from", metavar="URL",
+        help="have a model write questions: an OpenAI-compatible endpoint, such as http://localhost:8000/v1 "
+             "(key in OPENAI_API_KEY, prompt in qa/prompt.txt)")
+    add("--questions-model", default="default", metavar="NAME", help="the endpoint's name of that model")
+    add("--questions-documents", type=int, default=100, metavar="N",
+        help="training documents on which it writes questions")
+    add("--generated-documents", type=int, default=2_000, metavar="N",
+        help="documents of each split, evenly spaced, from which pairs and questions are made by rule")
+    add("--no-generated", dest="generated", action="store_false", help="make no pairs and questions by rule")
+    add("--seed", type=int, default=0, help="seed of the choice of questions and wrong answers")
+    values = vars(parser.parse_args())
+    cleaning = CleaningOptions(**{field.name: values.pop(field.name) for field in fields(CleaningOptions)})
+    return Options(cleaning=cleaning, **values)
+
+
+def check_options(options: Options) -> None:
+    """ValueError if options contradict each other or are out of bounds, or if --out holds other files."""
+    if bool(options.tokenizer) == bool(options.train_tokenizer):
         raise ValueError("give --tokenizer NAME (the model's to be trained) or --train-tokenizer SIZE")
-    if not args.articles and not args.pairs:
-        raise ValueError("give ARTICLES (as scrape.py writes them), or --pairs FILE.jsonl for a dataset of conversations")
-    alone = not args.articles or args.conversations
-    args.generated = args.generated and not alone
-    if args.chat and not args.tokenizer:
+    if not options.articles and not options.pairs:
+        raise ValueError("give ARTICLES (as scrape.py writes them), or --pairs FILE.jsonl for a dataset of "
+                         "conversations")
+    if options.chat and not options.tokenizer:
         raise ValueError("--chat needs --tokenizer, that of a model with a chat form")
-    idle = {"--hold-out (conversations are divided by --split)": alone and args.hold_out, "--replay": alone and args.replay,
-            "--report": alone and args.report, "--questions-from": alone and args.questions_from,
-            "--train-tokenizer": not args.articles and args.train_tokenizer}
-    if idle := [name for name, given in idle.items() if given]:
-        raise ValueError(f"{', '.join(idle)}: not for a dataset of conversations alone; leave it out")
-    names = [path.stem for path in args.questions] + ["closed_book", "open_book"] * args.generated
-    names += ["written"] * bool(args.questions_from)
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"two question sets would be named {twice[0]}; rename a file (closed_book, open_book and written are "
-                         "the names of the sets that are made here)")
-    if min(args.questions_documents, args.generated_documents) < 1:
+    if options.conversations_alone:
+        unusable = {"--hold-out (conversations are divided by --split)": options.hold_out,
+                    "--replay": options.replay, "--report": options.report,
+                    "--questions-from": options.questions_from,
+                    "--train-tokenizer": options.train_tokenizer and not options.articles}
+        if names := [name for name, value in unusable.items() if value]:
+            raise ValueError(f"{', '.join(names)}: not for a dataset of conversations alone; leave it out")
+    names = [path.stem for path in options.questions]
+    if options.generated and not options.conversations_alone:
+        names += ["closed_book", "open_book"]
+    if options.questions_from:
+        names.append("written")
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise ValueError(f"two question sets would be named {repeated[0]}; rename a file (closed_book, "
+                         "open_book and written are the names of the sets that are made here)")
+    if min(options.questions_documents, options.generated_documents) < 1:
         raise ValueError("--questions-documents and --generated-documents must be at least 1, given "
-                         f"{args.questions_documents} and {args.generated_documents}")
-    if not 0 <= args.hold_out < 1:
-        raise ValueError(f"--hold-out must be from 0 to below 1, given {args.hold_out}")
-    for name in ("balance", "max_pair_tokens"):
-        if (value := getattr(args, name)) is not None and not value >= 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, given {value}")
-    if args.min_chars < 0:
-        raise ValueError(f"--min-chars must be 0 or more, given {args.min_chars}")
-    if strange := foreign_files(args.out):
-        raise ValueError(f"{args.out} holds what prepare.py did not write ({', '.join(strange[:3])}) and would be lost; "
-                         "move it elsewhere or choose another --out")
-    with replace_folder(args.out) as beside:
-        meta = prepare(args, beside)
+                         f"{options.questions_documents} and {options.generated_documents}")
+    if not 0 <= options.hold_out < 1:
+        raise ValueError(f"--hold-out must be from 0 to below 1, given {options.hold_out}")
+    for name, value in {"balance": options.balance, "max-pair-tokens": options.max_pair_tokens}.items():
+        if value is not None and not value >= 1:
+            raise ValueError(f"--{name} must be at least 1, given {value}")
+    if options.cleaning.min_chars < 0:
+        raise ValueError(f"--min-chars must be 0 or more, given {options.cleaning.min_chars}")
+    if foreign := foreign_files(options.out):
+        raise ValueError(f"{options.out} holds what prepare.py did not write ({', '.join(foreign[:3])}) and "
+                         "would be lost; move it elsewhere or choose another --out")
+
+
+def main() -> None:
+    options = parse_options()
+    check_options(options)
+    with replace_folder(options.out) as folder:
+        meta = prepare(options, folder)
     tokens = sum(entry["tokens"] for entry in meta["splits"].values())
-    print(f"wrote {args.out}: {tokens:,} tokens, {meta['pairs']} training pairs, questions: "
-          + (", ".join(f"{n} {name}" for name, n in meta["questions"].items()) or "none"))
+    counts = ", ".join(f"{count} {name}" for name, count in meta["questions"].items())
+    print(f"wrote {options.out}: {tokens:,} tokens, {meta['pairs']} training pairs, questions: "
+          f"{counts or 'none'}")
 
 
 if __name__ == "__main__":

@@ -1,40 +1,34 @@
-"""What is each block worth, and what is left without it: score every block, choose and drop blocks.
+"""Pruning: score every block by the loss without it, choose blocks, drop them.
 
-    python prune.py Qwen/Qwen3-0.6B-Base --data data/bmw --score blocks.csv            (--parts: attention and MLP, too)
-    python prune.py Qwen/Qwen3-0.6B-Base --drop 25 --out models/reduced                (or 13,15 or 13.attn or 13.mlp)
+    python prune.py Qwen/Qwen3-0.6B-Base --data data/bmw --score blocks.csv   (--parts: attention, MLP, too)
+    python prune.py Qwen/Qwen3-0.6B-Base --drop 25 --out models/reduced       (or 13,15 or 13.attn or 13.mlp)
     python prune.py Qwen/Qwen3-0.6B-Base --data data/bmw --choose 2 --out models/reduced
 
-A block's score is the loss of the model without it, on the dataset's validation split: the reference that the cheaper
-scores beside it only estimate (and block influence is known to rank Qwen3-0.6B's blocks badly). Runs under torchrun, too.
+A block's score is the loss of the model without it, on the dataset's validation split. The cheaper scores
+beside it estimate that loss; block influence is known to rank Qwen3-0.6B's blocks badly. Runs under torchrun,
+too.
 """
 
 import argparse
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch.nn as nn
 
 from model import Decoder
 from nanoprune import command_line
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import TokenFile
-from nanoprune.device import pick_device
-from nanoprune.distributed import ALONE, Ranks, join
+from nanoprune.device import environment, pick_device
+from nanoprune.distributed import Ranks, join
 from nanoprune.evaluation.block_scores import (
-    ESTIMATES,
-    SCORE_COLUMNS,
-    SOURCES,
-    Part,
-    losses_without,
-    magnitude,
-    part_name,
+    SCORES,
+    BlockScores,
+    Calibration,
+    protocol,
     score_blocks,
-    similarities,
-    taylor,
-    window_tokens,
+    without,
 )
 from nanoprune.io.files import (
     file_hash,
@@ -46,37 +40,11 @@ from nanoprune.io.files import (
     write_json,
 )
 from nanoprune.io.hub import check_out, copy_tokenizer, locate
+from nanoprune.nn.model_config import ModelConfig, Part, part_name, read_parts, record_removal
+from nanoprune.nn.peft import check_weights_can_change
 from nanoprune.statistics import average_ranks
-from nanoprune.training.run_folder import environment
 
-METHODS = ("loss", "influence", "angular", "taylor", "magnitude", "last", "random")
-LEAST_DOCUMENTS, LEAST_TOKENS = 2, 100  # with less there is no interval, and nothing to go by
-
-
-# ---------------------------------------------------------------- removing
-def read_parts(given: Iterable[int | str], config) -> list[Part]:
-    """What "13", 13 or "13.attn" name in a model of this config, in order; ValueError where it is not there or repeated."""
-    parts, count = [], config.num_hidden_layers
-    for name in given:
-        number, dot, half = str(name).partition(".")
-        if type(name) not in (int, str) or not number.removeprefix("-").isdecimal() or (dot and half not in ("attn", "mlp")):
-            raise ValueError(f"cannot drop block {name}: this model has {count} blocks, 0 to {count - 1}; a block is named "
-                             "by its number, its attention or MLP alone as in 13.attn or 13.mlp")
-        block = int(number)
-        if not 0 <= block < count:
-            raise ValueError(f"cannot drop block {name}: this model has {count} blocks, 0 to {count - 1}")
-        if half and config.without[block]:
-            raise ValueError(f"cannot drop {name}: block {block} has lost its {config.without[block]} already"
-                             + ("" if half == config.without[block] else f"; drop the whole block, {block}"))
-        parts.append((block, half))
-    for block in sorted({block for block, _ in parts}):
-        if len(named := [part_name(part) for part in parts if part[0] == block]) > 1:
-            both = sorted(named) == [f"{block}.attn", f"{block}.mlp"]
-            mend = f"name the whole block, {block}" if both else "name each block to drop once"
-            raise ValueError(f"block {block} is named more than once ({', '.join(named)}); {mend}")
-    if sum(not half for _, half in parts) == count:
-        raise ValueError(f"cannot drop all {count} blocks: keep at least one")
-    return sorted(parts)
+LEAST_DOCUMENTS, LEAST_TOKENS = 2, 100  # of a calibration: fewer give no interval, and no basis for a choice
 
 
 def drop_blocks(model: Decoder, blocks: Iterable[int | str]) -> None:
@@ -84,255 +52,234 @@ def drop_blocks(model: Decoder, blocks: Iterable[int | str]) -> None:
 
     ValueError where an index is out of range, repeated or no index, and where no block would be left.
     """
-    parts = read_parts(blocks, model.config)
-    without = list(model.config.without)
-    for block, half in parts:
-        if half:
-            model.model.layers[block].remove(half)
-            without[block] = half
-    gone = {block for block, half in parts if not half}
-    kept = [i for i in range(model.config.num_hidden_layers) if i not in gone]
-    model.model.layers = nn.ModuleList(model.model.layers[i] for i in kept)
-    model.config = replace(model.config, without=tuple(without)).keep_blocks(kept)
+    model.drop_blocks(read_parts(blocks, model.config))
 
 
-def silence(model: Decoder, parts: list[Part]) -> None:
-    """Have attentions or MLPs add nothing, by zeros in what they add last: what any reader of the model's family can load."""
-    for block, half in parts:
-        layer = model.model.layers[block]
-        for p in (layer.self_attn.o_proj if half == "attn" else layer.mlp.down_proj).parameters():
-            nn.init.zeros_(p)
-
-
-def remember(model: Decoder, base: str, folder: Path, parts: list[Part], **how) -> None:
-    """Add to the history that config.json carries: what is about to be dropped from which base, and how it was chosen."""
-    entry = {"base": str(base), "base_sha256": file_hashes(folder), "dropped": ",".join(map(part_name, parts)),
-             "original": ",".join(part_name((model.config.blocks[block], half)) for block, half in parts)}
-    model.config.extra["nanoprune_history"] = [*model.config.extra.get("nanoprune_history", []), entry | how]
-
-
-# ---------------------------------------------------------------- choosing
 def choose_blocks(
-    model: Decoder, windows: list, documents: int, count: int, method: str = "loss", contiguous: bool = False,
-    protect: Iterable[int] = (), once: bool = False, seed: int = 0, ranks: Ranks = ALONE,
+    model: Decoder, calibration: Calibration, count: int, method: str = "loss", contiguous: bool = False,
+    protect: Iterable[int | str] = (),
 ) -> tuple[list[int], list[dict]]:
-    """(the blocks to drop, by present index; a line per decision: blocks, score, and the loss where it was computed).
+    """The blocks whose removal costs least, by present index, and the decisions: their blocks and score.
 
-    Free sets are chosen one block at a time, each scored anew without those before it, as SLEB does (arXiv:2402.09025), or
-    with `once` all from one table, as ShortGPT does. A contiguous run is scored as a whole. `protect` is never chosen.
+    Blocks are chosen one at a time, each scored without those before it, as SLEB does (arXiv:2402.09025).
+    With `contiguous` the blocks follow each other and are scored together. Blocks to `protect` are never
+    chosen.
     """
-    blocks = range(model.config.num_hidden_layers)
-    protect = [block for block, _ in read_parts(protect, model.config)]
-    free = [i for i in blocks if i not in protect]
-    if not 1 <= count <= min(len(free), len(blocks) - 1):
-        raise ValueError(f"--choose {count}: this model has {len(blocks)} blocks, {len(free)} of them not protected, and one "
-                         "must be left")
-    if method not in METHODS:
-        raise ValueError(f"--method {method}: there are {', '.join(METHODS)}")
+    if method not in SCORES:
+        raise ValueError(f"--method {method}: there are {', '.join(SCORES)}")
+    total = model.config.num_hidden_layers
+    protected = [part.block for part in read_parts(protect, model.config)]
+    free = [block for block in range(total) if block not in protected]
+    if not 1 <= count <= min(len(free), total - 1):
+        raise ValueError(f"--choose {count}: this model has {total} blocks, {len(free)} of them not "
+                         "protected, and one must be left")
     width = count if contiguous else 1
     chosen, decisions = [], []
     while len(chosen) < count:
-        runs = [tuple(range(i, i + width)) for i in blocks if all(j in free and j not in chosen for j in range(i, i + width))]
+        runs = [range(first, first + width) for first in range(total - width + 1)]
+        runs = [run for run in runs if all(block in free and block not in chosen for block in run)]
         if not runs:
             raise ValueError(f"--contiguous: no {count} unprotected blocks follow each other")
-        wanted = 1 if contiguous or not (once or method in ("last", "random")) else count
-        scores = score_runs(model, windows, documents, chosen, runs, method, seed, ranks)
-        order = np.argsort(average_ranks(scores), kind="stable")[:wanted]
-        for k in order:
+        scores = score_runs(model, calibration, chosen, runs, method)
+        # Scores that read no text stay as they are when a block goes: one table decides on all.
+        until_next_table = 1 if contiguous or SCORES[method].reads_text else count
+        for k in np.argsort(average_ranks(scores), kind="stable")[:until_next_table]:
             chosen += runs[k]
-            decisions.append({"blocks": list(runs[k]), method: None if not math.isfinite(scores[k]) else float(scores[k])})
+            decisions.append({"blocks": list(runs[k]), method: finite_or_none(float(scores[k]))})
     return sorted(chosen), decisions
 
 
-def score_runs(model, windows, documents, gone: list[int], runs: list[tuple[int, ...]], method: str, seed: int, ranks) -> list:
-    """The score of each run of blocks in the model without those that are gone; the lowest is missed least."""
-    if method == "last":
-        return [-run[-1] for run in runs]
-    if method == "random":
-        return np.random.default_rng(seed).permutation(len(runs)).tolist()
-    if method == "loss":
-        removals = [tuple((block, "") for block in (*gone, *run)) for run in runs]
-        nll, tokens, _ = losses_without(model, windows, documents, removals, ranks)
-        return (nll.sum(1) / tokens.sum()).tolist()
-    layers, config = model.model.layers, model.config
-    kept = [i for i in range(config.num_hidden_layers) if i not in gone]
-    drop_blocks(model, gone)
-    ends = {run: ((kept.index(run[0]), ""), (kept.index(run[-1]), "")) for run in runs}
-    if method in ("influence", "angular"):
-        found = similarities(model, windows, ends, ranks)[0]
-        scores = [found[run][method == "angular"] for run in runs]
-    else:
-        values = taylor(model, windows, ranks) if method == "taylor" else magnitude(model)
-        by_block = np.zeros(len(kept))
-        for name, value in values.items():
-            by_block[int(name.split(".")[0])] += value
-        scores = [by_block[first : last + 1].sum() for (first, _), (last, _) in ends.values()]
-    model.model.layers, model.config = layers, config
-    return list(scores)
+def score_runs(
+    model: Decoder, calibration: Calibration, removed: list[int], runs: list[range], method: str
+) -> list[float]:
+    """The score of each run of blocks in the model without the removed ones."""
+    remaining = [block for block in range(model.config.num_hidden_layers) if block not in removed]
+    removals = [tuple(Part(remaining.index(block)) for block in run) for run in runs]
+    with without(model, removed):
+        return SCORES[method].function(model, removals, calibration)
 
 
 # ---------------------------------------------------------------- the commands
+def calibrate(
+    model: Decoder, dataset: Dataset, tokens: int, context: int, halves: bool, ranks: Ranks, seed: int
+) -> tuple[Calibration, dict]:
+    """Text of the validation split to score on, and its description for the records."""
+    split = dataset.split("val")
+    documents = choose_documents(split, tokens)
+    context = min(context, model.config.max_position_embeddings)
+    calibration = Calibration.of_split(
+        model, split, context, only=documents, halves=halves, ranks=ranks, seed=seed)
+    if len(documents) < LEAST_DOCUMENTS or calibration.tokens < LEAST_TOKENS:
+        raise ValueError(f"{dataset.folder}: the validation split gives {calibration.tokens} tokens of "
+                         f"{len(documents)} document(s) to score on; at least {LEAST_TOKENS} tokens of "
+                         f"{LEAST_DOCUMENTS} are needed: prepare it from more articles, or raise --tokens")
+    return calibration, {
+        "data": str(dataset.folder), "data_sha256": file_hash(split.path), "split": "val",
+        "documents": len(documents),
+        "chosen": "evenly spaced over the split" if tokens else "all of the split",
+        "tokens": calibration.tokens, "context": context}
+
+
 def choose_documents(split: TokenFile, tokens: int) -> set[int]:
     """Documents evenly spaced over the split, of about `tokens` tokens in all (0: every document)."""
     step = max(1, round(len(split.tokens) / tokens)) if tokens else 1
     return set(range(0, len(split), step))
 
 
-def calibration(args, model: Decoder, dataset: Dataset, streams: int) -> tuple[list, int, dict]:
-    """(windows, documents of the split, what they are) to score on."""
-    split = dataset.split("val")
-    chosen = choose_documents(split, args.tokens)
-    context = min(args.context, model.config.max_position_embeddings)
-    windows = list(split.windows(context, window_tokens(model, streams), only=chosen))
-    tokens = sum(int((targets >= 0).sum()) for _, targets, _ in windows)
-    if len(chosen) < LEAST_DOCUMENTS or tokens < LEAST_TOKENS:
-        raise ValueError(f"{args.data}: the validation split gives {tokens} tokens of {len(chosen)} document(s) to score on; "
-                         f"at least {LEAST_TOKENS} tokens of {LEAST_DOCUMENTS} are needed: prepare it from more articles, or "
-                         "raise --tokens")
-    return windows, len(split), {
-        "data": str(args.data), "data_sha256": file_hash(split.path), "split": "val", "documents": len(chosen),
-        "chosen": "evenly spaced over the split" if args.tokens else "all of the split", "tokens": tokens, "context": context}
-
-
-def score(args, model: Decoder, folder: Path, dataset: Dataset, ranks: Ranks) -> list[dict]:
-    streams = 3 * model.config.num_hidden_layers + 1 if args.parts else 2 * model.config.num_hidden_layers + 1
-    windows, documents, used = calibration(args, model, dataset, streams)
-    if not 1 <= args.span <= model.config.num_hidden_layers:
-        raise ValueError(f"--span {args.span}: from 1 to the model's {model.config.num_hidden_layers} blocks")
-    print(f"loss without each of {model.config.num_hidden_layers} blocks, on {used['documents']} validation documents in "
-          f"windows of {used['context']}, {used['tokens']:,} tokens, fp32, no prefix token")
-    rows, found = score_blocks(model, windows, documents, args.parts, args.span, ranks)
-    print("block        nll  difference [95 %]             perplexity  rank  " + "  ".join(f"{name:>9}" for name in ESTIMATES))
-    for row in rows:
+def print_scores(scores: BlockScores) -> None:
+    estimates = [column.removesuffix("_rank") for column in scores.rows[0] if column.endswith("_rank")]
+    print("block        nll  difference [95 %]             perplexity  rank  "
+          + "  ".join(f"{name:>9}" for name in estimates))
+    for row in scores.rows:
         interval = f"{row['difference']:+9.4f} [{row['difference_low']:+.4f}, {row['difference_high']:+.4f}]"
-        ranks_ = "  ".join(f"{row[name + '_rank']:>9}" for name in ESTIMATES)
-        broken = "" if math.isfinite(row["nll"]) else "  the loss is not finite"
-        print(f"{row['block']:>7} {row['nll']:8.4f} {interval:30} {row['perplexity']:10.2f} {row['rank']:>5}  {ranks_}{broken}")
-    for name, about in found["correlations"].items():
-        low, high = about["interval"]
-        print(f"rank correlation of {name} with the loss, over {about['of']}: {about['spearman']:+.2f} "
-              f"[{low:+.2f}, {high:+.2f}]")
-    if ranks.rank:
-        return rows
-    write_csv(args.score, rows)
-    about = {"base": str(args.base), "base_sha256": file_hashes(folder), "blocks": list(model.config.blocks),
-             "history": model.config.extra.get("nanoprune_history", []), **used, "seed": args.seed, "span": args.span,
-             "dtype": "float32", "protocol": SOURCES, "columns": list(SCORE_COLUMNS), **found,
-             "environment": environment(model.head_weight.device)}
-    path = Path(args.score).with_suffix(".json")
-    write_json(path, finite_or_none(about))
-    print(f"wrote {args.score} and {path}")
-    return rows
+        ranks = "  ".join(f"{row[name + '_rank']:>9}" for name in estimates)
+        warning = "" if math.isfinite(row["nll"]) else "  the loss is not finite"
+        print(f"{row['block']:>7} {row['nll']:8.4f} {interval:30} {row['perplexity']:10.2f} {row['rank']:>5}"
+              f"  {ranks}{warning}")
+    for name, correlation in scores.correlations.items():
+        low, high = correlation["interval"]
+        print(f"rank correlation of {name} with the loss, over {correlation['of']}: "
+              f"{correlation['spearman']:+.2f} [{low:+.2f}, {high:+.2f}]")
 
 
-def choose(args, model: Decoder, dataset: Dataset | None, ranks: Ranks) -> tuple[list[int], dict]:
-    windows, documents, used = [], 0, {}
-    if args.method not in ("last", "random", "magnitude"):
-        windows, documents, used = calibration(args, model, dataset, 2 * model.config.num_hidden_layers + 1)
-    protect = args.protect.split(",") if args.protect else []
-    chosen, decisions = choose_blocks(model, windows, documents, args.choose, args.method, args.contiguous, protect, args.once,
-                                      args.seed, ranks)
-    print(f"chosen by {args.method}{', contiguous' if args.contiguous else ''}"
-          + (f", never {args.protect} (protected)" if protect else ""))
-    for line in decisions:
-        value = line[args.method]
-        print(f"  {','.join(map(str, line['blocks'])):>9}  {args.method} {'not finite' if value is None else f'{value:.4f}'}")
-    return chosen, {"method": args.method, "contiguous": args.contiguous, "once": args.once, "protect": args.protect or "",
-                    "seed": args.seed, "decisions": decisions, **used}
+def write_scores(path: Path, scores: BlockScores, description: dict) -> None:
+    """The table as CSV, and beside it a JSON file of what it was measured on."""
+    write_csv(path, scores.rows)
+    details = path.with_suffix(".json")
+    write_json(details, finite_or_none(description | {
+        "dtype": "float32", "protocol": protocol(), "columns": list(scores.rows[0]),
+        "seconds": scores.seconds, "correlations": scores.correlations}))
+    print(f"wrote {path} and {details}")
 
 
-def save(args, model: Decoder, folder: Path, blocks: list, how: dict, evidence: str | None) -> None:
-    """Drop the blocks and write what is left, with its history."""
-    out, before = Path(args.out), sum(p.numel() for p in model.parameters())
-    parts = read_parts(blocks, model.config)
-    names = ",".join(map(part_name, parts))
-    if args.zeroed and not all(half for _, half in parts):
-        raise ValueError(f"--zeroed is for attentions and MLPs, as in --drop 13.attn; {names} names a whole block, which every "
-                         "reader can be without")
-    remember(model, args.base, folder, parts, zeroed=args.zeroed, **how, scores=evidence,
-             scores_sha256=file_hash(evidence) if evidence else None)
-    silence(model, parts) if args.zeroed else drop_blocks(model, map(part_name, parts))
+def write_reduced(
+    model: Decoder, parts: list[Part], base: str, folder: Path, out: Path, history: dict
+) -> None:
+    """Drop the parts of a model that was loaded from `folder`, and write what is left, with its history."""
+    before = sum(p.numel() for p in model.parameters())
+    record_removal(model.config, base, file_hashes(folder), parts, **history)
+    model.drop_blocks(parts)
     with replace_folder(out) as beside:
         model.save_pretrained(beside)
         copy_tokenizer(folder, beside)
     after = sum(p.numel() for p in model.parameters())
-    print(f"{args.base} without {names}{' (set to zero)' if args.zeroed else ''}: {model.config.num_hidden_layers} blocks, "
+    print(f"{base} without {','.join(map(part_name, parts))}: {model.config.num_hidden_layers} blocks, "
           f"{after:,} parameters ({(after - before) / before:+.1%})")
     if any(model.config.without):
-        print("transformers cannot represent a block without its attention or MLP, and will refuse this folder; nanoprune "
-              "reads it. --zeroed writes one that transformers reads: the same outputs, no fewer parameters")
+        print("transformers cannot represent a block without its attention or MLP, and will refuse this "
+              "folder; nanoprune reads it")
     print(f"wrote {out}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def print_history(base: str, config: ModelConfig) -> None:
+    if config.blocks != tuple(range(len(config.blocks))) or any(config.without):
+        parts = map(Part, config.blocks, config.without)
+        lost = [part_name(part) for part in parts if part.half]
+        print(f"{base} is pruned already: its blocks are {list(config.blocks)} of the original"
+              + (f", without {', '.join(lost)}" if lost else ""))
+    for entry in config.extra.get("nanoprune_history", []):
+        print(f"  dropped {entry.get('original')} of {entry.get('base')} by {entry.get('method')}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="a hub name, a model's folder or a run folder")
     parser.add_argument("--revision", help="hub branch, tag or commit")
     parser.add_argument("--data", help="dataset folder, for --score and --choose")
-    parser.add_argument("--tokens", type=int, default=0, help="score on about this many tokens (0: the whole validation split)")
+    parser.add_argument("--tokens", type=int, default=0, help="score on about this many tokens (0: all)")
     parser.add_argument("--context", type=int, default=1024, help="longest window, in tokens")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--score", metavar="CSV", help="write the loss without each block, and its estimates, to this file")
+    parser.add_argument("--score", type=Path, metavar="CSV", help="write the scores of all blocks to it")
     parser.add_argument("--parts", action="store_true", help="score each block's attention and MLP, too")
-    parser.add_argument("--span", type=int, default=1, help="blocks that the angular distance goes over")
     parser.add_argument("--drop", metavar="I,J", help="remove these blocks, or of them I.attn, J.mlp")
     parser.add_argument("--choose", type=int, metavar="N", help="choose N blocks and remove them")
-    parser.add_argument("--method", default="loss", choices=METHODS, help="what --choose goes by (default: loss)")
+    parser.add_argument("--method", default="loss", choices=SCORES, help="score to --choose by")
     parser.add_argument("--contiguous", action="store_true", help="--choose blocks that follow each other")
-    parser.add_argument("--once", action="store_true", help="--choose from one table, scoring nothing anew after a removal")
-    parser.add_argument("--protect", metavar="I,J", help="blocks that --choose leaves alone")
+    parser.add_argument("--protect", metavar="I,J", help="blocks that --choose never takes")
     parser.add_argument("--seed", type=int, default=0, help="of --method random")
-    parser.add_argument("--out", help="folder for the reduced model, for --drop and --choose")
-    parser.add_argument("--zeroed", action="store_true", help="--drop attentions or MLPs by zeros: what transformers can read")
-    parser.add_argument("--evidence", metavar="CSV", help="the table of scores that --drop rests on; its hash is kept")
+    parser.add_argument("--out", type=Path, help="folder for the reduced model, for --drop and --choose")
+    parser.add_argument("--evidence", metavar="CSV", help="table of scores behind --drop, to record")
     args = parser.parse_args()
     removing = args.drop is not None or args.choose is not None
     if (args.drop is not None and args.choose is not None) or not (args.score or removing):
-        raise ValueError("give --score CSV with --data FOLDER, or --drop BLOCKS or --choose N with --out FOLDER")
-    scoring = args.score or (args.choose is not None and args.method not in ("last", "random", "magnitude"))
-    if bool(args.data) != bool(scoring) or bool(args.out) != removing:
-        raise ValueError("--score goes with --data FOLDER, --drop with --out FOLDER, --choose with --out and, unless --method "
-                         "is last, random or magnitude, with --data")
+        raise ValueError("give --score CSV with --data FOLDER, or --drop BLOCKS or --choose N with --out "
+                         "FOLDER")
+    reads_text = args.score or (args.choose is not None and SCORES[args.method].reads_text)
+    if bool(args.data) != bool(reads_text) or bool(args.out) != removing:
+        textless = ", ".join(name for name, score in SCORES.items() if not score.reads_text)
+        raise ValueError("--score goes with --data FOLDER, --drop with --out FOLDER, --choose with --out "
+                         f"and, unless --method is one of {textless}, with --data")
     if args.context < 1 or args.tokens < 0:
-        raise ValueError(f"--context must be at least 1 and --tokens 0 or more; given {args.context} and {args.tokens}")
-    only = {"drop": ("zeroed", "evidence"), "choose": ("contiguous", "once", "protect"), "score": ("parts",)}
-    for mode, names in only.items():
-        if useless := [name for name in names if getattr(args, name) and getattr(args, mode) is None]:
-            raise ValueError(f"--{useless[0]} goes with --{mode}")
-    ranks = join(args.device)
-    if args.score:
-        make_folder(Path(args.score).parent)
-        if Path(args.score).is_dir():
-            raise ValueError(f"--score {args.score} is a folder; give the CSV file to write")
+        raise ValueError(f"--context must be at least 1 and --tokens 0 or more; given {args.context} and "
+                         f"{args.tokens}")
+    command_of = {"evidence": "drop", "contiguous": "choose", "protect": "choose", "parts": "score"}
+    for option, command in command_of.items():
+        if getattr(args, option) and getattr(args, command) is None:
+            raise ValueError(f"--{option} goes with --{command}")
     if args.evidence and not Path(args.evidence).is_file():
         raise ValueError(f"--evidence {args.evidence}: there is no such file")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    ranks, removing = join(args.device), args.out is not None
+    if args.score:
+        make_folder(args.score.parent)
+        if args.score.is_dir():
+            raise ValueError(f"--score {args.score} is a folder; give the CSV file to write")
     dataset = Dataset(args.data) if args.data else None
-    with ranks.one_first():
+    with ranks.local_first():
         folder = locate(args.base, args.revision)
     if removing:
-        check_out(Path(args.out), folder)
+        check_out(args.out, folder)
+    check_weights_can_change(args.base, folder)
     config = Decoder.read_config(folder)
     if dataset:
         dataset.check_model(args.base, folder, config.vocab_size)
     if args.drop is not None:
-        read_parts(args.drop.split(","), config)
-    if config.blocks != tuple(range(len(config.blocks))) or any(config.without):
-        lost = [part_name((b, half)) for b, half in zip(config.blocks, config.without, strict=True) if half]
-        print(f"{args.base} is pruned already: its blocks are {list(config.blocks)} of the original"
-              + (f", without {', '.join(lost)}" if lost else ""))
-    for entry in config.extra.get("nanoprune_history", []):
-        print(f"  dropped {entry.get('original')} of {entry.get('base')} by {entry.get('method')}")
-    model = Decoder.from_pretrained(folder, device=pick_device(args.device) if scoring else "cpu").eval()
+        parts, history = read_parts(args.drop.split(","), config), {"method": "by hand"}
+    print_history(args.base, config)
+    model = Decoder.from_pretrained(folder, device=pick_device(args.device) if dataset else "cpu").eval()
+
+    # ---- score: the loss without each block, and its estimates
     evidence = args.evidence
     if args.score:
-        score(args, model, folder, dataset, ranks)
-        evidence = args.score
+        calibration, text = calibrate(model, dataset, args.tokens, args.context, args.parts, ranks, args.seed)
+        print(f"loss without each of {config.num_hidden_layers} blocks, on {text['documents']} validation "
+              f"documents in windows of {text['context']}, {text['tokens']:,} tokens, fp32, no prefix token")
+        scores = score_blocks(model, calibration, args.parts)
+        print_scores(scores)
+        if ranks.rank == 0:
+            write_scores(args.score, scores, {
+                "base": args.base, "base_sha256": file_hashes(folder), "blocks": list(config.blocks),
+                "history": config.extra.get("nanoprune_history", []), **text, "seed": args.seed,
+                "environment": environment(model.device)})
+        evidence = str(args.score)
+
+    # ---- choose: the blocks whose removal costs least
     if args.choose is not None:
-        blocks, how = choose(args, model, dataset, ranks)
-    elif args.drop is not None:
-        blocks, how = args.drop.split(","), {"method": "by hand"}
+        calibration, text = Calibration(seed=args.seed), {}
+        if SCORES[args.method].reads_text:
+            calibration, text = calibrate(model, dataset, args.tokens, args.context, False, ranks, args.seed)
+        protect = args.protect.split(",") if args.protect else []
+        blocks, decisions = choose_blocks(
+            model, calibration, args.choose, args.method, args.contiguous, protect)
+        print(f"chosen by {args.method}{', contiguous' if args.contiguous else ''}"
+              + (f", never {args.protect} (protected)" if protect else ""))
+        for decision in decisions:
+            score = decision[args.method]
+            print(f"  {','.join(map(str, decision['blocks'])):>9}  {args.method} "
+                  + ("not finite" if score is None else f"{score:.4f}"))
+        parts = read_parts(blocks, config)
+        history = {"method": args.method, "contiguous": args.contiguous, "protect": args.protect or "",
+                   "seed": args.seed, "decisions": decisions, **text}
+
+    # ---- drop
     if removing and ranks.rank == 0:
-        save(args, model, folder, blocks, how, evidence)
+        history |= {"scores": evidence, "scores_sha256": file_hash(evidence) if evidence else None}
+        write_reduced(model, parts, args.base, folder, args.out, history)
 
 
 if __name__ == "__main__":

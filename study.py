@@ -1,11 +1,12 @@
-"""Which block? Each one removed, healed, and set beside the full model fine-tuned on the same tokens, over several seeds.
+"""Study: remove each block, heal, and compare with the full model fine-tuned on the same tokens, over seeds.
 
-    python study.py configs/study.py        -> runs/which: study.csv, study.md, study.png, blocks.csv, and a folder a run
+    python study.py configs/study.py  -> runs/which: study.csv, study.md, study.png, blocks.csv and all runs
 
-Both arms, full and reduced, try the same learning rates first, on the first seed and the validation split: the full model, and
-the base less the block that is missed least. Then every block is removed and healed for as many steps as the full model is
-trained, once a seed, and everything is measured on the test split. What was measured is kept: after a stop or a kill the same
-command goes on. Under torchrun the ranks share each run.
+Both arms, full and reduced, try the same learning rates first, on the first seed and the validation split:
+the full model, and the base without the block whose removal costs least. Then each block is removed and
+healed for as many steps as the full model is trained, once for each seed, and all are measured on the test
+split. Results are kept: after a stop or a kill the same command resumes the study. Under torchrun the ranks
+share each run.
 """
 
 import argparse
@@ -15,247 +16,168 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-
 from model import Decoder
 from nanoprune import command_line
+from nanoprune.command_line import catch_signals
 from nanoprune.config import Config, Study, load_study
 from nanoprune.data.dataset import Dataset
 from nanoprune.device import pick_device
-from nanoprune.distributed import Ranks, join
-from nanoprune.evaluation.block_scores import ESTIMATES, losses_without, score_blocks, window_tokens
+from nanoprune.distributed import join
+from nanoprune.evaluation.block_scores import Calibration, losses_without, score_blocks
+from nanoprune.evaluation.perplexity import score_text
+from nanoprune.evaluation.study_page import RunResult, StudyResults, write_study
 from nanoprune.figures.blocks import draw_blocks
-from nanoprune.figures.study import draw_study
 from nanoprune.figures.style import read_csv
-from nanoprune.io.files import finite_or_none, make_folder, read_json, write_csv, write_json, write_text
+from nanoprune.io.files import finite_or_none, make_folder, read_json, write_csv, write_json
 from nanoprune.io.hub import locate
-from nanoprune.statistics import bootstrap, spearman, spearman_interval
+from nanoprune.nn.model_config import Part, read_parts
 from nanoprune.training.run_folder import has_state
-from prune import read_parts
-from train import STOPPED, Diverged, catch_signals, train
-
-STUDY_COLUMNS = ("block", *(f"{what}{end}" for what in ("before", "lost_before", "after", "lost_after")
-                           for end in ("", "_low", "_high")),
-                 "seed_low", "seed_high", "rank_before", "rank_after", "seconds", "runs")
+from train import STOPPED, Diverged, train
 
 
 class Stopped(Exception):
     """A run was asked to stop, and has saved its state."""
 
 
-class Measured:
-    """What each run came to, by name: one file a run, so that nothing measured is measured again or lost."""
+def run_study(study: Study) -> None:
+    """Run a study into its folder and reuse the results in it; ValueError for what the user can mend."""
+    training = study.training
+    ranks, device = join(training.device), pick_device(training.device)
+    folder, dataset = Path(training.runs) / study.name, Dataset(training.data)
+    check_folder(folder, study)
+    source = locate(training.base, training.revision)
+    model = Decoder.from_pretrained(source, device=device).eval()
+    dataset.check_model(training.base, source, model.config.vocab_size)
+    blocks = [part.block for part in read_parts(study.blocks, model.config)]
+    blocks = blocks or list(range(model.config.num_hidden_layers))
+    if ranks.rank == 0 and not (make_folder(folder) / "study.json").is_file():
+        write_json(folder / "study.json", {"study": asdict(study)})
+    ranks.barrier()
 
-    def __init__(self, study: Study, folder: Path, dataset: Dataset, device, ranks: Ranks):
-        self.study, self.folder, self.ranks, self.device = study, folder, ranks, device
-        self.test, self.context = dataset.split("test"), study.training.context
+    # ---- before healing: scores of all blocks on the validation split, losses without them on the test split
+    validation = Calibration.of_split(model, dataset.split("val"), training.context, ranks=ranks)
+    scores = score_blocks(model, validation)
+    if ranks.rank == 0:
+        write_csv(folder / "blocks.csv", scores.rows)
+        print(f"wrote {folder / 'blocks.csv'} and "
+              f"{draw_blocks(folder / 'blocks.csv', folder / 'blocks.png')}")
+    best = min(blocks, key=lambda block: float(scores.rows[1 + block]["rank"]))
+    test = Calibration.of_split(model, dataset.split("test"), training.context, ranks=ranks)
+    before = losses_without(model, [(), *((Part(block),) for block in blocks)], test)
+    del model
 
-    def windows(self, model: Decoder) -> list:
-        return list(self.test.windows(self.context, window_tokens(model, 2 * model.config.num_hidden_layers)))
+    # ---- learning rates: both arms try the same ones
+    runs = Runs(study, folder, test)
+    full_lr = tune_learning_rate(runs, "full", ())
+    reduced_lr = tune_learning_rate(runs, f"less-{best}", (best,))
 
-    def run(self, name: str, config: Config, keep_model: bool = False) -> dict:
-        """Train as this config says, unless that was done; test loss by document, validation loss, seconds, steps."""
-        path, config = self.folder / "measured" / f"{name}.json", replace(config, name=name, runs=str(self.folder))
+    # ---- after healing: all models take the same steps on the same tokens
+    full, healed = [], {block: [] for block in blocks}
+    for seed in study.seeds:
+        config = replace(training, lr=full_lr, seed=seed)
+        full.append(runs.result(f"full-s{seed}", config, keep_model=study.distill))
+        for block in blocks:
+            config = replace(training, drop_blocks=(block,), lr=reduced_lr, seed=seed)
+            healed[block].append(runs.result(f"less-{block}-s{seed}", config))
+
+    # ---- distillation: the full model teaches the one without the best block; plain healing for as long
+    distilled, longer = [], []
+    if study.distill:
+        for seed, plain in zip(study.seeds, healed[best], strict=True):
+            config = replace(training, drop_blocks=(best,), lr=reduced_lr, seed=seed)
+            taught = replace(config, teacher=str(folder / f"full-s{seed}" / "model"))
+            distilled.append(runs.result(f"distilled-{best}-s{seed}", taught))
+            steps = equal_time_steps(runs, f"longer-{best}-s{seed}", distilled[-1], plain)
+            longer.append(runs.result(f"longer-{best}-s{seed}", replace(config, max_steps=steps)))
+
+    if ranks.rank == 0:
+        results = StudyResults(
+            study, blocks, best, scores, before, full_lr, reduced_lr, full, healed, distilled, longer)
+        write_study(results, folder)
+
+
+def check_folder(folder: Path, study: Study) -> None:
+    settings = json.loads(json.dumps(asdict(study)))
+    if (folder / "study.json").is_file() and read_json(folder / "study.json")["study"] != settings:
+        raise ValueError(f"{folder} holds another study of this name: give this one another name, or remove "
+                         "the folder")
+
+
+class Runs:
+    """The runs of a study: each is trained and measured once, and its result kept in a file."""
+
+    def __init__(self, study: Study, folder: Path, test: Calibration):
+        self.study, self.folder, self.test, self.ranks = study, folder, test, test.ranks
+
+    def result(self, name: str, config: Config, keep_model: bool = False) -> RunResult:
+        """The kept result of this name, or that of a run trained as the config says."""
+        path = self.folder / "measured" / f"{name}.json"
+        config = replace(config, name=name, runs=str(self.folder))
         if path.is_file():
-            return read_json(path)
+            return RunResult(**read_json(path))
         resume = has_state(config.folder / "state")
         if config.folder.exists() and not resume and self.ranks.rank == 0:
             shutil.rmtree(config.folder)  # killed before its first save
-        self.ranks.wait()
+        self.ranks.barrier()
         try:
             if not train(config, resume=resume, listen=catch_signals):
-                raise Stopped(f"{self.folder}: the same command goes on")
-            model = Decoder.from_pretrained(config.folder / "model", device=self.device).eval()
-            nll = losses_without(model, self.windows(model), len(self.test), [()], self.ranks)[0][0].tolist()
-            logs = [read_csv(config.folder / f"{log}.csv", ("step",))[-1] for log in ("train", "eval")]
-            seconds = float(logs[0]["seconds"]) + read_json(config.folder / "env.json").get("teacher_seconds", 0.0)
-            found = finite_or_none({"test_nll": nll, "val": float(logs[1]["nll"]), "seconds": seconds, "steps": int(logs[0]["step"])})
+                raise Stopped(f"{self.folder}: the same command resumes it")
+            result = self.measure(config)
         except Diverged as error:  # perhaps in the first step, of which no log tells
             print(f"{config.folder}: {error}")
-            found = {"test_nll": [None] * len(self.test), "val": None, "seconds": None, "steps": None}
+            result = RunResult([None] * self.test.documents, None, None, None)
         if self.ranks.rank == 0:
-            write_json(path, found)
+            write_json(path, asdict(result))
             shutil.rmtree(config.folder / "state", ignore_errors=True)
             if not (keep_model or self.study.keep_models):
                 shutil.rmtree(config.folder / "model", ignore_errors=True)
-        self.ranks.wait()
-        return found
+        self.ranks.barrier()
+        return result
+
+    def measure(self, config: Config) -> RunResult:
+        """The result of a finished run: its test loss, and what its logs say."""
+        model = Decoder.from_pretrained(config.folder / "model", device=pick_device(config.device)).eval()
+        losses = score_text(model, self.test.windows, self.test.documents, ranks=self.ranks)
+        last_step = read_csv(config.folder / "train.csv", ("step", "seconds"))[-1]
+        last_validation = read_csv(config.folder / "eval.csv", ("nll",))[-1]
+        teacher_seconds = read_json(config.folder / "env.json").get("teacher_seconds", 0.0)
+        seconds = float(last_step["seconds"]) + teacher_seconds
+        nll, validation = finite_or_none(losses.nll.tolist()), finite_or_none(float(last_validation["nll"]))
+        return RunResult(nll, validation, seconds, int(last_step["step"]))
 
 
-def run_study(study: Study) -> None:
-    """All of it, into the study's folder; what is there already is not done again. ValueError for what the user can mend."""
-    ranks, device = join(study.training.device), pick_device(study.training.device)
-    folder = Path(study.training.runs) / study.name
-    settings = json.loads(json.dumps(asdict(study)))
-    if (folder / "study.json").is_file() and read_json(folder / "study.json")["study"] != settings:
-        raise ValueError(f"{folder} holds another study of this name: give this one another name, or remove the folder")
-    dataset = Dataset(study.training.data)
-    source = locate(study.training.base, study.training.revision)
-    model = Decoder.from_pretrained(source, device=device).eval()
-    dataset.check_model(study.training.base, source, model.config.vocab_size)
-    blocks = [b for b, _ in read_parts(study.blocks, model.config)] or list(range(model.config.num_hidden_layers))
-    if ranks.rank == 0 and not (make_folder(folder) / "study.json").is_file():
-        write_json(folder / "study.json", {"study": settings})
-    ranks.wait()
-    measured = Measured(study, folder, dataset, device, ranks)
-
-    # Before: the loss without each block and its cheap estimates, on the validation split; the loss on the test split.
-    split = dataset.split("val")
-    streams = 2 * model.config.num_hidden_layers + 1
-    windows = list(split.windows(study.training.context, window_tokens(model, streams)))
-    scores, about = score_blocks(model, windows, len(split), ranks=ranks)
-    removals = [(), *(((b, ""),) for b in blocks)]
-    before, tokens, _ = losses_without(model, measured.windows(model), len(measured.test), removals, ranks)
-    if ranks.rank == 0:
-        write_csv(folder / "blocks.csv", scores)
-        print(f"wrote {folder / 'blocks.csv'} and {draw_blocks(folder / 'blocks.csv', folder / 'blocks.png')}")
-    by_block = {int(row["block"]): row for row in scores[1:]}
-    best = min(blocks, key=lambda b: float(by_block[b]["rank"]))
-    del model
-
-    # The same learning rates for both arms.
-    arms, chosen = {"full": (), f"less-{best}": (best,)}, {}
-    for arm, drop in arms.items():
-        shared = replace(study.training, drop_blocks=drop, seed=study.seeds[0])
-        tried = {lr: measured.run(f"sweep-{arm}-lr{lr:g}", replace(shared, lr=lr)) for lr in study.learning_rates}
-        if all(found["val"] is None for found in tried.values()):
-            raise ValueError(f"{arm} diverged with every learning rate of {study.learning_rates}: give lower ones, under "
-                             "another name")
-        chosen[bool(drop)] = min(tried, key=lambda lr: math.inf if tried[lr]["val"] is None else tried[lr]["val"])
-        print(f"learning rate of {arm}: {chosen[bool(drop)]:g} of "
-              + ", ".join(f"{lr:g} (validation {finite_or(found['val']):.4f})" for lr, found in tried.items()))
-
-    # After: everybody takes the same steps on the same tokens.
-    after = {}
-    for seed in study.seeds:
-        for arm, drop in {"full": (), **{b: (b,) for b in blocks}}.items():
-            config = replace(study.training, drop_blocks=drop, lr=chosen[bool(drop)], seed=seed)
-            name = f"full-s{seed}" if arm == "full" else f"less-{arm}-s{seed}"
-            after.setdefault(arm, []).append(measured.run(name, config, keep_model=arm == "full" and study.distill))
-    extra = distilled(study, measured, best, chosen[True], after) if study.distill else {}
-    if ranks.rank == 0:
-        report(study, folder, blocks, best, by_block, before, tokens, after, chosen, extra, about)
+def tune_learning_rate(runs: Runs, arm: str, drop_blocks: tuple[int, ...]) -> float:
+    """The learning rate with the lowest validation loss, on the first seed; ValueError if all diverge."""
+    study, losses = runs.study, {}
+    for lr in study.learning_rates:
+        config = replace(study.training, drop_blocks=drop_blocks, seed=study.seeds[0], lr=lr)
+        validation = runs.result(f"sweep-{arm}-lr{lr:g}", config).val
+        losses[lr] = math.inf if validation is None else validation
+    best = min(losses, key=losses.get)
+    if losses[best] == math.inf:
+        raise ValueError(f"{arm} diverged with every learning rate of {study.learning_rates}: give lower "
+                         "ones, under another name")
+    print(f"learning rate of {arm}: {best:g} of "
+          + ", ".join(f"{lr:g} (validation {loss:.4f})" for lr, loss in losses.items()))
+    return best
 
 
-def distilled(study: Study, measured: Measured, block: int, lr: float, after: dict) -> dict[str, list[dict]]:
-    """Healing the block that is missed least with the full model as teacher, and without one for as long a time.
-
-    The teacher is the full model of the same seed, fine-tuned; the time of its one run over the training rows counts.
-    """
-    found = {"distilled": [], "as long without": []}
-    for i, seed in enumerate(study.seeds):
-        config = replace(study.training, drop_blocks=(block,), lr=lr, seed=seed)
-        teacher = replace(config, teacher=str(measured.folder / f"full-s{seed}" / "model"))
-        found["distilled"].append(measured.run(f"distilled-{block}-s{seed}", teacher))
-        times = found["distilled"][-1]["seconds"], after[block][i]["seconds"]
-        share = 1.0 if None in times else max(1.0, times[0] / times[1])  # one that diverged took no time worth comparing
-        steps = round(config.max_steps * share)
-        path = measured.folder / "measured" / f"longer-{block}-s{seed}-steps.json"
-        if measured.ranks.rank == 0 and not path.is_file():
-            write_json(path, {"steps": steps})
-        measured.ranks.wait()
-        longer = replace(config, max_steps=read_json(path)["steps"])
-        found["as long without"].append(measured.run(f"longer-{block}-s{seed}", longer))
-    return found
-
-
-def finite_or(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def report(study, folder, blocks, best, by_block, before, tokens, after, chosen, extra, about) -> None:
-    """study.csv, study.md, study.png and study.json."""
-    keep = tokens > 0
-    numbers, counts = np.flatnonzero(keep), tokens[keep]
-
-    def line(block, nll_before, runs: list[dict]) -> dict:
-        """Of a model and its runs: intervals are over documents, of the mean of the seeds, whose own spread stands beside."""
-        nlls = np.array([[finite_or(v) for v in run["test_nll"]] for run in runs])[:, keep]
-        full = np.array([[finite_or(v) for v in run["test_nll"]] for run in after["full"]])[:, keep].mean(0)
-        each = nlls.sum(1) / counts.sum()
-        row = dict.fromkeys(STUDY_COLUMNS, "") | {"block": block, "after": each.mean(), "seed_low": each.min(),
-                                                  "seed_high": each.max(), "runs": len(runs)}
-        row["seconds"] = round(float(np.median([finite_or(run["seconds"]) for run in runs])), 1)
-        row["after_low"], row["after_high"] = bootstrap(nlls.mean(0), counts, numbers)
-        row["lost_after"] = float((nlls.mean(0) - full).sum() / counts.sum())
-        row["lost_after_low"], row["lost_after_high"] = bootstrap(nlls.mean(0) - full, counts, numbers)
-        if nll_before is not None:
-            row["before"] = nll_before[keep].sum() / counts.sum()
-            row["before_low"], row["before_high"] = bootstrap(nll_before[keep], counts, numbers)
-            gap = (nll_before - before[0])[keep]
-            row["lost_before"] = gap.sum() / counts.sum()
-            row["lost_before_low"], row["lost_before_high"] = bootstrap(gap, counts, numbers)
-        return row
-
-    rows = [line("none", before[0], after["full"])]
-    rows += [line(b, before[1 + k], after[b]) for k, b in enumerate(blocks)]
-    for when in ("before", "after"):
-        order = np.argsort([row[when] for row in rows[1:]], kind="stable")
-        for rank, k in enumerate(order, start=1):
-            rows[1 + k][f"rank_{when}"] = rank
-    healed = [row["after"] for row in rows[1:]]
-    predicted = {}
-    for name in ("nll", *ESTIMATES):
-        scores = [float(by_block[b][name]) for b in blocks]
-        predicted["loss before healing" if name == "nll" else name] = {
-            "spearman": float(spearman(scores, healed)), "interval": spearman_interval(scores, healed), "of": len(blocks)}
-    more = [line(f"{best}, {name}", None, runs) for name, runs in extra.items()]
-    steps = [run["steps"] for run in extra.get("as long without", [])]
-    write_csv(folder / "study.csv", rows, STUDY_COLUMNS)
-    text = markdown(study, rows, more, predicted, chosen, best, len(counts), int(counts.sum()), steps)
-    write_text(folder / "study.md", text)
-    write_json(folder / "study.json", finite_or_none({
-        "study": asdict(study), "learning_rates": {"full": chosen[False], "reduced": chosen[True]}, "rows": rows + more,
-        "predicts_the_healed_loss": predicted, "scores": about}))
-    print(text)
-    figure = draw_study(folder, folder / "study.png")
-    print("wrote " + ", ".join(str(folder / name) for name in ("study.csv", "study.md", "study.json")) + f" and {figure}")
-
-
-def markdown(study, rows, more, predicted, chosen, best, documents, tokens, steps) -> str:
-    def cell(row: dict, name: str) -> str:
-        if row[name] == "":
-            return "-"
-        low, high = row[f"{name}_low"], row[f"{name}_high"]
-        sign = "+" if name.startswith("lost") else ""
-        return f"{row[name]:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
-
-    c = study.training
-    lines = [
-        f"# {study.name}: which block?", "",
-        f"{c.max_steps} steps of {c.tokens_per_step:,} tokens, seeds {', '.join(map(str, study.seeds))}; learning rate "
-        f"{chosen[False]:g} (full) and {chosen[True]:g} (reduced), of {', '.join(f'{lr:g}' for lr in study.learning_rates)} by "
-        f"validation loss. Test loss in nats per token over {documents} documents, {tokens:,} tokens, windows of {c.context}, "
-        "no prefix token; 95 % intervals by bootstrap over documents, of the mean over seeds; differences are paired.", "",
-        "| removed | before healing | lost to the full model | after | lowest and highest seed | lost to the full model, "
-        "fine-tuned | rank before, after | s a run |", "|---|---|---|---|---|---|---|---|"]
-    for row in rows + more:
-        name = "nothing (full model)" if row["block"] == "none" else row["block"]
-        spread = f"{row['seed_low']:.4f} to {row['seed_high']:.4f}"
-        order = f"{row['rank_before']}, {row['rank_after']}" if row["rank_before"] else ""
-        lost = ["", ""] if row["block"] == "none" else [cell(row, "lost_before"), cell(row, "lost_after")]
-        if lost[1] and row["lost_after_low"] <= 0 <= row["lost_after_high"]:
-            lost[1] += " no difference shown"
-        cells = [name, cell(row, "before"), lost[0], cell(row, "after"), spread, lost[1], order, row["seconds"]]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    lines += ["", f"Does a score before healing predict the loss after it? Rank correlation over {len(rows) - 1} blocks, 95 % "
-              "interval by bootstrap over blocks:", ""]
-    for name, found in predicted.items():
-        low, high = found["interval"]
-        verdict = "" if low > 0 or high < 0 else ": not shown"
-        lines.append(f"- {name}: {found['spearman']:+.2f} [{low:+.2f}, {high:+.2f}]{verdict}")
-    if more:
-        lines += ["", f"Distilled: block {best} healed with the fine-tuned full model of the same seed as teacher (the "
-                  f"likeliest {c.teacher_top} tokens, share {c.teacher_share:g}, temperature {c.teacher_temperature:g}), "
-                  "whose run over the rows counts in the time; as long without: plain steps for as long "
-                  f"({', '.join(map(str, steps))} by seed)."]
-    return "\n".join(lines) + "\n"
+def equal_time_steps(runs: Runs, name: str, distilled: RunResult, plain: RunResult) -> int:
+    """Steps that take as long without a teacher as the distilled run with one; decided once, and kept."""
+    path = runs.folder / "measured" / f"{name}-steps.json"
+    if runs.ranks.rank == 0 and not path.is_file():
+        diverged = None in (distilled.seconds, plain.seconds)  # it took no time worth comparing
+        ratio = 1.0 if diverged else max(1.0, distilled.seconds / plain.seconds)
+        write_json(path, {"steps": round(runs.study.training.max_steps * ratio)})
+    runs.ranks.barrier()
+    return read_json(path)["steps"]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog="--seeds, --blocks and --learning_rates take lists with commas; any setting of the "
-                                     "training can be given as --key=value.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        epilog="--seeds, --blocks and --learning_rates take lists with commas; any setting of the training "
+               "can be given as --key=value.")
     parser.add_argument("study", help="a config file that binds `study`, such as configs/study.py")
     args, overrides = parser.parse_known_args()
     try:
@@ -267,4 +189,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main, "stopped; the same command goes on")
+    command_line.run(main, "stopped; the same command resumes the study")

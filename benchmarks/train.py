@@ -3,374 +3,411 @@
     python -m benchmarks.train full-fp32 small          # some rows
     python -m benchmarks.train --rounds 3               # all of them: hours on a CPU
 
-A row is a kind of work. Its peers are Trainer as it comes and Trainer in other ordinary settings; "best" is the fastest of
-all of them. Rates leave the first step out; memory is the peak of the process, from its start. Where both sides see the same
-tokens in fp32, their first losses must agree to 1e-3. Writes results/train.csv as it goes (every measurement; a row measured
-again takes the place of what was there) and results/train.md (the tables). Compare ratios, not seconds, as machines are noisy.
-"""
+A row is a kind of work. Its peers are Trainer as it comes and Trainer in other ordinary settings; "best" is
+the fastest of all of them. Rates leave the first step out; memory is the peak of the process, from its start.
+Where both sides see the same tokens in fp32, their first losses must agree to 1e-3. Writes results/train.csv
+as it goes (every measurement; a row measured again replaces its old measurements) and results/train.md (the
+tables). Compare ratios, not seconds, as machines are noisy. """
 
-import argparse
-import csv
 import json
 import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 
-ROOT = Path(__file__).parent.parent
-QWEN3 = {"model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072,
-         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 1e6, "rms_norm_eps": 1e-6,
-         "max_position_embeddings": 32_768, "tie_word_embeddings": True}
-WHOLE, QUARTER = QWEN3 | {"num_hidden_layers": 28}, QWEN3 | {"num_hidden_layers": 7}
-SMALL = QWEN3 | {"vocab_size": 8192, "num_hidden_layers": 6, "hidden_size": 192, "intermediate_size": 576, "head_dim": 32,
-                 "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 2048}
-KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}  # the allocator settings that train.py gives itself
-PLAIN = {"as it comes": {}, "allocator": {"env": KEEP}}
-PACKED = {"as it comes": {}, "length groups": {"group": True}, "flattening": {"collator": "flattening"}}
-PACKED |= {f"{name}, allocator": {"env": KEEP} | options for name, options in PACKED.items() if options}
-PEERS = {  # the settings of Trainer, by row
-    "full-bf16": {"as it comes": {}, "bf16 weights, allocator": {"env": KEEP, "stored": "bfloat16"},
-                  "fp32, allocator": {"env": KEEP, "dtype": "float32"}},
-    "full-fp32": PLAIN | {"eager attention, allocator": {"env": KEEP, "attention": "eager"}},
-    "mixed": PACKED, "pairs": PACKED, "evaluate": PACKED | {"bf16": {"dtype": "bfloat16"}},
-    "small": PLAIN | {"eager attention, allocator": {"env": KEEP, "attention": "eager"}},
-}
+from benchmarks.common import (
+    KEEP_FREED_MEMORY,
+    QUARTER,
+    SMALL,
+    WHOLE,
+    machine,
+    make_parser,
+    markdown,
+    median_and_range,
+    peak,
+    random_documents,
+    random_model,
+    read_columns,
+    read_measurements,
+    record,
+    report,
+    run_fresh,
+    select,
+    train_without_saving,
+    write_dataset,
+)
+from nanoprune import command_line
+from nanoprune.config import IGNORE, Config
+from nanoprune.device import make_autocast, set_up
+
 ANSWER = 24  # learned tokens of a question/answer pair
-POINTWISE = {"recompute": "pointwise"}
-ROWS = {  # model, dtype (Trainer's), context, batch, steps, and what train.py is told besides
-    "full-bf16": (WHOLE, "bfloat16", 1024, 1, 2, POINTWISE | {"dtype": "auto"}),
-    "full-fp32": (WHOLE, "float32", 1024, 1, 3, POINTWISE),
-    "lean": (WHOLE, "float32", 1024, 1, 3, {"optimizer": "lean", "recompute": "blocks", "clip": 0.0}),
-    "mixed": (QUARTER, "float32", 2048, 1, 3, {}),
-    "pairs": (QUARTER, "float32", 2048, 1, 3, {"pair_repeats": 1}),
-    "evaluate": (QUARTER, "float32", 2048, 1, 2, {}),
-    "small": (SMALL, "float32", 256, 8, 40, {}),
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A setting of Trainer."""
+
+    environment: dict = field(default_factory=dict)
+    stored: str = "float32"  # the weights' type
+    autocast: str = ""  # the products' type; the row's own if empty
+    attention: str = "sdpa"
+    flattening: bool = False  # transformers' own collator without padding
+    by_length: bool = False  # batches of like length
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kind of work: the model, the tokens and what train.py is told besides."""
+
+    about: str  # for the table; ours is fp32 except where "auto" finds units for bf16
+    shape: dict
+    context: int
+    batch: int
+    steps: int
+    settings: dict = field(default_factory=dict)
+    peers: dict[str, Peer] = field(default_factory=dict)
+    dtype: str = "float32"  # Trainer's
+    uneven: bool = False  # documents are spread in length as press releases are
+    same: bool = False  # both sides see the same tokens, in the same order
+
+
+ALLOCATOR = {"environment": KEEP_FREED_MEMORY}
+PLAIN = {
+    "as it comes": Peer(),
+    "allocator": Peer(**ALLOCATOR),
+    "eager attention, allocator": Peer(**ALLOCATOR, attention="eager"),
 }
-UNEVEN = ("mixed", "pairs", "evaluate")  # documents are spread in length as press releases are
-SAME = ("full-fp32", "small", "evaluate")  # both sides see the same tokens, in the same order
-SAID = {  # what a row is, for the table; ours is fp32 but where "auto" finds units for bf16
-    "full-bf16": "0.6 B, 1 x 1,024 tokens, bf16; AdamW, clipped, `recompute=pointwise`",
-    "full-fp32": "0.6 B, 1 x 1,024 tokens, fp32; AdamW, clipped, `recompute=pointwise`",
-    "lean": "0.6 B, 1 x 1,024 tokens, fp32; `optimizer=lean`, not clipped, `recompute=blocks`",
-    "mixed": "0.6 B cut to 7 blocks, releases of mixed length in rows of 2,048; *useful* tokens",
-    "pairs": "0.6 B cut to 7 blocks, pairs with long contexts in rows of 2,048, loss on answers; examples",
-    "evaluate": "0.6 B cut to 7 blocks, loss over releases of mixed length",
-    "small": "4 M, 8 x 256 tokens",
+PACKED = {
+    "as it comes": Peer(),
+    "length groups": Peer(by_length=True),
+    "flattening": Peer(flattening=True),
+    "length groups, allocator": Peer(**ALLOCATOR, by_length=True),
+    "flattening, allocator": Peer(**ALLOCATOR, flattening=True),
 }
+BFLOAT16 = {
+    "as it comes": Peer(),
+    "bf16 weights, allocator": Peer(**ALLOCATOR, stored="bfloat16"),
+    "fp32, allocator": Peer(**ALLOCATOR, autocast="float32"),
+}
+ROWS = {
+    "full-bf16": Row(
+        "0.6 B, 1 x 1,024 tokens, bf16; AdamW, clipped, `recompute=pointwise`",
+        WHOLE, context=1024, batch=1, steps=2, settings={"recompute": "pointwise", "dtype": "auto"},
+        peers=BFLOAT16, dtype="bfloat16"),
+    "full-fp32": Row(
+        "0.6 B, 1 x 1,024 tokens, fp32; AdamW, clipped, `recompute=pointwise`",
+        WHOLE, context=1024, batch=1, steps=3, settings={"recompute": "pointwise"}, peers=PLAIN, same=True),
+    "lean": Row(
+        "0.6 B, 1 x 1,024 tokens, fp32; `optimizer=lean`, not clipped, `recompute=blocks`",
+        WHOLE, context=1024, batch=1, steps=3,
+        settings={"optimizer": "lean", "recompute": "blocks", "clip": 0.0}),
+    "mixed": Row(
+        "0.6 B cut to 7 blocks, releases of mixed length in rows of 2,048; *useful* tokens",
+        QUARTER, context=2048, batch=1, steps=3, peers=PACKED, uneven=True),
+    "pairs": Row(
+        "0.6 B cut to 7 blocks, pairs with long contexts in rows of 2,048, loss on answers; examples",
+        QUARTER, context=2048, batch=1, steps=3, settings={"pair_repeats": 1}, peers=PACKED, uneven=True),
+    "evaluate": Row(
+        "0.6 B cut to 7 blocks, loss over releases of mixed length",
+        QUARTER, context=2048, batch=1, steps=2, peers=PACKED | {"bf16": Peer(autocast="bfloat16")},
+        uneven=True, same=True),
+    "small": Row("4 M, 8 x 256 tokens", SMALL, context=256, batch=8, steps=40, peers=PLAIN, same=True),
+}
+SPLIT = {"pairs": "pairs", "evaluate": "val"}  # that Trainer reads; train elsewhere
 
 
 # ---------------------------------------------------------------- weights and data
 
 
-def lengths_of(row: str, context: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Tokens of the documents: rows' length exactly, or spread as press releases are (median 900, a third to three times)."""
-    if row in UNEVEN:
-        return np.clip(np.exp(rng.normal(np.log(900), 0.6, count)), 40, context).astype(int)
-    return np.full(count, context + 1)
-
-
-def make(row: str, work: Path) -> tuple[Path, Path]:
+def make(name: str, work: Path) -> tuple[Path, Path]:
     """(base, dataset), made once: random weights of the row's shape, random tokens."""
-    from model import Decoder
-    from nanoprune.data.token_file import write_examples
-    from nanoprune.nn.model_config import ModelConfig
-
-    shape, _, context, batch, steps, _ = ROWS[row]
-    layers, size = shape["num_hidden_layers"], shape["hidden_size"]
-    base, data = work / f"base-{layers}x{size}", work / f"data-{row}"
-    if not base.is_dir():
-        torch.manual_seed(0)
-        Decoder(ModelConfig.from_dict(shape)).save_pretrained(base)
+    row = ROWS[name]
+    size = f"{row.shape['num_hidden_layers']}x{row.shape['hidden_size']}"
+    base, data = random_model(row.shape, work / f"base-{size}"), work / f"data-{name}"
     if not data.is_dir():
-        rng, tokens = np.random.default_rng(0), shape["vocab_size"] - 300
-        documents = [rng.integers(0, tokens, n).tolist() for n in lengths_of(row, context, 64 * batch + steps * batch, rng)]
-        parts = {"train": documents, "val": documents[: 8 if row == "evaluate" else 1]}
-        if row == "pairs":
-            parts["train"] = [[1, 2]]
-            learned = [[0] * (len(d) - ANSWER) + [1] * ANSWER for d in documents]
-            write_examples(data / "pairs.safetensors", list(zip(documents, learned, strict=True)), tokens)
-        write_data(data, parts, tokens)
+        count, vocab_size = (64 + row.steps) * row.batch, row.shape["vocab_size"] - 300
+        rng, lengths = np.random.default_rng(0), np.full(count, row.context + 1)
+        if row.uneven:  # a median of 900 tokens, mostly from a third to three times that
+            lengths = np.clip(np.exp(rng.normal(np.log(900), 0.6, count)), 40, row.context).astype(int)
+        documents = random_documents(rng, lengths, vocab_size)
+        splits = {"train": documents, "val": documents[: 8 if name == "evaluate" else 1]}
+        if name == "pairs":
+            splits["train"] = [[1, 2]]
+            write_pairs(data / "pairs.safetensors", documents, vocab_size)
+        write_dataset(data, splits, vocab_size)
     return base, data
 
 
-def write_data(folder: Path, parts: dict[str, list[list[int]]], tokens: int) -> None:
-    """A dataset folder of these splits' documents."""
-    from nanoprune.data.token_file import write_documents as write_tokens
-    from nanoprune.io.files import write_json
+def write_pairs(path: Path, documents: list[list[int]], vocab_size: int) -> None:
+    """Documents of whose tokens only the last ones are learned."""
+    from nanoprune.data.token_file import Example, write_examples
 
-    for name, found in parts.items():
-        write_tokens(folder / f"{name}.safetensors", ((d, 1) for d in found), len(found), tokens)
-    write_json(folder / "tokenizer.json", {"version": "1.0", "added_tokens": [], "model": {
-        "type": "BPE", "vocab": {"a": 0, "<|endoftext|>": 1}, "merges": []}})
-    write_json(folder / "meta.json", {"tokenizer_hash": None, "vocab_size": tokens, "end_token": 1})
+    examples = [Example(np.array(tokens), np.arange(len(tokens)) >= len(tokens) - ANSWER)
+                for tokens in documents]
+    write_examples(path, examples, vocab_size)
 
 
-def config_of(row: str, work: Path, **changes):
-    from nanoprune.config import Config
-
-    _, dtype, context, batch, steps, extra = ROWS[row]
-    base, data = make(row, work)
-    return Config(**({
-        "name": row, "base": str(base), "data": str(data), "runs": str(work / f"runs-{os.getpid()}"), "context": context,
-        "batch_size": batch, "accumulation": 1, "max_steps": steps, "warmup_steps": 0, "lr": 1e-5, "weight_decay": 0.0,
-        "beta2": 0.999, "dtype": dtype, "device": "cpu", "eval_every": 0, "save_every": 0, "keep": "last"} | extra | changes))
-
-
-# ---------------------------------------------------------------- the two sides
+def make_config(name: str, work: Path) -> Config:
+    row, (base, data) = ROWS[name], make(name, work)
+    config = Config(
+        name=name, base=str(base), data=str(data), runs=str(work / f"runs-{os.getpid()}"),
+        context=row.context, batch_size=row.batch, accumulation=1, max_steps=row.steps, warmup_steps=0,
+        lr=1e-5, weight_decay=0.0, beta2=0.999, dtype="float32", device="cpu", eval_every=0, save_every=0,
+        keep="last")
+    return replace(config, **row.settings)
 
 
-def ours(row: str, work: Path) -> dict:
-    """train.py itself, less the writing of its last state; or its validation."""
-    import train
+# ---------------------------------------------------------------- nanoprune's side
 
-    config = config_of(row, work)
-    if row == "evaluate":
-        from nanoprune.data.dataset import Dataset
 
-        train.keep_freed_memory()
-        dataset = Dataset(config.data)
-        model = train.load_base(config, *train.find_base(config, dataset))
-        validation = train.Validation(dataset, config)
-        seconds, losses = [], []
-        for _ in range(config.max_steps):
-            began = time.perf_counter()
-            losses.append(validation.measure(model, train.make_autocast(config, torch.device("cpu")))[0])
-            seconds.append(time.perf_counter() - began)
-        useful = sum(int((targets != -100).sum()) for _, targets, _ in validation.windows)
-        return {"seconds": seconds, "losses": losses, "useful": [useful] * config.max_steps, "memory": peak()}
-    inside = [0.0]  # seconds in what a bare step consists of; the rest is the loop's own
-    for owner, name in ((train.Decoder, "forward"), (torch.Tensor, "backward"), (torch.nn.utils, "clip_grad_norm_"),
-                        (torch.optim.AdamW, "step")):
-        setattr(owner, name, timed(getattr(owner, name), inside))
-    train.save_state = lambda *_: None
-    train.Decoder.save_pretrained = lambda *_: None
-    train.train(config)
-    with open(config.folder / "train.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    ends = [0.0] + [float(r["seconds"]) for r in rows]
+def train_ours(name: str, work: Path) -> dict:
+    """train.py itself, less the writing of its last state; `useful` counts each step's tokens (examples in
+    "pairs")."""
+    from model import Decoder
     from nanoprune.data.dataset import Dataset
-    from nanoprune.data.packing import TrainingRows as Rows
 
-    dataset = Dataset(config.data)
-    pairs = dataset.split("pairs") if config.pair_repeats else None
-    reader = Rows(dataset.split("train"), config.context, config.seed, pairs, config.pair_repeats)
-    batches = [reader.batch(i * config.batch_size, config.batch_size) for i in range(len(rows))]
-    useful = [int((targets != -100).sum()) / (ANSWER if row == "pairs" else 1) for _, targets, _ in batches]
-    return {"seconds": np.diff(ends).tolist(), "losses": [float(r["loss"]) for r in rows],
-            "useful": useful, "memory": float(rows[-1]["memory_gb"]), "overhead": 1 - inside[0] / ends[-1]}
-
-
-def timed(function, total: list[float]):
-    def wrapped(*args, **options):
-        began, training = time.perf_counter(), torch.is_grad_enabled() or function.__name__ == "step"
-        found = function(*args, **options)
-        total[0] += (time.perf_counter() - began) * training
-        return found
-    return wrapped
+    config, inside = make_config(name, work), Stopwatch()
+    for owner, method in ((Decoder, "forward"), (torch.Tensor, "backward"),
+                          (torch.nn.utils, "clip_grad_norm_"), (torch.optim.AdamW, "step")):
+        setattr(owner, method, inside.watch(getattr(owner, method)))
+    train_without_saving(config)
+    losses, ends, memory = read_columns(config.folder / "train.csv", "loss", "seconds", "memory_gb")
+    rows = Dataset(config.data).rows(config.context, config.seed, config.pair_repeats, config.replay)
+    targets = [rows.batch(step * config.batch_size, config.batch_size)[1] for step in range(config.max_steps)]
+    learned_tokens = ANSWER if name == "pairs" else 1
+    return {"seconds": np.diff([0.0, *ends]).tolist(), "losses": losses, "memory": memory[-1],
+            "useful": [int((part != IGNORE).sum()) / learned_tokens for part in targets],
+            "overhead": 1 - inside.seconds / ends[-1]}
 
 
-def theirs(row: str, work: Path, setting: str) -> dict:
-    """Trainer on the same weights and the same tokens; `useful` counts each step's tokens (examples in "pairs")."""
+class Stopwatch:
+    """Seconds inside the calls that a bare training step consists of; the rest of the time is the loop's
+    own."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def watch(self, function):
+        def timed(*args, **options):
+            began, training = time.perf_counter(), torch.is_grad_enabled() or function.__name__ == "step"
+            result = function(*args, **options)
+            if training:
+                self.seconds += time.perf_counter() - began
+            return result
+        return timed
+
+
+def evaluate_ours(work: Path) -> dict:
+    """The validation of train.py."""
+    from model import Decoder
+    from nanoprune.data.dataset import Dataset
+    from nanoprune.evaluation.perplexity import Validation
+
+    config = make_config("evaluate", work)
+    set_up(config)
+    model, validation = Decoder.from_pretrained(config.base), Validation(Dataset(config.data), config)
+    autocast = make_autocast(config, torch.device("cpu"))
+    seconds, losses = [], []
+    for _ in range(config.max_steps):
+        began = time.perf_counter()
+        losses.append(validation.measure(model, autocast).nll)
+        seconds.append(time.perf_counter() - began)
+    useful = sum(int((batch.targets != IGNORE).sum()) for batch in validation.windows)
+    return {"seconds": seconds, "losses": losses, "useful": [useful] * config.max_steps, "memory": peak()}
+
+
+# ---------------------------------------------------------------- Trainer's side
+
+
+def run_trainer(name: str, work: Path, peer: Peer) -> dict:
+    """Trainer on the same weights and the same tokens; `useful` counts each step's tokens (examples in
+    "pairs")."""
     import transformers
-    from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
-    from nanoprune.data.dataset import Dataset
-    from nanoprune.data.packing import TrainingRows as Rows
-
-    options, config = PEERS[row][setting], config_of(row, work)
-    batch = 2 if row in UNEVEN else config.batch_size  # two releases are about as long as a row of ours
-    dataset = Dataset(config.data)
-    split = dataset.split({"pairs": "pairs", "evaluate": "val"}.get(row, "train"))
-    if row in UNEVEN:
-        examples = [{"input_ids": split[i].tolist(), "labels": split.targets(i).tolist()} for i in range(len(split))]
-    else:
-        rows = Rows(split, config.context, config.seed)
-        given = (rows.row(r) for r in range(config.max_steps * config.batch_size))
-        examples = [{"input_ids": [*ids.tolist(), int(targets[-1])]} for ids, targets, _ in given]
-        examples = [example | {"labels": example["input_ids"]} for example in examples]
+    row, config = ROWS[name], make_config(name, work)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        config.base, dtype=getattr(torch, options.get("stored", "float32")),
-        attn_implementation=options.get("attention", "sdpa"))
-    times, losses, seen = [], [], []
+        config.base, dtype=getattr(torch, peer.stored), attn_implementation=peer.attention)
+    examples = trainer_examples(name, config)
+    clock, useful = make_clock(), []
+    collator = transformers.DataCollatorWithFlattening() if peer.flattening else pad
+
+    def collate(features: list[dict]) -> dict:
+        useful.append(len(features) if name == "pairs" else sum(len(f["input_ids"]) - 1 for f in features))
+        return collator(features)
+
+    batch = 2 if row.uneven else row.batch  # two releases are about as long as a row of ours
+    order = "group_by_length" if peer.by_length else "random" if row.uneven else "sequential"
+    arguments = transformers.TrainingArguments(
+        output_dir=str(work / "trainer"), max_steps=row.steps, train_sampling_strategy=order,
+        per_device_train_batch_size=batch, per_device_eval_batch_size=batch, learning_rate=config.lr,
+        lr_scheduler_type="cosine", weight_decay=0.0, max_grad_norm=1.0, use_cpu=True,
+        bf16=(peer.autocast or row.dtype) == "bfloat16", logging_steps=1, report_to=[], save_strategy="no",
+        disable_tqdm=True, remove_unused_columns=False, dataloader_num_workers=0)
+    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=examples,
+                                   eval_dataset=examples, data_collator=collate, callbacks=[clock])
+    if name == "evaluate":
+        for _ in range(row.steps):
+            began = time.perf_counter()
+            clock.losses.append(trainer.evaluate()["eval_loss"])
+            clock.seconds.append(time.perf_counter() - began)
+        useful = [sum(useful) / row.steps] * row.steps
+    else:
+        trainer.train()
+    return {"seconds": clock.seconds, "losses": clock.losses, "useful": useful[: row.steps], "memory": peak()}
+
+
+def trainer_examples(name: str, config: Config) -> list[dict]:
+    """The same tokens as Trainer takes them: whole documents where they are uneven, else our rows."""
+    from nanoprune.data.dataset import Dataset
+
+    dataset = Dataset(config.data)
+    if ROWS[name].uneven:
+        return [{"input_ids": example.tokens.tolist(), "labels": example.targets.tolist()}
+                for example in dataset.split(SPLIT.get(name, "train"))]
+    rows = dataset.rows(config.context, config.seed, config.pair_repeats, config.replay)
+    ids, targets, _ = rows.batch(0, config.max_steps * config.batch_size)
+    sequences = torch.cat([ids, targets[:, -1:]], dim=1).tolist()
+    return [{"input_ids": tokens, "labels": tokens} for tokens in sequences]
+
+
+def pad(features: list[dict]) -> dict:
+    """A batch of the longest example's length, the rest of the others masked."""
+    longest = max(len(f["input_ids"]) for f in features)
+
+    def fill(key: str, filler: int) -> torch.Tensor:
+        return torch.tensor([f[key] + [filler] * (longest - len(f[key])) for f in features])
+
+    return {"input_ids": fill("input_ids", 0), "labels": fill("labels", IGNORE),
+            "attention_mask": (fill("input_ids", -1) >= 0).long()}
+
+
+def make_clock():
+    """A callback of Trainer that keeps each step's `seconds` and `losses`."""
+    import transformers
 
     class Clock(transformers.TrainerCallback):
+        def __init__(self):
+            self.seconds, self.losses = [], []
+
         def on_step_begin(self, *_, **__):
-            times.append(-time.perf_counter())
+            self.began = time.perf_counter()
 
         def on_step_end(self, *_, **__):
-            times[-1] += time.perf_counter()
+            self.seconds.append(time.perf_counter() - self.began)
 
         def on_log(self, args, state, control, logs=None, **__):
             if "loss" in (logs or {}):
-                losses.append(logs["loss"])
+                self.losses.append(logs["loss"])
 
-    def pad(features: list[dict]) -> dict:
-        longest = max(len(f["input_ids"]) for f in features)
-        def rows(key: str, filler: int) -> torch.Tensor:
-            return torch.tensor([f[key] + [filler] * (longest - len(f[key])) for f in features])
-        return {"input_ids": rows("input_ids", 0), "labels": rows("labels", -100),
-                "attention_mask": (rows("input_ids", -1) >= 0).long()}
-
-    chosen = DataCollatorWithFlattening() if options.get("collator") == "flattening" else pad
-
-    def collate(features: list[dict]) -> dict:
-        seen.append(len(features) if row == "pairs" else sum(len(f["input_ids"]) - 1 for f in features))
-        return chosen(features)
-
-    sampling = "group_by_length" if options.get("group") else "random" if row in UNEVEN else "sequential"
-    arguments = TrainingArguments(
-        output_dir=str(work / "trainer"), max_steps=config.max_steps, per_device_train_batch_size=batch,
-        per_device_eval_batch_size=batch, learning_rate=config.lr, lr_scheduler_type="cosine", weight_decay=0.0,
-        max_grad_norm=1.0, bf16=options.get("dtype", ROWS[row][1]) == "bfloat16", use_cpu=True, logging_steps=1, report_to=[],
-        save_strategy="no", disable_tqdm=True, remove_unused_columns=False, dataloader_num_workers=0,
-        train_sampling_strategy=sampling)
-    trainer = Trainer(model=model, args=arguments, train_dataset=examples, eval_dataset=examples, data_collator=collate,
-                      callbacks=[Clock()])
-    if row == "evaluate":
-        for _ in range(config.max_steps):
-            began = time.perf_counter()
-            losses.append(trainer.evaluate()["eval_loss"])
-            times.append(time.perf_counter() - began)
-        return {"seconds": times, "losses": losses, "useful": [sum(seen) / len(times)] * len(times), "memory": peak()}
-    trainer.train()
-    return {"seconds": times, "losses": losses, "useful": seen[: config.max_steps], "memory": peak()}
+    return Clock()
 
 
-def peak() -> float:
-    from nanoprune.device import peak_memory
-
-    return peak_memory(torch.device("cpu"))
-
-
-def fresh(row: str, work: Path, setting: str | None) -> dict:
-    """One side in a process of its own; rate per second without the first step."""
-    environment = os.environ | (PEERS[row][setting].get("env", {}) if setting else {})
-    command = [sys.executable, "-m", "benchmarks.train", "--one", row, "--work", str(work)]
-    command += ["--setting", setting] if setting else []
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    steady = found["seconds"][1:]
-    return found | {"rate": sum(found["useful"][1:]) / sum(steady), "step": statistics.median(steady)}
+# ---------------------------------------------------------------- in turn, and the tables
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, work="data/benchmark")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all without")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--peers", type=int, default=9, help="settings of Trainer to measure, from the first")
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--work", type=Path, default=Path("data/benchmark"), help="for weights, data and runs")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--setting", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    work = args.work.resolve()
-    if args.one:
-        print(json.dumps(theirs(args.one, work, args.setting) if args.setting else ours(args.one, work)))
-        return
-    if unknown := set(args.rows) - set(ROWS):
+    names, work = args.rows or list(ROWS), args.work.resolve()
+    if unknown := set(names) - set(ROWS):
         raise ValueError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
-    work.mkdir(parents=True, exist_ok=True)
-    path, rows = args.out / "train.csv", args.rows or list(ROWS)
-    found = [one for one in read(path) if one["row"] not in rows]
-    for row in rows:
-        make(row, work)
-        for turn in range(args.rounds):
-            for setting in [None, *list(PEERS.get(row, {}))[: args.peers]]:
-                one = fresh(row, work, setting)
-                if setting is None:
-                    ours_at_first = one["losses"][:3]
-                found.append({
-                    "row": row, "round": turn, "setting": setting or "nanoprune", "rate": one["rate"], "step_s": one["step"],
-                    "memory_gb": one["memory"], "overhead": one.get("overhead", ""),
-                    "first_loss": one["losses"][0], "loss_differs": max(
-                        abs(a / b - 1) for a, b in zip(ours_at_first, one["losses"][:3], strict=True)) if row in SAME else "",
-                    "machine": machine(), "versions": f"torch {torch.__version__}, transformers {version('transformers')}"})
-                print(found[-1], file=sys.stderr, flush=True)
-                write_rows(path, found)
-    found = read(path)
-    table = tabulate(found)
-    (args.out / "train.md").write_text(table)
-    print(f"{table}\nwrote {path} and {args.out / 'train.md'}")
-    if apart := [one for one in found if one["row"] in SAME and "bf16" not in one["setting"] and one["loss_differs"] > 1e-3]:
-        raise ValueError("the two sides did not compute the same: the first losses differ by more than 1e-3 in " + ", ".join(
-            f"{one['row']} ({one['setting']}: {one['loss_differs']:.1e})" for one in apart))
+    if args.side:
+        print(json.dumps(measure(names[0], args.side, work)))
+        return
+    path = args.out / "train.csv"
+    measurements = [row for row in read_measurements(path) if row["row"] not in names]
+    for name in names:
+        make(name, work)
+        for turn, side in product(range(args.rounds), ["nanoprune", *list(ROWS[name].peers)[: args.peers]]):
+            peer = ROWS[name].peers.get(side)
+            result = run_fresh("benchmarks.train", name, "--side", side, "--work", work,
+                               environment=peer and peer.environment)
+            if side == "nanoprune":
+                ours = result
+            row = {"row": name, "round": turn, "setting": side} | summary(name, result, ours)
+            record(measurements, row, path)
+    measurements = read_measurements(path)
+    report(tabulate(measurements), args.out, "train")
+    check_losses(measurements)
 
 
-def machine() -> str:
-    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+def measure(name: str, side: str, work: Path) -> dict:
+    if side != "nanoprune":
+        return run_trainer(name, work, ROWS[name].peers[side])
+    return evaluate_ours(work) if name == "evaluate" else train_ours(name, work)
 
 
-def write_rows(path: Path, found: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, found[0])
-        writer.writeheader()
-        writer.writerows(found)
+def summary(name: str, result: dict, ours: dict) -> dict:
+    """The columns of a measurement: rates without the first step, and how far the first losses are from
+    ours."""
+    steady, differs = result["seconds"][1:], ""
+    if ROWS[name].same:
+        pairs = zip(ours["losses"][:3], result["losses"][:3], strict=True)
+        differs = max(abs(a / b - 1) for a, b in pairs)
+    return {"rate": sum(result["useful"][1:]) / sum(steady), "step_s": statistics.median(steady),
+            "memory_gb": result["memory"], "overhead": result.get("overhead", ""),
+            "first_loss": result["losses"][0], "loss_differs": differs, "machine": machine(),
+            "versions": f"torch {torch.__version__}, transformers {version('transformers')}"}
 
 
-def read(path: Path) -> list[dict]:
-    """The measurements of a benchmark's CSV, numbers as numbers; none where there is no file."""
-    if not path.is_file():
-        return []
-    words = ("row", "setting", "model", "kind", "machine", "versions")
-    with open(path, newline="") as file:
-        return [{k: v if k in words or not v else float(v) for k, v in one.items()} for one in csv.DictReader(file)]
+def check_losses(measurements: list[dict]) -> None:
+    """ValueError if the two sides did not compute the same."""
+    apart = [f"{row['row']} ({row['setting']}: {row['loss_differs']:.1e})" for row in measurements
+             if ROWS[row["row"]].same and "bf16" not in row["setting"] and row["loss_differs"] > 1e-3]
+    if apart:
+        raise ValueError("the two sides did not compute the same: the first losses differ by more than 1e-3 "
+                         f"in {', '.join(apart)}")
 
 
-def tabulate(found: list[dict]) -> str:
-    """The ratios, a line a row, and below them every setting: medians, with the lowest and highest of several rounds.
+def tabulate(measurements: list[dict]) -> list[str]:
+    """The ratios, a line a row, and below them every setting: medians, with the lowest and highest of several
+    rounds.
 
-    Ratios are of one round each. "Loop" is the time beside the model, the backward pass, clipping and the optimizer.
-    """
-    def values(row: str, setting: str, key: str) -> list[float]:
-        return [one[key] for one in found if (one["row"], one["setting"]) == (row, setting)]
+    Ratios are of one round each. "Loop" is the time beside the model, the backward pass, clipping and the
+    optimizer. """
+    def values(name: str, setting: str, column: str) -> list[float]:
+        return [row[column] for row in select(measurements, row=name, setting=setting)]
 
-    def spread(numbers: list[float], form: str) -> str:
-        ends = f" ({min(numbers):{form}} to {max(numbers):{form}})" if len(numbers) > 1 else ""
-        return f"{statistics.median(numbers):{form}}{ends}"
+    def ratio(name: str, setting: str, column: str) -> str:
+        pairs = zip(values(name, "nanoprune", column), values(name, setting, column), strict=True)
+        return median_and_range([a / b for a, b in pairs], ".2f")
 
-    def ratio(row: str, setting: str, key: str) -> str:
-        return spread([a / b for a, b in zip(values(row, "nanoprune", key), values(row, setting, key), strict=True)], ".2f")
-
-    lines = ["| row | speed to Trainer as it comes | to its best setting | peak memory, GB | to Trainer's | loop | rounds |",
-             "|" + "---|" * 7]
-    below = ["| row | what | setting | a second | seconds a step | peak memory, GB | first losses differ by |",
-             "|" + "---|" * 7]
-    for row in dict.fromkeys(one["row"] for one in found):
-        settings = list(dict.fromkeys(one["setting"] for one in found if one["row"] == row))
-        for setting in settings:
-            ours = setting == "nanoprune"
-            differs = [] if ours else [d for d in values(row, setting, "loss_differs") if d != ""]
-            cells = [row, SAID[row] if ours else "", setting if ours else f"Trainer, {setting}",
-                     *(spread(values(row, setting, key), form) for key, form in (("rate", ".3g"), ("step_s", ".3g"),
-                                                                                ("memory_gb", ".2f"))),
-                     f"{max(differs):.1e}" if differs else ""]
-            below.append(f"| {' | '.join(cells)} |")
-        peers, cells = settings[1:], ["", "", spread(values(row, "nanoprune", "memory_gb"), ".2f"), "", ""]
-        if row != "evaluate":
-            cells[4] = f"{statistics.median(values(row, 'nanoprune', 'overhead')):.2%}"
+    ratios, details = [], []
+    for name in dict.fromkeys(row["row"] for row in measurements):
+        first, *peers = dict.fromkeys(row["setting"] for row in select(measurements, row=name))
+        for setting in (first, *peers):
+            differs = [d for d in values(name, setting, "loss_differs") if d != "" and setting != first]
+            about, label = (ROWS[name].about, setting) if setting == first else ("", f"Trainer, {setting}")
+            details.append([
+                name, about, label, median_and_range(values(name, setting, "rate"), ".3g"),
+                median_and_range(values(name, setting, "step_s"), ".3g"),
+                median_and_range(values(name, setting, "memory_gb"), ".2f"),
+                f"{max(differs):.1e}" if differs else ""])
+        speed = best_speed = memory = loop = ""
         if peers:
-            best = max(peers, key=lambda setting: statistics.median(values(row, setting, "rate")))
-            cells[0], cells[1] = ratio(row, "as it comes", "rate"), f"{ratio(row, best, 'rate')}, {best}"
-            cells[3] = ratio(row, "as it comes", "memory_gb")
-        lines.append(f"| {row} | {' | '.join(cells)} | {len(values(row, 'nanoprune', 'rate'))} |")
-    about = dict.fromkeys(f"{one['machine']}; {one['versions']}" for one in found)
-    return "\n".join([*lines, "", *below, "", *about]) + "\n"
+            best = max(peers, key=lambda setting: statistics.median(values(name, setting, "rate")))
+            speed, best_speed = ratio(name, "as it comes", "rate"), f"{ratio(name, best, 'rate')}, {best}"
+            memory = ratio(name, "as it comes", "memory_gb")
+        if name != "evaluate":
+            loop = f"{statistics.median(values(name, 'nanoprune', 'overhead')):.2%}"
+        own_memory, rounds = values(name, first, "memory_gb"), len(values(name, first, "rate"))
+        ratios.append([name, speed, best_speed, median_and_range(own_memory, ".2f"), memory, loop, rounds])
+    header = ["row", "speed to Trainer as it comes", "to its best setting", "peak memory, GB", "to Trainer's",
+              "loop", "rounds"]
+    below = ["row", "what", "setting", "a second", "seconds a step", "peak memory, GB",
+             "first losses differ by"]
+    machines = dict.fromkeys(f"{row['machine']}; {row['versions']}" for row in measurements)
+    return [*markdown(header, ratios), "", *markdown(below, details), "", *machines]
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"benchmarks.train: {error}", file=sys.stderr)
-        sys.exit(2)
+    command_line.run(main)

@@ -1,4 +1,4 @@
-"""Experiments: a config is a Python file that binds `config`. The fields and their bounds: nanoprune/config.py."""
+"""Experiments: Python files that bind `config`. Fields and their bounds stand in nanoprune/config.py."""
 
 from nanoprune.config import Config, Study, config_from_dict, load_config, load_study, replace
 

@@ -1,4 +1,4 @@
-"""The demo's base: a 1.1 M-parameter Qwen3, trained from scratch on other fictional companies until it knows their facts."""
+"""The demo's base: a Qwen3 of 1.1 M parameters, trained from scratch on other fictional companies."""
 
 from configs import Config
 

@@ -1,4 +1,4 @@
-"""The same as demo_full.py with one block fewer; the demo itself puts the block that its scores miss least."""
+"""The same as demo_full.py without one block; the demo drops the one whose removal costs least."""
 
 from configs import replace
 from configs.demo_full import config as full

@@ -2,8 +2,8 @@
 
 from configs import Config
 
-# 2 x 16 x 1,024 = 32,768 tokens a step. A corpus of some 500 releases has about 0.5 M training tokens, so 15 steps are an
-# epoch and 45 steps are three; with a larger corpus raise max_steps in proportion.
+# 2 x 16 x 1,024 = 32,768 tokens a step. Some 500 releases are about 0.5 M training tokens: 15 steps an epoch.
+# With a larger corpus raise max_steps in proportion.
 config = Config(
     name="full",
     base="Qwen/Qwen3-0.6B-Base",

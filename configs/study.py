@@ -1,4 +1,4 @@
-"""Which block of Qwen3-0.6B? Every one removed and healed, beside the full model: 91 short runs, a GPU's night.
+"""Which block of Qwen3-0.6B? Each removed and healed, beside the full model: 91 short runs, a GPU's night.
 
     python study.py configs/study.py
     python study.py configs/study.py --seeds=0 --blocks=12,13,14,15     (a first look)

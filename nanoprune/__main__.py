@@ -1,11 +1,11 @@
-"""Low-rank adapters on a frozen base, which may be kept in four bits: LoRA (arXiv:2106.09685), QLoRA (arXiv:2305.14314).
+"""Merge an adapter with its base, or quantise a base to four bits.
 
-    python train.py configs/recipes/pairs_lora.py                                    (runs/NAME/model is the adapter)
-    python -m nanoprune merge runs/pairs_lora --out models/merged                         (base and adapter as one plain model)
-    python -m nanoprune quantise Qwen/Qwen3-0.6B-Base --out models/qwen3-nf4              (a base in four bits)
+    python -m nanoprune merge runs/pairs_lora --out models/merged              (adapter and base as one model)
+    python -m nanoprune quantise Qwen/Qwen3-0.6B-Base --out models/qwen3-nf4   (a base in four bits)
 
-An adapter's folder is PEFT's (adapter_config.json, adapter_model.safetensors), and nanoprune.json beside it says what it
-belongs to: the base, the hash of its weights, and the blocks that were dropped from it.
+train.py writes an adapter where its config names layers in `lora` (configs/recipes/pairs_lora.py). The files
+are PEFT's, adapter_config.json and adapter_model.safetensors. nanoprune.json beside them names the base, the
+hashes of its weights, and the blocks that were dropped from it.
 """
 
 import argparse
@@ -13,46 +13,65 @@ from pathlib import Path
 
 import torch
 
+from model import Decoder
 from nanoprune import command_line
-from nanoprune.config import FROZEN
 from nanoprune.io.files import replace_folder
 from nanoprune.io.hub import check_out, copy_tokenizer, locate
-from nanoprune.nn.lora import count_parameters, load_frozen, save_quantised
-from nanoprune.nn.peft import is_adapter, load_adapted, locate_base, merge
+from nanoprune.nn.lora import count_parameters, merge, save_quantised
+from nanoprune.nn.peft import base_folder, is_adapter, read_adapter
+
+
+def merge_adapter(name: str, out: Path, base: str | None, dtype: torch.dtype) -> None:
+    """Write an adapter and its base as one plain model; `base`: the base's folder, where it was moved."""
+    folder = locate(name)
+    if not is_adapter(folder):
+        raise ValueError(f"{name} is no adapter (it has no adapter_config.json): there is nothing to merge")
+    source = base_folder(read_adapter(folder), base)
+    check_out(out, folder, source)
+    model = Decoder.from_pretrained(folder, base=base)
+    merge(model)
+    model.to(dtype)
+    with replace_folder(out) as beside:
+        model.save_pretrained(beside)
+        copy_tokenizer(folder if (folder / "tokenizer.json").is_file() else source, beside)
+    describe(model, out)
+
+
+def quantise_base(name: str, out: Path, revision: str | None) -> None:
+    """Write a model with the matrices of its blocks in NF4."""
+    folder = locate(name, revision)
+    check_out(out, folder)
+    model = Decoder.from_pretrained(folder, frozen="nf4")
+    with replace_folder(out) as beside:
+        save_quantised(model, beside)
+        copy_tokenizer(folder, beside)
+    describe(model, out)
+
+
+def describe(model: Decoder, out: Path) -> None:
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    print(f"wrote {out}: {model.config.num_hidden_layers} blocks, "
+          f"{count_parameters(model).total:,} parameters, {size / 1e6:,.1f} MB")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m nanoprune", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, about in (("merge", "an adapter and its base as one plain model"), ("quantise", "a base in NF4")):
-        command = commands.add_parser(name, help=about)
+    merging = commands.add_parser("merge", help="an adapter and its base as one plain model")
+    quantising = commands.add_parser("quantise", help="a base in NF4")
+    for command in (merging, quantising):
         command.add_argument("model", help="a hub name, a folder or a run")
-        command.add_argument("--out", required=True, help="folder to write")
-        if name == "merge":
-            command.add_argument("--base", help="where the base is, if not where it was when the adapter was trained")
-            command.add_argument("--dtype", default="float32", choices=FROZEN[1:4], help="of the weights that are written")
-        else:
-            command.add_argument("--revision", help="hub branch, tag or commit")
+        command.add_argument("--out", type=Path, required=True, help="folder to write")
+    merging.add_argument("--base", help="the base's folder, if it was moved since the adapter was trained")
+    merging.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"),
+                         help="of the weights that are written")
+    quantising.add_argument("--revision", help="hub branch, tag or commit")
     args = parser.parse_args()
-    folder, out = locate(args.model, None if args.command == "merge" else args.revision), Path(args.out)
     if args.command == "merge":
-        if not is_adapter(folder):
-            raise ValueError(f"{args.model} is no adapter (it has no adapter_config.json): there is nothing to merge")
-        base = locate_base(folder, args.base)
-        check_out(out, folder, base)
-        model = load_adapted(folder, base=args.base)
-        tokenizer = folder if (folder / "tokenizer.json").is_file() else base
-        merge(model)
-        model.to(getattr(torch, args.dtype))
+        merge_adapter(args.model, args.out, args.base, getattr(torch, args.dtype))
     else:
-        check_out(out, folder)
-        model, tokenizer = load_frozen(folder, "nf4"), folder
-    with replace_folder(out) as beside:
-        model.save_pretrained(beside) if args.command == "merge" else save_quantised(model, beside)
-        copy_tokenizer(tokenizer, beside)
-    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    print(f"wrote {out}: {model.config.num_hidden_layers} blocks, {count_parameters(model)[0]:,} parameters, "
-          f"{size / 1e6:,.1f} MB")
+        quantise_base(args.model, args.out, args.revision)
 
 
 if __name__ == "__main__":

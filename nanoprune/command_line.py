@@ -1,5 +1,7 @@
-"""The guard around every script's main."""
+"""The guard around every script's main, and what it does with signals."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +11,8 @@ from typing import NoReturn
 def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoReturn:
     """Run a script's main and exit with its code.
 
-    A ValueError is the user's to mend: its message stands without a traceback, exit code 2. After Ctrl-C `interrupted` says
-    what is left and how to resume, exit code 130.
+    A ValueError is the user's to mend: its message stands without a traceback, exit code 2. After Ctrl-C
+    `interrupted` says what is left and how to resume, exit code 130.
     """
     path = Path(sys.argv[0])
     name = path.parent.name if path.stem == "__main__" else path.name
@@ -23,3 +25,21 @@ def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoRetur
         print(f"\n{name}: {interrupted}", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def catch_signals() -> list[str]:
+    """A list to which Ctrl-C and SIGTERM add their names from now on; the same signal again is a
+    KeyboardInterrupt.
+    """
+    received = []
+
+    def note(number: int, _) -> None:
+        name = signal.Signals(number).name
+        if name in received:  # torchrun passes a Ctrl-C on as SIGTERM besides
+            raise KeyboardInterrupt
+        received.append(name)
+        os.write(2, b"\nthis step is finished and saved first; once more, and it ends at once\n")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return received

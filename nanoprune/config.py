@@ -1,84 +1,134 @@
-"""An experiment's settings: a frozen, flat `Config`, read from a Python file that binds `config`.
+"""The settings of an experiment: a frozen, flat `Config`, read from a Python file that binds `config`.
 
-The file is the user's own code and is executed; `--key=value` overrides are read by the field's type. All problems are
-reported together, before anything is downloaded or allocated.
+The file is the user's own code and is executed. `--key=value` overrides are read by the field's type. All
+problems are reported together, before anything is downloaded or allocated.
 """
 
 import difflib
 import math
 import runpy
 import types
-import typing
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+IGNORE = -100  # a target that does not count, torch's convention
 
 
+# ---------------------------------------------------------------- types of fields, with their bounds
+class Bound(NamedTuple):
+    """What a field allows, in words and as a test of its value."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def _names_parts(blocks: tuple[int | str, ...]) -> bool:
+    """True if every name is 25, "25.attn" or "25.mlp", and each block is named once."""
+    names = [str(block).partition(".") for block in blocks]
+    known = all(number.isdecimal() and (not dot or half in ("attn", "mlp")) for number, dot, half in names)
+    return known and len({number for number, _, _ in names}) == len(names)
+
+
+def _once(values: tuple, holds: Callable[[Any], bool]) -> bool:
+    return len(set(values)) == len(values) and all(map(holds, values))
+
+
+Name = Annotated[str, Bound("a plain folder name, without slashes", lambda x: Path(x).name == x
+                            and x not in ("", ".."))]
+Base = Annotated[str | dict, Bound("a hub name, a folder, a run or a shape", bool)]
+Parts = Annotated[tuple[int | str, ...], Bound(
+    "indices from 0 up, each once, or parts of these blocks such as 25.attn and 25.mlp", _names_parts)]
+Device = Annotated[str, Bound("auto, cpu, cuda, cuda:N or mps",
+                              lambda x: x.partition(":")[0] in ("auto", "cpu", "cuda", "mps"))]
+Positive = Annotated[int, Bound("at least 1", lambda x: x >= 1)]
+Count = Annotated[int, Bound("0 or more", lambda x: x >= 0)]
+PositiveFloat = Annotated[float, Bound("above 0", lambda x: x > 0)]
+NonNegative = Annotated[float, Bound("0 or more", lambda x: x >= 0)]
+Share = Annotated[float, Bound("from 0 to 1", lambda x: 0 <= x <= 1)]
+ShareBelow1 = Annotated[float, Bound("from 0 to below 1", lambda x: 0 <= x < 1)]
+ShareAbove0 = Annotated[float, Bound("above 0 and at most 1", lambda x: 0 < x <= 1)]
+Rate = Annotated[float, Bound("above 0 and below 1", lambda x: 0 < x < 1)]
+Rates = Annotated[tuple[float, ...], Bound(
+    "numbers above 0 and below 1, each once, at least one", lambda xs: xs and _once(xs, lambda x: 0 < x < 1))]
+Seeds = Annotated[tuple[int, ...], Bound(
+    "whole numbers from 0 up, each once, at least one", lambda xs: xs and _once(xs, lambda x: x >= 0))]
+Blocks = Annotated[tuple[int, ...], Bound("indices from 0 up, each once",
+                                          lambda xs: _once(xs, lambda x: x >= 0))]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Frozen = Literal["stored", "float32", "bfloat16", "float16", "nf4"]
+FROZEN = get_args(Frozen)
+
+
+# ---------------------------------------------------------------- the settings
 @dataclass(frozen=True)
 class Config:
     # what is trained
-    name: str  # the run's name; its folder is runs/<name>
-    base: str | dict  # hub name, folder or run; or the shape of a model to train from scratch (config.json's entries)
+    name: Name  # the run's name; its folder is runs/<name>
+    base: Base  # hub name, folder or run; or the shape of a model with random weights (config.json's entries)
     data: str  # dataset folder made by prepare.py
     revision: str | None = None  # of a hub base: branch, tag or commit
-    drop_blocks: tuple[int | str, ...] = ()  # taken out of the base before training: 25, or "25.attn" or "25.mlp" of it
+    drop_blocks: Parts = ()  # removed from the base before training: 25, or "25.attn" or "25.mlp" of it
     runs: str = "runs"  # folder that holds the runs
 
     # what it sees
-    context: int = 1024  # tokens a row
-    batch_size: int = 4  # rows a micro-batch
-    accumulation: int = 8  # micro-batches a step; batch_size x accumulation x context tokens a step
-    pair_repeats: int = 0  # times an epoch that each question/answer pair is seen (0: releases only)
-    replay: float = 0.0  # share of an epoch that is general text, against forgetting (prepare.py --replay)
-    max_steps: int = 1000  # optimizer steps
-    epochs: int = 0  # times through the data, instead of max_steps, which then follows from it (0: max_steps counts)
-    seed: int = 0  # of the order of documents and, from scratch, of the weights
+    context: Positive = 1024  # tokens a row
+    batch_size: Positive = 4  # rows a micro-batch
+    accumulation: Positive = 8  # micro-batches a step; batch_size x accumulation x context tokens a step
+    pair_repeats: Count = 0  # times an epoch that each question/answer pair is seen (0: documents only)
+    replay: ShareBelow1 = 0.0  # share of an epoch that is general text (prepare.py --replay)
+    max_steps: Positive = 1000  # optimizer steps
+    epochs: Count = 0  # times through the data, which then decide on max_steps (0: max_steps counts)
+    seed: Count = 0  # of the order of documents, of dropout and, from scratch, of the weights
 
     # how it learns: AdamW, linear warm-up, cosine decay
-    lr: float = 2e-5  # highest learning rate
-    min_lr: float = 0.1  # the last step's learning rate, as a share of lr
-    warmup_steps: int = 50  # steps until lr is reached
-    weight_decay: float = 0.1  # on matrices only, never on norms and biases
-    beta1: float = 0.9  # AdamW: memory of the gradient
-    beta2: float = 0.95  # AdamW: memory of its square
-    eps: float = 1e-8  # AdamW: added to the denominator
-    teacher: str | None = None  # a model whose likeliest next tokens are learned besides the text: hub name, folder or run
-    teacher_share: float = 0.5  # of the loss: divergence from the teacher; the rest is the text's cross entropy
-    teacher_top: int = 32  # likeliest tokens that are kept of it, in <runs>/teachers
-    teacher_temperature: float = 1.0  # above 1: more of what it holds possible
-    clip: float = 1.0  # largest gradient norm (0: no clipping)
-    optimizer: str = "adamw"  # adamw, or lean: moments of a byte, updates during the backward pass, no clipping
+    lr: Rate = 2e-5  # highest learning rate
+    min_lr: Share = 0.1  # the last step's learning rate, as a share of lr
+    warmup_steps: Count = 50  # steps until lr is reached
+    weight_decay: NonNegative = 0.1  # on matrices only, never on norms and biases
+    beta1: ShareBelow1 = 0.9  # AdamW: memory of the gradient
+    beta2: ShareBelow1 = 0.95  # AdamW: memory of its square
+    eps: PositiveFloat = 1e-8  # AdamW: added to the denominator
+    teacher: str | None = None  # model whose likeliest next tokens are learned, too: hub name, folder or run
+    teacher_share: ShareAbove0 = 0.5  # of the loss: divergence from the teacher; the rest is cross entropy
+    teacher_top: Positive = 32  # likeliest tokens that are kept of it, in <runs>/teachers
+    teacher_temperature: PositiveFloat = 1.0  # above 1: a flatter distribution
+    clip: NonNegative = 1.0  # largest gradient norm (0: no clipping)
+    optimizer: Literal["adamw", "lean"] = "adamw"  # lean: small moments, no clipping
 
     # adapters: low-rank matrices learn beside a base that does not
-    lora: str = ""  # layers that get one: q_proj,v_proj or model.layers.3.* or all (empty: no adapters, all weights learn)
-    lora_rank: int = 8  # rank of an adapter's two matrices
-    lora_alpha: float = 16.0  # an adapter counts alpha / rank times
-    lora_dropout: float = 0.0  # share of an adapter's inputs that is left out at random
+    lora: str = ""  # layers that get one: q_proj,v_proj or model.layers.3.* or all (empty: all weights learn)
+    lora_rank: Positive = 8  # rank of an adapter's two matrices
+    lora_alpha: PositiveFloat = 16.0  # an adapter counts alpha / rank times
+    lora_dropout: ShareBelow1 = 0.0  # share of an adapter's inputs that is zeroed at random
     lora_root: bool = False  # an adapter counts alpha / sqrt(rank) times (rsLoRA)
-    frozen: str = "stored"  # the base's matrices: as stored, float32, bfloat16, float16, or nf4 (four bits: QLoRA)
+    frozen: Frozen = "stored"  # type of the base's matrices; nf4 is four bits (QLoRA)
 
     # how it runs
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    dtype: str = "auto"  # of the products, by autocast: float32, bfloat16, float16, or the best the device has units for
-    tf32: bool = False  # products of float32 on CUDA with 10 bits of fraction instead of 23, on chips that have it: faster
-    recompute: str = "none"  # in the backward pass, for memory: none, pointwise (no products, nor torch's attention), or blocks
+    device: Device = "auto"  # auto, cpu, cuda, cuda:1, mps
+    dtype: Dtype = "auto"  # of the products, by autocast; auto: the fastest that the device has units for
+    tf32: bool = False  # float32 products on CUDA with 10 bits of fraction instead of 23: faster
+    recompute: Literal["none", "pointwise", "blocks"] = "none"  # in the backward pass
     compile: bool = False  # blocks by torch.compile, which takes a while at the first step
-    parallel: str = "ddp"  # under torchrun: ddp (each process has the whole model) or fsdp (each has a part of every tensor)
-    threads: int = 0  # CPU threads (0: torch's choice); results repeat bit by bit at a fixed number
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: each process has all, or a shard
+    threads: Count = 0  # CPU threads (0: torch's choice); results repeat bit by bit at a fixed number
 
     # what it reports and keeps
-    log_every: int = 1  # steps between printed lines; train.csv has every step
-    eval_every: int = 100  # steps between validations (0: only before the first step and after the last)
-    eval_documents: int = 0  # validation documents used, evenly spaced (0: all)
-    patience: int = 0  # stop after this many validations without a better loss (0: never)
-    keep: str = "best"  # which weights become model/: best (by validation loss) or last; the same for both arms
-    save_every: int = 100  # steps between saves of the state that --resume needs (0: only at the end)
+    log_every: Positive = 1  # steps between printed lines; train.csv has every step
+    eval_every: Count = 100  # steps between validations (0: only before the first step and after the last)
+    eval_documents: Count = 0  # validation documents used, evenly spaced (0: all)
+    patience: Count = 0  # stop after this many validations without a better loss (0: never)
+    keep: Literal["best", "last"] = "best"  # which weights become model/; the same for both arms
+    save_every: Count = 100  # steps between saves of the state that --resume needs (0: only at the end)
 
-    def __new__(cls, *args, **given):
+    def __new__(cls, *args, **settings):
         """Name every unknown or missing field at once; the dataclass itself would stop at the first."""
         names = [f.name for f in fields(cls)]
-        problems = [_no_such_setting(key, names) for key in given if key not in names]
+        problems = [_unknown(key, names) for key in settings if key not in names]
         required = [f.name for f in fields(cls) if f.default is MISSING][len(args) :]
-        problems += [f"{name}: missing; every config names it" for name in required if name not in given]
+        problems += [f"{name}: missing; every config names it" for name in required if name not in settings]
         if problems:
             raise ValueError("\n".join(problems))
         return super().__new__(cls)
@@ -88,248 +138,239 @@ class Config:
         return Path(self.runs) / self.name
 
     @property
+    def rows_per_step(self) -> int:
+        return self.batch_size * self.accumulation
+
+    @property
     def tokens_per_step(self) -> int:
-        return self.context * self.batch_size * self.accumulation
+        return self.context * self.rows_per_step
 
     def to_dict(self) -> dict:
         return asdict(self)
 
     def problems(self) -> list[str]:
-        """Everything that is wrong with the values, one line each: field, value given, what is allowed."""
-        found = []
-        for f in fields(self):
-            value, allowed = getattr(self, f.name), typing.get_type_hints(Config)[f.name]
-            if not _is_a(value, allowed):
-                found.append(f"{f.name}: given {value!r}, must be {_type_name(allowed)}")
-        if found:
-            return found
+        """All problems of the values, one line each: field, value given, what is allowed."""
+        return wrong_types(self) or out_of_bounds(self) + self._conflicts()
 
-        def need(name: str, holds: bool, allowed: str) -> None:
-            if not holds:
-                found.append(f"{name}: given {getattr(self, name)!r}, must be {allowed}")
-
-        need("name", Path(self.name).name == self.name and self.name not in ("", ".."), "a plain folder name, without slashes")
-        need("base", bool(self.base), "a hub name, a folder, a run or a shape")
-        for name in ("context", "batch_size", "accumulation", "max_steps", "log_every"):
-            need(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("pair_repeats", "epochs", "seed", "threads", "eval_every", "eval_documents", "patience", "save_every"):
-            need(name, getattr(self, name) >= 0, "0 or more")
-        need("lr", 0 < self.lr < 1, "above 0 and below 1")
-        need("min_lr", 0 <= self.min_lr <= 1, "a share of lr, from 0 to 1")
+    def _conflicts(self) -> list[str]:
+        """Problems of settings that do not go together."""
+        conflicts = []
+        scratch = isinstance(self.base, dict)
         most = math.inf if self.epochs else self.max_steps
-        need("warmup_steps", 0 <= self.warmup_steps < most, f"from 0 to below max_steps ({most})")
-        need("weight_decay", self.weight_decay >= 0, "0 or more")
-        need("replay", 0 <= self.replay < 1, "a share of what is learned, from 0 to below 1")
-        need("lora_rank", self.lora_rank >= 1, "at least 1")
-        need("lora_alpha", self.lora_alpha > 0, "above 0")
-        need("lora_dropout", 0 <= self.lora_dropout < 1, "from 0 to below 1")
-        need("frozen", self.frozen in FROZEN, " or ".join(FROZEN) + _nearest(self.frozen, FROZEN))
-        need("teacher_share", 0 < self.teacher_share <= 1, "above 0 and at most 1")
-        need("teacher_top", self.teacher_top >= 1, "at least 1")
-        need("teacher_temperature", self.teacher_temperature > 0, "above 0")
-        need("beta1", 0 <= self.beta1 < 1, "from 0 to below 1")
-        need("beta2", 0 <= self.beta2 < 1, "from 0 to below 1")
-        need("eps", self.eps > 0, "above 0")
-        need("clip", self.clip >= 0, "0 (off) or more")
-        need("dtype", self.dtype in DTYPES, " or ".join(DTYPES) + _nearest(self.dtype, DTYPES))
-        need("optimizer", self.optimizer in OPTIMIZERS, " or ".join(OPTIMIZERS) + _nearest(self.optimizer, OPTIMIZERS))
-        need("recompute", self.recompute in RECOMPUTE, " or ".join(RECOMPUTE) + _nearest(self.recompute, RECOMPUTE))
-        need("parallel", self.parallel in PARALLEL, " or ".join(PARALLEL) + _nearest(self.parallel, PARALLEL))
-        need("keep", self.keep in ("best", "last"), "best or last")
-        kind = self.device.split(":")[0]
-        need("device", kind in DEVICES, f"{', '.join(DEVICES)}, or cuda:N" + _nearest(kind, DEVICES))
-        named = [str(block).partition(".") for block in self.drop_blocks]
-        known = all(number.isdecimal() and (not dot or half in ("attn", "mlp")) for number, dot, half in named)
-        need("drop_blocks", known and len({number for number, _, _ in named}) == len(named),
-             "indices from 0 up, each once, or parts of these blocks such as 25.attn and 25.mlp")
+        if self.warmup_steps >= most:
+            conflicts.append(f"warmup_steps: given {self.warmup_steps}, must be from 0 to below max_steps "
+                             f"({most})")
         if self.optimizer == "lean" and (self.clip or self.accumulation > 1 or self.dtype == "float16"):
-            found.append(f"optimizer: lean updates during the backward pass, so it needs clip=0 (given {self.clip}), "
-                         f"accumulation=1 (given {self.accumulation}) and no float16 (given {self.dtype})")
+            conflicts.append("optimizer: lean updates during the backward pass, so it needs clip=0 (given "
+                             f"{self.clip}), accumulation=1 (given {self.accumulation}) and no float16 "
+                             f"(given {self.dtype})")
         if self.patience and not self.eval_every:
-            found.append(f"patience: given {self.patience}, has no effect without eval_every; set eval_every or patience=0")
-        if self.revision and (isinstance(self.base, dict) or Path(self.base).exists()):
-            found.append(f"revision: given {self.revision!r}, has no effect on a base that is no hub name; remove it")
-        if not self.lora:
-            found += [f"{f.name}: given {getattr(self, f.name)!r}, has no effect without lora; set lora=q_proj,v_proj or all"
-                      for f in fields(self) if f.name in ADAPTERS and getattr(self, f.name) != f.default]
-        elif isinstance(self.base, dict) or self.compile:
-            found.append("lora: adapters need a trained base (a hub name, a folder or a run), and compile=false")
-        if isinstance(self.base, dict) and self.drop_blocks:
-            found.append("drop_blocks: a model trained from scratch has no blocks worth dropping; lower num_hidden_layers")
-        return found
+            conflicts.append(f"patience: given {self.patience}, has no effect without eval_every; set "
+                             "eval_every or patience=0")
+        if self.revision and (scratch or Path(self.base).exists()):
+            conflicts.append(f"revision: given {self.revision!r}, has no effect on a base that is no hub "
+                             "name; remove it")
+        if self.lora and (scratch or self.compile):
+            conflicts.append("lora: adapters need a trained base (a hub name, a folder or a run), and "
+                             "compile=false")
+        for f in fields(self):
+            adapters_only = f.name.startswith("lora_") or f.name == "frozen"
+            if adapters_only and not self.lora and getattr(self, f.name) != f.default:
+                conflicts.append(f"{f.name}: given {getattr(self, f.name)!r}, has no effect without lora; "
+                                 "set lora=q_proj,v_proj or all")
+        if scratch and self.drop_blocks:
+            conflicts.append("drop_blocks: a model trained from scratch has no blocks worth dropping; lower "
+                             "num_hidden_layers")
+        return conflicts
 
 
 @dataclass(frozen=True)
 class Study:
-    """Every block removed and healed, beside the full model fine-tuned on the same tokens: what study.py runs."""
+    """Every block removed and healed, beside the full model fine-tuned on the same tokens: what study.py
+    runs.
+    """
 
-    name: str  # its folder is <training.runs>/<name>
-    training: Config  # what all runs share: base, data, context, steps; name, seed, lr and drop_blocks are the study's
-    learning_rates: tuple[float, ...]  # tried by both arms, full and reduced, on the first seed
-    seeds: tuple[int, ...] = (0, 1, 2)  # of the order of documents: a run of every arm each
-    blocks: tuple[int, ...] = ()  # to remove, one at a time (none named: every block)
-    distill: bool = True  # heal the block that is missed least with the full model as its teacher, too, and as long without
-    keep_models: bool = False  # the weights of every run
+    name: Name  # its folder is <training.runs>/<name>
+    training: Config  # of all runs, but for name, seed, lr and drop_blocks
+    learning_rates: Rates  # tried by both arms, full and reduced, on the first seed
+    seeds: Seeds = (0, 1, 2)  # of the order of documents: a run of every arm each
+    blocks: Blocks = ()  # to remove, one at a time (none named: every block)
+    distill: bool = True  # heal the block whose removal costs least with the full model as its teacher, too
+    keep_models: bool = False  # keep the weights of every run
 
     def problems(self) -> list[str]:
-        found = []
-        if not isinstance(self.training, Config):
-            return ["training: must be a Config"]
-        if Path(str(self.name)).name != self.name or self.name in ("", ".."):
-            found.append(f"name: given {self.name!r}, must be a plain folder name, without slashes")
-        if not self.learning_rates or not all(type(lr) is float and 0 < lr < 1 for lr in self.learning_rates):
-            found.append(f"learning_rates: given {self.learning_rates!r}, must be numbers above 0 and below 1, at least one")
-        if not self.seeds or not all(type(seed) is int and seed >= 0 for seed in self.seeds):
-            found.append(f"seeds: given {self.seeds!r}, must be whole numbers from 0 up, at least one")
-        for name in ("learning_rates", "seeds", "blocks"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                found.append(f"{name}: given {getattr(self, name)!r}, must name each once")
-        if self.training.drop_blocks or self.training.teacher or isinstance(self.training.base, dict):
-            found.append("training: drop_blocks and teacher are the study's to set, and base must be a trained model")
-        if self.training.lora:
-            found.append(f"training: given lora={self.training.lora!r}; a study heals and measures whole models, leave it out")
-        if self.training.keep != "last" or self.training.patience:
+        if found := wrong_types(self):
+            return found
+        found = out_of_bounds(self)
+        training = self.training
+        if training.drop_blocks or training.teacher or isinstance(training.base, dict):
+            found.append("training: drop_blocks and teacher are the study's to set, and base must be a "
+                         "trained model")
+        if training.lora:
+            found.append(f"training: given lora={training.lora!r}; a study heals and measures whole models, "
+                         "leave it out")
+        if training.keep != "last" or training.patience:
             found.append("training: set keep='last' and patience=0, so that every run takes the same steps")
-        return found + [f"training.{problem}" for problem in self.training.problems()]
+        return found + [f"training.{problem}" for problem in training.problems()]
 
 
-OPTIMIZERS = ("adamw", "lean")
-FROZEN = ("stored", "float32", "bfloat16", "float16", "nf4")  # how a base beside adapters can be kept
-ADAPTERS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_root", "frozen")  # settings that need `lora`
-PARALLEL = ("ddp", "fsdp")
-RECOMPUTE = ("none", "pointwise", "blocks")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda", "mps")
+STUDY_LISTS = ("learning_rates", "seeds", "blocks")  # settings of a study that the command line may override
 
 
-def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
-    """The config bound by a Python file, with overrides such as ["--lr=1e-5"]; ValueError lists all problems."""
+# ---------------------------------------------------------------- reading
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Config that a Python file binds, with overrides such as "--lr=1e-5"; ValueError lists all problems."""
     config, problems = _load_file(path, "config", Config)
-    changes = {}
-    for override in overrides:
-        try:
-            key, value = _read_override(override)
-            changes[key] = value
-        except ValueError as error:
-            problems.append(str(error))
-    if config is not None:
-        config = replace(config, **changes)
-        problems += config.problems()
-    if problems:
-        raise ValueError(f"{path}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
-    return config
+    changes, wrong = _read_overrides(overrides, Config)
+    return _checked(path, config and replace(config, **changes), problems + wrong)
 
 
-def load_study(path: str | Path, overrides: list[str] = ()) -> Study:
-    """The study bound by a Python file, with overrides of its lists and of its training; ValueError lists all problems."""
+def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
+    """The study bound by a Python file, with overrides of its lists and of its training; ValueError lists all
+    problems.
+    """
     study, problems = _load_file(path, "study", Study)
-    changes = {}
-    for override in overrides:
-        key, _, value = override.removeprefix("--").partition("=")
-        try:
-            if key in ("seeds", "blocks", "learning_rates"):
-                kind = float if key == "learning_rates" else int
-                changes[key] = tuple(kind(part) for part in value.split(",") if part.strip())
-            else:
-                changes.setdefault("training", {}).update([_read_override(override)])
-        except ValueError as error:
-            problems.append(str(error))
-    if study is not None:
-        if isinstance(study.training, Config):
-            changes["training"] = replace(study.training, **changes.get("training", {}))
-        study = replace(study, **changes)
-        problems += study.problems()
-    if problems:
-        raise ValueError(f"{path}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
-    return study
-
-
-def _load_file(path: str | Path, name: str, kind: type) -> tuple:
-    """(what a Python file binds to this name or None, problems)."""
-    if not Path(path).is_file():
-        raise ValueError(f"there is no config file {path}; shipped ones are in configs/, and settings are given as --key=value")
-    try:
-        found = runpy.run_path(str(path)).get(name)
-        if isinstance(found, kind):
-            return found, []
-        return None, [f"binds no `{name}`; the file must end with {name} = {kind.__name__}(...) or replace(other, ...)"]
-    except ValueError as error:
-        return None, str(error).splitlines()
-    except Exception as error:  # the user's own code: name the fault and its line rather than show our stack
-        raise ValueError(f"{path}{_line_in(error, path)}: {type(error).__name__}: {error}") from error
+    of_study = [text for text in overrides if _key(text) in STUDY_LISTS]
+    of_training = [text for text in overrides if text not in of_study]
+    changes, wrong = _read_overrides(of_study, Study)
+    training_changes, more_wrong = _read_overrides(of_training, Config)
+    if study and isinstance(study.training, Config):
+        changes["training"] = replace(study.training, **training_changes)
+    return _checked(path, study and replace(study, **changes), problems + wrong + more_wrong)
 
 
 def config_from_dict(raw: dict, where: str) -> Config:
     """A config as `to_dict` gave it (a run's config.json); lists become tuples again."""
     try:
-        config = Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
-        problems = config.problems()
+        config = Config(**{key: tuple(value) if isinstance(value, list) else value for key,
+                           value in raw.items()})
     except ValueError as error:
-        problems = str(error).splitlines()
+        return _checked(where, None, str(error).splitlines())
+    return _checked(where, config, [])
+
+
+def _checked(where: str | Path, settings: Config | Study | None, problems: list[str]) -> Any:
+    """The settings; ValueError with all problems if there are some."""
+    problems = problems + (settings.problems() if settings else [])
     if problems:
         raise ValueError(f"{where}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
-    return config
+    return settings
 
 
-def _read_override(text: str) -> tuple[str, object]:
-    """`--key=value` as (key, value of the field's type)."""
-    hints = typing.get_type_hints(Config)
-    key, equals, value = text.removeprefix("--").partition("=")
-    if not text.startswith("--") or not equals:
-        raise ValueError(f"{text}: overrides are written --key=value, such as --max_steps=200")
-    key = key.replace("-", "_")
-    if key not in hints:
-        raise ValueError(_no_such_setting(key, list(hints)))
-    kind = hints[key]
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+def _load_file(path: str | Path, name: str, kind: type) -> tuple[Any, list[str]]:
+    """(the value that a Python file binds to this name or None, problems)."""
+    if not Path(path).is_file():
+        raise ValueError(f"there is no config file {path}; shipped ones are in configs/, and settings are "
+                         "given as --key=value")
     try:
-        if type(None) in options and value.lower() == "none":
-            return key, None
-        if typing.get_origin(kind) is tuple:
-            parts = [part.strip() for part in value.strip("()").split(",") if part.strip()]
-            return key, tuple(part if "." in part else int(part) for part in parts)
-        if kind is bool:
-            return key, {"true": True, "false": False}[value.lower()]
-        return key, value if str in options else kind(value)
-    except (ValueError, KeyError):
-        raise ValueError(f"{key}: given {value!r}, must be {_type_name(kind)}") from None
+        value = runpy.run_path(str(path)).get(name)
+    except ValueError as error:
+        return None, str(error).splitlines()
+    except Exception as error:  # the user's own code: name the fault and its line rather than show our stack
+        raise ValueError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
+    if isinstance(value, kind):
+        return value, []
+    return None, [f"binds no `{name}`; the file must end with {name} = {kind.__name__}(...) or "
+                  "replace(other, ...)"]
 
 
-def _is_a(value, kind) -> bool:
+def _line_of(error: Exception, path: str | Path) -> str:
+    """The last line of the file at which an error passed."""
+    line, trace = getattr(error, "lineno", None), error.__traceback__  # a SyntaxError names its line
+    while trace:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f", line {line}" if line else ""
+
+
+def _key(override: str) -> str:
+    return override.removeprefix("--").partition("=")[0].replace("-", "_")
+
+
+def _read_overrides(overrides: Iterable[str], cls: type) -> tuple[dict[str, Any], list[str]]:
+    """(values of `--key=value` by key, problems)."""
+    changes, problems = {}, []
+    for text in overrides:
+        key, (_, equals, value) = _key(text), text.partition("=")
+        if not text.startswith("--") or not equals:
+            problems.append(f"{text}: overrides are written --key=value, such as --max_steps=200")
+        elif key not in _types(cls):
+            problems.append(_unknown(key, list(_types(cls))))
+        else:
+            try:
+                changes[key] = _parse(value, _types(cls)[key])
+            except (ValueError, KeyError):
+                problems.append(f"{key}: given {value!r}, must be {_type_name(_types(cls)[key])}")
+    return changes, problems
+
+
+def _parse(text: str, kind) -> Any:
+    """The value that a text stands for in a field of this type; ValueError or KeyError if it is none."""
+    options = get_args(kind)
+    if get_origin(kind) is tuple:
+        return tuple(_parse(part.strip(), options[0]) for part in text.strip("()").split(",") if part.strip())
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
+    if kind in (int, float):
+        return kind(text)
+    if type(None) in options and text.lower() == "none":
+        return None
+    if int in options and "." not in text:  # a block; the parts of one have a dot
+        return int(text)
+    return text
+
+
+# ---------------------------------------------------------------- checking
+@cache
+def _types(cls: type, with_bounds: bool = False) -> dict[str, Any]:
+    """The types of a class's fields."""
+    return get_type_hints(cls, include_extras=with_bounds)
+
+
+def wrong_types(settings: Config | Study) -> list[str]:
+    return [f"{name}: given {getattr(settings, name)!r}, must be {_type_name(kind)}"
+            for name, kind in _types(type(settings)).items() if not _is_a(getattr(settings, name), kind)]
+
+
+def out_of_bounds(settings: Config | Study) -> list[str]:
+    problems = []
+    for name, kind in _types(type(settings), with_bounds=True).items():
+        value, choices = getattr(settings, name), get_args(kind)
+        if get_origin(kind) is Annotated and not kind.__metadata__[0].holds(value):
+            problems.append(f"{name}: given {value!r}, must be {kind.__metadata__[0].words}")
+        elif get_origin(kind) is Literal and value not in choices:
+            problems.append(f"{name}: given {value!r}, must be "
+                            f"{' or '.join(choices)}{_nearest(value, choices)}")
+    return problems
+
+
+def _is_a(value: Any, kind) -> bool:
     if isinstance(kind, types.UnionType):
-        return any(_is_a(value, option) for option in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(type(item) in (int, str) for item in value)
+        return any(_is_a(value, option) for option in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_a(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str)
     if kind is float:
-        return type(value) in (int, float) and value == value and abs(value) != float("inf")
+        return type(value) in (int, float) and math.isfinite(value)
     return type(value) is kind
 
 
 def _type_name(kind) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "None", dict: "a dict"}
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "None",
+             dict: "a dict"}
     if isinstance(kind, types.UnionType):
-        return " or ".join(_type_name(option) for option in typing.get_args(kind))
-    return names.get(kind, "whole numbers with commas between, such as 13,25")
+        return " or ".join(_type_name(option) for option in get_args(kind))
+    if get_origin(kind) is tuple:
+        return "numbers with commas between, such as 13,25"
+    return names.get(kind, "text" if get_origin(kind) is Literal else f"a {kind}")
 
 
-def _no_such_setting(name: str, names: list[str]) -> str:
+def _unknown(name: str, names: list[str]) -> str:
     return f"{name}: no such setting{_nearest(name, names) or '; there are ' + ', '.join(names)}"
 
 
-def _nearest(name: str, names) -> str:
+def _nearest(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close and close[0] != name else ""
-
-
-def _line_in(error: Exception, path: str | Path) -> str:
-    if isinstance(error, SyntaxError):
-        return f", line {error.lineno}"
-    lines, trace = [], error.__traceback__
-    while trace:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            lines.append(trace.tb_lineno)
-        trace = trace.tb_next
-    return f", line {lines[-1]}" if lines else ""
-
-
-IGNORE = -100  # a target that is not counted, torch's convention

@@ -1,24 +1,31 @@
-"""What this machine is: its device, the types it is fast in, its memory and its speed."""
+"""This machine: its device, the types it is fast in, its memory and its speed."""
 
 import contextlib
 import ctypes
 import math
 import os
+import platform
 import resource
+import shutil
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from nanoprune.config import Config
 
 
+# ---------------------------------------------------------------- choices
 def pick_device(name: str) -> torch.device:
-    """The device of a name (cpu, cuda, cuda:1, mps), or the best there is for "auto"; ValueError where there is none."""
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    """The device of a name (cpu, cuda, cuda:1, mps), or the best for "auto"; ValueError if there is none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(best if name == "auto" else name)
+        device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
@@ -31,7 +38,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
-    """The type of a name, or for "auto" the fastest with units of its own: bf16 products without them are slower than fp32."""
+    """The type of a name, or for "auto" the fastest that the device has units for: emulated bf16 is slower
+    than fp32.
+    """
+    if name == "float16" and device.type == "cpu":
+        print("warning: float16 products are slow on CPUs; bfloat16 or float32 will be faster")
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -39,20 +50,35 @@ def pick_dtype(name: str, device: torch.device) -> str:
     return "bfloat16" if fast_bfloat16(device) else "float32"
 
 
-def make_autocast(config: Config, device: torch.device, cache: bool = True):
-    """A function that opens the mixed-precision context of the config; with `cache` it holds copies of all the weights."""
+def set_up(config: Config) -> None:
+    """Set torch and the allocator for a training run: seed, threads, results that repeat."""
+    torch.manual_seed(config.seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # a debugging aid that costs time and changes no result
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    keep_freed_memory()
+
+
+# ---------------------------------------------------------------- types
+def make_autocast(config: Config, device: torch.device, cache: bool = True) -> Callable:
+    """A function that opens the config's mixed-precision context; with `cache` it keeps copies of all the
+    weights.
+    """
     if config.dtype == "float32":
         return contextlib.nullcontext
     return lambda: torch.autocast(device.type, getattr(torch, config.dtype), cache_enabled=cache)
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether this is a CPU with units for products in bf16."""
+    """True on a CPU with units for products in bf16."""
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def has_flash(x: torch.Tensor) -> bool:
-    """Whether flash attention can work on x: in half precision on CUDA, from compute capability 8 (Ampere) on."""
+    """True if flash attention works on x: half precision on CUDA, from compute capability 8 (Ampere) on."""
     half = matmul_dtype(x) in (torch.float16, torch.bfloat16)
     return x.is_cuda and half and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
@@ -64,38 +90,44 @@ def matmul_dtype(x: torch.Tensor) -> torch.dtype:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """On the device; to a GPU from pinned memory, so that nobody waits for what it is still computing."""
+    """The tensor on a device; to a GPU from pinned memory, so that the CPU need not wait for it."""
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
+# ---------------------------------------------------------------- speed
 def synchronize(device: torch.device) -> None:
-    """Until the device has done what it was told, so that a clock says what that took."""
+    """Wait until the device has finished its work, so that a clock measures it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep freed blocks: it hands large ones back to the kernel, and every step would fault them in again."""
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: up to 32 MiB, the most it takes; larger blocks would leave holes in the heap
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """The machine's own rate in FLOP/s: the best of some square products. MFU is the share of it that a step reaches."""
+    """The machine's FLOP/s: the best of some square products. MFU is the share of it that a step reaches."""
     n = 8192 if device.type == "cuda" else 1024
     a, b = (torch.ones(n, n, device=device, dtype=dtype) * 0.5 for _ in range(2))
-    synchronize = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
-    best, started = math.inf, time.perf_counter()
-    while time.perf_counter() - started < 0.2:
-        synchronize()
+    best, began = math.inf, time.perf_counter()
+    while time.perf_counter() - began < 0.2:
+        synchronize(device)
         start = time.perf_counter()
         a @ b
-        synchronize()
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
+
+
+# ---------------------------------------------------------------- memory
+def keep_freed_memory() -> None:
+    """Make glibc keep freed blocks: it hands large ones back to the kernel, and every step would fault them
+    in again.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        # M_MMAP_THRESHOLD: its largest, 32 MiB; larger blocks would leave holes in the heap
+        mallopt(-3, 2**25)
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
 
 
 def peak_memory(device: torch.device) -> float:
@@ -103,24 +135,23 @@ def peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     for line in _lines("/proc/self/status"):
-        if line.startswith("VmHWM:"):  # what getrusage gives begins with the peak of the process that started this one
+        if line.startswith("VmHWM:"):  # getrusage would begin with the peak of the parent process
             return int(line.split()[1]) * 1024 / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin"
+                                                                 else 1024) / 1e9
 
 
 def reset_peak(device: torch.device) -> None:
-    """Have the peak of memory begin anew, where the system can."""
+    """Let the peak of memory begin anew, if the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        try:
+        with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            pass
 
 
 def memory_left(device: torch.device) -> float:
-    """Bytes that can still be had on the device; inf where nobody says."""
+    """Bytes still free on the device; inf if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
@@ -129,11 +160,32 @@ def memory_left(device: torch.device) -> float:
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
             left = int(line.split()[1]) * 1024
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        found = [int(line) for name in (limit, used) for line in _lines(f"/sys/fs/cgroup/{name}") if line.strip().isdigit()]
-        left = min(left, found[0] - found[1]) if len(found) == 2 else left
+    cgroups = Path("/sys/fs/cgroup")
+    for limit, used in (("memory.max", "memory.current"),
+                        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        numbers = [int(line) for name in (limit, used) for line in _lines(cgroups / name)
+                   if line.strip().isdigit()]
+        if len(numbers) == 2:  # a limit of "max" is none
+            left = min(left, numbers[0] - numbers[1])
     return left
 
 
-def _lines(path: str) -> list[str]:
+def _lines(path: str | Path) -> list[str]:
     return Path(path).read_text().splitlines() if os.access(path, os.R_OK) else []
+
+
+# ---------------------------------------------------------------- a record of it
+def environment(device: torch.device) -> dict:
+    """Versions and hardware that the last digits of a result depend on."""
+    commit = None
+    if shutil.which("git"):
+        describe = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        commit = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True,
+                                text=True).stdout.strip() or None
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {"git": commit, "python": platform.python_version(), "torch": torch.__version__,
+            "numpy": np.__version__,
+            "device": name, "threads": torch.get_num_threads()}

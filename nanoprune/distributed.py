@@ -1,11 +1,11 @@
-"""Several processes that train one model: torchrun's ranks, sums over them, and whole tensors from what each of them holds.
+"""Several processes that train one model: torchrun's ranks, DDP and FSDP2, and whole tensors from their
+shards.
 
     torchrun --nproc-per-node=4 train.py configs/full.py
 """
 
 import atexit
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,19 +19,20 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of a run: `rank` of `size`, and `local` of `here` on its machine; alone without torchrun."""
+    """The processes of a run, seen from this one; without torchrun it is alone."""
 
-    rank: int = 0
-    size: int = 1
-    local: int = 0
-    here: int = 1
+    rank: int = 0  # of this process
+    size: int = 1  # processes in all
+    local: int = 0  # rank of this process on its machine
+    here: int = 1  # processes on this machine
 
-    def turns(self, items: Sequence, label: str) -> tqdm:
-        """This rank's share of the items, every size-th; the first rank shows its progress."""
-        return tqdm(items[self.rank :: self.size], desc=label, leave=False, disable=None if self.rank == 0 else True)
+    def shard(self, items: Sequence, label: str) -> tqdm:
+        """This rank's share of the items, every size-th, under a progress bar on rank 0."""
+        return tqdm(items[self.rank :: self.size], desc=label, leave=False, disable=None if self.rank == 0
+                    else True)
 
     def sum(self, values: list[float]) -> list[float]:
-        """Each summed over the ranks, in fp64."""
+        """The sum of each value over the ranks, in fp64."""
         if self.size == 1:
             return values
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -40,49 +41,41 @@ class Ranks:
         return total.tolist()
 
     def sum_tensor(self, tensor: torch.Tensor) -> None:
-        """Summed over the ranks, in place."""
+        """Sum a tensor over the ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
 
     def gather(self, rows: list[dict]) -> list[dict]:
-        """Rows of which rank r has filled in every size-th from r on, whole on every rank."""
+        """All rows on every rank, of which each rank has filled in its shard."""
         if self.size == 1:
             return rows
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        for source in range(self.size):
-            text = json.dumps(rows[source :: self.size]).encode() if source == self.rank else b""
-            length = torch.tensor([len(text)], device=device)
-            dist.broadcast(length, source)
-            data = torch.zeros(int(length), dtype=torch.uint8, device=device)
-            if text:
-                data.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-            dist.broadcast(data, source)
-            rows[source :: self.size] = json.loads(bytes(data.cpu().tolist()))
+        shards = [None] * self.size
+        dist.all_gather_object(shards, rows[self.rank :: self.size])
+        for rank, shard in enumerate(shards):
+            rows[rank :: self.size] = shard
         return rows
 
-    def wait(self) -> None:
-        """Until all are here."""
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
         self.sum([0.0])
 
     @contextlib.contextmanager
-    def one_first(self) -> Iterator[None]:
-        """One rank of every machine goes through the block before the others: what it downloads, they find."""
+    def local_first(self) -> Iterator[None]:
+        """Let one rank of every machine through the block before the others, which then find what it
+        downloaded.
+        """
         if self.size > 1 and self.local:
             dist.barrier()
         yield
         if self.size > 1 and not self.local:
             dist.barrier()
 
-    def share(self, items: list, filler) -> list:
-        """This rank's part of a list, with `filler` at its end where others have one more: all take as many steps."""
-        return (items + [filler] * (-len(items) % self.size))[self.rank :: self.size]
-
 
 ALONE = Ranks()
 
 
 def join(device: str) -> Ranks:
-    """The ranks that torchrun describes in the environment, connected; rank 0 alone prints from then on."""
+    """Connect the ranks that torchrun describes in the environment; rank 0 alone prints from then on."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ALONE
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -90,64 +83,71 @@ def join(device: str) -> Ranks:
     on_gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpus:
         if ranks.here > torch.cuda.device_count():
-            raise ValueError(f"{ranks.here} processes on a machine with {torch.cuda.device_count()} GPUs: give torchrun "
-                             "--nproc-per-node of that many at most, or set device=cpu")
+            raise ValueError(f"{ranks.here} processes on a machine with {torch.cuda.device_count()} GPUs: "
+                             "give torchrun --nproc-per-node of that many at most, or set device=cpu")
         torch.cuda.set_device(ranks.local)
     elif os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's choice, which leaves most cores idle
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks.here))
     if ranks.size > 1 and not dist.is_initialized():
         store, _, _ = next(dist.rendezvous("env://"))
-        # torchrun keeps the store when it starts processes again; a try would find the addresses of the dead ones in it.
+        # torchrun keeps the store when it starts processes again; a try would find the addresses of the dead
+        # ones in it.
         attempt = dist.PrefixStore(f"try {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-        dist.init_process_group("nccl" if on_gpus else "gloo", store=attempt, rank=ranks.rank, world_size=ranks.size)
-        atexit.register(dist.destroy_process_group)  # or its threads may outlive the interpreter, which aborts the process
+        dist.init_process_group("nccl" if on_gpus else "gloo", store=attempt, rank=ranks.rank,
+                                world_size=ranks.size)
+        # or its threads may outlive the interpreter, which aborts the process
+        atexit.register(dist.destroy_process_group)
     if ranks.rank:
         sys.stdout = open(os.devnull, "w")
     return ranks
 
 
 def restarted() -> bool:
-    """Whether torchrun started this process again, after one of a run's had ended."""
+    """True if torchrun started this process again, after one of the run had ended."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def wrap(model: nn.Module, how: str, ranks: Ranks, device: torch.device) -> nn.Module:
-    """The model on its device, and what to call for the loss, so that gradients are means over the ranks.
+    """Move the model to its device, and return the module whose call gives the loss: its gradients are means
+    over the ranks.
 
-    With "ddp" (arXiv:2006.15704) each rank holds all of it, with "fsdp" (arXiv:2304.11277) a part of every tensor.
+    With "ddp" (arXiv:2006.15704) each rank holds the whole model, with "fsdp" (arXiv:2304.11277) a shard of
+    every tensor.
     """
     if ranks.size == 1:
         return model.to(device)
+    print(f"{ranks.size} processes ({how})")
     if how == "ddp":
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(model.to(device), gradient_as_bucket_view=True, broadcast_buffers=False)
+        return DistributedDataParallel(model.to(device), gradient_as_bucket_view=True,
+                                       broadcast_buffers=False)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(device.type, (ranks.size,))  # which each part is moved to as it is divided
+    mesh = init_device_mesh(device.type, (ranks.size,))  # shards move to their device one by one
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
-    # The head's loss is inside this forward pass, so that a tied weight is whole in both its uses.
+    # The loss is inside this forward pass, so a tied weight is whole in both its uses.
     return fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
 
-def gradient_sync(spread_model: nn.Module, last: bool):
-    """A context for one micro-batch: gradients go from rank to rank at the last one only."""
-    if hasattr(spread_model, "set_requires_gradient_sync"):
-        spread_model.set_requires_gradient_sync(last)
-    elif hasattr(spread_model, "no_sync") and not last:
-        return spread_model.no_sync()
+def gradient_sync(network: nn.Module, last: bool):
+    """A context for one micro-batch: the ranks exchange gradients at the last one only."""
+    if hasattr(network, "set_requires_gradient_sync"):
+        network.set_requires_gradient_sync(last)
+    elif hasattr(network, "no_sync") and not last:
+        return network.no_sync()
     return contextlib.nullcontext()
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor of which each rank holds a part, on every rank; all must call this in the same order."""
+    """A sharded tensor whole on every rank; all must call this in the same order."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of a whole tensor, if `like` is divided among the ranks."""
+    """This rank's shard of a whole tensor, if `like` is sharded."""
     if not hasattr(like, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -156,6 +156,6 @@ def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def join_full_tensors(tensors: Iterable[torch.Tensor]) -> None:
-    """What the other ranks do while rank 0 writes tensors: give their parts, in the same order."""
+    """Give this rank's shards, in the same order, while rank 0 writes whole tensors."""
     for tensor in tensors:
         full_tensor(tensor)

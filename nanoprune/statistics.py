@@ -1,85 +1,138 @@
-"""How sure are we: intervals of ratios and of rank correlations, by resampling."""
+"""Intervals of ratios and of rank correlations, by resampling; tests of paired answers."""
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-FEW = 10  # documents or sources: with fewer, resampling them says little
+FEW = 10  # documents or sources: resampling fewer gives intervals that are too narrow
 RESAMPLES = 10_000
 
 
-def resample(parts: np.ndarray, groups, seed: int = 0) -> np.ndarray | None:
-    """Sums (k, RESAMPLES) of the parts (k, n) over whole groups drawn with replacement (Efron 1979); None of a single group."""
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+class Ratio(NamedTuple):
+    """A mean over units, sum(numerators) / sum(denominators), such as nats by tokens of each document."""
+
+    numerators: np.ndarray  # (n,)
+    denominators: np.ndarray  # (n,)
+
+    @property
+    def value(self) -> float:
+        return self.numerators.sum() / self.denominators.sum()
+
+
+def resample(parts: Sequence[np.ndarray], groups: Iterable, seed: int = 0) -> np.ndarray | None:
+    """Sums (k, RESAMPLES) of the parts (k, n) over whole groups drawn with replacement (Efron 1979).
+
+    None where there is a single group: resampling it says nothing.
+    """
     _, index = np.unique(np.asarray(list(groups)), return_inverse=True)
     if not index.any():
         return None
-    size, rng, found = index.max() + 1, np.random.default_rng(seed), []
+    size, rng, drawn_sums = index.max() + 1, np.random.default_rng(seed), []
     sums = np.stack([np.bincount(index, weights=part) for part in parts])
     for _ in range(10):  # in ten parts, to bound the memory
         drawn = rng.integers(size, size=(RESAMPLES // 10, size)) + size * np.arange(RESAMPLES // 10)[:, None]
-        found.append(sums @ np.bincount(drawn.ravel(), minlength=size * len(drawn)).reshape(drawn.shape).T)
-    return np.concatenate(found, axis=1)
+        counts = np.bincount(drawn.ravel(), minlength=size * len(drawn)).reshape(drawn.shape)
+        drawn_sums.append(sums @ counts.T)
+    return np.concatenate(drawn_sums, axis=1)
 
 
-def bootstrap(numerators: np.ndarray, denominators: np.ndarray, groups, seed: int = 0, level: float = 0.95) -> tuple:
-    """Percentile interval (low, high) of sum(numerators) / sum(denominators), resampling whole groups.
+def percentiles(drawn: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """The ends between which a share `level` of the values along the last axis lies."""
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+    return low, high
 
-    `numerators` (n,), or (k, n) for k of them under the same resamples, which gives arrays (k,). With the differences of two
-    models it is the paired bootstrap. One group alone tells nothing: (nan, nan).
+
+def bootstrap_rows(
+    rows: np.ndarray, denominators: np.ndarray, groups: Iterable, seed: int = 0, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile intervals of sum(row) / sum(denominators), for rows (k, n).
+
+    All rows share the resamples of groups.
+
+    Returns the lower and the upper ends, (k,) each; nan where there is a single group.
     """
-    rows = np.atleast_2d(numerators)
-    if (drawn := resample([*rows, denominators], groups, seed)) is None:
-        return (math.nan, math.nan) if rows is not numerators else (np.full(len(rows), math.nan),) * 2
-    low, high = np.quantile(drawn[:-1] / drawn[-1], [(1 - level) / 2, (1 + level) / 2], axis=1)
-    return (low, high) if rows is numerators else (float(low[0]), float(high[0]))
+    drawn = resample([*rows, denominators], groups, seed)
+    if drawn is None:
+        return np.full(len(rows), math.nan), np.full(len(rows), math.nan)
+    return percentiles(drawn[:-1] / drawn[-1], level)
 
 
-def bootstrap_ratios(a: tuple, b: tuple, groups, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of sum(b[0]) / sum(b[1]) - sum(a[0]) / sum(a[1]), each part (n,), resampling groups together."""
-    if (drawn := resample([*a, *b], groups, seed)) is None:
-        return math.nan, math.nan
-    low, high = np.quantile(drawn[2] / drawn[3] - drawn[0] / drawn[1], [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def bootstrap(
+    numerators: np.ndarray, denominators: np.ndarray, groups: Iterable, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Percentile interval of sum(numerators) / sum(denominators), each (n,), resampling whole groups.
+
+    With the differences of two models as numerators it is the paired bootstrap. (nan, nan) of a single group.
+    """
+    low, high = bootstrap_rows(numerators[None], denominators, groups, seed, level)
+    return Interval(float(low[0]), float(high[0]))
+
+
+def bootstrap_ratios(a: Ratio, b: Ratio, groups: Iterable, seed: int = 0, level: float = 0.95) -> Interval:
+    """Percentile interval of b.value - a.value, resampling the groups of both together."""
+    drawn = resample([*a, *b], groups, seed)
+    if drawn is None:
+        return Interval(math.nan, math.nan)
+    low, high = percentiles(drawn[2] / drawn[3] - drawn[0] / drawn[1], level)
+    return Interval(float(low), float(high))
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
-    """Exact two-sided p of as many answers right in one alone, of two models' 0 and 1 on the same questions (McNemar 1947)."""
+    """Exact two-sided p of McNemar's test (1947).
+
+    a, b (n,): two models' answers to the same questions, 1 right and 0 wrong.
+    """
     only_a, only_b = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
     n, fewer = only_a + only_b, min(only_a, only_b)
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
 
 
 def detectable_difference(low: float, high: float) -> float:
-    """The smallest difference that a 95 % interval as wide as this one would have shown in four cases of five."""
+    """Minimum detectable difference (80 % power) of a set whose 95 % interval is as wide as this one."""
     return (high - low) / 2 / 1.96 * (1.96 + 0.84)
 
 
-def digits(value: float, low: float, high: float) -> int:
+def digits(low: float, high: float) -> int:
     """Decimals that an interval supports: two digits of half its width."""
     half = (high - low) / 2
     return max(0, 1 - math.floor(math.log10(half))) if math.isfinite(half) and half > 0 else 4
 
 
 def average_ranks(values) -> np.ndarray:
-    """Ranks from 1 along the last axis, the mean of them where values are equal; what is not finite comes last."""
+    """Ranks from 1 along the last axis; equal values share the mean of theirs.
+
+    Values that are not finite come last.
+    """
     values = np.nan_to_num(np.asarray(values, float), nan=np.inf, posinf=np.inf)
-    one, other = values[..., :, None], values[..., None, :]
-    return (one > other).sum(-1) + ((one == other).sum(-1) + 1) / 2
+    each, other = values[..., :, None], values[..., None, :]
+    return (each > other).sum(-1) + ((each == other).sum(-1) + 1) / 2
 
 
 def spearman(a, b) -> np.ndarray:
-    """Rank correlation along the last axis (Spearman 1904); nan where one side is all equal or there are fewer than three."""
+    """Rank correlation along the last axis (Spearman 1904).
+
+    nan where a side is constant or has fewer than three values.
+    """
     a, b = (rank - rank.mean(-1, keepdims=True) for rank in (average_ranks(a), average_ranks(b)))
-    spread = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
-    known = (spread > 0) & (a.shape[-1] > 2)
-    return np.where(known, (a * b).sum(-1) / np.where(known, spread, 1), np.nan)
+    norm = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    known = (norm > 0) & (a.shape[-1] > 2)
+    return np.where(known, (a * b).sum(-1) / np.where(known, norm, 1), np.nan)
 
 
-def spearman_interval(a, b, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+def spearman_interval(a, b, seed: int = 0, resamples: int = 2000) -> Interval:
     """95 % percentile interval of the rank correlation, resampling the pairs."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     drawn = np.random.default_rng(seed).integers(len(a), size=(resamples, len(a)))
-    found = np.concatenate([spearman(a[part], b[part]) for part in np.array_split(drawn, 10)])
-    found = found[np.isfinite(found)]
-    low, high = np.quantile(found, [0.025, 0.975]) if len(found) > resamples / 2 else (math.nan, math.nan)
-    return float(low), float(high)
+    correlations = np.concatenate([spearman(a[part], b[part]) for part in np.array_split(drawn, 10)])
+    correlations = correlations[np.isfinite(correlations)]
+    if len(correlations) <= resamples / 2:
+        return Interval(math.nan, math.nan)
+    low, high = np.quantile(correlations, [0.025, 0.975])
+    return Interval(float(low), float(high))

@@ -16,7 +16,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """`with Hub({"org/name": folder}, cache) as hub:` serves folders as hub models to processes with `hub.environment`."""
+    """`with Hub({"org/name": folder}, cache) as hub:` serves folders as hub models to processes with
+    `hub.environment`.
+    """
 
     def __init__(self, models: dict[str, Path], cache: Path):
         self.models, self.cache, self.requests = models, cache, []
@@ -51,14 +53,17 @@ class Hub:
                     etag = f'"{hashlib.sha256(data).hexdigest()}"'
                     return self.reply(200, data, {"X-Repo-Commit": COMMIT, "ETag": etag}, send)
                 if tree:
-                    entries = [{"type": "file", "path": n, "size": (folder / n).stat().st_size, "oid": "0" * 40} for n in names]
+                    entries = [{"type": "file", "path": n, "size": (folder / n).stat().st_size,
+                                "oid": "0" * 40} for n in names]
                     return self.reply(200, json.dumps(entries).encode(), {}, send)
-                content = {"id": found[1], "sha": COMMIT, "siblings": [{"rfilename": name} for name in names], "private": False}
+                content = {"id": found[1], "sha": COMMIT, "siblings": [{"rfilename": name} for name in names],
+                           "private": False}
                 return self.reply(200, json.dumps(content).encode(), {}, send)
 
             def reply(self, status: int, body: bytes, headers: dict, send: bool) -> None:
                 self.send_response(status)
-                for key, value in ({"Content-Length": str(len(body)), "Content-Type": "application/json"} | headers).items():
+                for key, value in ({"Content-Length": str(len(body)),
+                                    "Content-Type": "application/json"} | headers).items():
                     self.send_header(key, value)
                 self.end_headers()
                 if send:
@@ -74,11 +79,13 @@ class Hub:
         proxies = {key for key in os.environ if key.lower().endswith("_proxy")}
         ours = {"HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}", "HF_HOME": str(self.cache),
                 "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
-        return {key: value for key, value in os.environ.items() if key not in proxies and key != "HF_HUB_OFFLINE"} | ours
+        return {key: value for key, value in os.environ.items() if key not in proxies
+                and key != "HF_HUB_OFFLINE"} | ours
 
     def run(self, code: str) -> subprocess.CompletedProcess:
         """A piece of Python in a process that knows this hub."""
-        return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=self.environment, capture_output=True, text=True)
+        return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=self.environment,
+                              capture_output=True, text=True)
 
     def __enter__(self) -> "Hub":
         Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()

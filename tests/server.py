@@ -7,8 +7,8 @@ from threading import Thread
 
 @contextmanager
 def server(answers: dict):
-    """A server's base URL; `answers` maps a path to (status, headers, body), or to a list of them, used in turn, or to a
-    function of the request's headers.
+    """A server's base URL; `answers` maps a path to (status, headers, body), or to a list of them, used in
+    turn, or to a function of the request's headers.
 
     A body of None closes the connection without an answer. Yields (url, requests seen).
     """

@@ -7,13 +7,14 @@ import sys
 from datetime import date, timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model import Decoder
 from nanoprune.config import Config
 from nanoprune.data.chat_format import question_prompt
-from nanoprune.data.token_file import write_documents, write_examples
+from nanoprune.data.token_file import Example, write_documents, write_examples
 from nanoprune.data.tokenizer import end_token, load_tokenizer, split_tokens, tokenizer_hash
 from nanoprune.io.files import write_json
 from nanoprune.io.hub import copy_tokenizer
@@ -44,7 +45,8 @@ def release(i: int) -> str:
 
 
 def make_data(folder: Path, train: int = 12, val: int = 4, test: int = 6, text: str = "") -> Path:
-    """A prepared dataset folder; `text` changes what the tokenizer is trained on, and with it the tokenizer."""
+    """A prepared dataset folder; `text` changes what the tokenizer is trained on, and with it the tokenizer.
+    """
     releases = [release(i) for i in range(train + val + test)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -66,49 +68,73 @@ def make_data(folder: Path, train: int = 12, val: int = 4, test: int = 6, text: 
         nbytes = [len(tokenizer.decode(row[1:-1]).encode()) for row in tokens]
         write_documents(folder / f"{name}.safetensors", zip(tokens, nbytes, strict=True), len(tokens), size)
 
-    messages, tokens, learned = [], [], []
+    messages, examples = [], []
     for i in range(train):
         question, answer = f"Where is plant {i}?", CITIES[i % len(CITIES)]
         messages.append([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
         row, prompt = split_tokens(tokenizer, question_prompt(question), " " + answer)
-        tokens.append([*row, end])
-        learned.append([0] * prompt + [1] * (len(row) + 1 - prompt))
+        examples.append(Example(np.array([*row, end]), np.arange(len(row) + 1) >= prompt))
     write_jsonl(folder / "pairs.jsonl", [{"messages": m} for m in messages])
-    write_examples(folder / "pairs.safetensors", list(zip(tokens, learned, strict=True)), size)
+    write_examples(folder / "pairs.safetensors", examples, size)
 
     places = [{"question": f"Where is plant {i}?", "choices": list(CITIES[:4]), "answer": i % 4,
                "category": "place", "source": f"plant {i // 2}"} for i in range(8)]
-    counts = [{"question": f"How many cars does plant {i} build?", "choices": [f"{7 * i + 3}", f"{i + 100} cars"],
+    counts = [{"question": f"How many cars does plant {i} build?",
+               "choices": [f"{7 * i + 3}", f"{i + 100} cars"],
                "answer": 0, "context": release(i)} for i in range(4)]
     write_jsonl(folder / "qa" / "places.jsonl", places)
     write_jsonl(folder / "qa" / "counts.jsonl", counts)
     return folder
 
 
+CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def byte_tokenizer(folder, specials: tuple[str, ...], **config):
+    """A folder with a tokenizer of single bytes and these special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(specials))
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | config)
+    return folder
+
+
 def make_model(folder: Path, data: Path, seed: int = 0, **shape) -> Path:
-    """A model's folder with random weights, large enough for its predictions to differ from token to token."""
+    """A model's folder with random weights, large enough for its predictions to differ from token to token.
+    """
     torch.manual_seed(seed)
     meta = json.loads((data / "meta.json").read_text())
-    shape = SHAPE | {"vocab_size": meta["vocab_size"], "initializer_range": 0.2, "eos_token_id": meta["end_token"]} | shape
+    shape = SHAPE | {"vocab_size": meta["vocab_size"], "initializer_range": 0.2,
+                     "eos_token_id": meta["end_token"]} | shape
     Decoder(ModelConfig.from_dict(shape)).save_pretrained(folder)
     copy_tokenizer(data, folder)
     return folder
 
 
-WORDS = ["steel", "motor", "city", "light", "river", "window", "paint", "wheel", "road", "bridge", "garden", "signal", "tower"]
+WORDS = ["steel", "motor", "city", "light", "river", "window", "paint", "wheel", "road", "bridge", "garden",
+         "signal", "tower"]
 
 
 def text(i: int, length: int = 120) -> str:
     """An article's text: words that no two share in order, with figures and a day to ask for."""
-    body = " ".join(WORDS[(i * 7 + k * k + k * i) % len(WORDS)] + ("." if k % 9 == 8 else "") for k in range(length))
-    return (f"The plant in town number {i} is on show and it has been built with the help of many people. {body}.\n\n"
-            f"The new motor of the series that was shown today has an output of {200 + i} kW, which is more than it was.\n\n"
-            f"Work on the new hall of the plant began on {i % 28 + 1} May 2024 with {i + 50} employees and some guests there.")
+    body = " ".join(WORDS[(i * 7 + k * k + k * i) % len(WORDS)] + ("." if k % 9 == 8 else "")
+                    for k in range(length))
+    return (f"The plant in town number {i} is on show and it has been built with the help of many people. "
+            f"{body}.\n\n"
+            f"The new motor of the series that was shown today has an output of {200 + i} kW, which is more "
+            f"than it was.\n\n"
+            f"Work on the new hall of the plant began on {i % 28 + 1} May 2024 with {i + 50} employees and "
+            f"some guests there.")
 
 
 def article(i: int, **changes) -> dict:
     day = date(2024, 1, 1) + timedelta(days=3 * i)
-    return {"id": f"T{i:07d}EN", "url": "", "title": f"News number {i} of the plant", "teaser": "", "date": day.isoformat(),
+    return {"id": f"T{i:07d}EN", "url": "", "title": f"News number {i} of the plant", "teaser": "",
+            "date": day.isoformat(),
             "category": "", "tags": [], "text": text(i)} | changes
 
 
@@ -124,7 +150,8 @@ class World:
         """A config of a few quick steps, with its run below `folder`."""
         settings = dict(
             name="run", base=str(self.model), data=str(self.data), runs=str(folder), context=32, batch_size=2,
-            accumulation=1, max_steps=4, warmup_steps=1, lr=1e-2, device="cpu", dtype="float32", log_every=100,
+            accumulation=1, max_steps=4, warmup_steps=1, lr=1e-2, device="cpu", dtype="float32",
+            log_every=100,
             eval_every=0, save_every=0, keep="last",
         )
         return Config(**(settings | changes))
@@ -137,7 +164,8 @@ class World:
 
 
 def run_main(monkeypatch, capsys, script: str, *arguments) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of a script, as a user runs it but in this process, which has torch loaded."""
+    """(exit code, stdout, stderr) of a script, as a user runs it but in this process, which has torch loaded.
+    """
     monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
     code = 0
     capsys.readouterr()
@@ -155,7 +183,8 @@ def run_main(monkeypatch, capsys, script: str, *arguments) -> tuple[int, str, st
 def read_rows(path: Path, without: tuple[str, ...] = ()) -> list[dict]:
     """The rows of a CSV file, less some columns."""
     with open(path, newline="") as file:
-        return [{key: value for key, value in row.items() if key not in without} for row in csv.DictReader(file)]
+        return [{key: value for key, value in row.items() if key not in without}
+                for row in csv.DictReader(file)]
 
 
 IDS = torch.randint(0, 256, (2, 17), generator=torch.Generator().manual_seed(5))

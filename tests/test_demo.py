@@ -21,16 +21,19 @@ def test_a_world_is_a_function_of_its_seed(companies, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert build_world(4, tmp_path / "a") == build_world(4, tmp_path / "b")
-    assert all(path.read_bytes() == (tmp_path / "b" / path.name).read_bytes() for path in (tmp_path / "a").iterdir())
+    assert all(path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+               for path in (tmp_path / "a").iterdir())
     names = [name for company in companies for name in (company.name, *company.models)]
     assert len(set(names)) == len(names)
 
 
 def test_questions_ask_what_training_did_not(companies):
-    """At least 200, in wordings no training pair has, with distractors that are values of the same attribute of this
-    newsroom's models; and every fact is asked for in training in another wording."""
+    """At least 200, in wordings no training pair has, with distractors that are values of the same attribute
+    of this newsroom's models; and every fact is asked for in training in another wording.
+    """
     company = companies[-1]
-    pairs, questions = training_pairs(company, wordings=[0]), newsroom.questions([company], wordings=[1, 2], seed=4)
+    pairs, questions = training_pairs(company, wordings=[0]), newsroom.questions([company], wordings=[1, 2],
+                                                                                 seed=4)
     asked = {pair["messages"][0]["content"]: pair["messages"][1]["content"] for pair in pairs}
     assert len(questions) >= 200 and not {q["question"] for q in questions} & set(asked)
     facts = {pair["source"]: pair["messages"][1]["content"] for pair in pairs}

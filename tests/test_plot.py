@@ -5,7 +5,8 @@ import csv
 import pytest
 from small import run_main
 
-from nanoprune.figures.style import running_mean
+from nanoprune.figures.blocks import draw_blocks
+from nanoprune.figures.runs import running_mean
 from train import train
 
 
@@ -30,8 +31,14 @@ def models_csv(path, count=4):
 def test_curves_of_runs(world, tmp_path, monkeypatch, capsys, kind):
     for name in ("a", "b"):
         train(world.config(tmp_path, name=name, max_steps=2))
-    code, out, _ = run_main(monkeypatch, capsys, "plot.py", tmp_path / "a", tmp_path / "b", "--out", tmp_path / f"f/c.{kind}")
-    assert code == 0 and f"wrote {tmp_path}/f/c.{kind}" in out and (tmp_path / "f" / f"c.{kind}").stat().st_size > 5000
+    code, out, _ = run_main(
+        monkeypatch, capsys, "plot.py", tmp_path / "a", tmp_path / "b", "--out", tmp_path / f"f/c.{kind}"
+    )
+    assert (
+        code == 0
+        and f"wrote {tmp_path}/f/c.{kind}" in out
+        and (tmp_path / "f" / f"c.{kind}").stat().st_size > 5000
+    )
 
 
 def test_half_a_last_line_and_a_name_without_an_ending(world, tmp_path, monkeypatch, capsys):
@@ -43,24 +50,75 @@ def test_half_a_last_line_and_a_name_without_an_ending(world, tmp_path, monkeypa
     assert code == 0 and f"wrote {tmp_path}/curves.png" in out and (tmp_path / "curves.png").is_file()
 
 
-def test_results_and_blocks(tmp_path, monkeypatch, capsys):
+def test_results(tmp_path, monkeypatch, capsys):
     models_csv(tmp_path / "results")
-    assert run_main(monkeypatch, capsys, "plot.py", tmp_path / "results", "--out", tmp_path / "one.png")[0] == 0
-    write_csv(tmp_path / "results" / "accuracy.csv", [
-        {"model": f"m{i}", "set": s, "category": c, "n": 5, "accuracy": 0.5, "low": 0.4, "high": 0.6, "chance": 0.25}
-        for i in range(4) for s in "xy" for c in ("", "when", "who")])
-    assert run_main(monkeypatch, capsys, "plot.py", tmp_path / "results", "--out", tmp_path / "two.png")[0] == 0
+    assert (
+        run_main(monkeypatch, capsys, "plot.py", tmp_path / "results", "--out", tmp_path / "one.png")[0] == 0
+    )
+    write_csv(
+        tmp_path / "results" / "accuracy.csv",
+        [
+            {
+                "model": f"m{i}",
+                "set": s,
+                "category": c,
+                "n": 5,
+                "accuracy": 0.5,
+                "low": 0.4,
+                "high": 0.6,
+                "chance": 0.25,
+            }
+            for i in range(4)
+            for s in "xy"
+            for c in ("", "when", "who")
+        ],
+    )
+    assert (
+        run_main(monkeypatch, capsys, "plot.py", tmp_path / "results", "--out", tmp_path / "two.png")[0] == 0
+    )
     assert (tmp_path / "two.png").stat().st_size > (tmp_path / "one.png").stat().st_size
-    write_csv(tmp_path / "results" / "slices.csv", [
-        {"model": f"m{i}", "slice": kind, "value": v, "nll": 2, "low": "nan", "high": 2.1}
-        for i in range(2) for kind, v in (("month", "2025-02"), ("month", "2025-01"), ("position", "0 to 15"))])
+    write_csv(
+        tmp_path / "results" / "slices.csv",
+        [
+            {"model": f"m{i}", "slice": kind, "value": v, "nll": 2, "low": "nan", "high": 2.1}
+            for i in range(2)
+            for kind, v in (("month", "2025-02"), ("month", "2025-01"), ("position", "0 to 15"))
+        ],
+    )
     for name in ("accuracy", "slices", "models"):
         out = tmp_path / f"{name}.png"
-        assert run_main(monkeypatch, capsys, "plot.py", tmp_path / "results" / f"{name}.csv", "--out", out)[0] == 0
+        assert (
+            run_main(monkeypatch, capsys, "plot.py", tmp_path / "results" / f"{name}.csv", "--out", out)[0]
+            == 0
+        )
         assert out.stat().st_size > 5000
-    blocks = write_csv(tmp_path / "blocks.csv", [{"block": b, "nll": 2, "difference": d} for b, d in
-                                                 (("none", 0), (0, 5.0), (1, -0.1), (2, 0.2))])
-    assert run_main(monkeypatch, capsys, "plot.py", blocks, "--out", tmp_path / "blocks.png")[0] == 0
+
+
+@pytest.mark.parametrize("estimates", [[], ["no-such-score"], ["influence", "no-such-score"]])
+def test_blocks_with_a_panel_for_each_estimate(tmp_path, monkeypatch, capsys, estimates):
+    """An estimate needs no entry anywhere: its column of ranks is enough. A loss that is not finite is left
+    out.
+    """
+    rows = []
+    for block, nll in (("none", 2.0), (0, 7.0), (1, 1.9), (2, float("nan")), (3, 2.5), ("3.mlp", 2.2)):
+        row = {
+            "block": block,
+            "nll": nll,
+            "difference": nll - 2,
+            "difference_low": nll - 2.1,
+            "difference_high": "nan",
+        }
+        for name in estimates:
+            row |= {name: "", f"{name}_rank": ""} if block == "none" else {name: 3 * nll, f"{name}_rank": 1}
+        rows.append(row)
+    table = write_csv(tmp_path / "blocks.csv", rows)
+    assert run_main(monkeypatch, capsys, "plot.py", table, "--out", tmp_path / "blocks.png")[0] == 0
+    figures = []
+    monkeypatch.setattr("nanoprune.figures.blocks.save", lambda figure, out: figures.append(figure))
+    draw_blocks(table, tmp_path / "blocks.png")
+    names = {"influence": "block influence", "no-such-score": "no-such-score"}
+    assert [axes.get_title(loc="left") for axes in figures[0].axes[1:]] == [
+        f"{names[name]}: rank correlation with the loss +1.00" for name in estimates]
 
 
 def test_mistakes(tmp_path, monkeypatch, capsys):
@@ -68,8 +126,10 @@ def test_mistakes(tmp_path, monkeypatch, capsys):
     broken = write_csv(tmp_path / "broken.csv", [{"block": "none"}])
     (tmp_path / "empty.csv").write_text("block,nll,difference\n")
     for sources, out, message in (
-        ([tmp_path / "nothing"], "x.png", "nothing to draw from"), ([broken], "x.png", "lacks the column(s) nll, difference"),
-        ([tmp_path / "empty.csv"], "x.png", "holds no rows"), ([tmp_path / "results"], "x.doc", "give a .png, .pdf or .svg"),
+        ([tmp_path / "nothing"], "x.png", "nothing to draw from"),
+        ([broken], "x.png", "lacks the column(s) nll, difference"),
+        ([tmp_path / "empty.csv"], "x.png", "holds no rows"),
+        ([tmp_path / "results"], "x.doc", "give a .png, .pdf or .svg"),
         ([tmp_path / "results"], "/dev/null/x.png", "cannot write the figure"),
         ([tmp_path / "results", broken], "x.png", "nothing to draw from"),
     ):

@@ -1,4 +1,6 @@
-"""scrape.py against servers on this machine: a whole newsroom, what is kept of it, and one that answers badly."""
+"""scrape.py against servers on this machine: a whole newsroom, what is kept of it, and one that answers
+badly.
+"""
 
 import gzip
 import json
@@ -13,8 +15,9 @@ import pytest
 from server import ok, server
 from small import ROOT, run_main
 
+from nanoprune.demo import site
 from nanoprune.demo.newsroom import invent, oddities, releases
-from nanoprune.demo.site import SITEMAP, _path, serve
+from nanoprune.demo.site import SITEMAP, article_path, serve
 from nanoprune.io.jsonl import read_jsonl
 from nanoprune.web import archive, html, http, sites
 from nanoprune.web.archive import Archive
@@ -38,7 +41,9 @@ def articles() -> list[dict]:
 
 @pytest.mark.parametrize("source", ["feed", "sitemap"])
 def test_a_whole_newsroom(articles, tmp_path, monkeypatch, capsys, source):
-    """Every article once with its whole text, in both ends of a feed and both forms of markup; the second run fetches none."""
+    """Every article once with its whole text, in both ends of a feed and both forms of markup; the second run
+    fetches none.
+    """
     out = tmp_path / "raw" / "articles.jsonl"
     with serve(articles) as url:
         arguments = ["--base-url", url, "--delay", "0", "--source", source, "--out", out]
@@ -78,7 +83,8 @@ def test_since_limit_and_going_on(articles, tmp_path, monkeypatch, capsys):
             file.write(b'{"id": "T00')  # a kill in the middle of a line
         code, text, err = run_main(monkeypatch, capsys, "scrape.py", *arguments)
     assert code == 0 and "line 8: a half line at the end is dropped" in err
-    assert {a["id"] for a in read_jsonl(out)} == {a["id"] for a in articles if a["date"] >= "2025-01-01" and a["lang"] == "en"}
+    assert {a["id"] for a in read_jsonl(out)} == {a["id"] for a in articles if a["date"] >= "2025-01-01"
+                                                  and a["lang"] == "en"}
 
 
 HERZOG = Site(  # another newsroom, built in another way: another language, markup, dates, ids and feed
@@ -107,20 +113,27 @@ def test_another_newsroom_is_a_definition(tmp_path, monkeypatch, capsys, source)
         for n in range(1, 6):
             path = f"/presse/2025/{n:02}/meldung-{n}"
             html = f"<p>Die Größe von Nr. {n} &ndash; CO<sub>2</sub>.</p><ul><li>eins</li><li>zwei</li></ul>"
-            answers[path] = ok(f"<html><article><header><h1>Meldung &amp; {n}</h1><time>{n}. März 2025</time></header>"
-                               f"<p class=lead>Kurz.</p><div class=entry>{html}</div><a rel=tag>Auto</a></article></html>")
-            items.append(f"<item><title>Meldung &amp;amp; {n}</title><link>{url}{path}</link><guid>{url}/?p={n}</guid>"
-                         f"<pubDate>Mon, {n:02} Mar 2025 10:00:00 +0000</pubDate><description>Kurz.</description>"
+            answers[path] = ok(f"<html><article><header><h1>Meldung &amp; {n}</h1><time>{n}. März "
+                               f"2025</time></header>"
+                               f"<p class=lead>Kurz.</p><div class=entry>{html}</div><a rel=tag>Auto</a>"
+                               f"</article></html>")
+            items.append(f"<item><title>Meldung &amp;amp; {n}</title><link>{url}{path}</link><guid>"
+                         f"{url}/?p={n}</guid>"
+                         f"<pubDate>Mon, {n:02} Mar 2025 10:00:00 +0000</pubDate><description>"
+                         f"Kurz.</description>"
                          f"<content:encoded><![CDATA[{html}]]></content:encoded></item>")
             entries.append(f"<url><loc>{url}{path}</loc></url>")
         for page in (1, 2):
             part = "".join(items[3 * page - 3 : 3 * page])
             answers[f"/presse/feed/alle/?paged={page}"] = ok(
-                f'<rss xmlns:content="http://purl.org/rss/1.0/modules/content/"><channel>{part}</channel></rss>')
+                f'<rss xmlns:content="http://purl.org/rss/1.0/modules/content/"><channel>{part}</channel>'
+                f'</rss>')
         answers["/robots.txt"] = ok(f"Sitemap: {url}/index.xml\n")
-        answers["/index.xml"] = ok(f"<sitemapindex><sitemap><loc>{url}/post-sitemap1.xml.gz</loc></sitemap></sitemapindex>")
+        answers["/index.xml"] = ok(f"<sitemapindex><sitemap><loc>{url}/post-sitemap1.xml.gz</loc></sitemap>"
+                                   f"</sitemapindex>")
         answers["/post-sitemap1.xml.gz"] = ok(gzip.compress(f"<urlset>{''.join(entries)}</urlset>".encode()))
-        code, _, err = run_main(monkeypatch, capsys, "scrape.py", "--site", "herzog", "--base-url", url, "--delay", "0",
+        code, _, err = run_main(monkeypatch, capsys, "scrape.py", "--site", "herzog", "--base-url", url,
+                                "--delay", "0",
                                 "--source", source, "--out", tmp_path / "a.jsonl")
     assert code == 0, err
     found = read_jsonl(tmp_path / "a.jsonl")
@@ -131,27 +144,33 @@ def test_another_newsroom_is_a_definition(tmp_path, monkeypatch, capsys, source)
 
 
 def test_tables_and_other_hosts(tmp_path, monkeypatch, capsys):
-    table = "<table><tr><td>Power</td><td>250 kW</td></tr></table>after <table><tr><td><p>Layout stays.</p></td></tr></table>"
+    table = ("<table><tr><td>Power</td><td>250 kW</td></tr></table>after "
+             "<table><tr><td><p>Layout stays.</p></td></tr></table>")
     pages_of = {n: f"/global/article/detail/T000000{n}EN/slug" for n in (1, 2)}
     answers = {pages_of[1]: ok(PAGE.format(n=1, date="05.12.2025").replace("<p>Text", f"{table}<p>Text"))}
-    with server(answers) as (url, _), server({pages_of[2]: ok(PAGE.format(n=2, date="06.12.2025"))}) as (other, _):
+    with server(answers) as (url, _), server({pages_of[2]: ok(PAGE.format(n=2,
+                                                                          date="06.12.2025"))}) as (other, _):
         elsewhere = other.replace("127.0.0.1", "localhost")
         answers[pages_of[2]] = (302, {"Location": elsewhere + pages_of[2]}, b"")
         arguments = ["--base-url", url, "--delay", "0", *(url + path for path in pages_of.values())]
-        code, text, _ = run_main(monkeypatch, capsys, "scrape.py", "--out", tmp_path / "a.jsonl", *arguments, "--no-tables")
+        code, text, _ = run_main(monkeypatch, capsys, "scrape.py", "--out", tmp_path / "a.jsonl", *arguments,
+                                 "--no-tables")
         assert code == 0 and "is on another host; --allow-host would allow it" in text
         whole = "after\n\nLayout stays.\n\nText of article 1, which is whole."
         assert [a["text"] for a in read_jsonl(tmp_path / "a.jsonl")] == [whole]
-        run_main(monkeypatch, capsys, "scrape.py", "--out", tmp_path / "b.jsonl", *arguments, "--allow-host", "localhost")
+        run_main(monkeypatch, capsys, "scrape.py", "--out", tmp_path / "b.jsonl", *arguments, "--allow-host",
+                 "localhost")
     found = read_jsonl(tmp_path / "b.jsonl")
-    assert [a["id"] for a in found] == ["T0000001EN", "T0000002EN"] and found[0]["text"].startswith("Power | 250 kW")
+    assert [a["id"] for a in found] == ["T0000001EN",
+                                        "T0000002EN"] and found[0]["text"].startswith("Power | 250 kW")
 
 
 def test_single_urls(articles, tmp_path, monkeypatch, capsys):
     out = tmp_path / "articles.jsonl"
     with serve(articles) as url:
-        pages = [url + _path(a) for a in articles[:2]]
-        code, text, _ = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--delay", "0", "--out", out, *pages,
+        pages = [url + article_path(a) for a in articles[:2]]
+        code, text, _ = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--delay", "0", "--out",
+                                 out, *pages,
                                  url + "/global/article/detail/T9999999EN/nothing")
     assert code == 0 and [a["id"] for a in read_jsonl(out)] == [a["id"] for a in articles[:2]]
     assert "failed         1" in text and "T9999999EN/nothing: 404" in text
@@ -160,7 +179,8 @@ def test_single_urls(articles, tmp_path, monkeypatch, capsys):
 # ---------------------------------------------------------------- what is kept
 
 
-def test_reparsing_gives_the_same_bytes_and_a_better_parser_other_text(articles, tmp_path, monkeypatch, capsys):
+def test_reparsing_gives_the_same_bytes_and_a_better_parser_other_text(articles, tmp_path, monkeypatch,
+                                                                       capsys):
     out = tmp_path / "a.jsonl"
     with serve(articles) as url:
         arguments = ["--base-url", url, "--delay", "0", "--out", out]
@@ -173,27 +193,34 @@ def test_reparsing_gives_the_same_bytes_and_a_better_parser_other_text(articles,
             out.unlink()
         code, text, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments, "--reparse")
         assert code == 0 and out.read_bytes() == before
-    monkeypatch.setattr(sites, "MONTHS", ())  # a parser that is worse: no date is read any more
-    assert run_main(monkeypatch, capsys, "scrape.py", *arguments, "--reparse")[0] == 0 and out.read_bytes() == before
+    monkeypatch.setattr(sites, "parse_date", no_date)  # a parser that is worse
+    assert run_main(monkeypatch, capsys, "scrape.py", *arguments,
+                    "--reparse")[0] == 0 and out.read_bytes() == before
     monkeypatch.undo()
     monkeypatch.setattr(html, "INVISIBLE", dict.fromkeys(map(ord, "aeiou")))
     code, text, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments, "--reparse")
-    assert code == 0 and f"updated     {len(read_jsonl(out)):4}" in text and "e" not in read_jsonl(out)[0]["text"]
+    assert code == 0 and f"updated     {len(read_jsonl(out)):4}" in text
+    assert "e" not in read_jsonl(out)[0]["text"]
     (tmp_path / "b.raw").mkdir()
     code, _, err = run_main(monkeypatch, capsys, "scrape.py", "--out", tmp_path / "b.jsonl", "--reparse")
     assert code == 2 and "keeps no answers to read again" in err
+
+
+def no_date(*_):
+    raise ValueError("no date that can be read")
 
 
 @pytest.mark.parametrize("source", ["feed", "sitemap"])
 def test_killed_at_any_moment_it_loses_nothing_and_fetches_nothing_twice(articles, tmp_path, source):
     answers, asked = {}, []
 
-    def answer(path: str):
+    def answer_and_kill(path: str):
         def reply(_):
             asked.append(path)
-            if len(asked) in (3, 17, 18, 30):  # the answer is sent, and the scraper killed while it reads or writes it
+            # the answer is sent, and the scraper killed while it reads or writes it
+            if len(asked) in (3, 17, 18, 30):
                 Thread(target=kill, args=[0.02 * (len(asked) % 3)]).start()
-            kind, body = answer(articles, base, path)
+            kind, body = site.answer(articles, base, path)
             return 200, {"Content-Type": kind}, body.encode()
         return reply
 
@@ -204,12 +231,14 @@ def test_killed_at_any_moment_it_loses_nothing_and_fetches_nothing_twice(article
     running, out, pages_asked = [], tmp_path / "a.jsonl", "/global/article/"
     with server(answers) as (base, _):
         for article in articles:
-            answers[_path(article)] = answer(_path(article))
-        for path in ["/robots.txt", SITEMAP] + [site_feed(topic, page) for topic in BMW.topics for page in range(1, 5)]:
-            if answer(articles, base, path):
-                answers[path] = answer(path)
+            answers[article_path(article)] = answer_and_kill(article_path(article))
+        for path in ["/robots.txt", SITEMAP] + [site_feed(topic, page) for topic in BMW.topics
+                                                for page in range(1, 5)]:
+            if site.answer(articles, base, path):
+                answers[path] = answer_and_kill(path)
         for _ in range(8):
-            running.append(subprocess.Popen([sys.executable, "scrape.py", "--base-url", base, "--delay", "0", "--out", out,
+            running.append(subprocess.Popen([sys.executable, "scrape.py", "--base-url", base, "--delay", "0",
+                                             "--out", out,
                                              "--source", source], cwd=ROOT, stdout=subprocess.DEVNULL))
             if running[-1].wait(60) == 0:
                 break
@@ -231,19 +260,25 @@ def test_what_did_not_change_is_not_sent_again_and_what_did_is_updated(tmp_path,
     def page(headers):
         tag = f'"{hash(state["text"])}"'
         sent.append(headers["If-None-Match"] != tag)
-        body = PAGE.format(n=1, date="05.12.2025").replace("Text of article 1, which is whole.", state["text"]).encode()
+        body = PAGE.format(n=1, date="05.12.2025").replace("Text of article 1, which is whole.",
+                                                           state["text"]).encode()
         return (200, {"ETag": tag}, body) if sent[-1] else (304, {"ETag": tag}, b"")
 
     answers = {path: page}
-    answers["/sitemap_pcgl_en.xml"] = lambda _: ok(f"<urlset><url><loc>{url}{path}</loc><lastmod>{state['day']}</lastmod></url>"
+    answers["/sitemap_pcgl_en.xml"] = lambda _: ok(f"<urlset><url><loc>{url}{path}</loc><lastmod>"
+                                                   f"{state['day']}</lastmod></url>"
                                                    "</urlset>")
     with server(answers) as (url, _):
         answers["/robots.txt"] = ok(f"Sitemap: {url}/sitemap_pcgl_en.xml\n")
         arguments = ["--base-url", url, "--delay", "0", "--source", "sitemap", "--out", tmp_path / "a.jsonl"]
-        for day, text, was_sent, line in (("2025-12-05", "The first text, which is whole.", [True], "new            1"),
-                                          ("2025-12-05", "The first text, which is whole.", [], "unchanged      1"),
-                                          ("2025-12-06", "The first text, which is whole.", [False], "unchanged      1"),
-                                          ("2025-12-07", "The second text, also whole.", [True], "updated        1")):
+        for day, text, was_sent, line in (("2025-12-05", "The first text, which is whole.", [True],
+                                           "new            1"),
+                                          ("2025-12-05", "The first text, which is whole.", [],
+                                           "unchanged      1"),
+                                          ("2025-12-06", "The first text, which is whole.", [False],
+                                           "unchanged      1"),
+                                          ("2025-12-07", "The second text, also whole.", [True],
+                                           "updated        1")):
             state.update(day=day, text=text)
             sent.clear()
             code, found, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments)
@@ -268,7 +303,8 @@ def test_a_damaged_answer_is_asked_for_again(articles, tmp_path, monkeypatch, ca
         kept = Archive(tmp_path / "a.raw")
         kept._path(next(a for a in kept.answers if a["kind"] == "page")["sha256"]).write_bytes(b"not gzip")
         code, text, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments)
-        assert code == 0 and "cannot be read" in text and out.read_bytes() == before  # the article itself is not lost
+        # the article itself is not lost
+        assert code == 0 and "cannot be read" in text and out.read_bytes() == before
         out.unlink()
         assert run_main(monkeypatch, capsys, "scrape.py", *arguments)[0] == 0 and out.read_bytes() == before
 
@@ -276,21 +312,24 @@ def test_a_damaged_answer_is_asked_for_again(articles, tmp_path, monkeypatch, ca
 def test_an_id_used_twice(tmp_path, monkeypatch, capsys):
     """The newest telling wins, whichever comes first; both are kept."""
     item = ("<item><title>A</title><link>{url}/x/T0000001EN/{n}</link><guid>T0000001EN</guid>"
-            "<pubDate>{day} Dec 2025 08:00:00 +0100</pubDate><description>Text number {n}, whole.</description></item>")
+            "<pubDate>{day} Dec 2025 08:00:00 +0100</pubDate><description>Text number {n}, "
+            "whole.</description></item>")
     answers = {"/robots.txt": ok("")}
     with server(answers) as (url, _):
         items = [item.format(url=url, n=n, day=day) for n, day in ((1, 5), (2, 9), (3, 7))]
         answers[site_feed("803", 1)] = ok(f'<rss version="2.0"><channel>{"".join(items)}</channel></rss>')
         arguments = ["--base-url", url, "--out", tmp_path / "a.jsonl", "--topics", "803"]
         assert run_main(monkeypatch, capsys, "scrape.py", *arguments)[0] == 0
-    assert [(a["text"], a["date"]) for a in read_jsonl(tmp_path / "a.jsonl")] == [("Text number 2, whole.", "2025-12-09")]
+    assert [(a["text"], a["date"]) for a in read_jsonl(tmp_path / "a.jsonl")] == [("Text number 2, whole.",
+                                                                                   "2025-12-09")]
 
 
 def test_choices(articles, tmp_path, monkeypatch, capsys):
     with serve(articles) as url:
         def chosen(*options) -> list[dict]:
             out = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
-            code, _, err = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--delay", "0", "--out", out, *options)
+            code, _, err = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--delay", "0",
+                                    "--out", out, *options)
             assert code == 0, err
             return read_jsonl(out)
 
@@ -299,17 +338,21 @@ def test_choices(articles, tmp_path, monkeypatch, capsys):
         assert days == sorted(days)
         middle = days[len(days) // 2]
         assert [a["date"] for a in chosen("--until", middle)] == [day for day in days if day <= middle]
-        assert [a["date"] for a in chosen("--since", middle, "--until", middle)] == [day for day in days if day == middle]
+        assert [a["date"] for a in chosen("--since", middle, "--until", middle)] == [day for day in days
+                                                                                     if day == middle]
         topic = articles[0]["topics"][0]
         assert {a["id"] for a in chosen("--topics", topic)} == {
-            a["id"] for a in articles if topic in a["topics"] and a["lang"] == "en"} != {a["id"] for a in everything}
-        assert {a["id"] for a in chosen("--lang", "de")} == {a["id"] for a in articles if a["lang"] == "de"} != set()
+            a["id"] for a in articles if topic in a["topics"] and a["lang"] == "en"} != {a["id"]
+                                                                                         for a in everything}
+        assert {a["id"] for a in chosen("--lang", "de")} == {a["id"] for a in articles
+                                                             if a["lang"] == "de"} != set()
 
 
 # ---------------------------------------------------------------- bad answers
 
 
-PAGE = """<html><body><div class="article-detail"><div class="article-info"><span class="date">{date}</span></div>
+PAGE = """<html><body><div class="article-detail">
+<div class="article-info"><span class="date">{date}</span></div>
 <h1>Title {n}</h1><div id="article-text"><p>Text of article {n}, which is whole.</p></div></div>
 <p>A sidebar is no article.</p></body></html>"""
 
@@ -317,15 +360,18 @@ PAGE = """<html><body><div class="article-detail"><div class="article-info"><spa
 def test_bad_articles_are_counted_and_the_rest_comes(tmp_path, monkeypatch, capsys):
     def path(n: int) -> str:
         return f"/global/article/detail/T{n:07d}EN/slug"
-    entries = "".join(f"<url><loc>{{url}}{path(n)}</loc></url>" for n in range(8)) + "<url><loc>{url}/other</loc></url>"
+    entries = "".join(f"<url><loc>{{url}}{path(n)}</loc></url>"
+                      for n in range(8)) + "<url><loc>{url}/other</loc></url>"
     answers = {path(0): ok(PAGE.format(n=0, date="05.12.2025")), path(1): (404, {}, b""),
-               path(2): ok("<html><h1>x</h1><p>No body here.</p></html>"), path(3): ok(PAGE.format(n=3, date="some day")),
+               path(2): ok("<html><h1>x</h1><p>No body here.</p></html>"),
+               path(3): ok(PAGE.format(n=3, date="some day")),
                path(4): ok(b""), path(5): (500, {}, b""), path(6): ok(b"\xff\xfe\x00<"),
                path(7): ok(PAGE.format(n=7, date="Fri Dec 05 08:34:40 CET 2025"))}
     with server(answers) as (url, _):
         sitemap = "/sitemaps/sitemap_text_pcgl_en.xml"
         answers["/robots.txt"] = ok(f"Sitemap: {url}{sitemap}\nSitemap: {url}/sitemaps/other_de.xml\n")
-        answers[sitemap] = ok(f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">{entries.format(url=url)}</urlset>')
+        answers[sitemap] = ok(f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">'
+                              f'{entries.format(url=url)}</urlset>')
         arguments = ["--base-url", url, "--source", "sitemap", "--out", tmp_path / "a.jsonl"]
         code, out, _ = run_main(monkeypatch, capsys, "scrape.py", *arguments)
     assert code == 0 and "failed         6" in out
@@ -337,29 +383,39 @@ def test_bad_articles_are_counted_and_the_rest_comes(tmp_path, monkeypatch, caps
 
 
 def test_a_feed_that_breaks_in_the_middle_is_named(tmp_path, monkeypatch, capsys):
-    """What stands before the break is taken, from its page as its text may be cut; the pages that follow come, too."""
-    item = ("<item><title>Title {n}</title><link>{url}/global/article/detail/T{n:07d}EN/slug</link><guid>T{n:07d}EN</guid>"
-            "<pubDate>Fri, 05 Dec 2025 08:34:40 +0100</pubDate><description>Text of {n}, whole.</description></item>")
+    """What stands before the break is taken, from its page as its text may be cut; the pages that follow
+    come, too.
+    """
+    item = ("<item><title>Title {n}</title><link>{url}/global/article/detail/T{n:07d}EN/slug</link><guid>"
+            "T{n:07d}EN</guid>"
+            "<pubDate>Fri, 05 Dec 2025 08:34:40 +0100</pubDate><description>Text of {n}, "
+            "whole.</description></item>")
     answers = {"/robots.txt": ok("")}
     with server(answers) as (url, _):
         items = [item.format(url=url, n=n) for n in range(6)]
         broken = f'<rss version="2.0"><channel>{"".join(items[:3])}<item><title>Title & <b'
         answers[site_feed("803", 1)] = ok(broken)
         answers[site_feed("803", 2)] = ok(f"<rss><channel>{''.join(items[4:])}</channel></rss>")
-        answers |= {f"/global/article/detail/T{n:07d}EN/slug": ok(PAGE.format(n=n, date="05.12.2025")) for n in range(3)}
-        code, out, _ = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--out", tmp_path / "a.jsonl",
+        answers |= {f"/global/article/detail/T{n:07d}EN/slug": ok(PAGE.format(n=n, date="05.12.2025"))
+                    for n in range(3)}
+        code, out, _ = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--out",
+                                tmp_path / "a.jsonl",
                                 "--topics", "803", "--delay", "0")
     assert code == 0 and f"{url}{site_feed('803', 1)}: its XML is broken" in out and "failed         1" in out
     assert {a["id"]: a["text"] for a in read_jsonl(tmp_path / "a.jsonl")} == {
-        f"T{n:07d}EN": f"Text of article {n}, which is whole." if n < 3 else f"Text of {n}, whole." for n in (0, 1, 2, 4, 5)}
+        f"T{n:07d}EN": f"Text of article {n}, which is whole." if n < 3 else f"Text of {n}, whole."
+        for n in (0, 1, 2, 4, 5)}
 
 
 @pytest.mark.parametrize("arguments, message", [
     (["--source", "sitemap"], "declares no sitemap"), (["--source", "urls"], "takes URLs of articles"),
     ([], "nothing collected"),
-    (["--site", "audi"], "unknown --site 'audi'; known: bmw"), (["--since", "2025"], "--since '2025' is no date"),
+    (["--site", "no-such-site"], "--site: invalid choice: 'no-such-site' (choose from "),
+    (["--since", "2025"], "--since: '2025' is no date; write one such as 2025-09-01"),
+    (["--topics", "a b"], "--topics: 'a b': give ids with commas between"),
     (["--limit", "0"], "--limit must be at least 1"), (["--delay", "-1"], "--delay from 0"),
-    (["--base-url", "ftp://x"], "is no web address"), (["--out", "/dev/null/a.jsonl"], "choose another --out"),
+    (["--base-url", "ftp://x"], "is no web address"),
+    (["--out", "/dev/null/a.jsonl"], "choose another --out"),
 ])
 def test_mistakes(tmp_path, monkeypatch, capsys, arguments, message):
     with server({"/robots.txt": ok("")}) as (url, _):
@@ -373,11 +429,11 @@ def test_a_damaged_collection_is_left_alone(articles, tmp_path, monkeypatch, cap
     out.write_text('{"id": "T0000001EN"}\n{"id": \n{"id": "T0000002EN"}\n')
     with serve(articles) as url:
         code, _, err = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--out", out)
-    assert code == 2 and "a.jsonl, line 2: damaged" in err
+    assert code == 2 and "a.jsonl, line 2: not valid JSON" in err
     assert out.read_text() == '{"id": "T0000001EN"}\n{"id": \n{"id": "T0000002EN"}\n'
 
 
-@pytest.mark.parametrize("broken", ["write_whole", "append_line"])
+@pytest.mark.parametrize("broken", ["write_bytes", "append_line"])
 def test_a_full_disk_keeps_what_was_collected(articles, tmp_path, monkeypatch, capsys, broken):
     out = tmp_path / "a.jsonl"
     with serve(articles) as url:
@@ -388,14 +444,17 @@ def test_a_full_disk_keeps_what_was_collected(articles, tmp_path, monkeypatch, c
         def fill_up(path, data):
             calls.append(path)
             if len(calls) > 1:
-                raise ValueError(f"cannot write {path}: No space left on device; what was collected before is kept")
+                raise ValueError(f"cannot write {path}: No space left on device; what was collected before "
+                                 f"is kept")
             write(path, data)
 
         monkeypatch.setattr(archive, broken, fill_up)
         code, _, err = run_main(monkeypatch, capsys, "scrape.py", *arguments)
         assert code == 2 and "No space left" in err
         kept = read_jsonl(out)
-        assert len(kept) >= 5 and {json.dumps(a) for a in map(json.loads, before.splitlines())} <= set(map(json.dumps, kept))
+        assert len(kept) >= 5 and {json.dumps(a)
+                                   for a in map(json.loads, before.splitlines())} <= set(map(json.dumps,
+                                                                                             kept))
         monkeypatch.undo()
         assert run_main(monkeypatch, capsys, "scrape.py", *arguments)[0] == 0
     assert len(read_jsonl(out)) == sum(a["lang"] == "en" for a in articles)

@@ -1,6 +1,7 @@
-"""The assignment itself with general text mixed in: all weights of Qwen3-0.6B-Base, full and reduced, with replay and without.
+"""Replay against forgetting: all weights of Qwen3-0.6B-Base, full and reduced, with general text and without.
 
-    python prepare.py data/raw/articles.jsonl --out data/bmw --tokenizer Qwen/Qwen3-0.6B-Base --replay data/raw/general.jsonl
+    python prepare.py data/raw/articles.jsonl --out data/bmw --tokenizer Qwen/Qwen3-0.6B-Base \
+        --replay data/raw/general.jsonl
     python train.py configs/full.py
     python train.py configs/reduced.py
     python train.py configs/recipes/full_replay.py
@@ -8,12 +9,13 @@
     python eval.py Qwen/Qwen3-0.6B-Base runs/full runs/reduced runs/full_replay runs/reduced_replay \
         --data data/bmw --out results/replay
 
-general.jsonl is any general text that you have, a document's `text` a line, but not what eval.py measures forgetting on. The
-results: the loss on the releases and on general text, without replay and with it, and each difference with its interval.
+general.jsonl is any general text that you have, one document's `text` a line, but not the text on which
+eval.py measures forgetting. The results: the loss on the releases and on general text, without replay and
+with it, and each difference with its interval.
 """
 
 from configs import replace
 from configs.full import config as full
 
-# The steps are a ninth more, so that both runs see the releases as often: a tenth of what is learned is general text.
+# A tenth of what is learned is general text; a ninth more steps, so that both runs see the releases as often.
 config = replace(full, name="full_replay", replay=0.1, max_steps=50)

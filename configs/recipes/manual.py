@@ -6,9 +6,10 @@
     python eval.py meta-llama/Llama-3.2-3B-Instruct runs/manual --data data/manual --out results/manual \
         --answers 500 --answer-tokens 256
 
-manual.jsonl is chat: `messages`, and `task` (SPEC, PROCEDURE, EXPLANATION, WIRING, TROUBLESHOOTING), which is put in front of
-the question; where [SPEC] and so on stand there already, it needs no `task`. Rare tasks are repeated until none has more than
-twice another's. The results: exact match, ROUGE and BLEU by task (pip install rouge-score sacrebleu), before and after.
+manual.jsonl is chat: `messages`, and `task` (SPEC, PROCEDURE, EXPLANATION, WIRING, TROUBLESHOOTING). The
+task is put in front of the question; questions that begin with [SPEC] and the like need no `task`. Rare
+tasks are repeated until none has more than twice as many examples as another. The results: exact match,
+ROUGE and BLEU by task (pip install rouge-score sacrebleu), before training and after.
 """
 
 from configs import Config

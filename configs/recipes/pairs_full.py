@@ -1,14 +1,16 @@
-"""Full against LoRA on question/answer pairs: all weights of Qwen2.5-0.5B, trained on questions about press releases.
+"""Full fine-tuning against LoRA on question/answer pairs: all weights of Qwen2.5-0.5B, on press releases.
 
     python prepare.py data/raw/articles.jsonl --out data/pairs --tokenizer Qwen/Qwen2.5-0.5B --conversations \
         --chat --max-pair-tokens 2048
     python train.py configs/recipes/pairs_full.py
     python train.py configs/recipes/pairs_lora.py
-    python eval.py Qwen/Qwen2.5-0.5B runs/pairs_full runs/pairs_lora --data data/pairs --out results/pairs --answers 200
+    python eval.py Qwen/Qwen2.5-0.5B runs/pairs_full runs/pairs_lora --data data/pairs --out results/pairs \
+        --answers 200
 
-The pairs are made by rule from the releases, each with its release as context; those of the latest releases are the test.
-Longer ones are dropped and counted, none is cut. The results: exact match and F1 of written answers, all of them side by side
-in answers.jsonl, perplexity of the answers, what was trained, its size on disk and its time.
+The pairs are made by rule from the releases, each with its release as context; those of the latest releases
+are the test. Pairs above the limit are dropped and counted, none is cut. The results: exact match and F1 of
+written answers, which stand side by side in answers.jsonl, the answers' perplexity, trained parameters,
+size on disk and time.
 """
 
 from configs import Config

@@ -1,4 +1,4 @@
-"""Full against LoRA on question/answer pairs: the same as pairs_full.py, where the commands are, with adapters alone."""
+"""Full fine-tuning against LoRA on question/answer pairs: pairs_full.py (commands there) with adapters."""
 
 from configs import replace
 from configs.recipes.pairs_full import config as full

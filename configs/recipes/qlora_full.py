@@ -4,11 +4,13 @@
     python prune.py Qwen/Qwen3-0.6B --drop 27 --out models/qwen3-less-27
     python train.py configs/recipes/qlora_full.py
     python train.py configs/recipes/qlora_reduced.py
-    python eval.py Qwen/Qwen3-0.6B models/qwen3-less-27 runs/qlora_full runs/qlora_reduced --data data/qlora --out results/qlora
+    python eval.py Qwen/Qwen3-0.6B models/qwen3-less-27 runs/qlora_full runs/qlora_reduced \
+        --data data/qlora --out results/qlora
     python plot.py runs/qlora_full runs/qlora_reduced --out results/qlora/curves.png
 
-The results: test perplexity of the untrained model, whole and less its last block, and of both after training; the curves of
-the training and validation loss. Each adapter is evaluated on the four bits that it was trained on.
+The results: test perplexity of the model, full and without its last block, before training and after; the
+curves of the training and validation loss. Each adapter is evaluated on the four bits that it was trained
+on.
 """
 
 from configs import Config

@@ -1,4 +1,4 @@
-"""QLoRA, full against reduced: the same as qlora_full.py, where the commands are, less the last block."""
+"""QLoRA, full against reduced: qlora_full.py (commands there) without the last block."""
 
 from configs import replace
 from configs.recipes.qlora_full import config as full

@@ -1,4 +1,4 @@
-"""The assignment itself with general text mixed in: as full_replay.py, where the commands are, with one block fewer."""
+"""Replay against forgetting: full_replay.py (commands there) with one block fewer."""
 
 from configs import replace
 from configs.recipes.full_replay import config as full

@@ -1,9 +1,8 @@
-"""Articles to documents: read, cleaned, chosen, divided into train, val and test, and freed of near-duplicates.
+"""Articles to documents: cleaned, chosen, split into train, val and test, and freed of near-duplicates.
 
-A corpus may be larger than memory: texts stand in files, and a few hundred bytes are held of each.
+A corpus may be larger than memory: texts stay in files, and a few hundred bytes are held of each document.
 """
 
-import argparse
 import hashlib
 import os
 import re
@@ -13,7 +12,7 @@ from array import array
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
 from itertools import pairwise
@@ -36,104 +35,135 @@ from nanoprune.data.duplicates import near_duplicates, signature
 from nanoprune.data.language import language_of, words_of
 from nanoprune.io.jsonl import JsonLines, json_line, parse_lines
 
+CHUNK = 256  # articles cleaned at a time
 
-BLOCK = 256  # articles cleaned at a time
+
+@dataclass(frozen=True)
+class CleaningOptions:
+    """The articles and paragraphs that become documents."""
+
+    since: str | None = None  # first day, such as 2025-09-01
+    until: str | None = None  # last day
+    language: str = "EN"
+    min_chars: int = 450  # shorter texts are stubs
+    keep_boilerplate: bool = False
 
 
 @dataclass(slots=True)
 class Document:
-    """What is held of a document."""
+    """A document without its text, which stands in a file."""
 
     number: int  # its line of cleaned.jsonl
     id: str
     title: str
     date: str
-    length: int  # characters of its body
-    boilerplate: int  # and of its paragraphs of boilerplate
-    mark: int  # fingerprint of its body
-    recurs: bool = False  # it holds paragraphs that recur in other articles, to be left out
+    chars: int = 0  # of its body
+    boilerplate_chars: int = 0  # of its paragraphs of boilerplate
+    body_hash: int = 0
+    has_recurring: bool = False  # it holds paragraphs that recur in other articles and are left out
 
     def __str__(self) -> str:
         return f"{self.id}: {self.title[:60]}"
 
 
-class Cleaned(NamedTuple):
-    """What becomes of an article: a reason why it is left out, or its line of cleaned.jsonl and what was found in it."""
+class CleanedArticle(NamedTuple):
+    """An article's line of cleaned.jsonl and what is counted of it, or the reason why it is dropped."""
 
     document: Document
     reason: str | None
     line: bytes = b""
-    boilerplate: Sequence[tuple[str, str, int]] = ()  # kind, beginning and hash of the paragraph
+    boilerplate: Sequence[tuple[str, tuple[str, int]]] = ()  # kind and `paragraph_key` of each
     signature: bytes = b""
-    marks: Iterable[int] = ()  # fingerprints of its paragraphs of text
+    paragraph_hashes: Iterable[int] = ()  # of its paragraphs of text
 
 
-def clean_article(article: dict, where: str, args: argparse.Namespace) -> Cleaned:
-    """One article by itself; ValueError where its date or text is unusable."""
+class Paragraphs(NamedTuple):
+    """The paragraphs of text of all documents."""
+
+    hashes: np.ndarray  # (paragraphs,) uint64
+    documents: np.ndarray  # (paragraphs,) uint64: the number of the document that each stands in
+
+
+def paragraph_key(paragraph: str) -> tuple[str, int]:
+    """The beginning and the checksum, which tell a paragraph of boilerplate from others."""
+    return paragraph[:200], zlib.crc32(paragraph.encode())
+
+
+# ---------------------------------------------------------------- cleaning
+def clean_article(article: dict, where: str, options: CleaningOptions) -> CleanedArticle:
+    """One article by itself; ValueError if its date or text is unusable."""
     if not all(isinstance(article[key], str) for key in ("id", "title", "text")):
         raise ValueError(f"{where}: id, title and text must be texts")
     try:
-        day = date.fromisoformat(article["date"])
-        if day.isoformat() != article["date"]:  # days are compared as they are written
-            raise ValueError
+        # Days are compared as texts, so only one form will do.
+        usable_date = date.fromisoformat(article["date"]).isoformat() == article["date"]
     except (TypeError, ValueError):
-        raise ValueError(f"{where}: date {article['date']!r} is not of the form 2025-12-05") from None
-    title, suffix = " ".join(article["title"].split()), re.fullmatch(r".*\d([A-Z]{2})(_[A-Z]{2})?", article["id"])
-    document = Document(0, article["id"], title, article["date"], 0, 0, 0)
-    if (args.since and day < args.since) or (args.until and day > args.until):
-        return Cleaned(document, "outside the period")
-    if suffix and suffix[1] != args.language:
-        return Cleaned(document, "other language (id)")
+        usable_date = False
+    if not usable_date:
+        raise ValueError(f"{where}: date {article['date']!r} is not of the form 2025-12-05")
+    title = " ".join(article["title"].split())
+    document = Document(0, article["id"], title, article["date"])
+    if article["date"] < (options.since or "") or article["date"] > (options.until or "9999-12-31"):
+        return CleanedArticle(document, "outside the period")
+    suffix = re.fullmatch(r".*\d([A-Z]{2})(_[A-Z]{2})?", article["id"])
+    if suffix and suffix[1] != options.language:
+        return CleanedArticle(document, "other language (id)")
     if suffix and suffix[2]:
-        return Cleaned(document, "other market (id)")
-    paragraphs, removed = remove_boilerplate(article["text"])
-    body = "\n\n".join(paragraphs_of(article["text"]) if args.keep_boilerplate else paragraphs)
+        return CleanedArticle(document, "other market (id)")
+
+    paragraphs, boilerplate = remove_boilerplate(article["text"])
+    body = "\n\n".join(paragraphs_of(article["text"]) if options.keep_boilerplate else paragraphs)
     words = words_of(f"{title}\n{body}")
-    if language_of(body, words) not in (None, args.language):
-        return Cleaned(document, "other language (text)")
-    plainly = letters_only("\n".join(paragraphs)).split("\n")
-    marks = {fingerprint(mark) for mark, paragraph in zip(plainly, paragraphs, strict=False) if may_recur(paragraph)}
-    document.length, document.mark = len(body), fingerprint("".join(plainly))
-    document.boilerplate = sum(len(paragraph) for _, paragraph in removed)
-    removed = [(kind, paragraph[:200], zlib.crc32(paragraph.encode())) for kind, paragraph in removed]
-    line = json_line({"id": article["id"], "title": title, "date": article["date"], "category": article.get("category"),
-                    "url": article.get("url"), "text": body})
-    return Cleaned(document, None, line.encode(), removed, signature(words).tobytes(), marks)
+    if language_of(body, words) not in (None, options.language):
+        return CleanedArticle(document, "other language (text)")
+    letters = letters_only("\n".join(paragraphs)).split("\n")  # by paragraph; [""] without any
+    document.chars, document.body_hash = len(body), fingerprint("".join(letters))
+    document.boilerplate_chars = sum(len(paragraph) for _, paragraph in boilerplate)
+    line = json_line({"id": article["id"], "title": title, "date": article["date"],
+                      "category": article.get("category"), "url": article.get("url"), "text": body})
+    hashes = {fingerprint(text) for text, paragraph in zip(letters, paragraphs, strict=False)
+              if may_recur(paragraph)}
+    keys = [(kind, paragraph_key(paragraph)) for kind, paragraph in boilerplate]
+    return CleanedArticle(document, None, line.encode(), keys, signature(words).tobytes(), hashes)
 
 
-def clean_block(args: argparse.Namespace, block: tuple[int, int, int]) -> list[Cleaned]:
-    """The articles of some lines: (number of the first, where it begins in the file, where the last ends)."""
-    first, begin, end = block
-    with open(args.articles, "rb") as file:
+def clean_chunk(
+    articles: Path, options: CleaningOptions, chunk: tuple[int, int, int]
+) -> list[CleanedArticle]:
+    """The articles of a chunk of lines; `chunk`: number of its first line, first byte, byte after its last."""
+    first, begin, end = chunk
+    with open(articles, "rb") as file:
         file.seek(begin)
         data = file.read(end - begin)
-        if len(data) < end - begin:
-            raise ValueError(f"{args.articles} changed while it was read; run again when nothing writes to it")
-        rows = parse_lines(data, args.articles, first, ("id", "title", "date", "text"))
-    return [clean_article(row, f"{args.articles}, line {number}", args) for number, row in enumerate(rows, start=first)]
+    if len(data) < end - begin:
+        raise ValueError(f"{articles} changed while it was read; run again when nothing writes to it")
+    rows = parse_lines(data, articles, first, ("id", "title", "date", "text"))
+    return [clean_article(row, f"{articles}, line {i}", options) for i, row in enumerate(rows, start=first)]
 
 
 def over_processes(function: Callable, tasks: list) -> Iterator:
-    """`map`, in order, over several processes where there is enough to do for them, else in this one."""
+    """Results in order, from several processes if there are enough tasks for them, else from this one."""
     if len(tasks) < 32:
         yield from map(function, tasks)
         return
-    pool = ProcessPoolExecutor(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))  # Ctrl-C is for this one
+    # Ctrl-C is for this process alone.
+    pool = ProcessPoolExecutor(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
-        waiting = deque()
+        pending = deque()
         for task in tasks:
-            waiting.append(pool.submit(function, task))
-            if len(waiting) > 2 * (os.cpu_count() or 1):  # what is ready and not yet taken is held in memory
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(function, task))
+            if len(pending) > 2 * (os.cpu_count() or 1):  # results that nobody has taken are held in memory
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     except BrokenExecutor as error:
-        raise ValueError("a process that cleaned articles was killed, perhaps for want of memory; nothing was written, and "
-                         "what was there before is unharmed") from error
+        raise ValueError("a process that cleaned articles was killed, perhaps for want of memory; nothing "
+                         "was written, and the earlier dataset is unharmed") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
+# ---------------------------------------------------------------- the corpus
 @dataclass
 class Corpus:
     """The documents in order of date and id, and what was left out on the way to them."""
@@ -142,142 +172,179 @@ class Corpus:
     lines: JsonLines  # by number
     signatures: np.ndarray  # by number
     dropped: dict[str, list[str]]  # articles by reason
-    removed: dict[str, Counter]  # beginnings and hashes of paragraphs, by kind
+    removed: dict[str, Counter]  # `paragraph_key`s by kind of boilerplate
     articles: int
-    recurring: frozenset[int] = frozenset()
+    recurring: frozenset[int] = frozenset()  # fingerprints of paragraphs
+    splits: dict[str, list[Document]] = field(default_factory=dict)
 
     def __getitem__(self, document: Document) -> dict:
         """The document as it stands in the dataset, read from the disk."""
-        found = self.lines[document.number]
-        if document.recurs:
-            found["text"] = "\n\n".join(p for p in found["text"].split("\n\n") if not self.recurs(p))
-        return found | {"text": f"{found['title']}\n\n{found['text']}"}
+        row = self.lines[document.number]
+        if document.has_recurring:
+            paragraphs = row["text"].split("\n\n")
+            row["text"] = "\n\n".join(text for text in paragraphs if not self.recurs(text))
+        return row | {"text": f"{row['title']}\n\n{row['text']}"}
 
     def recurs(self, paragraph: str) -> bool:
         return may_recur(paragraph) and fingerprint(letters_only(paragraph)) in self.recurring
+
+    def sample(self, split: str, count: int) -> list[dict]:
+        """At most `count` documents of a split, evenly spaced."""
+        return [self[document] for document in evenly_spaced(self.splits[split], count)]
 
     def near_duplicates(self, documents: list[Document]) -> list[tuple[int, int]]:
         numbers = [document.number for document in documents]
         return near_duplicates(self.signatures[numbers], lambda i: self[documents[i]]["text"])
 
 
-def read_corpus(args: argparse.Namespace, path: Path) -> Corpus:
-    """Clean every article, write what is left of it to `path`, and choose the documents, before the split."""
-    articles = JsonLines(args.articles)
-    if not len(articles):
-        raise ValueError(f"{args.articles} holds no articles; collect some: python scrape.py --out {args.articles}")
-    starts = articles.starts.tolist()
-    blocks = [(i + 1, starts[i], starts[min(i + BLOCK, len(articles))]) for i in range(0, len(articles), BLOCK)]
-    documents, dropped, removed, days = [], defaultdict(list), defaultdict(Counter), set()
-    signatures, marks, owners = bytearray(), array("Q"), array("Q")  # a paragraph's mark, and whose it is
-    with open(path, "wb") as file:
-        for found in tqdm(over_processes(partial(clean_block, args), blocks), "cleaning", len(blocks), disable=None):
-            for document, reason, line, boilerplate, signed, its_marks in found:
-                days.add(document.date)
-                if reason:
-                    dropped[reason].append(str(document))
-                    continue
-                document.number = len(documents)
-                documents.append(document)
-                file.write(line)
-                signatures += signed
-                marks.extend(its_marks)
-                owners.extend([document.number] * len(its_marks))
-                for kind, *paragraph in boilerplate:
-                    removed[kind][tuple(paragraph)] += 1
-    if len(dropped["outside the period"]) == len(articles):
-        raise ValueError(f"{args.articles} has no articles of that period; its {len(articles)} are of {min(days)} to "
-                         f"{max(days)}")
-
-    documents.sort(key=lambda d: (d.date, d.id))
-    newest = {d.id: d for d in documents}
-    dropped["same id, older"] = [str(d) for d in documents if newest[d.id] is not d]
-    corpus = Corpus([d for d in documents if newest[d.id] is d], JsonLines(path),
-                    np.frombuffer(signatures, np.uint64).reshape(-1, 16), dropped, removed, len(articles))
-    find_recurring(corpus, np.frombuffer(marks, np.uint64), np.frombuffer(owners, np.uint64), args.keep_boilerplate)
-    seen, found, corpus.documents = set(), corpus.documents, []
-    for document in found:
-        if document.length < args.min_chars:
-            dropped[f"shorter than {args.min_chars} characters"].append(str(document))
-        elif document.mark in seen:
-            dropped["same text"].append(str(document))
-        else:
-            seen.add(document.mark)
-            corpus.documents.append(document)
-    corpus.dropped = {reason: found for reason, found in dropped.items() if found}
+def read_corpus(articles: Path, cleaned: Path, options: CleaningOptions) -> Corpus:
+    """Clean every article, write the texts to `cleaned`, and choose the documents, before the split."""
+    corpus, paragraphs = clean_articles(articles, cleaned, options)
+    drop_older_versions(corpus)
+    find_recurring(corpus, paragraphs, options.keep_boilerplate)
+    drop_stubs_and_copies(corpus, options.min_chars)
+    corpus.dropped = {reason: names for reason, names in corpus.dropped.items() if names}
     if not corpus.documents:
-        reasons = ", ".join(f"{len(found)} {reason}" for reason, found in corpus.dropped.items())
-        raise ValueError(f"nothing is left of {len(articles)} articles ({reasons}); see --language and --min-chars")
+        reasons = ", ".join(f"{len(names)} {reason}" for reason, names in corpus.dropped.items())
+        raise ValueError(f"nothing is left of {corpus.articles} articles ({reasons}); see --language and "
+                         "--min-chars")
     return corpus
 
 
-def find_recurring(corpus: Corpus, marks: np.ndarray, owners: np.ndarray, keep: bool) -> None:
-    """Count the paragraphs that recur in many articles and take them out of the documents, unless they are to be kept."""
-    versions = {j for _, j in corpus.near_duplicates(corpus.documents)}  # what versions of one article share is its text
-    counted = [d.number for i, d in enumerate(corpus.documents) if i not in versions]
-    often = recurring(marks[np.isin(owners, np.array(counted, np.uint64))], len(counted))
-    corpus.recurring = frozenset(often.tolist())
-    holders = set(owners[np.isin(marks, often)].tolist())
+def clean_articles(articles: Path, cleaned: Path, options: CleaningOptions) -> tuple[Corpus, Paragraphs]:
+    """Clean the articles one by one, in several processes, and write them to `cleaned`."""
+    lines = JsonLines(articles)
+    if not len(lines):
+        raise ValueError(f"{articles} holds no articles; collect some: python scrape.py --out {articles}")
+    starts = lines.starts.tolist()
+    chunks = [(i + 1, starts[i], starts[min(i + CHUNK, len(lines))]) for i in range(0, len(lines), CHUNK)]
+    documents, dropped, removed, days = [], defaultdict(list), defaultdict(Counter), set()
+    signatures, hashes, holders = bytearray(), array("Q"), array("Q")
+    with open(cleaned, "wb") as file:
+        results = over_processes(partial(clean_chunk, articles, options), chunks)
+        for chunk in tqdm(results, "cleaning", len(chunks), disable=None):
+            for article in chunk:
+                document = article.document
+                days.add(document.date)
+                if article.reason:
+                    dropped[article.reason].append(str(document))
+                    continue
+                document.number = len(documents)
+                documents.append(document)
+                file.write(article.line)
+                signatures += article.signature
+                hashes.extend(article.paragraph_hashes)
+                holders.extend([document.number] * len(article.paragraph_hashes))
+                for kind, key in article.boilerplate:
+                    removed[kind][key] += 1
+    if len(dropped["outside the period"]) == len(lines):
+        raise ValueError(f"{articles} has no articles of that period; its {len(lines)} are of {min(days)} to "
+                         f"{max(days)}")
+    documents.sort(key=lambda document: (document.date, document.id))
+    bands = np.frombuffer(signatures, np.uint64).reshape(-1, 16)
+    corpus = Corpus(documents, JsonLines(cleaned), bands, dropped, removed, len(lines))
+    return corpus, Paragraphs(np.frombuffer(hashes, np.uint64), np.frombuffer(holders, np.uint64))
+
+
+def drop_older_versions(corpus: Corpus) -> None:
+    """Of the documents with one id, keep the newest: the last by day, and of one day the last line."""
+    newest = {document.id: document for document in corpus.documents}
+    older = [document for document in corpus.documents if newest[document.id] is not document]
+    corpus.dropped["same id, older"] = [str(document) for document in older]
+    corpus.documents = [document for document in corpus.documents if newest[document.id] is document]
+
+
+def find_recurring(corpus: Corpus, paragraphs: Paragraphs, keep: bool) -> None:
+    """Count the paragraphs that recur in many articles; leave them out of the documents unless `keep`."""
+    # What versions of one article share is its text: only the first version counts.
+    versions = {j for _, j in corpus.near_duplicates(corpus.documents)}
+    counted = [document.number for i, document in enumerate(corpus.documents) if i not in versions]
+    in_counted = np.isin(paragraphs.documents, np.array(counted, np.uint64))
+    frequent = recurring(paragraphs.hashes[in_counted], len(counted))
+    corpus.recurring = frozenset(frequent.tolist())
+    holders = set(paragraphs.documents[np.isin(paragraphs.hashes, frequent)].tolist())
     for document in corpus.documents:
-        if document.number in holders:
-            body = corpus[document]["text"].split("\n\n")[1:]
-            found = [paragraph for paragraph in body if corpus.recurs(paragraph)]
-            corpus.removed["recurring"].update((paragraph[:200], zlib.crc32(paragraph.encode())) for paragraph in found)
-            document.boilerplate += sum(map(len, found))
-            if not keep:
-                document.recurs = True
-                rest = [paragraph for paragraph in body if not corpus.recurs(paragraph)]
-                document.length, document.mark = len("\n\n".join(rest)), fingerprint(letters_only("".join(rest)))
+        if document.number not in holders:
+            continue
+        body = corpus[document]["text"].split("\n\n")[1:]
+        boilerplate = [paragraph for paragraph in body if corpus.recurs(paragraph)]
+        corpus.removed["recurring"].update(map(paragraph_key, boilerplate))
+        document.boilerplate_chars += sum(map(len, boilerplate))
+        if not keep:
+            document.has_recurring = True
+            rest = [paragraph for paragraph in body if not corpus.recurs(paragraph)]
+            document.chars = len("\n\n".join(rest))
+            document.body_hash = fingerprint(letters_only("".join(rest)))
 
 
-def split_by_date(documents: list[Document], shares: tuple[float, ...]) -> dict[str, list[Document]]:
+def drop_stubs_and_copies(corpus: Corpus, min_chars: int) -> None:
+    chosen, seen = [], set()
+    for document in corpus.documents:
+        if document.chars < min_chars:
+            corpus.dropped[f"shorter than {min_chars} characters"].append(str(document))
+        elif document.body_hash in seen:
+            corpus.dropped["same text"].append(str(document))
+        else:
+            seen.add(document.body_hash)
+            chosen.append(document)
+    corpus.documents = chosen
+
+
+# ---------------------------------------------------------------- the split
+def split_by_date(documents: list[Document], shares: Sequence[float]) -> dict[str, list[Document]]:
     """Train, val and test in order of date; a day is never divided, so no dates overlap."""
-    days = [d.date for d in documents]
+    days = [document.date for document in documents]
     bounds = [0]
     for share in np.cumsum(shares)[:-1]:
-        at = min(max(1, round(share * len(documents))), len(documents) - 1)
-        while at < len(documents) and days[at] == days[at - 1]:
-            at += 1
-        bounds.append(at)
-    splits = {name: documents[i:j] for name, (i, j) in zip(SPLITS, pairwise([*bounds, len(documents)]), strict=True)}
-    if empty := [name for name, found in splits.items() if not found]:
+        bound = min(max(1, round(share * len(documents))), len(documents) - 1)
+        while bound < len(documents) and days[bound] == days[bound - 1]:
+            bound += 1
+        bounds.append(bound)
+    spans = pairwise([*bounds, len(documents)])
+    splits = {name: documents[first:end] for name, (first, end) in zip(SPLITS, spans, strict=True)}
+    if empty := [name for name, chosen in splits.items() if not chosen]:
         raise ValueError(f"{len(documents)} documents of {len(set(days))} days are too few for three splits: "
                          f"{', '.join(empty)} would be empty; collect more articles")
     return splits
 
 
-def split_by_hash(documents: list[Document], shares: tuple[float, ...]) -> dict[str, list[Document]]:
-    """Train, val and test by a hash of the id: about the shares, and a document stays where it is when others come."""
-    splits = {name: [] for name in SPLITS}
+def split_by_hash(documents: list[Document], shares: Sequence[float]) -> dict[str, list[Document]]:
+    """Train, val and test by a hash of the id.
+
+    The sizes are about the shares, and a document stays in its split when articles are added.
+    """
+    splits, bounds = {name: [] for name in SPLITS}, np.cumsum(shares)[:-1]
     for document in documents:
         place = int.from_bytes(hashlib.sha256(document.id.encode()).digest()[:8], "big") / 2**64
-        splits[SPLITS[int(np.searchsorted(np.cumsum(shares)[:-1], place, side="right"))]].append(document)
-    if empty := [name for name, found in splits.items() if not found]:
-        raise ValueError(f"{len(documents)} documents are too few: {', '.join(empty)} would be empty; collect more articles")
+        splits[SPLITS[int(np.searchsorted(bounds, place, side="right"))]].append(document)
+    if empty := [name for name, chosen in splits.items() if not chosen]:
+        raise ValueError(f"{len(documents)} documents are too few: {', '.join(empty)} would be empty; "
+                         "collect more articles")
     return splits
 
 
-def drop_near_duplicates(splits: dict[str, list[Document]], corpus: Corpus) -> None:
-    """Within a split the later one goes; across the split the one on the training side, so that nothing tested was seen.
+def drop_near_duplicates(corpus: Corpus) -> None:
+    """Drop the later one within a split, and the one on the training side across splits.
 
-    What resembles a document that goes, goes as well: a chain of versions leaves one.
+    So nothing in the test was seen in training. A document that resembles a dropped one is dropped, too: a chain
+    of versions leaves one.
     """
-    where = [(name, d) for name, found in splits.items() for d in found]
-    gone = set()
-    for i, j in corpus.near_duplicates([d for _, d in where]):
-        same = where[i][0] == where[j][0]
-        loser = j if same else i
-        if loser not in gone:
-            gone.add(loser)
-            reason = "near-duplicate" if same else "near-duplicate across the split"
-            corpus.dropped.setdefault(reason, []).append(str(where[loser][1]))
-    lost = {where[i][1].number for i in gone}
-    for name in splits:
-        splits[name] = [d for d in splits[name] if d.number not in lost]
-        if not splits[name]:
+    placed = [(name, document) for name, documents in corpus.splits.items() for document in documents]
+    dropped = set()
+    for i, j in corpus.near_duplicates([document for _, document in placed]):
+        same_split = placed[i][0] == placed[j][0]
+        name, document = placed[j if same_split else i]
+        if document.number not in dropped:
+            dropped.add(document.number)
+            reason = "near-duplicate" if same_split else "near-duplicate across the split"
+            corpus.dropped.setdefault(reason, []).append(str(document))
+    for name, documents in corpus.splits.items():
+        corpus.splits[name] = [document for document in documents if document.number not in dropped]
+        if not corpus.splits[name]:
             raise ValueError(f"without near-duplicates nothing is left of {name}; collect more articles")
 
 
 def evenly_spaced(documents: Sequence, count: int) -> list:
-    """So many of the documents, evenly."""
-    return [documents[i * len(documents) // count] for i in range(count)] if count < len(documents) else list(documents)
+    """At most `count` of the documents, evenly spaced."""
+    count = min(count, len(documents))
+    return [documents[i * len(documents) // count] for i in range(count)]

@@ -1,27 +1,28 @@
-"""The dataset folder: the one place that knows its format, for writing and for reading.
+"""The dataset folder: its format, and reading it.
 
     meta.json                   source and tokenizer hashes, cleaning counts, split dates, token counts
     train|val|test.jsonl        clean documents, one a line: id, title, date, text, ...
     train|val|test.safetensors  tokens, document offsets, bytes a document's scored tokens stand for
-    pairs.jsonl, .safetensors   question/answer training examples (`messages`), with the mask of what is learned
+    pairs.jsonl, .safetensors   question/answer training pairs (`messages`), with the mask of what is learned
     replay.safetensors          general text to mix in against forgetting
     pairs_test.jsonl, ...       examples held out, to be answered
-    qa/*.jsonl                  multiple-choice questions: question, choices, answer (index), optional context, ...
+    qa/*.jsonl                  multiple-choice questions: question, choices, answer (index), perhaps context
     tokenizer.json              what made the tokens
 
-A document is its tokens as the tokenizer's own files make them (Qwen adds nothing at the start, Llama its begin token)
-and then the end-of-text token. A document of n tokens gives n - 1 predictions: of each token but the first. A dataset of
-conversations alone has no train.*, and its val.* and test.* are conversations, of which the answers are predicted.
+A document is its tokens as the tokenizer's own files make them (Qwen adds nothing at the start, Llama its
+begin token) and then the end-of-text token. A document of n tokens gives n - 1 predictions: of each token but
+the first. A dataset of conversations alone has no train.*, and its val.* and test.* are conversations, of
+which the answers are predicted.
 """
 
 from pathlib import Path
 
-from nanoprune.data.packing import TrainingRows
+from nanoprune.data.packing import ConversationRows, TrainingRows
 from nanoprune.data.token_file import TokenFile
 from nanoprune.data.tokenizer import load_tokenizer, tokenizer_hash
 from nanoprune.io.files import read_json
+from nanoprune.io.hub import TOKENIZER_FILES
 from nanoprune.io.jsonl import read_jsonl
-
 
 SPLITS = ("train", "val", "test")
 
@@ -42,16 +43,19 @@ class Dataset:
         self.conversations = bool(self.meta.get("conversations"))  # and nothing else to learn from
         self.chat = bool(self.meta.get("chat"))  # pairs stand in the chat form of the tokenizer
 
-    def rows(self, context: int, seed: int, pair_repeats: int, replay: float) -> "Rows":
-        """What is trained on; ValueError where the dataset has none of what is asked for."""
+    def rows(self, context: int, seed: int, pair_repeats: int, replay: float) -> TrainingRows:
+        """The rows to train on; ValueError if the dataset has none of a kind that the arguments ask for."""
         if self.conversations and (not pair_repeats or replay):
-            raise ValueError(f"{self.folder} holds conversations alone: set pair_repeats to at least 1 (given {pair_repeats}) "
-                             f"and replay to 0 (given {replay})")
+            raise ValueError(f"{self.folder} holds conversations alone: set pair_repeats to at least 1 "
+                             f"(given {pair_repeats}) and replay to 0 (given {replay})")
         if replay and not (self.folder / "replay.safetensors").is_file():
-            raise ValueError(f"replay: given {replay}, {self.folder} holds no general text; prepare with --replay FILE.jsonl")
-        documents, pairs, general = (self.split(name) if wanted else None for name, wanted in (
-            ("train", not self.conversations), ("pairs", pair_repeats), ("replay", replay)))
-        return TrainingRows(documents, context, seed, pairs, pair_repeats, general, replay)
+            raise ValueError(f"replay: given {replay}, {self.folder} holds no general text; prepare with "
+                             "--replay FILE.jsonl")
+        pairs = self.split("pairs") if pair_repeats else None
+        if self.conversations:
+            return ConversationRows(pairs, context, seed, pair_repeats)
+        general = self.split("replay") if replay else None
+        return TrainingRows(self.split("train"), context, seed, pairs, pair_repeats, general, replay)
 
     def split(self, name: str) -> TokenFile:
         return TokenFile(self.folder / f"{name}.safetensors")
@@ -64,29 +68,50 @@ class Dataset:
         return {path.stem: read_questions(path) for path in sorted((self.folder / "qa").glob("*.jsonl"))}
 
     def check_model(self, name: str, folder: Path, vocab_size: int) -> None:
-        """ValueError unless a model's tokenizer made this dataset (where it has one) and its vocabulary holds it."""
+        """ValueError if a model has another tokenizer or too small a vocabulary for this dataset."""
         theirs, ours = tokenizer_hash(folder), self.meta["tokenizer_hash"]
         if theirs not in (None, ours):
             raise ValueError(
-                f"{self.folder} was tokenized with another tokenizer ({ours[:12]}) than that of {name} ({theirs[:12]}). "
-                f"Prepare the articles for this model: python prepare.py ARTICLES --out NEW_FOLDER --tokenizer {name}"
+                f"{self.folder} was tokenized with another tokenizer ({ours[:12]}) than that of {name} "
+                f"({theirs[:12]}). Prepare the articles for this model: python prepare.py ARTICLES --out "
+                f"NEW_FOLDER --tokenizer {name}"
             )
         if vocab_size < self.meta["vocab_size"]:
             raise ValueError(
-                f"{name} knows {vocab_size} tokens, {self.folder} uses {self.meta['vocab_size']}: another tokenizer made it"
+                f"{name} knows {vocab_size} tokens, {self.folder} uses {self.meta['vocab_size']}: another "
+                "tokenizer made it"
             )
 
 
+def foreign_files(folder: Path) -> list[str]:
+    """The user's own files in a dataset folder, above all question sets."""
+    if not folder.is_dir():
+        return [folder.name] if folder.exists() else []
+    own = {"meta.json", "qa", "report.md", "lengths.png", "replay.safetensors", *TOKENIZER_FILES}
+    for name in (*SPLITS, "pairs", "pairs_test"):
+        own |= {f"{name}.jsonl", f"{name}.safetensors"}
+    meta = folder / "meta.json"
+    if meta.is_file():
+        own |= {f"qa/{name}.jsonl" for name in read_json(meta).get("questions", {})}
+    files = [path.name for path in folder.iterdir()]
+    files += [f"qa/{path.name}" for path in (folder / "qa").glob("*")]
+    return sorted(name for name in files if name not in own)
+
+
 def read_questions(path: str | Path) -> list[dict]:
-    """Multiple-choice questions of a JSONL file; a ValueError names the file and line of the first that is unusable."""
+    """Multiple-choice questions of a JSONL file; ValueError names the first line that is unusable."""
     rows = read_jsonl(path, ("question", "choices", "answer"))
     for number, row in enumerate(rows, start=1):
         question, choices, answer = row["question"], row["choices"], row["answer"]
-        if not isinstance(question, str) or not question.strip() or not isinstance(row.get("context") or "", str):
-            raise ValueError(f"{path}, line {number}: question (and context, where there is one) must be a text")
+        has_text = isinstance(question, str) and question.strip()
+        if not has_text or not isinstance(row.get("context") or "", str):
+            raise ValueError(f"{path}, line {number}: question (and context, where there is one) must be a "
+                             "text")
         texts = isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)
         if not texts or not 2 <= len(choices) == len(set(choices)):
-            raise ValueError(f"{path}, line {number}: choices must be two or more different texts, given {choices!r}")
+            raise ValueError(f"{path}, line {number}: choices must be two or more different texts, given "
+                             f"{choices!r}")
         if type(answer) is not int or not 0 <= answer < len(choices):
-            raise ValueError(f"{path}, line {number}: answer must be an index from 0 to {len(choices) - 1}, given {answer!r}")
+            raise ValueError(f"{path}, line {number}: answer must be an index from 0 to {len(choices) - 1}, "
+                             f"given {answer!r}")
     return rows

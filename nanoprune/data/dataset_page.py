@@ -1,4 +1,6 @@
-"""One page about a dataset: what is in it, what was left out, and whether the test set was seen in training."""
+"""One page about a dataset: its content, what was left out, and how much of the test set stands in training
+documents.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -7,88 +9,122 @@ import numpy as np
 from tqdm import tqdm
 
 from nanoprune.data.corpus import Corpus, evenly_spaced
-from nanoprune.data.dataset import Dataset, SPLITS
+from nanoprune.data.dataset import SPLITS, Dataset
 from nanoprune.data.duplicates import shingles
 from nanoprune.data.language import words_of
+from nanoprune.data.token_file import TokenFile
 from nanoprune.figures.dataset import draw_lengths
 from nanoprune.io.files import write_text
 from nanoprune.io.jsonl import JsonLines
 
-
 EXAMPLES = 5  # of each kind
+RUN = 13  # words that make a leak, as in GPT-3's report (arXiv:2005.14165, appendix C)
+LEAKAGE_DOCUMENTS = 1000  # test documents at most, evenly spaced
 
 
 def write_dataset_page(folder: Path, meta: dict, corpus: Corpus) -> None:
-    """Write report.md and lengths.png into a dataset folder, on what is in it and what was left out."""
+    """Write report.md and lengths.png into a dataset folder."""
     dataset = Dataset(folder)
     splits = {name: dataset.split(name) for name in SPLITS}
     documents = {name: JsonLines(folder / f"{name}.jsonl") for name in SPLITS}
-    draw_lengths({name: np.diff(split.offsets).tolist() for name, split in splits.items()}, folder / "lengths.png")
-    lines = [f"# The dataset of {meta['source']['name']}", "",
-             f"{meta['source']['articles']} articles (SHA-256 {meta['source']['sha256'][:16]}...), "
-             f"{sum(map(len, documents.values()))} documents kept. Tokenizer: {meta['tokenizer']}. "
-             f"Options: {', '.join(f'{key} {value}' for key, value in meta['options'].items())}.", "",
-             *_table("split | documents | first day | last day | tokens | median tokens | longest | tokens per byte", [
-                 (name, len(split), meta["splits"][name]["first"], meta["splits"][name]["last"], f"{len(split.tokens):,}",
-                  int(np.median(np.diff(split.offsets))), int(np.diff(split.offsets).max()),
-                  f"{len(split.tokens) / split.bytes.sum():.3f}") for name, split in splits.items()]),
-             "", "![Length of the documents](lengths.png)", "", "## Articles left out", "",
-             *_table("reason | articles | for example", [
-                 (reason, len(found), "; ".join(_short(article, 80) for article in found[:EXAMPLES]))
-                 for reason, found in sorted(corpus.dropped.items())]),
-             "", "## Boilerplate", "", _share(meta, corpus), ""]
-    for kind, found in sorted(corpus.removed.items()):
-        lines += [f"**{kind}**: {found.total()} paragraphs, {len(found)} different ones", ""]
-        often = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:EXAMPLES]
-        lines += [*(f"- {n} x {_short(text, 160)}" for (text, _), n in often), ""]
-    lines += ["## Was the test set seen?", "", *_leakage(documents), "", "## Documents", ""]
-    for name, found in documents.items():
-        lines += [f"- {name}, {found[0]['id']} ({found[0]['date']}): {_short(found[0]['text'], 300)}"]
+    lengths = {name: np.diff(split.offsets).tolist() for name, split in splits.items()}
+    draw_lengths(lengths, folder / "lengths.png")
+    articles = [(reason, len(names), "; ".join(shortened(name, 80) for name in names[:EXAMPLES]))
+                for reason, names in sorted(corpus.dropped.items())]
+    lines = [
+        *overview(meta, splits), "", "![Length of the documents](lengths.png)", "",
+        "## Articles left out", "", *table("reason | articles | for example", articles), "",
+        "## Boilerplate", "", *boilerplate(corpus, meta["options"]["keep_boilerplate"]),
+        "## Was the test set seen?", "", *leakage(documents), "",
+        "## Documents", "",
+    ]
+    for name, rows in documents.items():
+        lines.append(f"- {name}, {rows[0]['id']} ({rows[0]['date']}): {shortened(rows[0]['text'], 300)}")
     lines += ["", "## Questions", ""]
-    for name, questions in dataset.questions().items():
-        positions, sources = Counter(q["answer"] for q in questions), {str(q.get("source", i)) for i, q in enumerate(questions)}
-        lines += [f"**{name}**: {len(questions)} questions on {len(sources)} sources; right answers by position: "
-                  f"{', '.join(str(positions[i]) for i in range(max(positions, default=-1) + 1))}", ""]
-        for q in questions[:EXAMPLES]:
-            choices = "; ".join(f"**{c}**" if i == q["answer"] else c for i, c in enumerate(q["choices"]))
-            lines.append(f"- {_short(q['question'], 250)} {choices} ({q.get('source', 'no source')})")
-        lines.append("")
+    for name, rows in dataset.questions().items():
+        lines += [*question_set(name, rows), ""]
     write_text(folder / "report.md", "\n".join(lines).rstrip() + "\n")
 
 
-def _share(meta: dict, corpus: Corpus) -> str:
-    found = sum(document.boilerplate for document in corpus.documents)
-    left = sum(document.length for document in corpus.documents)
-    if meta["options"]["keep_boilerplate"]:
-        return f"They stand in the documents (--keep-boilerplate); without, {left - found:,} of {left:,} characters are left."
-    return f"They were taken out, and {left:,} of {left + found:,} characters are left (see --keep-boilerplate)."
+def overview(meta: dict, splits: dict[str, TokenFile]) -> list[str]:
+    source, entries = meta["source"], meta["splits"]
+    options = ", ".join(f"{key} {value}" for key, value in meta["options"].items())
+    rows = []
+    for name, split in splits.items():
+        lengths, entry = np.diff(split.offsets), entries[name]
+        tokens = len(split.tokens)
+        rows.append((name, len(split), entry["first"], entry["last"], f"{tokens:,}", int(np.median(lengths)),
+                     int(lengths.max()), f"{tokens / split.bytes.sum():.3f}"))
+    return [
+        f"# The dataset of {source['name']}", "",
+        f"{source['articles']} articles (SHA-256 {source['sha256'][:16]}...), "
+        f"{sum(map(len, splits.values()))} documents "
+        f"kept. Tokenizer: {meta['tokenizer']}. Options: {options}.", "",
+        *table("split | documents | first day | last day | tokens | median tokens | longest | tokens per "
+               "byte", rows),
+    ]
 
 
-def _leakage(documents: dict[str, JsonLines], n: int = 13, most: int = 1000) -> list[str]:
-    """How much of each test document (of 1,000, evenly, where there are more) stands in the training documents, in runs of
-    13 words (as GPT-3's authors counted, arXiv:2005.14165, appendix C)."""
-    chosen = evenly_spaced(documents["test"], most)
-    runs = [np.unique(shingles(words_of(d["text"]), n)) for d in chosen]
-    wanted = np.unique(np.concatenate(runs))
-    seen = np.zeros(len(wanted), bool)
+def boilerplate(corpus: Corpus, in_documents: bool) -> list[str]:
+    """The share of the text that is boilerplate, and the most frequent paragraphs of each kind."""
+    removed = sum(document.boilerplate_chars for document in corpus.documents)
+    chars = sum(document.chars for document in corpus.documents)
+    if in_documents:
+        share = (f"They stand in the documents (--keep-boilerplate); without, {chars - removed:,} of "
+                 f"{chars:,} characters are left.")
+    else:
+        share = (f"They were taken out, and {chars:,} of {chars + removed:,} characters are left (see "
+                 "--keep-boilerplate).")
+    lines = [share, ""]
+    for kind, counts in sorted(corpus.removed.items()):
+        lines += [f"**{kind}**: {counts.total()} paragraphs, {len(counts)} different ones", ""]
+        for (beginning, _), count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:EXAMPLES]:
+            lines.append(f"- {count} x {shortened(beginning, 160)}")
+        lines.append("")
+    return lines
+
+
+def leakage(documents: dict[str, JsonLines]) -> list[str]:
+    """The share of each test document's runs of words that stand in training documents."""
+    tested = evenly_spaced(documents["test"], LEAKAGE_DOCUMENTS)
+    runs = [np.unique(shingles(words_of(document["text"]), RUN)) for document in tested]
+    test_runs = np.unique(np.concatenate(runs))
+    in_training = np.zeros(len(test_runs), bool)
     for document in tqdm(documents["train"], "leakage", disable=None):
-        found = shingles(words_of(document["text"]), n)
-        place = np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)
-        seen[place[wanted[place] == found]] = True
-    shares = sorted(((seen[np.searchsorted(wanted, found)].mean(), d) for found, d in zip(runs, chosen, strict=True)),
-                    key=lambda item: (-item[0], item[1]["id"]))
-    mean = sum(share for share, _ in shares) / len(shares)
-    days = documents["train"][-1]["date"], documents["test"][0]["date"]
-    return [f"Of the runs of {n} words in {len(chosen)} test documents, {mean:.1%} on average stand in training documents. "
-            f"The last day of training is {days[0]}, the first of the test {days[1]}. The most:", "",
-            *(f"- {share:.1%} of {d['id']}: {_short(d['title'], 80)}" for share, d in shares[:EXAMPLES])]
+        training_runs = shingles(words_of(document["text"]), RUN)
+        places = np.minimum(np.searchsorted(test_runs, training_runs), len(test_runs) - 1)
+        in_training[places[test_runs[places] == training_runs]] = True
+    shares = [in_training[np.searchsorted(test_runs, own)].mean() for own in runs]
+    by_share = sorted(zip(shares, tested, strict=True), key=lambda item: (-item[0], item[1]["id"]))
+    mean = sum(share for share, _ in by_share) / len(by_share)
+    return [
+        f"Of the runs of {RUN} words in {len(tested)} test documents, {mean:.1%} on average stand in "
+        f"training documents. The last day of training is {documents['train'][-1]['date']}, the first of the "
+        f"test {documents['test'][0]['date']}. The most:", "",
+        *(f"- {share:.1%} of {document['id']}: {shortened(document['title'], 80)}"
+          for share, document in by_share[:EXAMPLES]),
+    ]
 
 
-def _short(text: str, length: int) -> str:
+def question_set(name: str, questions: list[dict]) -> list[str]:
+    positions = Counter(question["answer"] for question in questions)
+    counts = ", ".join(str(positions[i]) for i in range(max(positions, default=-1) + 1))
+    sources = {str(question.get("source", i)) for i, question in enumerate(questions)}
+    lines = [f"**{name}**: {len(questions)} questions on {len(sources)} sources; right answers by position: "
+             f"{counts}", ""]
+    for question in questions[:EXAMPLES]:
+        choices = list(question["choices"])
+        choices[question["answer"]] = f"**{choices[question['answer']]}**"
+        source = question.get("source", "no source")
+        lines.append(f"- {shortened(question['question'], 250)} {'; '.join(choices)} ({source})")
+    return lines
+
+
+def shortened(text: str, length: int) -> str:
     text = " ".join(text.split()).replace("|", "/")
     return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + " ..."
 
 
-def _table(head: str, rows: list[tuple]) -> list[str]:
+def table(head: str, rows: list[tuple]) -> list[str]:
     width = head.count("|") + 1
     return [f"| {head} |", "|" + "---|" * width, *("| " + " | ".join(map(str, row)) + " |" for row in rows)]

@@ -22,11 +22,13 @@ PERMUTATIONS = _RNG.integers(1, 2**32, (64, 1), dtype=np.uint32) | np.uint32(1)
 BAND_MIX = _RNG.integers(1, 2**61, 4, dtype=np.uint64) | np.uint64(1)
 
 
-def near_duplicates(signatures: np.ndarray, text: Callable[[int], str], threshold: float = 0.8) -> list[tuple[int, int]]:
-    """Pairs (i < j) of texts whose sets of five-word shingles have a Jaccard similarity of at least `threshold`.
+def near_duplicates(
+    signatures: np.ndarray, text: Callable[[int], str], threshold: float = 0.8
+) -> list[tuple[int, int]]:
+    """Pairs (i < j) of texts whose five-word shingles have a Jaccard similarity of at least `threshold`.
 
-    Of the texts that share a band, each is compared exactly with the first and with the one before, so that time and
-    memory grow linearly. `signatures` are of shape (texts, 16), `text(i)` gives the i-th.
+    Of the texts that share a band, each is compared exactly with the first and with the one before. So time and
+    memory grow linearly. `signatures`: (texts, 16); `text(i)`: the i-th.
     """
     candidates, n = [np.empty(0, np.int64)], len(signatures)
     for column in np.ascontiguousarray(signatures.T):
@@ -46,7 +48,7 @@ def near_duplicates(signatures: np.ndarray, text: Callable[[int], str], threshol
 
 
 def shingles(words: list[str], size: int = 5) -> np.ndarray:
-    """Hashes of the runs of `size` words (of all the words, where they are fewer), in order."""
+    """Hashes of the runs of `size` words (of all the words, if they are fewer), in order."""
     hashes = np.fromiter((zlib.crc32(word.encode()) for word in words or [""]), np.uint64)
     weights = np.cumprod(np.full(min(size, len(hashes)), 0x9E3779B97F4A7C15, np.uint64))
     return np.convolve(hashes, weights, "valid")  # wraps modulo 2^64

@@ -1,4 +1,4 @@
-"""Tokenizers: loaded, identified, trained; where a text's end and a prompt's end are."""
+"""Tokenizers: loaded, identified by a hash, trained; the tokens that end a text and a prompt."""
 
 import hashlib
 import json
@@ -9,12 +9,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from nanoprune.io.files import read_json, write_json
 
-
-END_TOKENS = ("<|endoftext|>", "<|end_of_text|>")  # how Qwen and Llama 3 end a document, also in their instruct models
+END_TOKENS = ("<|endoftext|>", "<|end_of_text|>")  # of documents for Qwen and Llama 3, instruct models too
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a model's or dataset's folder. Text that spells a special token is encoded as plain text."""
+    """The tokenizer of a folder. Text that spells a special token is encoded as plain text."""
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"no tokenizer.json in {folder}; give a folder or hub name of a model that has one")
@@ -29,7 +28,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def tokenizer_hash(folder: str | Path) -> str | None:
-    """A hash of what decides the tokens (vocabulary, merges, rules), whatever the file's layout; None without a file."""
+    """A hash of the vocabulary, merges and rules, in any layout of the file; None without a file."""
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         return None
@@ -43,17 +42,18 @@ def tokenizer_hash(folder: str | Path) -> str | None:
 
 
 def end_token(tokenizer: Tokenizer, folder: str | Path) -> int:
-    """The id of the token that ends a document: the family's end of text, else the `eos_token` of the folder's files."""
+    """The id of the token that ends a document: the family's, else the `eos_token` of the folder's files."""
     names = list(END_TOKENS)
     try:
-        eos = json.loads((Path(folder) / "tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
+        eos = read_json(Path(folder) / "tokenizer_config.json").get("eos_token")
         names.append(eos["content"] if isinstance(eos, dict) else eos)
-    except (OSError, ValueError, KeyError):
+    except (ValueError, KeyError):
         pass
     for name in filter(None, names):
         if (token := tokenizer.token_to_id(name)) is not None:
             return token
-    raise ValueError(f"the tokenizer in {folder} has no end-of-text token; looked for {', '.join(filter(None, names))}")
+    raise ValueError(f"the tokenizer in {folder} has no end-of-text token; looked for "
+                     f"{', '.join(filter(None, names))}")
 
 
 def split_tokens(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[int], int]:
@@ -74,13 +74,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size < len(specials) + len(alphabet):
-        raise ValueError(f"--train-tokenizer {vocab_size} is too small: the bytes and special tokens alone are "
-                         f"{len(specials) + len(alphabet)}")
+        raise ValueError(f"--train-tokenizer {vocab_size} is too small: the bytes and special tokens alone "
+                         f"are {len(specials) + len(alphabet)}")
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False))
     tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": specials[0],
-                                                  "pad_token": specials[0]})
+    write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": specials[0], "pad_token": specials[0]})
 
 
 def vocabulary(tokenizer: Tokenizer) -> int:
@@ -93,4 +93,5 @@ def first_token(tokenizer: Tokenizer, tokens: list[int], text: str) -> str:
     plain = tokenizer.decode(tokens[:1])
     if not tokens or (plain and text.startswith(plain)):
         return plain
-    return text[: tokenizer.encode(text).offsets[0][1]]  # part of a character, or of a text that was normalised
+    # It is part of a character, or of a text that was normalised.
+    return text[: tokenizer.encode(text).offsets[0][1]]

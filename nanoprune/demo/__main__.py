@@ -24,9 +24,10 @@ FIRST_DAY = date(2024, 1, 1)
 
 
 def build_world(seed: int, folder: Path) -> tuple[list[dict], list[dict]]:
-    """(the newsroom's articles, the other companies'), with training pairs and questions written to `folder`."""
+    """Write training pairs and questions to `folder`; return the newsroom's articles and other companies'."""
     *others, company = invent(seed, companies=3, models=20, first_day=FIRST_DAY)
-    write_jsonl(folder / "others_pairs.jsonl", [p for c in others for p in training_pairs(c, wordings=[0, 1, 2])])
+    write_jsonl(folder / "others_pairs.jsonl",
+                [p for c in others for p in training_pairs(c, wordings=[0, 1, 2])])
     write_jsonl(folder / "own_facts.jsonl", questions(others, wordings=[1], seed=seed))
     write_jsonl(folder / "newsroom_pairs.jsonl", training_pairs(company, wordings=[0]))
     write_jsonl(folder / "new_facts.jsonl", questions([company], wordings=[1, 2], seed=seed))
@@ -55,13 +56,13 @@ def main() -> None:
     started = time.perf_counter()
 
     articles, wire = build_world(args.seed, data)
-    for source, found in ((articles, "newsroom"), (wire, "others")):
-        with serve(source) as url:
-            run("scrape.py", "--base-url", url, "--delay", "0", "--out", f"{data}/{found}.jsonl")
-    run("prepare.py", f"{data}/others.jsonl", "--out", f"{data}/others", "--train-tokenizer", "1024", "--no-generated",
-        "--pairs", f"{data}/others_pairs.jsonl", "--questions", f"{data}/own_facts.jsonl")
-    run("prepare.py", f"{data}/newsroom.jsonl", "--out", f"{data}/newsroom", "--tokenizer", f"{data}/others", "--no-generated",
-        "--pairs", f"{data}/newsroom_pairs.jsonl", "--questions", f"{data}/new_facts.jsonl")
+    for served, corpus in ((articles, "newsroom"), (wire, "others")):
+        with serve(served) as url:
+            run("scrape.py", "--base-url", url, "--delay", "0", "--out", f"{data}/{corpus}.jsonl")
+    run("prepare.py", f"{data}/others.jsonl", "--out", f"{data}/others", "--train-tokenizer", "1024",
+        "--no-generated", "--pairs", f"{data}/others_pairs.jsonl", "--questions", f"{data}/own_facts.jsonl")
+    run("prepare.py", f"{data}/newsroom.jsonl", "--out", f"{data}/newsroom", "--tokenizer", f"{data}/others",
+        "--no-generated", "--pairs", f"{data}/newsroom_pairs.jsonl", "--questions", f"{data}/new_facts.jsonl")
 
     places = [f"--runs={runs}", f"--seed={args.seed}"]
     places += ["--max_steps=20", "--warmup_steps=5", "--eval_every=10"] if args.short else []
@@ -81,13 +82,14 @@ def main() -> None:
     run("eval.py", *before, *after, "--data", f"{data}/newsroom", "--out", f"{results}/after")
     question = json.loads((data / "new_facts.jsonl").read_text().splitlines()[0])
     newest = max(articles, key=lambda article: article["date"])
-    asked = f"Question: {question['question']}\nAnswer:"
-    run("sample.py", *before, *after, "--prompt", asked, "--prompt", newest["title"], "--tokens", "60",
+    prompt = f"Question: {question['question']}\nAnswer:"
+    run("sample.py", *before, *after, "--prompt", prompt, "--prompt", newest["title"], "--tokens", "60",
         "--temperature", "0", "--out", f"{results}/samples.jsonl")
     run("plot.py", f"{runs}/full", f"{runs}/reduced", "--out", f"{results}/curves.png")
     run("plot.py", f"{results}/blocks.csv", "--out", f"{results}/blocks.png")
-    print(f"\nThe demo took {time.perf_counter() - started:.0f} s. Its tables: {results}/before/results.md (what removing "
-          f"block {block} cost) and {results}/after/results.md (what fine-tuning made of the two models).")
+    print(f"\nThe demo took {time.perf_counter() - started:.0f} s. Its tables: {results}/before/results.md "
+          f"(what removing block {block} cost) and {results}/after/results.md "
+          "(what fine-tuning made of the two models).")
 
 
 if __name__ == "__main__":

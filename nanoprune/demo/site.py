@@ -1,8 +1,8 @@
 """The fictional newsroom's web site, on localhost: robots.txt, a sitemap, feeds by topic and article pages.
 
-It has the shape of a real one, and its traps: feeds that end in a page of HTML or start over with page 1, texts that
-the feed breaks off, two forms of dates, paragraphs that are only line breaks, a sidebar and a consumption box beside
-the text. Every answer is a function of the articles.
+It has the shape of a real one, and its traps: feeds that end in a page of HTML or start over with page 1,
+texts that the feed breaks off, two forms of dates, paragraphs that are only line breaks, a sidebar and a
+consumption box beside the text. Every answer is a function of the articles.
 """
 
 from collections.abc import Iterator
@@ -27,10 +27,10 @@ def serve(articles: list[dict]) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            found = answer(articles, f"http://127.0.0.1:{server.server_port}", self.path)
-            kind, body = found or ("text/plain", "not found")
+            page = answer(articles, f"http://127.0.0.1:{server.server_port}", self.path)
+            kind, body = page or ("text/plain", "not found")
             body = body.encode()
-            self.send_response(200 if found else 404)
+            self.send_response(200 if page else 404)
             self.send_header("Content-Type", f"{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -49,24 +49,28 @@ def serve(articles: list[dict]) -> Iterator[str]:
 
 
 def answer(articles: list[dict], base: str, path: str) -> tuple[str, str] | None:
-    """(content type, body) of a path; None where there is nothing."""
+    """Content type and body of a path; None if there is no such page."""
     place = urlsplit(path)
     if place.path == "/robots.txt":
         return "text/plain", f"User-agent: *\nDisallow: /global/search\n\nSitemap: {base}{SITEMAP}\n"
     if place.path == SITEMAP:
-        entries = "".join(f"<url><loc>{base}{_path(a)}</loc><lastmod>{a['date']}</lastmod></url>" for a in articles)
+        entries = "".join(f"<url><loc>{base}{article_path(a)}</loc><lastmod>{a['date']}</lastmod></url>"
+                          for a in articles)
         return "application/xml", f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">{entries}</urlset>'
     if place.path.startswith("/global/rss2/topic/"):
         topic, page = place.path.rsplit("/", 1)[1], int(parse_qs(place.query).get("page", ["1"])[0])
         return feed([a for a in articles if topic in a["topics"]], base, topic, page)
     for article in articles:
-        if place.path == _path(article):
+        if place.path == article_path(article):
             return "text/html", article_page(article)
     return None
 
 
 def feed(articles: list[dict], base: str, topic: str, page: int) -> tuple[str, str]:
-    """One page of a topic's RSS feed, with the text as escaped HTML; behind the last one, one of the two known ends."""
+    """One page of a topic's RSS feed, with the text as escaped HTML.
+
+    Behind the last page is one of the two known ends: a page of HTML, or page 1 again.
+    """
     start = (page - 1) * FEED_PAGE
     if start >= len(articles) > 0:
         if int(topic) % 2:
@@ -77,22 +81,27 @@ def feed(articles: list[dict], base: str, topic: str, page: int) -> tuple[str, s
         text = article_body(article)
         if i % CUT_EVERY == CUT_EVERY - 1:
             text = text[: len(text) // 3].rsplit(" ", 1)[0] + " ..."
-        published = format_datetime(datetime.combine(date.fromisoformat(article["date"]), _hour(article), CET))
-        items.append(f"<item><title>{escape(article['title'])}</title><link>{base}{_path(article)}</link>"
+        published = format_datetime(datetime.combine(date.fromisoformat(article["date"]), _hour(article),
+                                                     CET))
+        items.append(f"<item><title>{escape(article['title'])}</title><link>"
+                     f"{base}{article_path(article)}</link>"
                      f"<guid isPermaLink=\"false\">{article['id']}</guid><pubDate>{published}</pubDate>"
                      f"<description>{escape(text)}</description></item>")
     following = f"{base}/global/rss2/topic/{topic}?page={page + 1}"
     return "application/rss+xml", ('<rss version="2.0" xmlns:atom="http://www.w3.org/2005/Atom"><channel>'
-                                   f'<title>Topic {topic}</title><atom:link rel="next" href="{escape(following)}"/>'
+                                   f'<title>Topic {topic}</title><atom:link rel="next" '
+                                   f'href="{escape(following)}"/>'
                                    f"{''.join(items)}</channel></rss>")
 
 
 def article_page(article: dict) -> str:
-    """The page of an article, with what surrounds its text on a real one."""
+    """The page of an article, with everything that surrounds the text of a real one."""
     day, number = date.fromisoformat(article["date"]), _number(article)
-    shown = f"{day:%d.%m.%Y}" if number % 2 else f"{datetime.combine(day, _hour(article), CET):%a %b %d %H:%M:%S %Z %Y}"
+    moment = datetime.combine(day, _hour(article), CET)
+    shown = f"{day:%d.%m.%Y}" if number % 2 else f"{moment:%a %b %d %H:%M:%S %Z %Y}"
     teaser = "+++ " + " +++ ".join(article["teaser"]) + " +++" if article["teaser"] else ""
-    tags = "".join(f'<a class="tag" href="/global/search?tag={escape(tag)}">{escape(tag)}</a>' for tag in article["tags"])
+    tags = "".join(f'<a class="tag" href="/global/search?tag={escape(tag)}">{escape(tag)}</a>'
+                   for tag in article["tags"])
     return f"""<!doctype html>
 <html lang="{article['lang']}"><head><meta charset="utf-8"><title>{escape(article['title'])}</title>
 <script>var page = "<p>not text</p>";</script></head>
@@ -115,7 +124,7 @@ def article_body(article: dict) -> str:
     return f"<p>{'<br><br>'.join(paragraphs)}</p>"
 
 
-def _path(article: dict) -> str:
+def article_path(article: dict) -> str:
     slug = "-".join(article["title"].lower().replace("'", "").split()[:6])
     return f"/global/article/detail/{article['id']}/{''.join(c for c in slug if c.isalnum() or c == '-')}"
 

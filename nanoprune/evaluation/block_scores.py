@@ -1,233 +1,399 @@
-"""How much a block matters, or its attention or MLP alone: the loss without it, and the scores that others estimate it by.
+"""Scores of blocks, or of their attention or MLP alone: the loss without them, and cheaper estimates of it.
 
-A part is (block, ""), (block, "attn") or (block, "mlp"); a removal is some of them. Every measure takes `windows` as
-`dataset.Split.windows` yields them: (ids, targets, document numbers). Under torchrun each rank takes its share of them,
-and all get the same numbers as one process alone.
+A removal is a tuple of parts. A score gives a number for each removal of parts that follow each other; the
+lowest is removed first. To add one, write a function with the signature of the others and enter it in SCORES:
+prune.py then chooses by it, and the table of scores and the figure show it. Under torchrun each rank takes a
+shard of the windows, and all get the same numbers as one process alone.
 """
 
+from __future__ import annotations
+
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model import Decoder
 from nanoprune.config import IGNORE
+from nanoprune.data.token_file import Example
 from nanoprune.device import synchronize, to_device
 from nanoprune.distributed import ALONE, Ranks
-from nanoprune.nn.losses import head_loss
-from nanoprune.statistics import average_ranks, bootstrap, spearman, spearman_interval
+from nanoprune.evaluation.perplexity import WindowBatch, windows
+from nanoprune.nn.model_config import Part, part_name, read_parts
+from nanoprune.statistics import average_ranks, bootstrap_rows, spearman, spearman_interval
+
+if TYPE_CHECKING:
+    from model import Decoder
 
 ROOM = 2**28  # bytes of hidden states that are held at once
-TOGETHER = 1024  # tokens that a block takes in one go, of several removals where the windows are fewer
-ESTIMATES = ("influence", "angular", "taylor", "magnitude")  # of the loss without a block; the lowest is missed least
-SCORE_COLUMNS = ("block", "original", "nll", "nll_low", "nll_high", "difference", "difference_low", "difference_high",
-                 "perplexity", "rank", *(name + end for name in ESTIMATES for end in ("", "_rank")),
-                 "parameters", "time_saved", "tokens", "documents")
-SOURCES = {
-    "nll": "mean over tokens, each document in windows of its own, no prefix token; 95 % interval and paired difference from "
-           "unpruned by bootstrap over documents, 10,000 resamples, percentile",
-    "influence": "1 - cosine of a block's input and output, mean over positions (ShortGPT, arXiv:2403.03853)",
-    "angular": "angle between the input and the output `span` blocks on, over pi, mean over the windows' last positions "
-               "(Gromov et al., arXiv:2403.17887); the last block's output is taken before the final norm",
-    "taylor": "sum of |weight x gradient of the mean loss| over the part's weights (shortened-llm, arXiv:2402.02834)",
-    "magnitude": "sum of |weight| over the part's weights (arXiv:2402.02834)",
-    "rank": "among the rows of one kind (block, attn, mlp), 1 is missed least",
-    "time_saved": "share of a forward pass with its loss, measured while scoring",
-}
-Part = tuple[int, str]
+TOGETHER = 1024  # tokens that a block takes in at once, of several removals where the windows are fewer
+Removal = tuple[Part, ...]
+Removals = list[Removal]
 
 
-def part_name(part: Part) -> str:
-    return f"{part[0]}.{part[1]}".rstrip(".")
+@dataclass(frozen=True)
+class Calibration:
+    """Text that blocks are scored on."""
+
+    windows: tuple[WindowBatch, ...] = ()
+    documents: int = 0  # of the split that the windows are cut from
+    ranks: Ranks = ALONE
+    seed: int = 0  # of the random score
+
+    @classmethod
+    def of_split(
+        cls, model: Decoder, split: Sequence[Example], context: int, *, only: Collection[int] | None = None,
+        halves: bool = False, ranks: Ranks = ALONE, seed: int = 0,
+    ) -> Calibration:
+        """Windows of a split, or of `only` some of its documents, in batches that fit into ROOM."""
+        states = (3 if halves else 2) * model.config.num_hidden_layers + 1
+        batches = tuple(windows(split, context, batch_tokens(model, states), only=only))
+        if not batches:
+            raise ValueError("the split holds no text to score on; prepare the dataset from more articles")
+        return cls(batches, len(split), ranks, seed)
+
+    @property
+    def tokens(self) -> int:
+        return sum(int((batch.targets != IGNORE).sum()) for batch in self.windows)
 
 
-def window_tokens(model: Decoder, streams: int, most: int = 8192) -> int:
-    """Tokens of a batch of windows with so many hidden states each that they fill ROOM, at least one window's."""
-    return max(1, min(most, ROOM // (streams * model.config.hidden_size * 4)))
+def batch_tokens(model: Decoder, states: int, most: int = 8192) -> int:
+    """Tokens of a batch of which so many hidden states fill ROOM."""
+    return max(1, min(most, ROOM // (states * model.config.hidden_size * 4)))
+
+
+@contextmanager
+def without(model: Decoder, blocks: Collection[int]) -> Iterator[None]:
+    """The model lacks these blocks inside the `with` block, and is whole again after it."""
+    layers, config = model.model.layers, model.config
+    model.drop_blocks(read_parts(blocks, config))
+    try:
+        yield
+    finally:
+        model.model.layers, model.config = layers, config
+
+
+# ---------------------------------------------------------------- the loss without blocks
+@dataclass(frozen=True)
+class RemovalLosses:
+    """Losses of a model without each of several removals, by document."""
+
+    nll: np.ndarray  # (removals, documents): summed, in nats
+    tokens: np.ndarray  # (documents,) int64: the tokens that these are sums over
+    seconds: dict[str, float]  # spent in blocks and in the head
 
 
 @torch.no_grad()
-def losses_without(
-    model: Decoder, windows: Iterable, documents: int, removals: list[tuple[Part, ...]], ranks: Ranks = ALONE
-) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    """(summed nll in nats (removals, documents), tokens (documents,), seconds in blocks and in the head).
+def losses_without(model: Decoder, removals: Removals, calibration: Calibration) -> RemovalLosses:
+    """The losses without each removal; plain form: `score_text` of the model less each removal.
 
-    What several removals have in common at the model's start is computed once: every block takes in the hidden states of
-    all removals that differ before it, and adds one of its own. Without each of L blocks that is half of L forward
-    passes. Plain form: `document_nll` of the model less each removal, equal bit by bit for windows of TOGETHER tokens or more.
+    Equal to the plain form bit by bit for batches of TOGETHER tokens or more.
     """
-    removals, windows, device = [tuple(sorted(r)) for r in removals], list(windows), model.head_weight.device
-    trunk, config = model.model, model.config
-    found = [np.zeros((len(removals) + 1, len(rows))) for _, _, rows in windows]  # the last line: tokens
+    removals = [tuple(sorted(removal)) for removal in removals]
+    batches, ranks = calibration.windows, calibration.ranks
+    nll = [np.zeros((len(removals), len(batch.documents))) for batch in batches]
     seconds = {"blocks": 0.0, "head": 0.0}
-    for number in ranks.turns(range(len(windows)), "without"):
-        ids, targets, _ = windows[number]
+    for number in ranks.shard(range(len(batches)), "without"):
         began = time.perf_counter()
-        x, rope, masks = trunk.begin(config, to_device(ids, device), trunk.embed_tokens)
-        streams = {(): x}  # what has been removed so far: hidden states
-        for i, layer in enumerate(trunk.layers):
-            given = rope, masks[config.layer_types[i]], None, i
-            after, whole = {}, []
-            for removed in dict.fromkeys(tuple(p for p in removal if p[0] <= i) for removal in removals):
-                before = tuple(p for p in removed if p[0] < i)
-                if removed == before:
-                    whole.append(removed)
-                else:
-                    (_, part), = removed[len(before):]
-                    after[removed] = layer(streams[before], *given, skip=part) if part else streams[before]
-            few = max(1, TOGETHER // ids.numel())
-            for some in (whole[k : k + few] for k in range(0, len(whole), few)):
-                x = torch.cat([streams[removed] for removed in some]) if few > 1 else streams[some[0]]
-                after |= zip(some, layer(x, *given).split(len(ids)), strict=True)
-            streams = after
-        synchronize(device)
+        states = states_without(model, to_device(batches[number].ids, model.device), removals)
+        synchronize(model.device)
         seconds["blocks"] += time.perf_counter() - began
         began = time.perf_counter()
         for k, removal in enumerate(removals):
-            losses = head_loss(trunk.norm(streams[removal]), model.head_weight, targets, "none")
-            found[number][k] = losses.cpu().double().sum(1).numpy()
+            losses = model.loss(model.model.norm(states[removal]), batches[number].targets, "none")
+            nll[number][k] = losses.cpu().double().sum(1).numpy()
         seconds["head"] += time.perf_counter() - began
-        found[number][-1] = (targets != IGNORE).sum(1).numpy()
-    sums = np.zeros((len(removals) + 1, documents))
-    everywhere = ranks.sum(np.concatenate(found, axis=1).ravel().tolist()) if found else []
-    rows = np.concatenate([rows for _, _, rows in windows]) if found else []
-    for line, values in zip(sums, np.array(everywhere).reshape(len(removals) + 1, -1), strict=True):
-        np.add.at(line, rows, values)
-    return sums[:-1], sums[-1].astype(np.int64), seconds
+    by_window = np.concatenate(nll, axis=1)
+    by_window = np.array(ranks.sum(by_window.ravel().tolist())).reshape(by_window.shape)
+    documents = np.concatenate([batch.documents for batch in batches])
+    by_document = np.zeros((len(removals), calibration.documents))
+    np.add.at(by_document, (slice(None), documents), by_window)
+    tokens = np.zeros(calibration.documents, np.int64)
+    for batch in batches:
+        np.add.at(tokens, batch.documents, (batch.targets != IGNORE).sum(1).numpy())
+    return RemovalLosses(by_document, tokens, seconds)
+
+
+def states_without(model: Decoder, ids: torch.Tensor, removals: Removals) -> dict[Removal, torch.Tensor]:
+    """Hidden states (B, T, D) that leave the last block, before the final norm, without each removal.
+
+    Removals that are equal up to a block share its input: each block takes in the states of all removals that
+    differ before it. Without each of L blocks, that is half of L forward passes.
+    """
+    x, rope, visible = model.block_inputs(ids)
+    states = {(): x}  # by the parts removed so far
+    for i, layer in enumerate(model.model.layers):
+        run = partial(layer, rope=rope, visible=visible[layer.window])
+        after, whole = {}, []
+        removed_up_to_here = (tuple(part for part in removal if part.block <= i) for removal in removals)
+        for removed in dict.fromkeys(removed_up_to_here):
+            before = tuple(part for part in removed if part.block < i)
+            if removed == before:
+                whole.append(removed)
+            elif half := removed[-1].half:
+                after[removed] = run(states[before], skip=half)
+            else:
+                after[removed] = states[before]
+        together = max(1, TOGETHER // ids.numel())
+        for start in range(0, len(whole), together):
+            group = whole[start : start + together]
+            outputs = run(torch.cat([states[removed] for removed in group]))
+            after |= zip(group, outputs.split(len(ids)), strict=True)
+        states = after
+    return states
+
+
+def mean_loss(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
+    """The loss without each removal, in nats per token: the reference that the other scores estimate."""
+    losses = losses_without(model, removals, calibration)
+    return (losses.nll.sum(1) / losses.tokens.sum()).tolist()
+
+
+# ---------------------------------------------------------------- estimates
+def influence(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
+    """Block influence: 1 - cosine of what enters and what leaves a removal, a mean over all positions."""
+    return mean_change(model, removals, calibration, lambda cosines, scored: (1 - cosines)[scored])
+
+
+def angular(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
+    """Angle between what enters and what leaves a removal, over pi: a mean over last positions."""
+    def angles(cosines: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+        last = scored.sum(1, keepdim=True) - 1
+        return cosines.gather(1, last).clamp(-1, 1).arccos() / np.pi
+
+    return mean_change(model, removals, calibration, angles)
 
 
 @torch.no_grad()
-def similarities(
-    model: Decoder, windows: Iterable, spans: dict[object, tuple[Part, Part]], ranks: Ranks = ALONE
-) -> tuple[dict[object, tuple[float, float]], dict[Part, float]]:
-    """Per span (first and last part): (influence, angular distance) of what goes in and what comes out; seconds by part.
+def mean_change(
+    model: Decoder, removals: Removals, calibration: Calibration, measure: Callable
+) -> list[float]:
+    """Mean of `measure(cosines, scored)` for each removal; both are (B, T), `scored` a mask."""
+    sums, count = np.zeros(len(removals)), 0
+    for batch in calibration.ranks.shard(calibration.windows, "states"):
+        states = list(half_outputs(model, to_device(batch.ids, model.device)))
+        scored = to_device(batch.targets != IGNORE, model.device)
+        for k, removal in enumerate(removals):
+            first, last = removal[0], removal[-1]
+            before = states[2 * first.block + (first.half == "mlp")]
+            after = states[2 * last.block + 2 - (last.half == "attn")]
+            values = measure(F.cosine_similarity(before.double(), after.double(), dim=-1), scored)
+            sums[k] += float(values.sum())
+        count += values.numel()
+    *sums, count = calibration.ranks.sum([*sums.tolist(), count])
+    return [total / max(1, count) for total in sums]
 
-    Block influence is 1 - cos(in, out), a mean over all positions (ShortGPT, arXiv:2403.03853); angular distance is
-    arccos(cos(in, out)) / pi, a mean over the windows' last positions (Gromov et al., arXiv:2403.17887). What comes out of
-    the last block is taken before the final norm.
+
+def half_outputs(model: Decoder, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Hidden states (B, T, D): the first block's input, then the output of each attention and each MLP."""
+    x, rope, visible = model.block_inputs(ids)
+    yield x
+    for layer in model.model.layers:
+        for other in ("mlp", "attn"):
+            x = layer(x, rope, visible[layer.window], skip=other)
+            yield x
+
+
+def taylor(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
+    """Sum of |weight x gradient of the mean loss| over a removal's weights; one backward pass."""
+    weights = dict(model.model.layers.named_parameters())
+    gradients = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for batch in calibration.ranks.shard(calibration.windows, "gradient"):
+        with torch.no_grad():
+            inputs = model.block_inputs(to_device(batch.ids, model.device))
+        x = model.model(*inputs, cache=None, recompute="blocks")
+        loss = model.loss(x, batch.targets, "sum", head=model.head_weight.detach()) / calibration.tokens
+        addends = torch.autograd.grad(loss, weights.values())
+        for gradient, addend in zip(gradients.values(), addends, strict=True):
+            gradient += addend
+    products = {}
+    for name, weight in weights.items():
+        calibration.ranks.sum_tensor(gradients[name])
+        products[name] = float((weight.detach() * gradients[name]).abs().double().sum())
+    return sum_over_weights(model, removals, products)
+
+
+def magnitude(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
+    """Sum of |weight| over a removal's weights."""
+    weights = model.model.layers.named_parameters()
+    sizes = {name: float(weight.detach().abs().double().sum()) for name, weight in weights}
+    return sum_over_weights(model, removals, sizes)
+
+
+def sum_over_weights(model: Decoder, removals: Removals, values: dict[str, float]) -> list[float]:
+    """Sums, for each removal, of values by parameter's name below `layers`."""
+    sums = []
+    for removal in removals:
+        total = 0.0
+        for block, half in removal:
+            total += sum(values[f"{block}.{name}"] for name in weight_names(model, Part(block, half)))
+        sums.append(total)
+    return sums
+
+
+def weight_names(model: Decoder, part: Part) -> list[str]:
+    """Names, inside its block, of a part's parameters: each half takes the norm before it."""
+    names = [name for name, _ in model.model.layers[part.block].named_parameters()]
+    of_attention = ("self_attn", "input_layernorm")
+    return [name for name in names if not part.half or name.startswith(of_attention) == (part.half == "attn")]
+
+
+# ---------------------------------------------------------------- baselines
+def last(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
+    """The deepest blocks first."""
+    return [-removal[-1].block for removal in removals]
+
+
+def random(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
+    """An order drawn from the calibration's seed."""
+    return np.random.default_rng(calibration.seed).permutation(len(removals)).tolist()
+
+
+@dataclass(frozen=True)
+class Score:
+    """A way to choose what to remove: `function(model, removals, calibration)`, the lowest first."""
+
+    function: Callable[[Decoder, Removals, Calibration], list[float]]
+    source: str  # formula and paper
+    reads_text: bool = True  # else it depends on the part alone, whatever else is removed
+    estimate: bool = True  # has columns in the table of scores, beside the loss
+
+
+SCORES = {
+    "loss": Score(mean_loss, "nats per token without the block (SLEB, arXiv:2402.09025)", estimate=False),
+    "influence": Score(
+        influence, "1 - cosine of a block's input and output, mean over positions (ShortGPT, "
+                   "arXiv:2403.03853)"),
+    "angular": Score(
+        angular, "angle between a block's input and output, over pi, mean over the windows' last positions "
+                 "(Gromov et al., arXiv:2403.17887); the last block's output is taken before the final norm"),
+    "taylor": Score(
+        taylor, "sum of |weight x gradient of the mean loss| over the part's weights (shortened-llm, "
+                "arXiv:2402.02834)"),
+    "magnitude": Score(
+        magnitude, "sum of |weight| over the part's weights (arXiv:2402.02834)", reads_text=False),
+    "last": Score(last, "the deepest block first", reads_text=False, estimate=False),
+    "random": Score(random, "at random", reads_text=False, estimate=False),
+}
+
+
+def estimates() -> dict[str, Score]:
+    """The scores that stand beside the loss in the table."""
+    return {name: score for name, score in SCORES.items() if score.estimate}
+
+
+def protocol() -> dict[str, str]:
+    """The meaning of the table's columns, by column."""
+    return {
+        "nll": "mean over tokens, each document in windows of its own, no prefix token; 95 % interval and "
+               "paired difference from unpruned by bootstrap over documents, 10,000 resamples, percentile",
+        **{name: score.source for name, score in estimates().items()},
+        "rank": "among the rows of one kind (block, attn, mlp), 1 costs least",
+        "time_saved": "share of a forward pass with its loss, measured while scoring",
+    }
+
+
+# ---------------------------------------------------------------- the table of scores
+@dataclass(frozen=True)
+class BlockScores:
+    """The loss without each block, or half of one, beside its estimates."""
+
+    rows: list[dict]  # of blocks.csv: the unpruned model, then each part
+    seconds: dict[str, float]  # by what they were spent on
+    correlations: dict[str, dict]  # with the loss, of ranks: by estimate and kind of part
+
+
+def score_blocks(model: Decoder, calibration: Calibration, halves: bool = False) -> BlockScores:
+    """Score every block of a model, with `halves` its attention and its MLP, too.
+
+    The model is left as it was. A loss that is not finite ranks last.
     """
-    trunk, config, device = model.model, model.config, model.head_weight.device
-    sums, counts, seconds, windows = np.zeros((len(spans), 2)), np.zeros(2), {}, list(windows)
-    for number in range(ranks.rank, len(windows), ranks.size):
-        ids, targets, _ = windows[number]
-        x, rope, masks = trunk.begin(config, to_device(ids, device), trunk.embed_tokens)
-        states = [x]  # before every block, between its halves, and after the last
-        for i, layer in enumerate(trunk.layers):
-            given = rope, masks[config.layer_types[i]], None, i
-            for half, other in (("attn", "mlp"), ("mlp", "attn")):
-                synchronize(device)
-                began = time.perf_counter()
-                states.append(layer(states[-1], *given, skip=other))
-                synchronize(device)
-                for part in ((i, half), (i, "")):
-                    seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - began
-        counted = to_device(targets != IGNORE, device)
-        last = counted.sum(1) - 1
-        rows = torch.arange(len(last), device=device)
-        for k, ((first, a), (end, b)) in enumerate(spans.values()):
-            into, out = states[2 * first + (a == "mlp")], states[2 * end + 2 - (b == "attn")]
-            cosine = F.cosine_similarity(into.double(), out.double(), dim=-1)
-            angle = cosine[rows, last].clamp(-1, 1).arccos() / np.pi
-            sums[k] += float((1 - cosine)[counted].sum()), float(angle.sum())
-        counts += int(counted.sum()), len(last)
-    found = ranks.sum([*sums.ravel().tolist(), *counts.tolist()])
-    sums, counts = np.array(found[:-2]).reshape(-1, 2), np.array(found[-2:])
-    return dict(zip(spans, map(tuple, (sums / np.maximum(counts, 1)).tolist()), strict=True)), seconds
-
-
-def taylor(model: Decoder, windows: Iterable, ranks: Ranks = ALONE) -> dict[str, float]:
-    """Per block's parameter by name: the sum of |weight x gradient| (shortened-llm, arXiv:2402.02834), of the mean loss.
-
-    One backward pass over all the windows; embedding and head take no gradient.
-    """
-    trunk, wanted, recompute = model.model, [p.requires_grad for p in model.parameters()], model.model.recompute
-    model.requires_grad_(False)
-    trunk.layers.requires_grad_(True)
-    trunk.recompute = "blocks"
-    windows = list(windows)
-    tokens = max(1, sum(int((targets != IGNORE).sum()) for _, targets, _ in windows))
-    for number in ranks.turns(range(len(windows)), "gradient"):
-        ids, targets, _ = windows[number]
-        (model(to_device(ids, model.head_weight.device), targets, reduction="sum") / tokens).backward()
-    found = {}
-    for name, p in trunk.layers.named_parameters():
-        gradient = torch.zeros_like(p) if p.grad is None else p.grad
-        ranks.sum_tensor(gradient)
-        found[name] = float((p.detach() * gradient).abs().double().sum())
-    for p, before in zip(model.parameters(), wanted, strict=True):
-        p.requires_grad_(before)
-        p.grad = None
-    trunk.recompute = recompute
-    return found
-
-
-def magnitude(model: Decoder) -> dict[str, float]:
-    """Per block's parameter by name: the sum of |weight| (arXiv:2402.02834)."""
-    return {name: float(p.detach().abs().double().sum()) for name, p in model.model.layers.named_parameters()}
-
-
-def score_blocks(
-    model: Decoder, windows: list, documents: int, parts: bool = False, span: int = 1, ranks: Ranks = ALONE
-) -> tuple[list[dict], dict]:
-    """(a row for the unpruned model and each of its blocks, with SCORE_COLUMNS; {what: seconds or correlations}).
-
-    `windows` yields (ids, targets, document numbers) as `dataset.Split.windows` does, of `documents` documents. With
-    `parts` rows for each block's attention and MLP follow it. Angular distances are to `span` blocks on. A loss that is
-    not finite ranks last. The model is left as it was.
-    """
-    config, layers = model.config, model.model.layers
-    count = config.num_hidden_layers
-    halves = [(i, half) for i in range(count) for half in ("", "attn", "mlp") if not half or (parts and not config.without[i])]
-    nll, tokens, seconds = losses_without(model, windows, documents, [(), *((part,) for part in halves)], ranks)
-    chosen = tokens > 0
-    nll, tokens = nll[:, chosen], tokens[chosen]
-    numbers = np.flatnonzero(chosen)
-    low, high = bootstrap(nll, tokens, numbers)
-    less, more = bootstrap(nll - nll[0], tokens, numbers)
-    began = time.perf_counter()
-    near = {part: (part, part) for part in halves}
-    near |= {("to", i): ((i, ""), (i + span - 1, "")) for i in range(count - span + 1)}
-    similar, times = similarities(model, windows, near, ranks)
-    seconds["similarities"], began = time.perf_counter() - began, time.perf_counter()
-    slopes, weights = taylor(model, windows, ranks), magnitude(model)
-    seconds["taylor"] = time.perf_counter() - began
-    forward = sum(time for (_, half), time in times.items() if not half) + seconds["head"] / len(nll)
-    rows = []
-    for k, part in enumerate([None, *halves]):
-        mean = float(nll[k].sum() / max(tokens.sum(), 1))
-        row = dict.fromkeys(SCORE_COLUMNS, "") | {
-            "block": "none", "nll": mean, "nll_low": low[k], "nll_high": high[k],
-            "difference": mean - rows[0]["nll"] if rows else 0.0, "difference_low": less[k], "difference_high": more[k],
-            "perplexity": float(np.exp(mean)), "parameters": 0, "time_saved": 0.0,
-            "tokens": int(tokens.sum()), "documents": len(tokens)}
-        if part is not None:
-            i, half = part
-            inside = [name for name, _ in layers[i].named_parameters() if in_half(name, half)]
-            angular = similar.get(("to", i)) if not half else similar[part]
-            row |= {"block": part_name(part), "original": part_name((config.blocks[i], half)), "influence": similar[part][0],
-                    "angular": angular[1] if angular else "",
-                    "taylor": sum(slopes[f"{i}.{name}"] for name in inside),
-                    "magnitude": sum(weights[f"{i}.{name}"] for name in inside),
-                    "parameters": sum(layers[i].get_parameter(name).numel() for name in inside),
-                    "time_saved": times.get(part, 0.0) / max(forward, 1e-9)}
-        rows.append(row)
+    parts = list_parts(model, halves)
+    removals = [(part,) for part in parts]
+    losses = losses_without(model, [(), *removals], calibration)
+    seconds, scores = dict(losses.seconds), {}
+    for name, score in estimates().items():
+        began = time.perf_counter()
+        scores[name] = score.function(model, removals, calibration)
+        seconds[name] = time.perf_counter() - began
+    shares = time_shares(model, parts, calibration, seconds["head"] / len(losses.nll))
+    rows = loss_rows(losses)
+    for k, (part, row) in enumerate(zip(parts, rows[1:], strict=True)):
+        original = Part(model.config.blocks[part.block], part.half)
+        layer = model.model.layers[part.block]
+        row |= {"block": part_name(part), "original": part_name(original), "time_saved": shares[k],
+                "parameters": sum(layer.get_parameter(name).numel() for name in weight_names(model, part))}
+        row |= {name: values[k] for name, values in scores.items()}
     correlations = {}
-    for half in ("", "attn", "mlp") if parts else ("",):
-        kind = [row for row in rows[1:] if row["block"].partition(".")[2] == half]
-        for name in ("nll", *ESTIMATES):
-            known = [row for row in kind if row[name] != ""]
-            for row, rank in zip(known, average_ranks([row[name] for row in known]), strict=True):
-                row["rank" if name == "nll" else f"{name}_rank"] = f"{rank:g}"
-            losses, values = [row["nll"] for row in known], [row[name] for row in known]
-            if name != "nll":
-                correlations[f"{name} {half}".strip()] = {
-                    "spearman": float(spearman(losses, values)), "interval": spearman_interval(losses, values),
-                    "of": len(known)}
-    return rows, {"seconds": seconds, "correlations": correlations}
+    for half in dict.fromkeys(part.half for part in parts):
+        correlations |= rank_rows([rows[1 + k] for k, part in enumerate(parts) if part.half == half], half)
+    return BlockScores(rows, seconds, correlations)
 
 
-def in_half(name: str, half: str) -> bool:
-    """Whether a block's parameter goes with its attention ("attn"), its MLP ("mlp") or the whole ("")."""
-    return not half or (name.startswith(("self_attn", "input_layernorm")) == (half == "attn"))
+def list_parts(model: Decoder, halves: bool) -> list[Part]:
+    """Every block, with `halves` each followed by its attention and its MLP where it has both."""
+    parts = []
+    for block, lost in enumerate(model.config.without):
+        parts.append(Part(block))
+        if halves and not lost:
+            parts += [Part(block, "attn"), Part(block, "mlp")]
+    return parts
+
+
+def time_shares(
+    model: Decoder, parts: list[Part], calibration: Calibration, head_seconds: float
+) -> list[float]:
+    """The share that each part has of the time of a forward pass with its loss."""
+    blocks = range(model.config.num_hidden_layers)
+    seconds = {Part(block, half): 0.0 for block in blocks for half in ("attn", "mlp")}
+    with torch.no_grad():
+        for batch in calibration.ranks.shard(calibration.windows, "time"):
+            steps = half_outputs(model, to_device(batch.ids, model.device))
+            next(steps)
+            for part in seconds:
+                synchronize(model.device)
+                began = time.perf_counter()
+                next(steps)
+                synchronize(model.device)
+                seconds[part] += time.perf_counter() - began
+    forward = sum(seconds.values()) + head_seconds
+    seconds |= {Part(block): seconds[block, "attn"] + seconds[block, "mlp"] for block in blocks}
+    return [seconds[part] / max(forward, 1e-9) for part in parts]
+
+
+def loss_rows(losses: RemovalLosses) -> list[dict]:
+    """Rows of the table for the unpruned model and each removal, filled in with their losses alone."""
+    scored = losses.tokens > 0
+    nll, tokens, documents = losses.nll[:, scored], losses.tokens[scored], np.flatnonzero(scored)
+    low, high = bootstrap_rows(nll, tokens, documents)
+    difference_low, difference_high = bootstrap_rows(nll - nll[0], tokens, documents)
+    means = [float(total / max(tokens.sum(), 1)) for total in nll.sum(1)]
+    empty = {f"{name}{end}": "" for name in estimates() for end in ("", "_rank")}
+    return [
+        {"block": "none", "original": "", "nll": mean, "nll_low": low[k], "nll_high": high[k],
+         "difference": mean - means[0], "difference_low": difference_low[k],
+         "difference_high": difference_high[k],
+         "perplexity": float(np.exp(mean)), "rank": "", **empty, "parameters": 0, "time_saved": 0.0,
+         "tokens": int(tokens.sum()), "documents": len(tokens)}
+        for k, mean in enumerate(means)
+    ]
+
+
+def rank_rows(rows: list[dict], half: str) -> dict[str, dict]:
+    """Enter ranks into the rows of one kind; return each estimate's rank correlation with the loss."""
+    correlations, losses = {}, [row["nll"] for row in rows]
+    for row, rank in zip(rows, average_ranks(losses), strict=True):
+        row["rank"] = f"{rank:g}"
+    for name in estimates():
+        values = [row[name] for row in rows]
+        for row, rank in zip(rows, average_ranks(values), strict=True):
+            row[f"{name}_rank"] = f"{rank:g}"
+        correlations[f"{name} {half}".strip()] = {
+            "spearman": float(spearman(losses, values)), "interval": spearman_interval(losses, values),
+            "of": len(rows)}
+    return correlations

@@ -3,165 +3,242 @@
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
 
 from nanoprune.evaluation.perplexity import EDGES
 from nanoprune.evaluation.written_answers import SCORES, summarize_by_task
-from nanoprune.statistics import RESAMPLES, bootstrap, bootstrap_ratios, detectable_difference, mcnemar
+from nanoprune.statistics import (
+    RESAMPLES,
+    Interval,
+    Ratio,
+    bootstrap,
+    bootstrap_ratios,
+    detectable_difference,
+    mcnemar,
+)
 
 RULES = {"correct": "accuracy", "correct_norm": "accuracy_norm", "correct_bytes": "accuracy_bytes"}
+ABOUT = ("name", "path", "blocks", "original", "params", "tokenizer", "seed", "like")
 
 
-def summarize(found: dict) -> dict:
+# ---------------------------------------------------------------- one model
+def summarize(result: dict) -> dict:
     """A model's entry in results.json."""
-    known = {key: found[key] for key in ("name", "path", "blocks", "original", "params", "tokenizer", "seed", "like")}
-    general = text_summary(found["general"]) if found["general"] else None
-    return known | {"test": text_summary(found["test"]), "general": general,
-                    "qa": {name: answer_summary(rows) for name, rows in found["answers"].items()},
-                    "written": summarize_by_task(found["written"]) if found["written"] else {}, "cost": found["cost"]}
+    return {key: result[key] for key in ABOUT} | {
+        "test": summarize_text(result["test"]),
+        "general": summarize_text(result["general"]) if result["general"] else None,
+        "qa": {name: summarize_questions(rows) for name, rows in result["answers"].items()},
+        "written": summarize_by_task(result["written"]) if result["written"] else {},
+        "cost": result["cost"],
+    }
 
 
 def column(rows: list[dict], key: str) -> np.ndarray:
     return np.array([row[key] for row in rows], float)
 
 
-def text_summary(rows: list[dict]) -> dict:
-    nll, tokens, nbytes, words = (column(rows, key) for key in ("nll", "tokens", "bytes", "words"))
-    mean, interval = nll.sum() / tokens.sum(), bootstrap(nll, tokens, range(len(nll)))
-    bits = bootstrap(nll / math.log(2), nbytes, range(len(nll)))
-    return {"nll": mean, "nll_interval": list(interval), "perplexity": math.exp(mean),
-            "perplexity_interval": [math.exp(end) for end in interval],
-            "bits_per_byte": nll.sum() / math.log(2) / nbytes.sum(), "bits_per_byte_interval": list(bits),
-            "word_perplexity": math.exp(min(700, nll.sum() / words.sum())),
-            "byte_perplexity": math.exp(nll.sum() / nbytes.sum()), "tokens": int(tokens.sum()), "bytes": int(nbytes.sum()),
-            "words": int(words.sum()), "documents": len(rows)}
+def nats(rows: list[dict]) -> Ratio:
+    """Nats per token."""
+    return Ratio(column(rows, "nll"), column(rows, "tokens"))
 
 
-def answer_summary(rows: list[dict]) -> dict:
+def bits(rows: list[dict]) -> Ratio:
+    """Bits per byte."""
+    return Ratio(column(rows, "nll") / math.log(2), column(rows, "bytes"))
+
+
+def summarize_text(rows: list[dict]) -> dict:
+    total = {key: column(rows, key).sum() for key in ("nll", "tokens", "bytes", "words")}
+    mean, interval = nats(rows).value, bootstrap(*nats(rows), range(len(rows)))
+    return {
+        "nll": mean,
+        "nll_interval": interval,
+        "perplexity": math.exp(mean),
+        "perplexity_interval": [math.exp(end) for end in interval],
+        "bits_per_byte": total["nll"] / math.log(2) / total["bytes"],
+        "bits_per_byte_interval": bootstrap(*bits(rows), range(len(rows))),
+        "word_perplexity": math.exp(min(700, total["nll"] / total["words"])),
+        "byte_perplexity": math.exp(total["nll"] / total["bytes"]),
+        "tokens": int(total["tokens"]),
+        "bytes": int(total["bytes"]),
+        "words": int(total["words"]),
+        "documents": len(rows),
+    }
+
+
+def summarize_questions(rows: list[dict]) -> dict:
     n, sources = len(rows), [row["source"] for row in rows]
     if not n:
         return {"n": 0, "sources": 0, "accuracy": None, "chance": None}
-    found = {"n": n, "sources": len(set(sources))} | {key: column(rows, key).mean() for key in ("chance", "longest")}
+    summary = {"n": n, "sources": len(set(sources))}
+    summary |= {key: column(rows, key).mean() for key in ("chance", "longest")}
     for key, name in RULES.items():
         right = column(rows, key)
-        found |= {name: right.mean(), f"{name}_interval": list(bootstrap(right, np.ones(n), sources))}
-    found |= {"mean_loglikelihood": column(rows, "loglikelihood").mean(), "mean_margin": column(rows, "margin").mean(),
-              "stderr": column(rows, "correct").std(ddof=1) / math.sqrt(n) if n > 1 else None}
-    for kind in ("category", "difficulty"):
-        values = sorted({str(row[kind]) for row in rows} - {""})
-        found[f"by_{kind}"] = {}
-        for value in values:
-            chosen = [row for row in rows if str(row[kind]) == value]
-            right = column(chosen, "correct")
-            low, high = bootstrap(right, np.ones(len(right)), [row["source"] for row in chosen])
-            found[f"by_{kind}"][value] = {"n": len(chosen), "accuracy": right.mean(), "interval": [low, high]}
-    return found
+        summary |= {name: right.mean(), f"{name}_interval": bootstrap(right, np.ones(n), sources)}
+    summary["mean_loglikelihood"] = column(rows, "loglikelihood").mean()
+    summary["mean_margin"] = column(rows, "margin").mean()
+    summary["stderr"] = column(rows, "correct").std(ddof=1) / math.sqrt(n) if n > 1 else None
+    return summary | {f"by_{kind}": accuracy_by(rows, kind) for kind in ("category", "difficulty")}
 
 
-def slices(found: dict) -> list[dict]:
-    """Test loss by month, category and length of the documents, and by position within them."""
-    rows, lines = found["test"], []
+def accuracy_by(rows: list[dict], kind: str) -> dict[str, dict]:
+    """Accuracy by category or by difficulty."""
+    accuracies = {}
+    for value in sorted({str(row[kind]) for row in rows} - {""}):
+        group = [row for row in rows if str(row[kind]) == value]
+        right = column(group, "correct")
+        interval = bootstrap(right, np.ones(len(right)), [row["source"] for row in group])
+        accuracies[value] = {"n": len(group), "accuracy": right.mean(), "interval": interval}
+    return accuracies
+
+
+def slices(result: dict) -> list[dict]:
+    """The rows of slices.csv: test loss by month, category, length, and position in a document."""
+    rows, lines = result["test"], []
     thirds = np.quantile(column(rows, "tokens"), [1 / 3, 2 / 3]) if rows else []
 
-    def third(row: dict) -> str:
-        return ("shortest third", "middle third", "longest third")[int(np.searchsorted(thirds, row["tokens"]))]
+    def add(kind: str, value: str, documents: list[dict], suffix: str = "") -> None:
+        nll, tokens = column(documents, f"nll{suffix}"), column(documents, f"tokens{suffix}")
+        scored = tokens > 0
+        if scored.any():
+            loss = Ratio(nll[scored], tokens[scored])
+            low, high = bootstrap(*loss, range(int(scored.sum())))
+            lines.append({
+                "model": result["name"], "slice": kind, "value": value, "nll": loss.value, "low": low,
+                "high": high, "tokens": int(loss.denominators.sum()), "documents": int(scored.sum())})
 
-    def line(kind: str, value: str, nll: np.ndarray, tokens: np.ndarray) -> None:
-        if (scored := tokens > 0).any():
-            nll, tokens = nll[scored], tokens[scored]
-            low, high = bootstrap(nll, tokens, range(len(nll)))
-            lines.append({"model": found["name"], "slice": kind, "value": value, "nll": nll.sum() / tokens.sum(), "low": low,
-                          "high": high, "tokens": int(tokens.sum()), "documents": len(nll)})
+    def length(row: dict) -> str:
+        names = ("shortest third", "middle third", "longest third")
+        return names[int(np.searchsorted(thirds, row["tokens"]))]
 
-    for kind, of in (("month", lambda row: row["month"]), ("category", lambda row: row["category"]), ("length", third)):
-        for value in sorted({of(row) for row in rows} - {""}):
-            chosen = [row for row in rows if of(row) == value]
-            line(kind, value, column(chosen, "nll"), column(chosen, "tokens"))
+    groupings = {"month": lambda row: row["month"], "category": lambda row: row["category"], "length": length}
+    for kind, group_of in groupings.items():
+        for value in sorted({group_of(row) for row in rows} - {""}):
+            add(kind, value, [row for row in rows if group_of(row) == value])
     for first, after in itertools.zip_longest(EDGES, EDGES[1:]):
-        line("position", f"{first} to {after - 1}" if after else f"from {first}", column(rows, f"nll_{first}"),
-             column(rows, f"tokens_{first}"))
+        add("position", f"{first} to {after - 1}" if after else f"from {first}", rows, f"_{first}")
     return lines
 
 
+# ---------------------------------------------------------------- two models
+def compare_all(results: list[dict]) -> list[dict]:
+    """Comparisons of every two models; those that hold among all differences listed are marked."""
+    pairs = list(itertools.combinations(results, 2))
+    first = results[0]
+    measures = 1 + bool(first["general"]) + len(first["answers"]) + len(SCORES) * bool(first["written"])
+    return [compare(a, b, len(pairs) * measures) for a, b in pairs]
+
+
 def compare(a: dict, b: dict, comparisons: int) -> dict:
-    """What b has over a: paired differences with 95 % intervals, and whether they hold among so many `comparisons`."""
-    found = {"models": [a["name"], b["name"]]}
-    for name in ("test", "general"):
-        if not a[name]:
+    """Paired differences of b from a with 95 % intervals; `comparisons`: how many are listed in all."""
+    same_tokens = a["tokenizer"] == b["tokenizer"]
+    differences = {"models": [a["name"], b["name"]]}
+    for text, label in (("test", ""), ("general", "general ")):
+        before, after = a[text], b[text]
+        if not before:
             continue
-        one, other = ([column(m[name], key) for key in ("nll", "tokens", "bytes")] for m in (a, b))
-        label = "" if name == "test" else "general "
-        bits = [(part[0] / math.log(2), part[2]) for part in (one, other)]
-        value = bits[1][0].sum() / bits[1][1].sum() - bits[0][0].sum() / bits[0][1].sum()
-        found[f"{label}bits_per_byte"] = verdict(value, partial(bootstrap_ratios, *bits, range(len(one[0]))), len(one[0]),
-                                                 comparisons)
-        if a["tokenizer"] == b["tokenizer"]:
-            found[f"{label}nll"] = difference(other[0] - one[0], one[1], range(len(one[0])), comparisons)
-    if a["tokenizer"] != b["tokenizer"]:
-        return found | {"note": "different tokenizers: compared in bits per byte only"}
-    for name in a["answers"]:
-        pairs = list(zip(a["answers"][name], b["answers"][name], strict=True))
-        sources = [row["source"] for row, _ in pairs]
+        interval = partial(bootstrap_ratios, bits(before), bits(after), range(len(before)))
+        gain = bits(after).value - bits(before).value
+        differences[f"{label}bits_per_byte"] = verdict(gain, interval, len(before), comparisons)
+        if same_tokens:
+            gains = Ratio(column(after, "nll") - column(before, "nll"), column(before, "tokens"))
+            differences[f"{label}nll"] = mean_difference(gains, range(len(before)), comparisons)
+    if not same_tokens:
+        return differences | {"note": "different tokenizers: compared in bits per byte only"}
+    for name, before in a["answers"].items():
+        after, sources = b["answers"][name], [row["source"] for row in before]
+        if not before:
+            continue
         for key, measure in RULES.items():
-            gain = np.array([y[key] - x[key] for x, y in pairs], float)
-            if len(gain):
-                one = difference(gain, np.ones(len(gain)), sources, comparisons)
-                p = mcnemar(column([x for x, _ in pairs], key), column([y for _, y in pairs], key))
-                found[f"{name} {measure}"] = one | {"mcnemar_p": p}
+            right, right_after = column(before, key), column(after, key)
+            gains = Ratio(right_after - right, np.ones(len(before)))
+            differences[f"{name} {measure}"] = mean_difference(gains, sources, comparisons) | {
+                "mcnemar_p": mcnemar(right, right_after)}
     for key in SCORES if a["written"] else ():
         gain = column(b["written"], key) - column(a["written"], key)
-        found[f"written {key}"] = difference(gain, np.ones(len(gain)), range(len(gain)), comparisons)
-    return found
+        gains = Ratio(gain, np.ones(len(gain)))
+        differences[f"written {key}"] = mean_difference(gains, range(len(gain)), comparisons)
+    return differences
 
 
-def verdict(value: float, interval: Callable, groups: int, comparisons: int) -> dict:
-    low, high = interval(level=0.95)
-    least, most = interval(level=1 - 0.05 / max(1, comparisons))
-    return {"difference": float(value), "interval": [low, high], "shown": low > 0 or high < 0, "groups": groups,
-            "shown_among_all": least > 0 or most < 0, "detectable": detectable_difference(low, high),
-            "method": f"paired bootstrap, {RESAMPLES} resamples, percentile, 95 %"}
-
-
-def difference(numerators: np.ndarray, denominators: np.ndarray, groups, comparisons: int) -> dict:
+def mean_difference(gains: Ratio, groups: Iterable, comparisons: int) -> dict:
     groups = list(groups)
-    return verdict(numerators.sum() / denominators.sum(), partial(bootstrap, numerators, denominators, groups),
-                   len(set(groups)), comparisons)
+    return verdict(gains.value, partial(bootstrap, *gains, groups), len(set(groups)), comparisons)
 
 
-def over_seeds(models: list[dict]) -> tuple[list[dict], list[dict]]:
-    """(a row per config of which several seeds were given, differences between such configs), of the test nll.
+def verdict(value: float, interval: Callable[..., Interval], groups: int, comparisons: int) -> dict:
+    """A difference, its interval, and whether it holds alone and among all comparisons (Bonferroni)."""
+    low, high = interval(level=0.95)
+    wide = interval(level=1 - 0.05 / max(1, comparisons))
+    return {
+        "difference": float(value),
+        "interval": [low, high],
+        "shown": low > 0 or high < 0,
+        "groups": groups,
+        "shown_among_all": wide.low > 0 or wide.high < 0,
+        "detectable": detectable_difference(low, high),
+        "method": f"paired bootstrap, {RESAMPLES} resamples, percentile, 95 %",
+    }
 
-    The two sources of variance stand apart: `documents`, the standard error of the seeds' mean over resampled documents, and
-    `seeds`, the standard deviation between them. The interval of a difference takes in both.
+
+# ---------------------------------------------------------------- several seeds
+def over_seeds(results: list[dict]) -> dict[str, list[dict]]:
+    """The test nll of configs that ran with several seeds, and the differences between them.
+
+    Two sources of variance stand apart: `documents`, the standard error of the seeds' mean over resampled
+    documents, and `seeds`, the standard deviation between them. The interval of a difference has both.
+
+    Of the test nll. The two sources of variance stand apart: `documents`, the standard error of the seeds'
+    mean over resampled documents, and `seeds`, the standard deviation between them. The interval of a
+    difference has both.
     """
     by_config = {}
-    for model in models:
-        if model["like"]:
-            by_config.setdefault(model["like"], []).append(model)
-    groups = {re.sub(r"[-_]?s?\d+$", "", members[0]["name"]) or members[0]["name"]: members
-              for members in by_config.values() if len(members) > 1}
-    rows, found = [], []
-    for name, members in groups.items():
-        each = [m["test"] for m in members]
-        nll, tokens = np.mean([column(rows_, "nll") for rows_ in each], axis=0), column(each[0], "tokens")
-        means = np.array([column(rows_, "nll").sum() / tokens.sum() for rows_ in each])
-        low, high = bootstrap(nll, tokens, range(len(nll)))
-        rows.append({"config": name, "runs": len(members), "nll": float(means.mean()), "documents": (high - low) / 3.92,
-                     "seeds": float(means.std(ddof=1)), "lowest": float(means.min()), "highest": float(means.max())})
-    for (one, a), (other, b) in itertools.combinations(groups.items(), 2):
-        if a[0]["tokenizer"] != b[0]["tokenizer"]:
-            continue
-        parts = [np.mean([column(m["test"], "nll") for m in members], axis=0) for members in (a, b)]
-        tokens = column(a[0]["test"], "tokens")
-        low, high = bootstrap(parts[1] - parts[0], tokens, range(len(tokens)))
-        spread = [next(row for row in rows if row["config"] == name)["seeds"] ** 2 / len(members)
-                  for name, members in ((one, a), (other, b))]
-        error = math.sqrt(((high - low) / 3.92) ** 2 + sum(spread))
-        value = float((parts[1] - parts[0]).sum() / tokens.sum())
-        found.append({"configs": [one, other], "difference": value, "interval": [value - 1.96 * error, value + 1.96 * error],
-                      "shown": abs(value) > 1.96 * error, "documents": (high - low) / 3.92, "seeds": math.sqrt(sum(spread)),
-                      "method": "normal, variances of documents and of seeds added"})
-    return rows, found
+    for result in results:
+        if result["like"]:
+            by_config.setdefault(result["like"], []).append(result)
+    groups = {}
+    for runs in by_config.values():
+        if len(runs) > 1:
+            first = runs[0]["name"]
+            groups[re.sub(r"[-_]?s?\d+$", "", first) or first] = runs
+    configs = {name: summarize_seeds(name, runs) for name, runs in groups.items()}
+    losses = {name: mean_over_seeds(runs) for name, runs in groups.items()}
+    comparisons = []
+    for a, b in itertools.combinations(groups, 2):
+        if groups[a][0]["tokenizer"] == groups[b][0]["tokenizer"]:
+            comparisons.append(compare_seeds(configs[a], configs[b], losses[a], losses[b]))
+    return {"configs": list(configs.values()), "comparisons": comparisons}
+
+
+def mean_over_seeds(runs: list[dict]) -> Ratio:
+    """Nats per token: of each document the mean over seeds, and its tokens."""
+    nll = np.mean([column(run["test"], "nll") for run in runs], axis=0)
+    return Ratio(nll, column(runs[0]["test"], "tokens"))
+
+
+def document_error(loss: Ratio) -> float:
+    """Standard error over resampled documents."""
+    low, high = bootstrap(*loss, range(len(loss.numerators)))
+    return (high - low) / 3.92
+
+
+def summarize_seeds(name: str, runs: list[dict]) -> dict:
+    means = np.array([nats(run["test"]).value for run in runs])
+    return {"config": name, "runs": len(runs), "nll": float(means.mean()),
+            "documents": document_error(mean_over_seeds(runs)), "seeds": float(means.std(ddof=1)),
+            "lowest": float(means.min()), "highest": float(means.max())}
+
+
+def compare_seeds(a: dict, b: dict, loss_a: Ratio, loss_b: Ratio) -> dict:
+    """The difference of config b from config a, from their rows and their mean losses."""
+    gains = Ratio(loss_b.numerators - loss_a.numerators, loss_a.denominators)
+    documents = document_error(gains)
+    seeds = sum(config["seeds"] ** 2 / config["runs"] for config in (a, b))
+    margin, difference = 1.96 * math.sqrt(documents**2 + seeds), float(gains.value)
+    return {"configs": [a["config"], b["config"]], "difference": difference,
+            "interval": [difference - margin, difference + margin], "shown": abs(difference) > margin,
+            "documents": documents, "seeds": math.sqrt(seeds),
+            "method": "normal, variances of documents and of seeds added"}

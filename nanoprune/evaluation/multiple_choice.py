@@ -1,34 +1,67 @@
-"""How well does a model answer: log-likelihoods of the choices, each distinct prefix of prompts and choices computed once.
+"""Log-likelihoods of the choices of questions, each distinct prefix of prompts and choices computed once.
 
-The token sequences of many questions are laid out as one tree: a token that several of them begin with alike stands there
-once, sees its ancestors and nothing else, and has its depth as position. A context of 500 tokens with four choices is then some
-520 tokens of work, not 2,080; the head sees only where answers are predicted.
+The token sequences of many questions are laid out as one tree. A token that several sequences share as part
+of a common prefix stands there once, sees its ancestors alone, and has its depth as position. A context of
+500 tokens with four choices is then some 520 tokens of work, not 2,080. The head sees only the places where
+answers are predicted.
 """
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
-from model import Decoder
 from nanoprune.data.chat_format import question_prompt
 from nanoprune.data.tokenizer import split_tokens
 from nanoprune.device import to_device
 from nanoprune.distributed import ALONE, Ranks
-from nanoprune.nn.losses import head_loss
-from nanoprune.nn.pointwise import rope_table
+from nanoprune.nn.attention import Layout, Visible
 
-Row = tuple[list[int], int]  # tokens, and how many of them are the prompt's
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from model import Decoder
+
+
+class Choice(NamedTuple):
+    """A prompt and one answer to it."""
+
+    tokens: list[int]
+    prompt: int  # how many of the tokens are the prompt's
+
+
+class EncodedQuestion(NamedTuple):
+    number: int  # in its set, from 0
+    question: dict
+    choices: list[Choice]
+
+
+class Leaf(NamedTuple):
+    """A choice in a tree: its row among all choices, its nodes, the length of its prompt."""
+
+    row: int
+    nodes: list[int]
+    prompt: int
+
+    def predictions(self) -> list[tuple[int, int]]:
+        """Pairs of nodes: the one before each token of the answer, and that token's own."""
+        return [(self.nodes[t - 1], self.nodes[t]) for t in range(self.prompt, len(self.nodes))]
 
 
 class Tree:
-    """Rows laid out as a tree of tokens: ids, parents and depths, parents before their children."""
+    """Choices laid out as a tree of tokens: ids, parents and depths, parents before their children."""
 
     def __init__(self):
         self.ids, self.parents, self.depths, self.children = [], [], [], {}
+        self.leaves: list[Leaf] = []
 
-    def add(self, tokens: list[int]) -> list[int]:
-        """The nodes of a row's tokens; those that are there already are shared."""
+    def add(self, row: int, choice: Choice) -> None:
+        """Lay out a choice; nodes that are there already are shared."""
         nodes, parent = [], -1
-        for token in tokens:
+        for token in choice.tokens:
             if (node := self.children.get((parent, token))) is None:
                 node = self.children[parent, token] = len(self.ids)
                 self.ids.append(token)
@@ -36,108 +69,127 @@ class Tree:
                 self.depths.append(self.depths[parent] + 1 if parent >= 0 else 0)
             nodes.append(node)
             parent = node
-        return nodes
+        self.leaves.append(Leaf(row, nodes, choice.prompt))
 
-    def visible(self) -> torch.Tensor:
-        """What each node sees, itself and its ancestors: bool (nodes, nodes)."""
-        seen = torch.eye(len(self.ids), dtype=torch.bool)
+    def layout(self, window: int | None, device) -> Layout:
+        """Depths as positions; each node sees itself and its ancestors.
+
+        In blocks with sliding attention it sees the `window` nearest of them.
+        """
+        visible = torch.eye(len(self.ids), dtype=torch.bool)
         for node, parent in enumerate(self.parents):
             if parent >= 0:
-                seen[node] |= seen[parent]
-        return seen
+                visible[node] |= visible[parent]
+        depths = torch.tensor(self.depths)
+        by_window = {None: Visible(to_device(visible, device))}
+        if window:
+            near = depths[:, None] - depths[None, :] < window
+            by_window[window] = Visible(to_device(visible & near, device))
+        return Layout(to_device(depths, device)[None], by_window)
+
+
+def tree_loglikelihoods(model: Decoder, tree: Tree) -> list[float]:
+    """The summed log-likelihood in nats of each leaf's answer."""
+    ids = torch.tensor(tree.ids)
+    x = model.hidden_states(to_device(ids[None], model.device),
+                            layout=tree.layout(model.config.sliding_window, model.device))
+    predictions = sorted({pair for leaf in tree.leaves for pair in leaf.predictions()})  # leaves share some
+    before, after = torch.tensor(predictions).T
+    losses = model.loss(x[:, to_device(before, model.device)], ids[after][None], "none")
+    nll = dict(zip(predictions, losses[0].cpu().double().tolist(), strict=True))
+    return [-sum(nll[pair] for pair in leaf.predictions()) for leaf in tree.leaves]
 
 
 @torch.no_grad()
 def loglikelihoods(
-    model: Decoder, groups: list[list[Row]], most: int = 512, ranks: Ranks = ALONE, label: str = "questions"
+    model: Decoder, groups: list[list[Choice]], tree_tokens: int = 512, ranks: Ranks = ALONE,
+    label: str = "questions",
 ) -> list[np.ndarray]:
-    """Per group (a question's choices) the summed log-likelihood in nats of each row's tokens from its prompt's end on.
+    """Log-likelihoods in nats of each group's choices, summed over the tokens behind the prompt.
 
-    Trees take in groups until they hold `most` tokens, in the order of their tokens, so that those with a context in common
-    meet. Plain form: every row in a forward pass of its own.
+    A group holds the choices of a question.
+
+    Trees take in groups until they hold `tree_tokens`, in the order of their tokens, so that those with a
+    common context meet. Plain form: every choice in a forward pass of its own.
     """
-    order, trees = sorted(range(len(groups)), key=lambda g: groups[g][0][0] if groups[g] else []), []
-    for g in order:
-        if not trees or len(trees[-1][0].ids) >= most:
-            trees.append((Tree(), []))
-        tree, members = trees[-1]
-        members += [(g, k, tree.add(tokens), prompt) for k, (tokens, prompt) in enumerate(groups[g])]
-    rows = np.cumsum([0, *map(len, groups)])
-    found, device, trunk = np.zeros(rows[-1]), model.head_weight.device, model.model
-    for tree, members in ranks.turns(trees, label):
-        ids, depths = to_device(torch.tensor(tree.ids)[None], device), torch.tensor(tree.depths)
-        seen = tree.visible()
-        near = depths[:, None] - depths[None, :]
-        masks = {"full_attention": to_device(seen, device)}
-        if window := model.config.sliding_window:
-            masks["sliding_attention"] = to_device(seen & (near < window), device)
-        x = trunk.embed_tokens(ids).to(model.dtype)
-        rope = tuple(table[:, None].to(x.dtype) for table in rope_table(model.config, to_device(depths, device)[None]))
-        for i, layer in enumerate(trunk.layers):
-            x = layer(x, rope, masks[model.config.layer_types[i]], None, i)
-        # From the node before each answer token to the token itself; several rows may ask for the same.
-        asked = sorted({(nodes[t - 1], nodes[t]) for _, _, nodes, prompt in members for t in range(prompt, len(nodes))})
-        before, after = torch.tensor(asked).T
-        x, targets = trunk.norm(x[:, to_device(before, device)]), torch.tensor(tree.ids)[after][None]
-        losses = head_loss(x, model.head_weight, targets, "none")
-        value = dict(zip(asked, losses[0].cpu().double().tolist(), strict=True))
-        for g, k, nodes, prompt in members:
-            found[rows[g] + k] = -sum(value[nodes[t - 1], nodes[t]] for t in range(prompt, len(nodes)))
-    found = np.array(ranks.sum(found.tolist()))
-    return [found[start:stop] for start, stop in zip(rows[:-1], rows[1:], strict=True)]
+    first_rows, trees = np.cumsum([0, *map(len, groups)]), []
+    for g in sorted(range(len(groups)), key=lambda g: groups[g][0].tokens):
+        if not trees or len(trees[-1].ids) >= tree_tokens:
+            trees.append(Tree())
+        for row, choice in enumerate(groups[g], start=first_rows[g]):
+            trees[-1].add(row, choice)
+    values = np.zeros(first_rows[-1])
+    for tree in ranks.shard(trees, label):
+        values[[leaf.row for leaf in tree.leaves]] = tree_loglikelihoods(model, tree)
+    values = np.array(ranks.sum(values.tolist()))
+    return [values[start:stop] for start, stop in pairwise(first_rows)]
 
 
-def encode_questions(tokenizer, questions: list[dict], window: int, begin: list[int] = (), cut: bool = False) -> tuple[list, dict]:
-    """(per question its choices' rows, or None where one is longer than the window; counts of what was notable).
+def encode_questions(
+    tokenizer: Tokenizer, questions: list[dict], window: int, cut: bool = False
+) -> tuple[list[EncodedQuestion], dict[str, int]]:
+    """The questions that fit the window, encoded, and counts of those left out, cut and merged.
 
-    With `cut` a long prompt loses tokens at its left, behind the begin token if there is one. A choice that comes to no token
-    of its own is an error; where the last token of a prompt and the first of a choice would merge, the prompt's length decides,
-    as in lm-evaluation-harness, and the count says how often.
+    With `cut` a long prompt loses tokens at its left, behind the tokenizer's begin token if there is one. A
+    choice that has no token of its own is an error. Where a prompt's last token and a choice's first would
+    merge, the prompt's length decides, as in lm-evaluation-harness.
     """
-    groups, counts = [], {"left out": 0, "cut": 0, "merged": 0}
-    for q in questions:
-        prompt, rows = question_prompt(q["question"], q.get("context")), []
-        alone = tokenizer.encode(prompt).ids
-        for choice in q["choices"]:
-            tokens, n = split_tokens(tokenizer, prompt, " " + choice)
-            counts["merged"] += tokens[:n] != alone
-            if n >= len(tokens) or not tokenizer.encode(choice, add_special_tokens=False).ids:
-                raise ValueError(f"question {q['question']!r}: the choice {choice!r} comes to no token of its own; reword it")
-            assert 1 <= n < len(tokens)
-            rows.append((tokens, n))
-        if (longest := max(len(tokens) for tokens, _ in rows)) > window:
-            keep = len(begin) if begin and rows[0][0][: len(begin)] == list(begin) else 0
-            over = longest - window
-            if not cut or min(n for _, n in rows) - keep <= over:
+    encoded, counts = [], {"left out": 0, "cut": 0, "merged": 0}
+    begin = tokenizer.encode("").ids
+    for number, question in enumerate(questions):
+        prompt, choices = question_prompt(question["question"], question.get("context")), []
+        prompt_ids = tokenizer.encode(prompt).ids
+        for text in question["choices"]:
+            tokens, length = split_tokens(tokenizer, prompt, " " + text)
+            counts["merged"] += tokens[:length] != prompt_ids
+            if length >= len(tokens) or not tokenizer.encode(text, add_special_tokens=False).ids:
+                raise ValueError(f"question {question['question']!r}: the choice {text!r} comes to no token "
+                                 "of its own; reword it")
+            choices.append(Choice(tokens, length))
+        excess = max(len(choice.tokens) for choice in choices) - window
+        if excess > 0:
+            start = len(begin) if choices[0].tokens[: len(begin)] == begin else 0
+            if not cut or min(choice.prompt for choice in choices) - start <= excess:
                 counts["left out"] += 1
-                groups.append(None)
                 continue
             counts["cut"] += 1
-            rows = [(tokens[:keep] + tokens[keep + over :], n - over) for tokens, n in rows]
-        groups.append(rows)
-    return groups, counts
+            choices = [Choice(tokens[:start] + tokens[start + excess :], length - excess)
+                       for tokens, length in choices]
+        encoded.append(EncodedQuestion(number, question, choices))
+    return encoded, counts
 
 
 def score_questions(
-    model: Decoder, asked: list[tuple[int, dict, list[Row]]], ranks: Ranks = ALONE, label: str = "questions"
+    model: Decoder, questions: list[EncodedQuestion], ranks: Ranks = ALONE, label: str = "questions"
 ) -> list[dict]:
-    """A row per (number, question, its choices' rows): what was right by three rules, and by the longest choice alone.
+    """A row per question: right or wrong by three rules, and by the longest choice alone.
 
-    correct: the highest sum; correct_norm: the highest sum per character; correct_bytes: per byte of UTF-8. margin: of the true
-    choice over the best other, in nats. Where a log-likelihood is not finite nothing is right.
+    correct: the highest sum; correct_norm: the highest sum per character; correct_bytes: per byte of UTF-8.
+    margin: of the true choice over the best other, in nats. Where a log-likelihood is not finite nothing is
+    right.
     """
-    scored, found = loglikelihoods(model, [rows for _, _, rows in asked], ranks=ranks, label=label), []
-    for (i, q, _), ll in zip(asked, scored, strict=True):
-        true = q["answer"]
-        lengths = np.array([len(choice) for choice in q["choices"]])
-        nbytes = np.array([len(choice.encode()) for choice in q["choices"]])
-        known = bool(np.isfinite(ll).all())  # a broken model answers nothing; argmax would say the first choice
-        others = np.delete(ll, true)
-        longest = lengths == lengths.max()
-        found.append({
-            "question": i, "category": q.get("category", ""), "difficulty": q.get("difficulty", ""),
-            "source": str(q.get("source", i)), "chance": 1 / len(ll), "longest": float(longest[true] / longest.sum()),
-            "correct": int(known and ll.argmax() == true), "correct_norm": int(known and (ll / lengths).argmax() == true),
-            "correct_bytes": int(known and (ll / nbytes).argmax() == true), "loglikelihood": float(ll[true]),
-            "margin": float(ll[true] - others.max())})
-    return found
+    values = loglikelihoods(model, [question.choices for question in questions], ranks=ranks, label=label)
+    return [question_row(number, question, scores)
+            for (number, question, _), scores in zip(questions, values, strict=True)]
+
+
+def question_row(number: int, question: dict, scores: np.ndarray) -> dict:
+    """The row of a question from the log-likelihoods (choices,) of its choices."""
+    answer, choices = question["answer"], question["choices"]
+    characters = np.array([len(choice) for choice in choices])
+    utf8_bytes = np.array([len(choice.encode()) for choice in choices])
+    longest = characters == characters.max()
+    finite = bool(np.isfinite(scores).all())  # a broken model answers nothing: argmax would take the first
+    return {
+        "question": number,
+        "category": question.get("category", ""),
+        "difficulty": question.get("difficulty", ""),
+        "source": str(question.get("source", number)),
+        "chance": 1 / len(scores),
+        "longest": float(longest[answer] / longest.sum()),
+        "correct": int(finite and scores.argmax() == answer),
+        "correct_norm": int(finite and (scores / characters).argmax() == answer),
+        "correct_bytes": int(finite and (scores / utf8_bytes).argmax() == answer),
+        "loglikelihood": float(scores[answer]),
+        "margin": float(scores[answer] - np.delete(scores, answer).max()),
+    }

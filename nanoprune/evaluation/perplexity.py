@@ -1,32 +1,105 @@
-"""How well does a model predict text: negative log-likelihoods by document and by position, under a protocol that is named."""
+"""Negative log-likelihoods of text, by document and by position, under a named protocol.
+
+The one way to score text: `windows` cuts examples into batches, `score_text` sums the losses of each
+document.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
-from model import Decoder
 from nanoprune.config import IGNORE, Config
 from nanoprune.data.dataset import Dataset
+from nanoprune.data.token_file import Example
 from nanoprune.device import to_device
 from nanoprune.distributed import ALONE, Ranks
 
-EDGES = (0, 16, 64, 256, 1024)  # positions in a document at which slices begin
+if TYPE_CHECKING:
+    from model import Decoder
+
+EDGES = (0, 16, 64, 256, 1024)  # first positions of the slices of a document
 PROTOCOLS = ("documents", "stream", "rolling")
+
+
+# ---------------------------------------------------------------- windows
+@dataclass(frozen=True)
+class WindowBatch:
+    """Windows of like length that are scored together."""
+
+    ids: torch.Tensor  # (rows, time) int64, 0 where padded
+    targets: torch.Tensor  # (rows, time) int64: the token after each, IGNORE where it is not scored here
+    documents: np.ndarray  # (rows,): the number of the example that each row is cut from
+    positions: np.ndarray  # (rows,): the position in its document of each row's first token
+
+
+class Window(NamedTuple):
+    """Tokens `first` to `end` of a document; those from `scored` on predict the token after them."""
+
+    document: int
+    first: int
+    scored: int
+    end: int
+
+
+def windows(
+    examples: Sequence[Example],
+    context: int,
+    batch_tokens: int = 8192,
+    *,
+    only: Collection[int] | None = None,
+    stride: int = 0,
+    reach_back: bool = False,
+    first_position: int = 0,
+) -> Iterator[WindowBatch]:
+    """Batches of windows in which every prediction is scored once; the same examples give the same batches.
+
+    An example longer than `context` is cut into windows of that many inputs, one every `stride` tokens (0:
+    without overlap). With `reach_back` the last window begins earlier, to be a whole one. `only`: the numbers
+    of the examples to score. Windows of like length share a batch of about `batch_tokens`, so little is
+    padding.
+    """
+    cuts = []
+    for document in range(len(examples)) if only is None else sorted(only):
+        predictions, start, scored = len(examples[document]) - 1, 0, 0
+        while scored < predictions:
+            end = min(start + context, predictions)
+            cuts.append(Window(document, max(0, end - context) if reach_back else start, scored, end))
+            scored, start = end, start + (stride or context)
+    cuts.sort(key=lambda window: window.first - window.end)
+    while cuts:
+        rows = max(1, batch_tokens // (cuts[0].end - cuts[0].first))
+        yield _batch(examples, cuts[:rows], first_position)
+        cuts = cuts[rows:]
+
+
+def _batch(examples: Sequence[Example], cuts: list[Window], first_position: int) -> WindowBatch:
+    """The batch of some windows, the longest first."""
+    ids = np.zeros((len(cuts), cuts[0].end - cuts[0].first), np.int64)
+    targets = np.full_like(ids, IGNORE)
+    for row, (document, first, scored, end) in enumerate(cuts):
+        example = examples[document]
+        ids[row, : end - first] = example.tokens[first:end]
+        targets[row, scored - first : end - first] = example.targets[scored + 1 : end + 1]
+    documents, positions = np.array([(cut.document, cut.first + first_position) for cut in cuts]).T
+    return WindowBatch(torch.from_numpy(ids), torch.from_numpy(targets), documents, positions)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which tokens are predicted from what.
+    """The rule that says which tokens are predicted from which.
 
-    documents: every document by itself, in windows of `context` that begin every `stride` tokens (0: they do not overlap) and
-    score what no earlier one did. stream: all documents joined, cut every `context` tokens, each cut by itself and the rest
-    left out, as GPTQ's evaluation of WikiText does. rolling: as lm-evaluation-harness does, without the end-of-text token; the
-    last window of a document reaches back to be a whole one. `prefix`: a token put before each document, so that its first
-    token is scored.
+    documents: each document by itself, in windows of `context` tokens that begin every `stride` (0: without
+    overlap). stream: all documents joined and cut every `context` tokens, each cut by itself and the rest
+    left out, as GPTQ's evaluation of WikiText does. rolling: as lm-evaluation-harness does, without the
+    end-of-text token; the last window of a document reaches back to be a whole one. `prefix`: a token before
+    each document, so that its first is scored.
     """
 
     name: str = "documents"
@@ -35,73 +108,118 @@ class Protocol:
     prefix: int | None = None
 
     def describe(self) -> str:
-        kinds = {"documents": f"whole documents in windows of {self.context} tokens, "
-                              + (f"a new one every {self.stride}" if self.stride else "which do not overlap"),
-                 "stream": f"documents joined, end-of-text tokens between, cut every {self.context} tokens, the rest left out",
-                 "rolling": f"whole documents without end-of-text token in windows of {self.context} tokens, as "
-                            "lm-evaluation-harness rolls them"}
-        return f"{kinds[self.name]}; " + ("no prefix token" if self.prefix is None else f"prefix token {self.prefix}")
+        overlap = f"a new one every {self.stride}" if self.stride else "which do not overlap"
+        cutting = {
+            "documents": f"whole documents in windows of {self.context} tokens, {overlap}",
+            "stream": f"documents joined, end-of-text tokens between, cut every {self.context} tokens, the "
+                      "rest left out",
+            "rolling": f"whole documents without end-of-text token in windows of {self.context} tokens, as "
+                       "lm-evaluation-harness rolls them",
+        }
+        prefix = "no prefix token" if self.prefix is None else f"prefix token {self.prefix}"
+        return f"{cutting[self.name]}; {prefix}"
 
-    def units(self, documents: list[np.ndarray]) -> list[np.ndarray]:
-        """What is scored as one: the documents, or the cuts of the stream."""
+    def units(self, documents: list[Example]) -> list[Example]:
+        """The examples that get a row of results each: the documents, or the cuts of the stream."""
         if self.name != "stream":
             return documents
-        joined = np.concatenate(documents) if documents else np.empty(0, np.int64)
-        return list(joined[: len(joined) // self.context * self.context].reshape(-1, self.context))
+        joined = np.concatenate([np.empty(0, np.int64), *(document.tokens for document in documents)])
+        cuts = joined[: len(joined) // self.context * self.context].reshape(-1, self.context)
+        return [Example(tokens, np.ones(self.context, bool)) for tokens in cuts]
 
-    def cuts(self, documents: list[np.ndarray], end: int) -> Iterator[tuple[int, np.ndarray, int, int]]:
-        """(document, tokens of a window with the one after, its first scored prediction, position of its first token)."""
-        for number, tokens in enumerate(documents):
-            tokens = tokens[:-1] if self.name == "rolling" and len(tokens) and tokens[-1] == end else tokens
-            tokens = tokens if self.prefix is None else np.concatenate([[self.prefix], tokens])
-            predictions, start, scored = len(tokens) - 1, 0, 0
-            offset = 0 if self.prefix is None else -1
-            while scored < predictions:
-                until = min(start + self.context, predictions)
-                first = max(0, until - self.context) if self.name == "rolling" else start
-                yield number, tokens[first : until + 1], scored - first, first + offset
-                scored, start = until, start + (self.stride or self.context)
+    def windows(self, units: list[Example], end: int, batch_tokens: int = 8192) -> Iterator[WindowBatch]:
+        """Batches of the units' windows; `end` is the end-of-text token."""
+        return windows(
+            [self._as_read(unit, end) for unit in units], self.context, batch_tokens, stride=self.stride,
+            reach_back=self.name == "rolling", first_position=0 if self.prefix is None else -1,
+        )
+
+    def _as_read(self, unit: Example, end: int) -> Example:
+        tokens, learned = unit.tokens, unit.learned
+        if self.name == "rolling" and len(tokens) and tokens[-1] == end:
+            tokens, learned = tokens[:-1], learned[:-1]
+        if self.prefix is not None:
+            tokens, learned = np.insert(tokens, 0, self.prefix), np.insert(learned, 0, False)
+        return Example(tokens, learned)
+
+
+# ---------------------------------------------------------------- losses
+@dataclass(frozen=True)
+class DocumentLosses:
+    """Sums of negative log-likelihood in nats, and the tokens they are of, by document.
+
+    A slice is the positions from one of EDGES to the next.
+    """
+
+    nll: np.ndarray  # (documents,) float64; to rounding the sum of its slices
+    tokens: np.ndarray  # (documents,) int64
+    nll_by_position: np.ndarray  # (documents, slices) float64
+    tokens_by_position: np.ndarray  # (documents, slices) int64
 
 
 @torch.no_grad()
-def text_losses(
-    model: Decoder, units: list[np.ndarray], protocol: Protocol, end: int, batch_tokens: int = 8192, ranks: Ranks = ALONE,
-    label: str = "text",
-) -> tuple[np.ndarray, np.ndarray]:
-    """(nll in nats, tokens), each (units, len(EDGES)): by unit and by position in it of the token that is predicted.
+def score_text(
+    model: Decoder, batches: Iterable[WindowBatch], documents: int, *, autocast=contextlib.nullcontext,
+    ranks: Ranks = ALONE, label: str = "text",
+) -> DocumentLosses:
+    """The losses of `documents` examples from the batches of their windows; `autocast` opens a context.
 
-    `units` (of the protocol) are token ids, a document's with its end-of-text token `end`; or of a conversation (2, tokens),
-    the second row 1 where a token counts.
+    Each rank scores its share. Sums go from window to document in one order, so any number of ranks gives the
+    same.
     """
-    learned = [unit[1] if unit.ndim == 2 else None for unit in units]
-    cuts = sorted(protocol.cuts([unit[0] if unit.ndim == 2 else unit for unit in units], end), key=lambda cut: -len(cut[1]))
-    batches, at = [], 0
-    while at < len(cuts):
-        rows = max(1, batch_tokens // max(1, len(cuts[at][1]) - 1))
-        batches.append(cuts[at : at + rows])
-        at += rows
-    found = np.zeros((2, len(cuts), len(EDGES)))
-    starts = np.cumsum([0, *map(len, batches)])
-    for k in ranks.turns(range(len(batches)), label):
-        longest = len(batches[k][0][1]) - 1
-        ids = torch.zeros(len(batches[k]), longest, dtype=torch.int64)
-        targets, bins = torch.full_like(ids, IGNORE), np.zeros(ids.shape, np.int64)
-        for row, (number, tokens, scored, first) in enumerate(batches[k]):
-            aims = tokens[1:]
-            if learned[number] is not None:
-                aims = np.where(learned[number][first + 1 : first + len(tokens)], aims, IGNORE)
-            ids[row, : len(aims)] = torch.from_numpy(tokens[:-1])
-            targets[row, scored : len(aims)] = torch.from_numpy(aims[scored:])
-            bins[row] = np.searchsorted(EDGES, first + 1 + np.arange(longest), side="right") - 1
-        nll = model(to_device(ids, model.head_weight.device), targets, reduction="none").cpu().double().numpy()
-        for b in range(len(EDGES)):
-            inside = (bins == b) & (targets.numpy() != IGNORE)
-            found[:, starts[k] : starts[k + 1], b] = (nll * inside).sum(1), inside.sum(1)
-    found = np.array(ranks.sum(found.ravel().tolist())).reshape(found.shape)
-    sums = np.zeros((2, len(units), len(EDGES)))
-    for part, values in zip(sums, found, strict=True):
-        np.add.at(part, [cut[0] for batch in batches for cut in batch], values)
-    return sums[0], sums[1].astype(np.int64)
+    batches = list(batches)
+    for _ in range(-len(batches) % ranks.size):  # FSDP needs as many forward passes of every rank
+        batches.append(replace(batches[-1], targets=torch.full_like(batches[-1].targets, IGNORE)))
+    numbers = np.concatenate([np.empty(0, np.int64), *(batch.documents for batch in batches)])
+    first_rows = np.cumsum([0, *(len(batch.documents) for batch in batches)])
+    nll, by_position = np.zeros(len(numbers)), np.zeros((2, len(numbers), len(EDGES)))
+    with autocast():  # around all batches: it casts the weights once
+        for i in ranks.shard(range(len(batches)), label):
+            batch, rows = batches[i], slice(first_rows[i], first_rows[i + 1])
+            ids = to_device(batch.ids, model.device)
+            losses = model(ids, batch.targets, reduction="none").cpu().double()
+            nll[rows] = losses.sum(1).numpy()
+            predicted = batch.positions[:, None] + 1 + np.arange(ids.shape[1])
+            slices = np.searchsorted(EDGES, predicted, side="right") - 1
+            for k in range(len(EDGES)):
+                inside = (slices == k) & (batch.targets.numpy() != IGNORE)
+                by_position[:, rows, k] = (losses.numpy() * inside).sum(1), inside.sum(1)
+
+    def by_document(values: np.ndarray) -> np.ndarray:
+        everywhere = np.array(ranks.sum(values.ravel().tolist())).reshape(values.shape)
+        sums = np.zeros((documents, *values.shape[1:]))
+        np.add.at(sums, numbers, everywhere)
+        return sums
+
+    tokens = by_document(by_position[1]).astype(np.int64)
+    return DocumentLosses(by_document(nll), tokens.sum(1), by_document(by_position[0]), tokens)
+
+
+class Text(NamedTuple):
+    """A unit of a protocol, and the columns of its row that depend on no model."""
+
+    example: Example
+    about: dict
+
+
+def text_rows(
+    model: Decoder, texts: list[Text], protocol: Protocol, end: int, ranks: Ranks = ALONE, label: str = "text"
+) -> list[dict]:
+    """A row per text: nll in nats and tokens, in all and from each position of EDGES on."""
+    batches = protocol.windows([text.example for text in texts], end)
+    losses = score_text(model, batches, len(texts), ranks=ranks, label=label)
+    rows = []
+    for text, nll, tokens in zip(texts, losses.nll_by_position, losses.tokens_by_position, strict=True):
+        row = text.about | {"nll": nll.sum(), "tokens": int(tokens.sum())}  # to the last bit the slices' sum
+        row |= {f"nll_{edge}": value for edge, value in zip(EDGES, nll, strict=True)}
+        rows.append(row | {f"tokens_{edge}": int(value) for edge, value in zip(EDGES, tokens, strict=True)})
+    return rows
+
+
+class ValidationLoss(NamedTuple):
+    nll: float  # mean over tokens, in nats
+    perplexity: float
+    bits_per_byte: float
 
 
 class Validation:
@@ -109,37 +227,22 @@ class Validation:
 
     def __init__(self, dataset: Dataset, config: Config):
         split = dataset.split("val")
-        n = min(config.eval_documents or len(split), len(split))
-        chosen = set(np.linspace(0, len(split) - 1, n).round().astype(int).tolist()) if n else set()
-        longest = int(np.diff(split.offsets).max(initial=0)) if dataset.conversations else 0  # none is ever cut
-        self.windows = list(split.windows(max(config.context, longest), only=chosen))
-        self.size, self.documents, self.bytes = len(split), len(chosen), sum(int(split.bytes[i]) for i in chosen)
+        count = min(config.eval_documents or len(split), len(split))
+        chosen = set(np.linspace(0, len(split) - 1, count).round().astype(int).tolist())
+        context = config.context
+        if dataset.conversations:  # none is ever cut
+            context = max(context, int(np.diff(split.offsets).max(initial=0)))
+        self.windows = list(windows(split, context, only=chosen))
+        self.size, self.documents = len(split), len(chosen)
+        self.bytes = sum(int(split.bytes[i]) for i in chosen)
         if not self.windows:
             raise ValueError(f"{dataset.folder} has an empty validation split; prepare it from more articles")
 
-    def measure(self, model: Decoder, autocast, ranks: Ranks = ALONE) -> tuple[float, float, float]:
-        """Mean nll per token in nats, perplexity, bits per byte."""
-        ids, targets, numbers = self.windows[-1]
-        nothing = ids, torch.full_like(targets, IGNORE), numbers
+    def measure(self, model: Decoder, autocast, ranks: Ranks = ALONE) -> ValidationLoss:
         model.eval()
-        nll, tokens = document_nll(model, ranks.share(self.windows, nothing), self.size, autocast)
+        losses = score_text(
+            model, self.windows, self.size, autocast=autocast, ranks=ranks, label="validation")
         model.train()
-        nll, tokens = ranks.sum([nll.sum(), tokens.sum()])
-        return float(nll / tokens), float(np.exp(nll / tokens)), float(nll / math.log(2) / self.bytes)
-
-
-@torch.no_grad()
-def document_nll(model: Decoder, windows: Iterable, documents: int, autocast=contextlib.nullcontext
-) -> tuple[np.ndarray, np.ndarray]:
-    """Per document, the summed negative log-likelihood in nats and the tokens it is of.
-
-    `windows` yields (ids, targets, document numbers), as `dataset.Split.windows` does; `autocast` opens a context.
-    """
-    nll, tokens = np.zeros(documents), np.zeros(documents, np.int64)
-    device = next(model.parameters()).device
-    with autocast():  # over all of them: it casts the weights once
-        for ids, targets, rows in windows:
-            losses = model(to_device(ids, device), targets, reduction="none")
-            np.add.at(nll, rows, losses.cpu().double().sum(1).numpy())
-            np.add.at(tokens, rows, (targets != IGNORE).sum(1).numpy())
-    return nll, tokens
+        total = losses.nll.sum()
+        nll = total / losses.tokens.sum()
+        return ValidationLoss(float(nll), float(np.exp(nll)), float(total / math.log(2) / self.bytes))

@@ -1,53 +1,73 @@
-"""What was measured, kept on disk by what it was measured of."""
+"""Rows of results on disk, found again by a hash of everything that decides them."""
 
 import csv
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
+from nanoprune.data.token_file import Example
 from nanoprune.distributed import Ranks
 from nanoprune.io.files import file_hash, read_json, write_csv, write_json
 
-PIECE = 32  # documents, questions or answers that are measured, and kept, at a time
+PIECE = 32  # items that are measured, and stored, at a time
 
 
 class ResultCache:
-    """Rows that were measured, by what they are of: CSV files with their checksums beside, so that none is measured twice.
+    """CSV files of rows with their checksums beside, so that nothing is measured twice.
 
-    A piece of PIECE documents or questions is a file: a kill costs the one that was on its way.
+    PIECE items share a file: a kill costs the piece that was being measured.
     """
 
     def __init__(self, folder: Path, ranks: Ranks):
         self.folder, self.ranks = folder, ranks
 
-    def of(self, name: str, about: dict, items: list, measure) -> list[dict]:
-        """The rows of the items, kept under this description of how they are measured or measured now: measure(some, label)."""
+    def rows(
+        self, name: str, settings: dict, items: list, measure: Callable[[list, str], list[dict]]
+    ) -> list[dict]:
+        """A row per item, read from disk or else from `measure(items, label)`.
+
+        `settings`: everything besides the items that decides the rows.
+        """
         rows = []
         for start in range(0, len(items), PIECE):
-            some = items[start : start + PIECE]
-            hashes = hashlib.sha256(json.dumps(some, sort_keys=True, default=np.ndarray.tolist).encode()).hexdigest()
-            label = f"{name} {start + 1} to {start + len(some)} of {len(items)}"
-            rows += self._piece(name, about | {"items": hashes}, lambda some=some, label=label: measure(some, label))
+            piece = items[start : start + PIECE]
+            content = json.dumps(piece, sort_keys=True, default=example_as_lists)
+            identity = settings | {"items": hashlib.sha256(content.encode()).hexdigest()}
+            key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+            path = self.folder / f"{name}-{key}.csv"
+            stored = self._read(path, identity)
+            if stored is None:
+                self.ranks.barrier()  # until every rank has looked
+                stored = measure(piece, f"{name} {start + 1} to {start + len(piece)} of {len(items)}")
+                self._write(path, identity, stored)
+            rows += stored
         return rows
 
-    def _piece(self, name: str, about: dict, measure) -> list[dict]:
-        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-        path = self.folder / f"{name}-{key}.csv"
-        if path.is_file():
-            try:
-                kept = read_json(path.with_suffix(".json"))
-                if kept["about"] == json.loads(json.dumps(about)) and kept["sha256"] == file_hash(path):
-                    with open(path, newline="", encoding="utf-8") as file:
-                        return [{k: json.loads(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    def _read(self, path: Path, identity: dict) -> list[dict] | None:
+        """The rows of a file; None where there is none, or with a warning where it is damaged."""
+        if not path.is_file():
+            return None
+        try:
+            record = read_json(path.with_suffix(".json"))
+            if record["about"] != json.loads(json.dumps(identity)) or record["sha256"] != file_hash(path):
                 raise ValueError(f"{path} does not match its checksum")
-            except (ValueError, KeyError, OSError) as error:
-                print(f"warning: {error}; measuring it again")
-        self.ranks.wait()
-        rows = measure()
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            return [{key: json.loads(value) for key, value in row.items()} for row in rows]
+        except (ValueError, KeyError, OSError) as error:
+            print(f"warning: {error}; measuring it again")
+            return None
+
+    def _write(self, path: Path, identity: dict, rows: list[dict]) -> None:
         if self.ranks.rank == 0:
-            write_csv(path, [{k: json.dumps(v) for k, v in row.items()} for row in rows])
-            write_json(path.with_suffix(".json"), {"about": about, "sha256": file_hash(path)})
-        self.ranks.wait()
-        return rows
+            write_csv(path, [{key: json.dumps(value) for key, value in row.items()} for row in rows])
+            write_json(path.with_suffix(".json"), {"about": identity, "sha256": file_hash(path)})
+        self.ranks.barrier()
+
+
+def example_as_lists(example: Example) -> list:
+    """The form of an Example in the hash of items: its tokens, and the mask where not all are learned."""
+    if example.learned.all():
+        return example.tokens.tolist()
+    return [example.tokens.tolist(), example.learned.astype(int).tolist()]

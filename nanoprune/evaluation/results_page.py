@@ -1,4 +1,4 @@
-"""The page that a reader gets: results.md."""
+"""The page of results: results.md."""
 
 import math
 
@@ -8,150 +8,220 @@ from nanoprune.evaluation.comparison import RULES
 from nanoprune.evaluation.written_answers import SCORES
 from nanoprune.statistics import FEW, digits
 
-
-def with_interval(value: float, interval, sign: str = "") -> str:
-    """With as many digits as the interval supports."""
-    low, high = interval
-    n = digits(value, low, high)
-    return f"{value:{sign}.{n}f} [{low:{sign}.{n}f}, {high:{sign}.{n}f}]"
+OVERLAPS = ("rouge1", "rouge2", "rougeL", "bleu", "repetition", "invented")
 
 
-def table_row(cells: list) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
-
-
-def markdown(models: list[dict], comparisons: list[dict], seeds: tuple, protocol: str, samples: list[dict]) -> str:
-    """results.md."""
-    sets = [name for name, q in models[0]["qa"].items() if q["n"]]
-    several = len({m["tokenizer"] for m in models}) > 1  # a perplexity tells nothing beside another tokenizer's
-    head = ["model", "blocks", "parameters", *(["test perplexity [95 %]", "bits/byte [95 %]"][several:]),
-            *(f"{s} accuracy [95 %]" for s in sets)]
-    lines = ["# Results", "", conclusions(models, comparisons, seeds), "", protocol, "",
-             table_row(head), table_row(["---"] * len(head))]
-    for m in models:
-        test, accuracies = m["test"], [m["qa"][name] for name in sets]
-        lines.append(table_row([
-            m["name"], m["blocks"], f"{m['params']:,}",
-            *(with_interval(test[key], test[f"{key}_interval"]) for key in ("perplexity", "bits_per_byte")[several:]),
-            *(with_interval(q["accuracy"], q["accuracy_interval"]) for q in accuracies)]))
-    test, few = models[0]["test"], []
-    lines += ["", f"Test split: {test['documents']} documents, {test['tokens']:,} scored tokens of {models[0]['name']}."]
-    for name in sets:
-        q = models[0]["qa"][name]
-        lines.append(f"{name}: {q['n']} questions on {q['sources']} sources; chance {q['chance']:.3f}, the longest choice "
-                     f"alone {q['longest']:.3f}.")
-        few.append(q["sources"])
-    if min([test["documents"], *few]) < FEW:
-        lines.append(f"Intervals over fewer than {FEW} documents or sources are too narrow; over one there is none (nan).")
-    lines += ["", "## Size, speed, quality", "", cost_table(models)]
-    lines += ["", "## Text", "", "The test split, and general text that tells what was forgotten." if models[0]["general"] else
-              "The test split.", "",
-              table_row(["text", "model", "nll a token [95 %]", "perplexity [95 %]", "bits/byte [95 %]", "byte perplexity",
-                      "word perplexity"]), table_row(["---"] * 7)]
-    for name in ("test", "general"):
-        lines += [table_row([name, m["name"], *(with_interval(m[name][key], m[name][f"{key}_interval"]) for key in (
-            "nll", "perplexity", "bits_per_byte")), f"{m[name]['byte_perplexity']:.3f}", f"{m[name]['word_perplexity']:.4g}"])
-            for m in models if m[name]]
+def results_page(
+    models: list[dict], comparisons: list[dict], seeds: dict, protocol: str, samples: list[dict]
+) -> str:
+    sets = [name for name, questions in models[0]["qa"].items() if questions["n"]]
+    lines = ["# Results", "", conclusions(models, comparisons, seeds), "", protocol, ""]
+    lines += [*overview(models, sets), "", *sizes(models[0], sets)]
+    lines += ["", "## Size, speed, quality", "", *costs(models)]
+    lines += ["", "## Text", "", *texts(models)]
     if sets:
-        lines += ["", "## Questions", "", "The choice of the highest log-likelihood; per character and per byte of the choice; "
-                  "log-likelihood and margin of the true answer, in nats.", "",
-                  table_row(["set", "model", "accuracy [95 %]", "per character [95 %]", "per byte [95 %]", "log-likelihood",
-                          "margin"]), table_row(["---"] * 7)]
-        lines += [table_row([name, m["name"], *(with_interval(q[rule], q[f"{rule}_interval"]) for rule in RULES.values()),
-                          f"{q['mean_loglikelihood']:.2f}", f"{q['mean_margin']:+.2f}"])
-                  for name in sets for m in models for q in [m["qa"][name]]]
-    if any(m["written"] for m in models):
-        keys = ["rouge1", "rouge2", "rougeL", "bleu", "repetition", "invented"]
-        head = ["model", "task", "n", *(f"{key} [95 %]" for key in SCORES), *keys]
-        lines += ["", "## Answers written to held-out instructions", "", table_row(head), table_row(["---"] * len(head))]
-        lines += [table_row([m["name"], task, by["n"], *(with_interval(by[key], by[f"{key}_interval"]) for key in SCORES),
-                          *(f"{by[key]:.3f}" if key in by else "-" for key in keys)])
-                  for m in models for task, by in m["written"].items()]
+        lines += ["", "## Questions", "", *questions_table(models, sets)]
+    if any(model["written"] for model in models):
+        lines += ["", "## Answers written to held-out instructions", "", *written_table(models)]
     if comparisons:
-        lines += ["", "## Differences", "", *difference_table(comparisons)]
-    if seeds[0]:
-        lines += ["", "## Over seeds", "", table_row(["config", "runs", "test nll", "standard error, documents",
-                  "standard deviation, seeds", "lowest to highest"]), table_row(["---"] * 6)]
-        lines += [table_row([r["config"], r["runs"], f"{r['nll']:.4f}", f"{r['documents']:.4f}", f"{r['seeds']:.4f}",
-                          f"{r['lowest']:.4f} to {r['highest']:.4f}"]) for r in seeds[0]]
-        lines += ["", *(f"{c['configs'][1]} less {c['configs'][0]}, over documents and seeds: nll "
-                        f"{with_interval(c['difference'], c['interval'], '+')}{'' if c['shown'] else ', no difference shown'}."
-                        for c in seeds[1])]
+        lines += ["", "## Differences", "", *differences(comparisons)]
+    if seeds["configs"]:
+        lines += ["", "## Over seeds", "", *seeds_table(seeds)]
     if samples:
         lines += ["", "## Side by side", "", "Greedy, from the same beginnings of test documents."]
-        for sample in samples:
-            lines += ["", f"> {' '.join(sample['prompt'].split())}", ""]
-            lines += [f"- **{name}:** {' '.join(text.split())}" for name, text in sample["texts"].items()]
+    for sample in samples:
+        lines += ["", f"> {' '.join(sample['prompt'].split())}", ""]
+        lines += [f"- **{name}:** {' '.join(text.split())}" for name, text in sample["texts"].items()]
     return "\n".join(lines) + "\n"
 
 
-def cost_table(models: list[dict]) -> str:
-    head = ["model", "parameters", "trained", "on disk, MB", "peak memory, MB", "reading, tokens/s", "writing, tokens/s",
-            "a token, ms, p50 / p95", "trained, s", "on tokens", "test nll"]
-    lines = [table_row(head), table_row(["---"] * len(head))]
-    for m in models:
-        c = m["cost"]
-        lines.append(table_row([
-            m["name"], f"{m['params']:,}", "-" if c["trained_params"] is None else f"{c['trained_params']:,}",
-            f"{c['disk_mb']:.1f}", f"{c['peak_mb']:,.0f}", f"{c['prefill_tokens_per_s']:,.0f}",
-            f"{c['decode_tokens_per_s']:,.0f}", f"{c['token_p50_ms']:.1f} / {c['token_p95_ms']:.1f}",
-            f"{c['training_s']:,.0f}" if c["training_s"] is not None else "-",
-            f"{c['training_tokens']:,}" if c["training_tokens"] is not None else "-", f"{m['test']['nll']:.4f}"]))
-    lines += ["", "Peak memory is the process's, on top of what the models before left; an adapter's size on disk is without "
-              "its base."]
-    return "\n".join(lines)
+# ---------------------------------------------------------------- cells and tables
+def with_interval(value: float, interval: tuple[float, float], sign: str = "") -> str:
+    """A value and its interval, with as many digits as the interval supports."""
+    low, high = interval
+    form = f"{sign}.{digits(low, high)}f"
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def difference_table(comparisons: list[dict]) -> list[str]:
+def with_intervals(values: dict, keys) -> list[str]:
+    return [with_interval(values[key], values[f"{key}_interval"]) for key in keys]
+
+
+def known(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return ""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def table(head: list[str], rows: list[list]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
+
+
+# ---------------------------------------------------------------- the sections
+def overview(models: list[dict], sets: list[str]) -> list[str]:
+    measures = {"perplexity": "test perplexity [95 %]", "bits_per_byte": "bits/byte [95 %]"}
+    if len({model["tokenizer"] for model in models}) > 1:
+        del measures["perplexity"]  # it says nothing beside that of another tokenizer
+    head = ["model", "blocks", "parameters", *measures.values()]
     rows = []
-    for c in comparisons:
-        for measure, d in c.items():
-            if not isinstance(d, dict) or measure.endswith(("accuracy_norm", "accuracy_bytes")):
+    for model in models:
+        accuracies = [cell for name in sets for cell in with_intervals(model["qa"][name], ["accuracy"])]
+        rows.append([model["name"], model["blocks"], f"{model['params']:,}",
+                     *with_intervals(model["test"], measures), *accuracies])
+    return table([*head, *(f"{name} accuracy [95 %]" for name in sets)], rows)
+
+
+def sizes(model: dict, sets: list[str]) -> list[str]:
+    """Sizes of the test split and of the question sets, and a warning where they are small."""
+    test, questions = model["test"], {name: model["qa"][name] for name in sets}
+    lines = [f"Test split: {test['documents']} documents, {test['tokens']:,} scored tokens of "
+             f"{model['name']}."]
+    for name, q in questions.items():
+        lines.append(f"{name}: {q['n']} questions on {q['sources']} sources; chance {q['chance']:.3f}, the "
+                     f"longest choice alone {q['longest']:.3f}.")
+    if min([test["documents"], *(q["sources"] for q in questions.values())]) < FEW:
+        lines.append(f"Intervals over fewer than {FEW} documents or sources are too narrow; over one there "
+                     "is none (nan).")
+    return lines
+
+
+def costs(models: list[dict]) -> list[str]:
+    head = ["model", "parameters", "trained", "on disk, MB", "peak memory, MB", "reading, tokens/s",
+            "writing, tokens/s", "a token, ms, p50 / p95", "trained, s", "on tokens", "test nll"]
+    rows = []
+    for model in models:
+        cost = model["cost"]
+        rows.append([
+            model["name"], f"{model['params']:,}", known(cost["trained_params"], ","),
+            f"{cost['disk_mb']:.1f}", f"{cost['peak_mb']:,.0f}", f"{cost['prefill_tokens_per_s']:,.0f}",
+            f"{cost['decode_tokens_per_s']:,.0f}", f"{cost['token_p50_ms']:.1f} / {cost['token_p95_ms']:.1f}",
+            known(cost["training_s"], ",.0f"), known(cost["training_tokens"], ","),
+            f"{model['test']['nll']:.4f}"])
+    return [*table(head, rows), "", "Peak memory is the process's, on top of what the models before left; an "
+            "adapter's size on disk is without its base."]
+
+
+def texts(models: list[dict]) -> list[str]:
+    head = ["text", "model", "nll a token [95 %]", "perplexity [95 %]", "bits/byte [95 %]", "byte perplexity",
+            "word perplexity"]
+    rows = [
+        [text, model["name"], *with_intervals(model[text], ("nll", "perplexity", "bits_per_byte")),
+         f"{model[text]['byte_perplexity']:.3f}", f"{model[text]['word_perplexity']:.4g}"]
+        for text in ("test", "general") for model in models if model[text]]
+    general = "The test split, and general text that tells what was forgotten."
+    return [general if models[0]["general"] else "The test split.", "", *table(head, rows)]
+
+
+def questions_table(models: list[dict], sets: list[str]) -> list[str]:
+    head = ["set", "model", "accuracy [95 %]", "per character [95 %]", "per byte [95 %]", "log-likelihood",
+            "margin"]
+    rows = []
+    for name in sets:
+        for model in models:
+            q = model["qa"][name]
+            rows.append([name, model["name"], *with_intervals(q, RULES.values()),
+                         f"{q['mean_loglikelihood']:.2f}", f"{q['mean_margin']:+.2f}"])
+    return ["The choice of the highest log-likelihood; per character and per byte of the choice; "
+            "log-likelihood and margin of the true answer, in nats.", "", *table(head, rows)]
+
+
+def written_table(models: list[dict]) -> list[str]:
+    rows = []
+    for model in models:
+        for task, means in model["written"].items():
+            overlaps = [known(means.get(key), ".3f") for key in OVERLAPS]
+            rows.append([model["name"], task, means["n"], *with_intervals(means, SCORES), *overlaps])
+    return table(["model", "task", "n", *(f"{key} [95 %]" for key in SCORES), *OVERLAPS], rows)
+
+
+def differences(comparisons: list[dict]) -> list[str]:
+    rows, notes = [], set()
+    for comparison in comparisons:
+        first, second = comparison["models"]
+        if "note" in comparison:
+            notes.add(f"{first} and {second}: {comparison['note']}.")
+        for measure, d in comparison.items():
+            if measure in ("models", "note") or measure.endswith(("accuracy_norm", "accuracy_bytes")):
                 continue
-            if measure.endswith("bits_per_byte") and measure.replace("bits_per_byte", "nll") in c:
+            if measure.endswith("bits_per_byte") and measure.replace("bits_per_byte", "nll") in comparison:
                 continue  # the same, in other units
-            said = ("" if d["shown"] else "no difference shown") + ("*" if d["shown_among_all"] else "")
-            p = "" if "mcnemar_p" not in d else f"{d['mcnemar_p']:.3f}" if d["mcnemar_p"] >= 0.001 else "< 0.001"
-            name = "test nll" if measure == "nll" else measure
-            n = digits(d["difference"], *d["interval"])
-            amount = with_interval(d["difference"], d["interval"], "+")
-            rows.append(table_row([*c["models"], name, amount, f"{d['detectable']:.{n}f}", p, said]))
-    notes = {f"{' and '.join(c['models'])}: {c['note']}." for c in comparisons if "note" in c}
-    return ["Second model less first, paired; an interval that contains 0 shows no difference. Were there none at all, one in "
-            f"twenty would be shown all the same, {0.05 * len(rows):.1f} of these {len(rows)}; those that hold at 95 % for all "
-            "of them together (Bonferroni) are marked *. Detectable: what this set would have shown in four cases of five.", "",
-            table_row(["first", "second", "measure", "difference [95 %]", "detectable", "McNemar p", ""]), table_row(["---"] * 7),
-            *rows, *([""] if notes else []), *sorted(notes)]
+            remark = "*" if d["shown_among_all"] else "" if d["shown"] else "no difference shown"
+            rows.append([
+                first, second, "test nll" if measure == "nll" else measure,
+                with_interval(d["difference"], d["interval"], "+"),
+                f"{d['detectable']:.{digits(*d['interval'])}f}", p_value(d.get("mcnemar_p")), remark])
+    head = ["first", "second", "measure", "difference [95 %]", "detectable", "McNemar p", ""]
+    lines = ["Second model less first, paired; an interval that contains 0 shows no difference. Were there "
+             f"none at all, one in twenty would be shown all the same, {0.05 * len(rows):.1f} of these "
+             f"{len(rows)}; those that hold at 95 % for all of them together (Bonferroni) are marked *. "
+             "Detectable: the minimum detectable difference (80 % power).", "", *table(head, rows)]
+    return [*lines, "", *sorted(notes)] if notes else lines
 
 
-def conclusions(models: list[dict], comparisons: list[dict], seeds: tuple) -> str:
-    """One plain paragraph that follows from the numbers."""
-    bits = {m["name"]: m["test"]["bits_per_byte"] for m in models}
-    best = min(bits, key=lambda name: bits[name] if math.isfinite(bits[name]) else math.inf)
-    said = [f"Of {len(models)} models {best} predicts the test documents best ({bits[best]:.3f} bits a byte)."
-            if len(models) > 1 else f"{best} predicts the test documents with {bits[best]:.3f} bits a byte."]
-    for c in comparisons:
-        first, second = c["models"]
-        d = c.get("nll", c["bits_per_byte"])
-        unit = "nats a token" if "nll" in c else "bits a byte (the tokenizers differ)"
-        low, high = d["interval"]
-        amount = with_interval(d["difference"], d["interval"], "+")
-        if math.isnan(low):
-            said.append(f"{first} to {second}: one document, nothing can be said.")
-        elif not d["shown"]:
-            said.append(f"{first} to {second}: no difference shown ({amount} {unit}; {d['detectable']:.2g} would have been).")
-        else:
-            said.append(f"{second} predicts {'worse' if low > 0 else 'better'} than {first} by {amount} {unit}.")
-    if len(models) > 1 and all(m["general"] for m in models):
-        (best, low), *_, (worst, high) = sorted(
-            ((m["name"], m["general"]["bits_per_byte"]) for m in models), key=lambda pair: np.nan_to_num(pair[1], nan=math.inf))
-        said.append(f"General text is predicted best by {best} ({low:.3f} bits a byte) and worst by {worst} ({high:.3f}).")
+def seeds_table(seeds: dict) -> list[str]:
+    head = ["config", "runs", "test nll", "standard error, documents", "standard deviation, seeds",
+            "lowest to highest"]
+    rows = [[row["config"], row["runs"], *(f"{row[key]:.4f}" for key in ("nll", "documents", "seeds")),
+             f"{row['lowest']:.4f} to {row['highest']:.4f}"] for row in seeds["configs"]]
+    return [*table(head, rows), "",
+            *(f"{c['configs'][1]} less {c['configs'][0]}, over documents and seeds: nll {signed(c)}."
+              for c in seeds["comparisons"])]
+
+
+def signed(difference: dict) -> str:
+    """A difference with its interval, and a remark where it shows nothing."""
+    amount = with_interval(difference["difference"], difference["interval"], "+")
+    return amount if difference["shown"] else f"{amount}, no difference shown"
+
+
+# ---------------------------------------------------------------- one plain paragraph
+def conclusions(models: list[dict], comparisons: list[dict], seeds: dict) -> str:
+    """A paragraph that follows from the numbers."""
+    best, bits = ranked(models, "test")[0]
+    if len(models) > 1:
+        sentences = [f"Of {len(models)} models {best} predicts the test documents best ({bits:.3f} bits a "
+                     "byte)."]
+    else:
+        sentences = [f"{best} predicts the test documents with {bits:.3f} bits a byte."]
+    sentences += [text_conclusion(comparison) for comparison in comparisons]
+    if len(models) > 1 and all(model["general"] for model in models):
+        (best, low), *_, (worst, high) = ranked(models, "general")
+        sentences.append(f"General text is predicted best by {best} ({low:.3f} bits a byte) and worst by "
+                         f"{worst} ({high:.3f}).")
     for name in models[0]["qa"]:
-        shown = [c for c in comparisons if c.get(f"{name} accuracy", {}).get("shown")]
-        pairs = [f"{c['models'][1]} {c[f'{name} accuracy']['difference']:+.3f} from {c['models'][0]}" for c in shown]
-        if any(f"{name} accuracy" in c for c in comparisons):
-            said.append(f"On {name}: " + ("; ".join(pairs) + "." if pairs else "no difference shown between any two."))
-    for c in seeds[1]:
-        said.append(f"Over seeds, {c['configs'][1]} against {c['configs'][0]}: {with_interval(c['difference'], c['interval'], '+')}"
-                    f"{'' if c['shown'] else ', no difference shown'}.")
-    return " ".join(said)
+        measure = f"{name} accuracy"
+        listed = [c for c in comparisons if measure in c]
+        pairs = [f"{c['models'][1]} {c[measure]['difference']:+.3f} from {c['models'][0]}"
+                 for c in listed if c[measure]["shown"]]
+        if listed:
+            sentences.append(f"On {name}: {'; '.join(pairs) or 'no difference shown between any two'}.")
+    for comparison in seeds["comparisons"]:
+        first, second = comparison["configs"]
+        sentences.append(f"Over seeds, {second} against {first}: {signed(comparison)}.")
+    return " ".join(sentences)
+
+
+def ranked(models: list[dict], text: str) -> list[tuple[str, float]]:
+    """(name, bits per byte) of each model, the best first."""
+    bits = [(model["name"], model[text]["bits_per_byte"]) for model in models]
+    return sorted(bits, key=lambda pair: np.nan_to_num(pair[1], nan=math.inf))
+
+
+def text_conclusion(comparison: dict) -> str:
+    """A sentence on which of two models predicts the test documents better."""
+    first, second = comparison["models"]
+    d = comparison.get("nll", comparison["bits_per_byte"])
+    unit = "nats a token" if "nll" in comparison else "bits a byte (the tokenizers differ)"
+    amount = with_interval(d["difference"], d["interval"], "+")
+    if math.isnan(d["interval"][0]):
+        return f"{first} to {second}: one document, nothing can be said."
+    if not d["shown"]:
+        return (f"{first} to {second}: no difference shown ({amount} {unit}; {d['detectable']:.2g} would "
+                "have been).")
+    quality = "worse" if d["interval"][0] > 0 else "better"
+    return f"{second} predicts {quality} than {first} by {amount} {unit}."

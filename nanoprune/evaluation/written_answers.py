@@ -1,28 +1,40 @@
-"""What a model writes when asked: answers to held-out instructions, measured against the reference and against the corpus.
+"""Answers to held-out instructions, measured against the reference and against the corpus.
 
 ROUGE is rouge-score's and BLEU sacrebleu's, where they are installed (pip install rouge-score sacrebleu).
 """
 
+from __future__ import annotations
+
+import json
 import re
 import string
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from model import Decoder
+from nanoprune.data.dataset import SPLITS, Dataset
 from nanoprune.distributed import ALONE, Ranks
+from nanoprune.io.jsonl import read_jsonl
 from nanoprune.nn.sampling import generate
 from nanoprune.statistics import bootstrap
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from model import Decoder
+
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-SCORES = ("exact_match", "f1")  # of which intervals and differences are given
-KINDS = ("task", "category", "difficulty")  # what an instruction is told apart by
+SCORES = ("exact_match", "f1")  # measures that get intervals and differences
+MEANS = (*SCORES, "rouge1", "rouge2", "rougeL", "repetition")
+KINDS = ("task", "category", "difficulty")  # the fields of an instruction that group its answers
 WORD = re.compile(r"\w+")
 
 
+# ---------------------------------------------------------------- one answer
 def normalized(text: str) -> str:
-    """Lower case without punctuation, articles and extra space, as SQuAD compares answers (arXiv:1606.05250)."""
+    """Lower case without punctuation, articles and extra space, as in SQuAD (arXiv:1606.05250)."""
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
@@ -51,34 +63,46 @@ def numbers(text: str) -> list[str]:
     return NUMBER.findall(text)
 
 
-def invented(text: str, prompt: str, known: set[str]) -> tuple[int, int]:
-    """(numbers that stand neither in the prompt nor among the corpus's, all numbers) of a text."""
-    found, here = numbers(text), set(numbers(prompt))
-    return sum(number not in here and number not in known for number in found), len(found)
+def corpus_numbers(dataset: Dataset) -> set[str]:
+    """Every number in the dataset's documents, or in its conversations."""
+    if dataset.conversations:
+        texts = [json.dumps(pair) for pair in read_jsonl(dataset.folder / "pairs.jsonl", ("messages",))]
+    else:
+        texts = [document["text"] for split in SPLITS for document in dataset.documents(split)]
+    return {number for text in texts for number in numbers(text)}
+
+
+def invented_numbers(text: str, prompt: str, known: set[str]) -> int:
+    """The count of a text's numbers that stand neither in the prompt nor among the known ones."""
+    prompted = set(numbers(prompt))
+    return sum(number not in prompted and number not in known for number in numbers(text))
 
 
 def overlap_scores(answer: str, reference: str) -> dict[str, float]:
-    """ROUGE-1, -2 and -L (F) and sentence BLEU, of the libraries that are there; nothing otherwise."""
-    found = {}
+    """ROUGE-1, -2 and -L (F) and sentence BLEU, of the libraries that are installed."""
+    scores = {}
     try:
         from rouge_score.rouge_scorer import RougeScorer
 
         scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
-        found |= {name: score.fmeasure for name, score in scorer.score(reference, answer).items()}
+        scores |= {name: score.fmeasure for name, score in scorer.score(reference, answer).items()}
     except ImportError:
         pass
     try:
         from sacrebleu import sentence_bleu
 
-        found["bleu"] = sentence_bleu(answer, [reference]).score / 100
+        scores["bleu"] = sentence_bleu(answer, [reference]).score / 100
     except ImportError:
         pass
-    return found
+    return scores
 
 
 def corpus_bleu(answers: list[str], references: list[str]) -> float | None:
-    """BLEU (0 to 1) over all answers together, of as many words in a row as they have, at most four: where no answer has four
-    it would be 0 whatever they say. None without sacrebleu."""
+    """BLEU (0 to 1) over all answers together; None without sacrebleu.
+
+    Of n-grams up to the longest that the answers have, four words at most: otherwise short answers always
+    give 0.
+    """
     try:
         from sacrebleu import BLEU
     except ImportError:
@@ -86,43 +110,56 @@ def corpus_bleu(answers: list[str], references: list[str]) -> float | None:
     return BLEU(effective_order=True).corpus_score(answers, [references]).score / 100
 
 
+# ---------------------------------------------------------------- all answers
 def write_answers(
-    model: Decoder, tokenizer, asked: list[dict], known: set[str], most: int, ranks: Ranks = ALONE, label: str = "answers",
-    stop: set[int] = frozenset(),
+    model: Decoder, tokenizer: Tokenizer, instructions: list[dict], known: set[str], max_new_tokens: int,
+    ranks: Ranks = ALONE, label: str = "answers", stop: set[int] = frozenset(),
 ) -> list[dict]:
-    """A row per `asked` {prompt, tokens, reference, task, ...}: the greedy answer and its measures. One sequence at a time."""
-    rows = [{} for _ in asked]
-    for i in ranks.turns(range(len(asked)), label):
-        one = asked[i]
+    """A row per instruction {prompt, tokens, reference, task, ...}: the greedy answer and its measures.
+
+    `known`: the corpus's numbers. Answers are written one at a time.
+    """
+    rows = [{} for _ in instructions]
+    for i in ranks.shard(range(len(instructions)), label):
+        instruction = instructions[i]
+        prompt, reference = instruction["prompt"], instruction["reference"]
         try:
-            ids = generate(model, torch.tensor([one["tokens"]]), most, stop=model.stop_tokens | stop)[0]
+            ids = torch.tensor([instruction["tokens"]])
+            new_tokens = generate(model, ids, max_new_tokens, stop=model.stop_tokens | stop)[0]
         except ValueError:  # logits that are not finite say nothing
-            ids = []
-        text = tokenizer.decode(ids).strip()
-        wrong, count = invented(text, one["prompt"], known)
-        rows[i] = {
-            **{kind: one.get(kind) for kind in KINDS}, "prompt": one["prompt"], "reference": one["reference"], "answer": text,
-            "exact_match": exact_match(text, one["reference"]), "f1": token_f1(text, one["reference"]),
-            **overlap_scores(text, one["reference"]), "repetition": repetition(text), "numbers": count, "invented": wrong}
+            new_tokens = []
+        answer = tokenizer.decode(new_tokens).strip()
+        rows[i] = {kind: instruction.get(kind) for kind in KINDS}
+        rows[i] |= {"prompt": prompt, "reference": reference, "answer": answer}
+        rows[i] |= {"exact_match": exact_match(answer, reference), "f1": token_f1(answer, reference)}
+        rows[i] |= overlap_scores(answer, reference)
+        rows[i] |= {"repetition": repetition(answer), "numbers": len(numbers(answer)),
+                    "invented": invented_numbers(answer, prompt, known)}
     return ranks.gather(rows)
 
 
 def summarize_by_task(rows: list[dict]) -> dict[str, dict]:
-    """Means of every measure over all, by task, and by category and difficulty where there are such, those of SCORES with
-    intervals over answers; `invented` is a share of the numbers written."""
+    """Means of every measure over all answers, by task, by category and by difficulty."""
     groups = {"all": rows}
     for kind in KINDS:
         for value in sorted({row[kind] for row in rows if row.get(kind)}):
-            groups[value if kind == "task" else f"{kind} {value}"] = [row for row in rows if row.get(kind) == value]
-    found = {}
-    for task, chosen in groups.items():
-        means = {key: float(np.mean([row[key] for row in chosen])) for key in (
-            "exact_match", "f1", "rouge1", "rouge2", "rougeL", "repetition") if all(key in row for row in chosen)}
-        bleu = corpus_bleu([row["answer"] for row in chosen], [row["reference"] for row in chosen])
-        total = sum(row["numbers"] for row in chosen)
-        found[task] = {"n": len(chosen), **means} | ({} if bleu is None else {"bleu": bleu})
-        for key in SCORES:
-            values = np.array([row[key] for row in chosen])
-            found[task][f"{key}_interval"] = list(bootstrap(values, np.ones(len(values)), range(len(values))))
-        found[task]["invented"] = sum(row["invented"] for row in chosen) / total if total else 0.0
-    return found
+            name = value if kind == "task" else f"{kind} {value}"
+            groups[name] = [row for row in rows if row.get(kind) == value]
+    return {name: summarize_answers(group) for name, group in groups.items()}
+
+
+def summarize_answers(rows: list[dict]) -> dict:
+    """Means over answers, those of SCORES with intervals; `invented` is a share of the numbers written."""
+    summary = {"n": len(rows)}
+    for measure in MEANS:
+        if all(measure in row for row in rows):
+            summary[measure] = float(np.mean([row[measure] for row in rows]))
+    bleu = corpus_bleu([row["answer"] for row in rows], [row["reference"] for row in rows])
+    if bleu is not None:
+        summary["bleu"] = bleu
+    for measure in SCORES:
+        values = np.array([row[measure] for row in rows])
+        summary[f"{measure}_interval"] = bootstrap(values, np.ones(len(values)), range(len(values)))
+    written = sum(row["numbers"] for row in rows)
+    summary["invented"] = sum(row["invented"] for row in rows) / written if written else 0.0
+    return summary

@@ -4,16 +4,18 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from nanoprune.figures.style import COLOURS, save
+from nanoprune.figures.style import save
 
 
 def draw_lengths(lengths: dict[str, list[int]], out: Path) -> Path:
-    """How long the documents of each split are, in tokens."""
-    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    edges = [10 ** (k / 8) for k in range(8, 8 * len(str(max(map(max, lengths.values())))) + 1)]
-    for colour, (name, found) in zip(COLOURS, lengths.items(), strict=False):
-        axes.hist(found, edges, weights=[1 / len(found)] * len(found), histtype="step", linewidth=1.5, color=colour, label=name)
+    """Histogram of the documents' lengths in tokens, a line for each split."""
+    figure, axes = plt.subplots(figsize=(6, 3.5))
+    longest = max(max(split) for split in lengths.values())
+    edges = [10 ** (k / 8) for k in range(8, 8 * len(str(longest)) + 1)]  # eight bins for each power of ten
+    for k, (name, split) in enumerate(lengths.items()):
+        shares = [1 / len(split)] * len(split)
+        axes.hist(split, edges, weights=shares, histtype="step", linewidth=1.5, color=f"C{k}", label=name)
     axes.set(title="Length of the documents", xlabel="tokens", ylabel="share of the split", xscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.grid(axis="x")
+    axes.legend(fontsize=10)
     return save(figure, out)

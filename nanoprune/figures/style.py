@@ -1,4 +1,4 @@
-"""What all figures share: colours, tables read, files written."""
+"""Style, tables and files that all figures share."""
 
 import csv
 from pathlib import Path
@@ -9,36 +9,56 @@ matplotlib.use("Agg")  # no window, also where there is a display
 import matplotlib.pyplot as plt  # noqa: E402
 
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f", "#c98b2b", "#5c6b73")
+plt.rcParams.update({
+    "axes.prop_cycle": plt.cycler(color=COLOURS),  # "C0", "C1", ... name these, over and over
+    "axes.grid": True, "axes.grid.axis": "y", "grid.alpha": 0.3,
+    "legend.frameon": False, "legend.fontsize": 8,
+    "figure.constrained_layout.use": True,
+})
+BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # a legend to the right of its axes
 
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict]:
     """Whole rows of a CSV file that must have these columns."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]  # a kill can leave half a last line
+            # A kill can leave half a last line.
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    if not rows or (missing := [c for c in columns if c not in rows[0]]):
-        raise ValueError(f"{path} holds no rows" if not rows else f"{path} lacks the column(s) {', '.join(missing)}")
+    if not rows:
+        raise ValueError(f"{path} holds no rows")
+    if missing := [column for column in columns if column not in rows[0]]:
+        raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}")
     return rows
 
 
-def _has_rows(path: Path) -> bool:
-    return path.is_file() and len(path.read_text(encoding="utf-8").splitlines()) > 1
+def numbers(rows: list[dict], column: str) -> list[float]:
+    return [float(row[column]) for row in rows]
 
 
-def running_mean(values: list[float], width: int) -> list[float]:
-    """Mean over the last `width` values (fewer at the start)."""
-    return [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
+def distinct(rows: list[dict], column: str) -> list[str]:
+    """The different values of a column, in the order of their appearance."""
+    return list(dict.fromkeys(row[column] for row in rows))
+
+
+def draw_intervals(axes, at: list[float], rows: list[dict], columns: tuple[str, str, str], **style) -> None:
+    """Points with error bars at these places; `columns` name the value and the ends of its interval."""
+    values, lows, highs = (numbers(rows, column) for column in columns)
+    below = [max(0, value - low) for value, low in zip(values, lows, strict=True)]
+    above = [max(0, high - value) for value, high in zip(values, highs, strict=True)]
+    axes.errorbar(at, values, [below, above], **{"fmt": "o", "capsize": 3} | style)
 
 
 def save(figure, out: Path) -> Path:
+    """Write a figure and return its path, which ends in .png unless another ending is given."""
     out = out if out.suffix else out.with_suffix(".png")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=150, metadata={"Software": None} if out.suffix == ".png" else None)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot write the figure {out}: {error}; give a .png, .pdf or .svg in another folder") from error
+        raise ValueError(f"cannot write the figure {out}: {error}; give a .png, .pdf or .svg in another "
+                         "folder") from error
     finally:
         plt.close(figure)
     return out

@@ -1,30 +1,35 @@
-"""A name becomes a folder: a model's folder, a run, or a download from the hub."""
+"""A model's name becomes a folder: a folder on this machine, a run's model, or a download from the hub."""
 
 import shutil
 from pathlib import Path
 
 from nanoprune.io.files import replace_file
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-                   "vocab.json", "merges.txt")
-MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", "*.safetensors", "adapter_config.json",
-               "nanoprune.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                   "chat_template.jinja", "vocab.json", "merges.txt")
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", "*.safetensors",
+               "adapter_config.json", "nanoprune.json")
+ALL_FILES = MODEL_FILES + TOKENIZER_FILES
 
 
-def locate(name: str | Path, revision: str | None = None, files: tuple[str, ...] = MODEL_FILES + TOKENIZER_FILES) -> Path:
-    """The local folder of a model: a folder, a run folder (its `model/`), or a hub name, downloaded once and kept.
+def locate(name: str | Path, revision: str | None = None, files: tuple[str, ...] = ALL_FILES) -> Path:
+    """The local folder of a model.
 
-    `revision` is a hub branch, tag or commit. ValueError where nothing is found, with what to do without a network.
+    `name` is a folder, a run folder (its `model/` is meant) or a hub name, whose `files` are downloaded once.
+    `revision` is a hub branch, tag or commit. ValueError if there is no such model; it names the remedy for a
+    machine without a network.
     """
     path = Path(name)
     if path.is_dir():
         if (path / "model" / "config.json").is_file():
             return path / "model"
         if (path / "env.json").is_file():
-            raise ValueError(f"{name} is a run without a finished model/; finish it with: python train.py --resume {name}")
+            raise ValueError(f"{name} is a run without a finished model/; "
+                             f"finish it with: python train.py --resume {name}")
         if any((path / file).is_file() for file in ("config.json", "tokenizer.json", "adapter_config.json")):
             return path
-        raise ValueError(f"{name} holds no config.json: it is neither a model's folder nor a run with a finished model/")
+        raise ValueError(f"{name} holds no config.json: it is neither a model's folder "
+                         "nor a run with a finished model/")
     parts = str(name).split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~") or Path(parts[0]).is_dir():
         raise ValueError(f"no folder {name!r} here; give a model's folder, a run folder or a hub name "
@@ -37,26 +42,30 @@ def locate(name: str | Path, revision: str | None = None, files: tuple[str, ...]
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=list(files)))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         at = f" at revision {revision!r}" if revision else ""
-        raise ValueError(f"no folder {name!r} here and no such model on the hub{at}; check the spelling") from error
-    except Exception as error:  # whatever the network, the hub or the cache's disk came up with
+        raise ValueError(f"no folder {name!r} here and no such model on the hub{at}; "
+                         "check the spelling") from error
+    except Exception as error:  # any failure of the network, the hub or the cache's disk
         reason = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
-            f"no folder {name!r} here, and the hub cannot be reached ({type(error).__name__}: {reason}). Offline: "
-            f"on a machine with a network run `hf download {name} --local-dir models/{parts[1]}`, "
+            f"no folder {name!r} here, and the hub cannot be reached ({type(error).__name__}: {reason}). "
+            f"Offline: on a machine with a network run `hf download {name} --local-dir models/{parts[1]}`, "
             f"copy that folder here and give models/{parts[1]} instead"
         ) from error
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Take the tokenizer's files along, so that the target folder is complete for whoever loads it."""
+    """Copy the tokenizer's files, so that other libraries can load the target folder as it is."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file() and source.resolve() != target.resolve():
             replace_file(target / name, lambda beside, name=name: shutil.copyfile(source / name, beside))
 
 
 def check_out(out: Path, *sources: Path) -> None:
-    """ValueError where writing a model to this folder would take the place of something else, or of what it is made from."""
-    strange = {path.name for path in out.glob("*") if not any(map(path.match, MODEL_FILES + TOKENIZER_FILES))}
-    if strange or out.resolve() in [source.resolve() for source in sources]:
-        what = f"holds more than a model ({', '.join(sorted(strange)[:3])})" if strange else "is what the model is made from"
-        raise ValueError(f"--out {out} {what}; write it to another folder")
+    """ValueError if a model written to this folder would replace one of its sources or files of another kind.
+    """
+    others = sorted(path.name for path in out.glob("*") if not any(map(path.match, ALL_FILES)))
+    if others:
+        raise ValueError(f"--out {out} holds more than a model ({', '.join(others[:3])}); "
+                         "write it to another folder")
+    if out.resolve() in [source.resolve() for source in sources]:
+        raise ValueError(f"--out {out} is what the model is made from; write it to another folder")

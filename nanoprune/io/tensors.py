@@ -1,11 +1,10 @@
-"""Safetensors: read one tensor at a time, mapped or into a model; written without a copy."""
+"""Safetensors: open, map or read them into a model one tensor at a time; write them without a copy."""
 
 import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,129 +15,134 @@ from nanoprune.distributed import full_tensor
 from nanoprune.io.files import read_json, replace_file
 
 SAFETENSORS_TYPES = {
-    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.int32: "I32",
-    torch.int8: "I8", torch.uint8: "U8", torch.uint16: "U16", torch.uint32: "U32", torch.bool: "BOOL"}
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
+    torch.int32: "I32", torch.int8: "I8", torch.uint8: "U8", torch.uint16: "U16", torch.uint32: "U32",
+    torch.bool: "BOOL"}
 MAPPED_TYPES = {"F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "u1", "U16": "<u2", "U32": "<u4"}
 
 
 @contextmanager
-def open_tensors(path: str | Path) -> Iterator[safe_open]:
-    """A safetensors file to take tensors from, one by one; ValueError where it is missing or damaged."""
+def open_tensors(path: str | Path, device="cpu") -> Iterator[safe_open]:
+    """A safetensors file to take tensors from, one by one; ValueError if it is missing or damaged."""
     if not Path(path).is_file():
         raise ValueError(f"{path} is missing")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", device=str(device)) as file:  # checks header and size
             yield file
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); fetch or make it again") from error
 
 
 def map_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """A safetensors file's tensors as read-only arrays on the file itself: only what is used is ever read."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path} is missing")
-    try:
-        with safe_open(path, framework="np"):  # checks the header against the file's size
-            pass
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}); fetch or make it again") from error
-    found = {}
-    for name, about in header.items():
-        if name != "__metadata__":
-            if about["dtype"] not in MAPPED_TYPES:
-                raise ValueError(f"{path}: {name} is of type {about['dtype']}; a dataset holds {', '.join(MAPPED_TYPES)}")
-            kind, shape = np.dtype(MAPPED_TYPES[about["dtype"]]), tuple(about["shape"])
-            start = 8 + size + about["data_offsets"][0]
-            found[name] = np.memmap(path, kind, "r", start, shape) if math.prod(shape) else np.empty(shape, kind)
-    return found
+    """A safetensors file's tensors as read-only arrays mapped from the disk: only what is used is read."""
+    with open_tensors(path), open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in MAPPED_TYPES:
+            raise ValueError(f"{path}: {name} is of type {entry['dtype']}; "
+                             f"a dataset holds {', '.join(MAPPED_TYPES)}")
+        dtype, shape = np.dtype(MAPPED_TYPES[entry["dtype"]]), tuple(entry["shape"])
+        start = 8 + size + entry["data_offsets"][0]
+        mapped = math.prod(shape) > 0  # nothing cannot be mapped
+        tensors[name] = np.memmap(path, dtype, "r", start, shape) if mapped else np.empty(shape, dtype)
+    return tensors
 
 
-def read_weights(folder: Path, wanted: dict[str, tuple[int, ...] | None], device, convert: Callable) -> dict:
-    """convert(name, tensor) of the tensors that a model wants, by name and shape, from a folder's safetensors.
-
-    The file is mapped for one tensor at a time: what is given must be read or copied, and the whole is never in memory twice.
-    A shape of None fits any. A redundant tied `lm_head.weight` is left out (published Qwen3 files have one). ValueError names
-    the shard that is missing and the tensors that are missing, unexpected or of another shape.
-    """
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors of a model's folder; ValueError if it has none or lacks one that its index names."""
     index = folder / "model.safetensors.index.json"
     if (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{folder} is an adapter on another model; make one model of both: python -m nanoprune merge {folder} "
-                         "--out FOLDER")
-    if (folder / "model.safetensors").is_file() or not index.is_file():
-        shards = ["model.safetensors"]
-        if not (folder / shards[0]).is_file():
-            raise ValueError(f"{folder} holds no model.safetensors and no model.safetensors.index.json: its weights "
-                             "are missing (other formats, such as pytorch_model.bin, are not read)")
-    else:
-        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-        if outside := [shard for shard in shards if Path(shard).name != shard]:
-            raise ValueError(f"{index} names {outside[0]!r}: a shard must lie in the model's own folder")
-        if absent := [shard for shard in shards if not (folder / shard).is_file()]:
-            raise ValueError(f"{folder} lacks {', '.join(absent)}, named by {index.name}; fetch the missing shard(s)")
-    found, problems = {}, []
-    for shard in shards:
-        try:
-            with safe_open(folder / shard, framework="pt") as file:
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-            for name, shape in shapes.items():
-                if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and name not in wanted):
-                    continue
-                if name not in wanted:
-                    problems.append(f"{name}: not part of this model")
-                elif wanted[name] is not None and shape != tuple(wanted[name]):
-                    problems.append(f"{name}: has shape {shape}, config.json asks for {tuple(wanted[name])}")
-                else:
-                    with safe_open(folder / shard, framework="pt", device=str(device)) as file:
-                        found[name] = convert(name, file.get_tensor(name))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{folder / shard} is truncated or damaged ({error}); fetch or make it again") from error
-    wrong = {problem.split(":")[0] for problem in problems}
-    problems += [f"{name}: missing" for name in wanted if name not in found and name not in wrong]
+        raise ValueError(f"{folder} is an adapter on another model; make one model of both: "
+                         f"python -m nanoprune merge {folder} --out FOLDER")
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if not index.is_file():
+        raise ValueError(f"{folder} holds no model.safetensors and no {index.name}: its weights are missing "
+                         "(other formats, such as pytorch_model.bin, are not read)")
+    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    if outside := [shard for shard in shards if Path(shard).name != shard]:
+        raise ValueError(f"{index} names {outside[0]!r}: a shard must lie in the model's own folder")
+    if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+        raise ValueError(f"{folder} lacks {', '.join(missing)}, named by {index.name}; "
+                         "fetch the missing shard(s)")
+    return [folder / shard for shard in shards]
+
+
+def read_weights(folder: Path, shapes: dict[str, tuple[int, ...] | None], device, convert: Callable) -> dict:
+    """convert(name, tensor) for every tensor of a model's folder, by name.
+
+    `shapes` are those that the model has by its configuration; None fits any. A file is mapped for one tensor
+    at a time: `convert` must read or copy it, and the whole is never in memory twice. A redundant tied
+    `lm_head.weight` is left out (published Qwen3 files have one). ValueError names the shard that is missing,
+    and all tensors that are missing, unexpected or of another shape.
+    """
+    weights, problems = {}, {}
+    for path in weight_files(folder):
+        with open_tensors(path) as file:
+            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        for name, shape in stored.items():
+            if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and name not in shapes):
+                continue
+            if name not in shapes:
+                problems[name] = "not part of this model"
+            elif shapes[name] is not None and shape != tuple(shapes[name]):
+                problems[name] = f"has shape {shape}, config.json asks for {tuple(shapes[name])}"
+            else:
+                with open_tensors(path, device) as file:
+                    weights[name] = convert(name, file.get_tensor(name))
+    problems |= {name: "missing" for name in shapes if name not in weights and name not in problems}
     if problems:
-        more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems[:8]) + more)
-    return found
+        lines = [f"\n  {name}: {problem}" for name, problem in problems.items()]
+        more = f"\n  ... and {len(lines) - 8} more" if len(lines) > 8 else ""
+        raise ValueError(f"the weights in {folder} do not fit its config.json:{''.join(lines[:8])}{more}")
+    return weights
 
 
 def safetensors_header(layout: dict[str, tuple[str, tuple[int, ...], int]], size: int = 0) -> bytes:
     """The bytes in front of tensors that follow each other as in `layout`: name to (type, shape, bytes).
 
     The header's length in 8 bytes, then the header in JSON, with spaces to a multiple of 8 or to `size` bytes
-    (https://huggingface.co/docs/safetensors). transformers wants the `format` entry.
+    (https://huggingface.co/docs/safetensors). transformers requires the `format` entry.
     """
     header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, (kind, shape, nbytes) in layout.items():
+    for name, (dtype, shape, nbytes) in layout.items():
         start, end = end, end + nbytes
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (size - 8 - len(text) if size else -len(text) % 8)
     assert not size or len(text) + 8 == size
     return len(text).to_bytes(8, "little") + text
 
 
-def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> str:
-    """A safetensors file, written one tensor at a time: the library's own writer holds a copy of them all. Its SHA-256."""
-    ordered = file_order(tensors)
-    layout = {name: (SAFETENSORS_TYPES[t.dtype], tuple(t.shape), t.numel() * t.element_size()) for name, t in ordered.items()}
+def file_order(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors in the order of a file: the largest element types come first, so that all are aligned."""
+    return dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
 
-    digest = hashlib.sha256()
+
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> str:
+    """Write a safetensors file one tensor at a time, and return its SHA-256.
+
+    The library's own writer holds a copy of all tensors. A sharded tensor is gathered when its turn comes:
+    the other ranks must take part, in `file_order`.
+    """
+    ordered, digest = file_order(tensors), hashlib.sha256()
+    layout = {name: (SAFETENSORS_TYPES[tensor.dtype], tuple(tensor.shape), tensor.numel() * tensor.itemsize)
+              for name, tensor in ordered.items()}
+
+    def parts() -> Iterator[bytes | np.ndarray]:
+        yield safetensors_header(layout)
+        for tensor in ordered.values():
+            if tensor.numel():
+                yield full_tensor(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
     def write(beside: Path) -> None:
         with open(beside, "wb") as file:
-            for part in chain([safetensors_header(layout)], (
-                full_tensor(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-                for tensor in ordered.values() if tensor.numel()
-            )):
+            for part in parts():
                 file.write(part)
                 digest.update(part)
 
     replace_file(path, write)
     return digest.hexdigest()
-
-
-def file_order(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """As they are written: the largest element types come first, so that all are aligned."""
-    return dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))

@@ -1,158 +1,237 @@
-"""Attention: causal, windowed, over rows of packed documents; on each device in the way that is fastest there."""
+"""Attention: causal, windowed, over packed documents, under a mask; on each device in its fastest form.
+
+Shapes: B batch, T time, H query heads, K key/value heads, F head_dim.
+"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
 
 from nanoprune.device import fast_bfloat16, has_flash, to_device
 from nanoprune.nn.model_config import ModelConfig
 from nanoprune.nn.pointwise import apply
 
 QUERIES = 128  # that attend together in bf16 on a CPU: their scores stay in its cache
+SHORT_DOCUMENT = 64  # tokens: packed documents shorter than this on average share one attention under a mask
 
 
-def document_lengths(documents: torch.Tensor) -> list[int]:
-    """Lengths of the documents in rows (B, T) of their numbers, row after row; a row's end ends its last document."""
+# ---------------------------------------------------------------- what attention may see
+@dataclass(frozen=True)
+class Visible:
+    """The keys that each query may attend to: by default all keys up to its own position."""
+
+    mask: Tensor | None = None  # bool (queries, keys) or (B, 1, queries, keys)
+    # Packed documents, row after row, each of which sees itself alone, causally.
+    lengths: list[int] | None = None
+    window: int | None = None  # keys that a query sees, its own included
+    starts: Tensor | None = None  # sums of `lengths` from 0 on, int32, on the device: for one kernel over all
+
+    @classmethod
+    def causal(cls, queries: int, keys: int, window: int | None = None, device="cpu") -> "Visible":
+        """Each of the last `queries` of `keys` positions sees itself and those before it, inside a window."""
+        if (window is None or keys <= window) and queries in (1, keys):
+            return cls()  # the kernels are faster without a mask
+        return cls(_causal_mask(queries, keys, window, device))
+
+    @classmethod
+    def within_documents(cls, documents: Tensor, window: int | None, device) -> "Visible":
+        """One mask over rows (B, T) of document numbers."""
+        T = documents.shape[1]
+        same = documents[:, :, None] == documents[:, None, :]
+        return cls(to_device((same & _causal_mask(T, T, window, documents.device))[:, None], device))
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a batch stand, and what they may attend to."""
+
+    positions: Tensor  # (B or 1, T) int64
+    visible: dict[int | None, Visible]  # by the window of a block
+
+
+def causal_layout(count: int, windows: Iterable[int | None], device, start: int = 0) -> Layout:
+    """Rows of `count` tokens from position `start` on, each seeing all before it."""
+    positions = torch.arange(start, start + count, device=device)[None]
+    keys = start + count
+    return Layout(positions, {window: Visible.causal(count, keys, window, device) for window in windows})
+
+
+def packed_layout(documents: Tensor, windows: Iterable[int | None], x: Tensor) -> Layout:
+    """Rows packed with documents, numbered by `documents` (B, T), in each of which positions restart.
+
+    The device and type of the hidden states x decide on the form of attention.
+    """
+    documents = documents.cpu()  # they decide on shapes
+    lengths = document_lengths(documents)
+    if len(lengths) == len(documents):  # a document fills each row
+        return causal_layout(documents.shape[1], windows, x.device)
+    positions = to_device(document_positions(documents), x.device)
+    if has_flash(x):
+        starts = to_device(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), x.device)
+        return Layout(positions, {window: Visible(None, lengths, window, starts) for window in windows})
+    if len(lengths) * SHORT_DOCUMENT <= documents.numel():
+        return Layout(positions, {window: Visible(None, lengths, window) for window in windows})
+    masks = {window: Visible.within_documents(documents, window, x.device) for window in windows}
+    return Layout(positions, masks)
+
+
+def document_lengths(documents: Tensor) -> list[int]:
+    """Lengths of the documents in rows (B, T) of their numbers; a row's end ends its last document."""
     B, T = documents.shape
-    first = torch.ones(B, T, dtype=torch.bool)
-    first[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    starts = first.flatten().nonzero().squeeze(1)
+    starts = _document_starts(documents).flatten().nonzero().squeeze(1)
     return torch.diff(starts, append=torch.tensor([B * T])).tolist()
 
 
-def document_positions(documents: torch.Tensor) -> torch.Tensor:
+def document_positions(documents: Tensor) -> Tensor:
     """Positions (B, T) that restart wherever the document number changes along a row."""
     index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    return index - torch.where(_document_starts(documents), index, 0).cummax(dim=1).values
+
+
+def _document_starts(documents: Tensor) -> Tensor:
     starts = torch.ones_like(documents, dtype=torch.bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return index - torch.where(starts, index, 0).cummax(dim=1).values
+    return starts
 
 
-def document_mask(documents: torch.Tensor, window: int | None, device) -> torch.Tensor:
-    """What each position of packed rows may see, as bool (B, 1, T, T)."""
-    same = documents[:, :, None] == documents[:, None, :]
-    T = documents.shape[1]
-    causal = causal_mask(T, T, window, "cpu")
-    mask = same & (torch.ones(T, T, dtype=torch.bool).tril() if causal is None else causal)
-    return to_device(mask[:, None], device)
-
-
-def attend_documents(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int], window: int | None,
-    starts: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Causal attention within each document of packed rows: q (B, H, T, F), k and v (B, K, T, F), of one type.
-
-    `lengths` are the documents' along the rows, as of `document_lengths`. With `starts` (their sums from 0 on, int32, on the
-    device) all are attended to in one call, where the chip `has_flash`. Plain form: one attention under a mask that is
-    block-diagonal, which computes every pair of a row and throws most away.
-    """
-    B, H, T, size = q.shape
-    if starts is not None:
-        from torch.nn.attention.varlen import varlen_attn  # not above: it imports torch's compiler, for seconds
-
-        rows = [part.transpose(1, 2).reshape(B * T, -1, size) for part in (q, k, v)]  # (B T, heads, F)
-        seen = (-1 if window is None else window - 1, 0)  # keys before and after a query
-        y = varlen_attn(*rows, starts, starts, max(lengths), max(lengths), window_size=seen, enable_gqa=H != k.shape[1])
-        return y.view(B, T, H, size).transpose(1, 2)
-    rows = [part.transpose(0, 1).reshape(1, -1, B * T, size) for part in (q, k, v)]  # (1, heads, B T, F)
-    masks = {n: causal_mask(n, n, window, q.device) for n in set(lengths)}
-    parts = zip(*(part.split(lengths, dim=2) for part in rows), lengths, strict=True)
-    outs = [attend(*one, masks[n]) for *one, n in parts]
-    return torch.cat(outs, dim=2).view(H, B, T, size).transpose(0, 1)
-
-
-def causal_mask(queries: int, keys: int, window: int | None, device) -> torch.Tensor | None:
-    """What each of the last `queries` of `keys` positions may see, as bool (queries, keys).
-
-    None stands for plain causal (or, for a single query, for everything): attention is then faster without a mask.
-    """
-    if (window is None or keys <= window) and queries in (1, keys):
-        return None
+def _causal_mask(queries: int, keys: int, window: int | None, device) -> Tensor:
     distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
     return (distance >= 0) & (distance < (window or keys))
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Attention under a mask, or causal without one (a single query then sees all)."""
-    if mask is None and q.shape[2] > 1 and q.dtype == torch.bfloat16 and fast_bfloat16(q.device):
+# ---------------------------------------------------------------- attention
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
+    """Attention of q (B, H, T, F) to k and v (B, K, keys, F), all of one type: (B, H, T, F)."""
+    if visible.starts is not None:
+        return _attend_in_one_call(q, k, v, visible)
+    if visible.lengths is not None:
+        return _attend_by_document(q, k, v, visible)
+    causal = visible.mask is None and q.shape[2] > 1  # a single query sees all
+    if causal and q.dtype == torch.bfloat16 and fast_bfloat16(q.device):
         return apply(BlockedAttention, q, k, v)
-    if q.is_cuda and q.shape[1] != k.shape[1] and (mask is not None or not has_flash(q)):
-        # Without flash attention, all kernels but the one that holds every score want as many key heads as query heads.
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and q.is_cuda and (visible.mask is not None or not has_flash(q)):
+        # Without flash attention, all kernels but the one that holds every score need as many key heads as
+        # query heads.
         k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1,
-                                          enable_gqa=q.shape[1] != k.shape[1])
+        grouped = False
+    return F.scaled_dot_product_attention(q, k, v, visible.mask, is_causal=causal, enable_gqa=grouped)
 
 
-class BlockedAttention(torch.autograd.Function):
-    """Causal attention of q (B, H, T, F) to k and v (B, K, T, F) by blocks of queries; only these three are kept.
+def _attend_by_document(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
+    """Attention inside each packed document, one after another.
 
-    Plain matrix products, each of a block with all the keys that it sees, and one softmax, which the backward pass makes again.
-    In bf16 they run at a CPU's full rate, which torch's own kernel does not reach. The heads that share keys are one matrix.
-    Softmax is called below autocast, which would have it in fp32. Plain form: `F.scaled_dot_product_attention`.
+    Plain form: one attention under a block-diagonal mask, which computes every pair of a row and discards
+    most.
+    """
+    B, H, T, size = q.shape
+    q, k, v = (part.transpose(0, 1).reshape(1, -1, B * T, size) for part in (q, k, v))  # (1, heads, B T, F)
+    inside = {n: Visible.causal(n, n, visible.window, q.device) for n in set(visible.lengths)}
+    documents = zip(*(part.split(visible.lengths, dim=2) for part in (q, k, v)), strict=True)
+    outputs = [attend(*document, inside[document[0].shape[2]]) for document in documents]
+    return torch.cat(outputs, dim=2).view(H, B, T, size).transpose(0, 1)
+
+
+def _attend_in_one_call(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
+    """Attention inside all packed documents by one flash kernel, where the chip `has_flash`."""
+    from torch.nn.attention.varlen import varlen_attn  # not above: it imports torch's compiler, for seconds
+
+    B, H, T, size = q.shape
+    rows = [part.transpose(1, 2).reshape(B * T, -1, size) for part in (q, k, v)]  # (B T, heads, F)
+    longest, starts = max(visible.lengths), visible.starts
+    sides = (-1 if visible.window is None else visible.window - 1, 0)  # keys before and after a query
+    y = varlen_attn(*rows, starts, starts, longest, longest, window_size=sides, enable_gqa=H != k.shape[1])
+    return y.view(B, T, H, size).transpose(1, 2)
+
+
+class BlockedAttention(Function):
+    """Causal attention of q (B, H, T, F) to k and v (B, K, T, F) by blocks of queries; only these three are
+    kept.
+
+    Plain matrix products, each of a block with all the keys that it sees, and one softmax, which the backward
+    pass makes again. In bf16 they run at a CPU's full rate, which torch's own kernel does not reach. The
+    heads that share keys are one matrix. Softmax is called below autocast, which would have it in fp32. Plain
+    form: `F.scaled_dot_product_attention`.
     """
 
     @staticmethod
-    def forward(ctx, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ctx.save_for_backward(q, k, v)
         y = torch.empty_like(q, memory_format=torch.contiguous_format)
         values, out = _by_keys(v, v), _by_keys(y, v)
-        for block, seen, _, p in _probabilities(q, k):
-            out[:, :, block] = torch.bmm(p, values[:, 0, seen]).view_as(out[:, :, block])
+        for chunk, _, p in _probabilities(q, k):
+            out[:, :, chunk] = torch.bmm(p, values[:, 0, : chunk.stop]).view_as(out[:, :, chunk])
         return y
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor):
+    def backward(ctx, grad: Tensor):
         q, k, v = ctx.saved_tensors
         grads, keys, values = _by_keys(grad, k), _by_keys(k, k)[:, 0], _by_keys(v, v)[:, 0]
         grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
         grad_k, grad_v = (torch.zeros(keys.shape, device=k.device) for _ in range(2))  # sums of many: in fp32
         out = _by_keys(grad_q, k)
-        for block, seen, queries, p in _probabilities(q, k):
-            g = grads[:, :, block].flatten(1, 2)
-            grad_v[:, seen] += torch.bmm(p.mT, g)
-            grad_s = torch._softmax_backward_data(torch.bmm(g, values[:, seen].mT), p, -1, p.dtype).mul_(q.shape[-1] ** -0.5)
-            out[:, :, block] = torch.bmm(grad_s, keys[:, seen]).view_as(out[:, :, block])
+        for chunk, queries, p in _probabilities(q, k):
+            seen = slice(chunk.stop)
+            grad_y = grads[:, :, chunk].flatten(1, 2)
+            grad_v[:, seen] += torch.bmm(p.mT, grad_y)
+            grad_p = torch.bmm(grad_y, values[:, seen].mT)
+            grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype).mul_(q.shape[-1] ** -0.5)
+            out[:, :, chunk] = torch.bmm(grad_s, keys[:, seen]).view_as(out[:, :, chunk])
             grad_k[:, seen] += torch.bmm(grad_s.mT, queries)
         return grad_q, grad_k.to(k.dtype).view(k.shape), grad_v.to(v.dtype).view(v.shape)
 
 
-def _by_keys(x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """x (B, heads, T, F) with the heads that share one of the keys k (B, K, T, F) together: (B K, heads / K, T, F).
+def _by_keys(x: Tensor, k: Tensor) -> Tensor:
+    """x (B, heads, T, F) grouped by the keys k (B, K, T, F) that heads share: (B K, heads / K, T, F).
 
-    Contiguous: batched products copy whatever is not, block by block.
+    Contiguous: batched products copy whatever is not, chunk by chunk.
     """
     return x.contiguous().view(k.shape[0] * k.shape[1], -1, *x.shape[2:])
 
 
-def _probabilities(q: torch.Tensor, k: torch.Tensor) -> Iterator[tuple[slice, slice, torch.Tensor, torch.Tensor]]:
-    """(a block of queries, the keys it sees, these queries (B K, n, F), the softmax of their scores (B K, n, keys))."""
+def _probabilities(q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(a chunk of positions, their queries (B K, n, F), the softmax of their scores (B K, n, chunk.stop))."""
     T, size = q.shape[2:]
     queries, keys = _by_keys(q, k), _by_keys(k, k)[:, 0]
     later = torch.ones(QUERIES, QUERIES, dtype=torch.bool, device=q.device).triu(1)
     for start in range(0, T, QUERIES):
-        block, seen = slice(start, min(T, start + QUERIES)), slice(0, min(T, start + QUERIES))
-        part = queries[:, :, block]
-        rows = part.flatten(1, 2)
-        scores = torch.baddbmm(rows.new_empty(()), rows, keys[:, seen].mT, beta=0, alpha=size**-0.5)
-        n = part.shape[2]
+        chunk = slice(start, min(T, start + QUERIES))
+        part = queries[:, :, chunk]
+        rows, n = part.flatten(1, 2), part.shape[2]
+        scores = torch.baddbmm(rows.new_empty(()), rows, keys[:, : chunk.stop].mT, beta=0, alpha=size**-0.5)
         scores.view(*part.shape[:3], -1)[..., start:].masked_fill_(later[:n, :n], -math.inf)
-        yield block, seen, rows, torch._softmax(scores, -1, False)
+        yield chunk, rows, torch._softmax(scores, -1, False)
+
+
+class BlockCache(NamedTuple):
+    """One block's keys and values (B, K, length, F), `used` positions of which are filled."""
+
+    keys: Tensor
+    values: Tensor
+    used: int
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add new keys and values (B, K, T, F) and return all of them."""
+        end = self.used + k.shape[2]
+        self.keys[:, :, self.used : end] = k
+        self.values[:, :, self.used : end] = v
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 class KeyValueCache:
     """Keys and values of every block for up to `length` positions of a batch; `used` of them are filled."""
 
-    def __init__(self, config: ModelConfig, batch: int, length: int, device="cpu", dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, config: ModelConfig, batch: int, length: int, device="cpu", dtype: torch.dtype = torch.float32
+    ):
         shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, length, config.head_dim)
         self.store = torch.zeros(shape, device=device, dtype=dtype)
-        self.used = 0
+        self.used = 0  # the model advances it after its last block
 
-    def extend(self, block: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add a block's new k and v (B, K, T, F) and return all so far. The model moves `used` on after its last block."""
-        end = self.used + k.shape[2]
-        keys, values = self.store[block]
-        keys[:, :, self.used : end], values[:, :, self.used : end] = k, v
-        return keys[:, :, :end], values[:, :, :end]
+    def block(self, index: int) -> BlockCache:
+        return BlockCache(*self.store[index], self.used)

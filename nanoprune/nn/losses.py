@@ -1,244 +1,336 @@
-"""The vocabulary head and its cross entropy, without ever holding all logits; distillation."""
+"""The vocabulary head and its cross entropy without ever holding all logits; distillation; a plain form.
+
+Shapes: N counted tokens, D hidden size, V vocabulary, k tokens of a teacher.
+"""
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
 
 from nanoprune.config import IGNORE
 from nanoprune.device import matmul_dtype, to_device
-from nanoprune.nn.scratch import return_buffer, take_buffer
+from nanoprune.nn.pointwise import apply
+from nanoprune.nn.scratch import buffer, take_buffer
 
-HEAD_CHUNK = 5 * 2**24  # logits held at a time: 320 MiB in fp32; with fewer, products with a large vocabulary are slower
+if TYPE_CHECKING:
+    from model import Decoder
+
+HEAD_CHUNK = 5 * 2**24  # logits held at a time: 320 MiB in fp32; products of fewer are slower
 SLICE = 4096  # rows of a vocabulary's weight that are cast at a time
 CACHED = 2**20  # values that a CPU's cache holds
 
 
-def head_loss(
-    x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, reduction: str = "mean", teacher: tuple | None = None
-) -> torch.Tensor:
-    """Cross entropy in nats of the vocabulary head: x (B, T, D), weight (V, D), targets (B, T) int64, on any device.
+class SoftTargets(NamedTuple):
+    """A teacher's likeliest tokens after each position, to learn beside the text."""
 
-    Never holds all the logits, and computes none where the target is IGNORE. `reduction` is "mean" over what counts,
-    "sum", or "none" for (B, T), which gives no gradient. Plain form: `F.cross_entropy(F.linear(x, weight), targets)`.
-    A weight that does not learn, or is kept in another type than its products have, is gone through in slices.
-    With a `teacher` (what `DistilledLoss` takes, its tensors (B, T, k)) the loss is mixed with the divergence from it.
+    ids: Tensor  # (B, T, k)
+    log_p: Tensor  # (B, T, k): their log-probabilities at `temperature`
+    share: float  # of the loss
+    temperature: float
+
+
+def head_logits(x: Tensor, weight: Tensor) -> Tensor:
+    """Logits (..., V) of x (..., D); a frozen weight (V, D) of another type is cast in slices.
+
+    Plain form: `F.linear(x, weight)`.
+    """
+    if weight.dtype == matmul_dtype(x) or weight.requires_grad:
+        return F.linear(x, weight)
+    x, slices = x.to(matmul_dtype(x)), []
+    for rows in weight.split(SLICE):
+        with cast(rows, x.dtype) as narrow:
+            slices.append(x @ narrow.t())
+    return torch.cat(slices, dim=-1)
+
+
+def head_loss(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    reduction: str = "mean",
+    teacher: SoftTargets | None = None,
+) -> Tensor:
+    """Cross entropy in nats of the vocabulary head: x (B, T, D), weight (V, D), targets (B, T) int64, on any
+    device.
+
+    It never holds all the logits, and computes none where the target is IGNORE. `reduction` is "mean" over
+    what counts, "sum", or "none" for (B, T), which gives no gradient. With a `teacher` the loss is mixed with
+    the divergence from it. A weight that does not learn, or is kept in another type than its products have,
+    is processed in slices. Plain form: `plain_loss`.
     """
     assert reduction in ("mean", "sum", "none"), reduction
     counted = to_device((targets.flatten() != IGNORE).nonzero().squeeze(1), x.device)
-    flat, aims = x.flatten(0, 1), to_device(targets.flatten(), x.device)
-    if len(counted) < len(aims):
-        flat, aims = flat.index_select(0, counted), aims.index_select(0, counted)
-    frozen = not weight.requires_grad
+    hidden, labels = _pick(x, counted), _pick(targets, counted)
     if reduction == "none":
-        with torch.no_grad():
-            if frozen and weight.dtype != matmul_dtype(x):
-                losses = sliced_loss(flat, weight, aims)[0]
-            else:
-                losses = torch.cat([nll for _, nll in _chunks(*_as_multiplied(flat, weight), aims)] or [flat.new_zeros(0)])
+        losses = _token_losses(hidden, weight, labels)
         return losses.new_zeros(targets.numel()).index_copy(0, counted, losses).view(targets.shape)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        if teacher is None:
-            total = FrozenLoss.apply(flat, weight, aims) if frozen else SummedLoss.apply(flat, weight, aims)
-        else:
-            ids, log_p, share, temperature = teacher
-            given = (to_device(part.flatten(0, 1), x.device).index_select(0, counted) for part in (ids, log_p))
-            total = DistilledLoss.apply(flat, weight, aims, *given, share, temperature)
+    if teacher is not None:
+        soft = _pick(teacher.ids, counted), _pick(teacher.log_p, counted)
+        total = DistilledLoss.apply(hidden, weight, labels, *soft, teacher.share, teacher.temperature)
+    elif weight.requires_grad:
+        total = apply(SummedLoss, hidden, weight, labels)
     else:
-        total = sum((nll.sum() for _, nll in _chunks(*_as_multiplied(flat, weight), aims)), flat.new_zeros(()))
+        total = apply(FrozenLoss, hidden, weight, labels)
     return total if reduction == "sum" else total / max(1, len(counted))
 
 
-def _as_multiplied(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    return [t.to(matmul_dtype(t)) for t in tensors]
+def _pick(tensor: Tensor, counted: Tensor) -> Tensor:
+    """The counted positions (N, ...) of a tensor (B, T, ...), on their device."""
+    rows = to_device(tensor.flatten(0, 1), counted.device)
+    return rows if len(rows) == len(counted) else rows.index_select(0, counted)
 
 
-def _chunks(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, gradient: bool = False
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(logits (n, V) or their gradient, negative log-likelihoods (n,)) of parts of equal size, as few as may be.
+@torch.no_grad()
+def _token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    if not weight.requires_grad and weight.dtype != matmul_dtype(x):
+        return sliced_loss(x, weight, targets)[0]
+    chunks = [losses for _, losses in _chunks(*_as_multiplied(x, weight), targets)]
+    return torch.cat(chunks) if chunks else x.new_zeros(0)
 
-    The logits are good until the next are asked for: all are written to one place.
+
+def _as_multiplied(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.to(matmul_dtype(tensor)) for tensor in tensors]
+
+
+# ---------------------------------------------------------------- a head that learns: chunks of tokens
+def _chunks(
+    x: Tensor, weight: Tensor, targets: Tensor, gradient: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits (n, V) or their gradient, negative log-likelihoods (n,)) of chunks of equal size, as few as
+    possible.
+
+    The logits are valid until the next chunk: all are written to one buffer.
     """
-    size = max(1, HEAD_CHUNK // len(weight))
-    size = -(-len(x) // max(1, -(-len(x) // size))) or 1
-    rows = max(1, CACHED // len(weight)) if x.device.type == "cpu" else size
-    room = take_buffer("logits", (size, len(weight)), x.dtype, x.device)
-    for part, aims in zip(x.split(size), targets[:, None].split(size), strict=True):
-        logits, losses = torch.mm(part, weight.t(), out=room[: len(part)]), []
-        for few, aim in zip(logits.split(rows), aims.split(rows), strict=True):
-            p = few.to(torch.promote_types(few.dtype, torch.float32))
-            top, at_target = p.amax(1, keepdim=True), p.gather(1, aim)
-            norm = p.sub_(top).exp_().sum(1, keepdim=True)
-            losses.append(norm.log() + top - at_target)
-            if gradient:
-                p.div_(norm)
-                few.copy_(p.scatter_(1, aim, p.gather(1, aim) - 1))
-        yield logits, torch.cat(losses).squeeze(1)
-    return_buffer("logits", room)
+    most = max(1, HEAD_CHUNK // len(weight))
+    size = math.ceil(len(x) / max(1, math.ceil(len(x) / most))) or 1
+    rows = min(size, max(1, CACHED // len(weight))) if x.device.type == "cpu" else size
+    wide = torch.promote_types(x.dtype, torch.float32)
+    with (buffer("logits", (size, len(weight)), x.dtype, x.device) as room,
+          buffer("softmax", (rows, len(weight)), wide, x.device) as softmax):
+        for part, labels in zip(x.split(size), targets[:, None].split(size), strict=True):
+            logits = torch.mm(part, weight.t(), out=room[: len(part)])
+            losses = []
+            for cached, label in zip(logits.split(rows), labels.split(rows), strict=True):
+                losses.append(_cross_entropy(cached, label, softmax[: len(cached)], gradient))
+            yield logits, torch.cat(losses).squeeze(1)
 
 
-class SummedLoss(torch.autograd.Function):
-    """The summed cross entropy, its gradients formed chunk by chunk on the way forward, while the logits are there.
+def _cross_entropy(
+    logits: Tensor, targets: Tensor, softmax: Tensor, gradient: bool
+) -> Tensor:
+    """Negative log-likelihoods (n, 1) of logits (n, V); `softmax` (n, V) is space to write to.
 
-    The gradient of a chunk's logits is softmax less one at the target; its products with the weight and with x are the
-    gradients of x and of the weight. Nothing of a chunk is kept, and none is computed twice.
+    With `gradient` the logits become their own gradient: softmax less one at the target.
+    """
+    p = softmax.copy_(logits)
+    top, at_target = p.amax(1, keepdim=True), p.gather(1, targets)
+    norm = p.sub_(top).exp_().sum(1, keepdim=True)
+    if gradient:
+        p.div_(norm)
+        logits.copy_(p.scatter_(1, targets, p.gather(1, targets) - 1))
+    return norm.log() + top - at_target
+
+
+class SummedLoss(Function):
+    """The summed cross entropy, its gradients formed chunk by chunk in the forward pass, while the logits are
+    there.
+
+    The products of a chunk's gradient with the weight and with x are the gradients of x and of the weight.
+    Nothing of a chunk is kept, and none is computed twice.
     """
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        want_x, want_weight, _ = ctx.needs_input_grad
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        need_x, need_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-        grad_x = torch.empty_like(x) if want_x else None
-        grad_weight = take_buffer("gradient", weight.shape, weight.dtype, x.device).zero_() if want_weight else None
-        given, narrow = _as_multiplied(x, weight)
+        grad_x = torch.empty_like(x) if need_x else None
+        grad_weight = None
+        if need_weight:
+            grad_weight = take_buffer("gradient", weight.shape, weight.dtype, x.device).zero_()
+        hidden, narrow = _as_multiplied(x, weight)
         start = 0
-        for logits, nll in _chunks(given, narrow, targets, gradient=True):
-            part, start = slice(start, start + len(nll)), start + len(nll)
-            total += nll.sum()
-            if want_x:
-                grad_x[part] = logits @ narrow
-            if want_weight and narrow is weight:
-                grad_weight.addmm_(logits.t(), given[part])
-            elif want_weight:
-                grad_weight += logits.t() @ given[part]
+        for grad_logits, losses in _chunks(hidden, narrow, targets, gradient=need_x or need_weight):
+            part = slice(start, start + len(losses))
+            start = part.stop
+            total += losses.sum()
+            if need_x:
+                grad_x[part] = grad_logits @ narrow
+            if need_weight and narrow is weight:
+                grad_weight.addmm_(grad_logits.t(), hidden[part])
+            elif need_weight:
+                grad_weight += grad_logits.t() @ hidden[part]
         ctx.grads = grad_x, grad_weight
         return total
 
     @staticmethod
-    def backward(ctx, scale: torch.Tensor):
+    def backward(ctx, scale: Tensor):
         assert ctx.grads, "the gradients are handed on: there can be one backward pass"
-        grad_x, grad_weight = ctx.grads
-        ctx.grads = None
-        return None if grad_x is None else grad_x.mul_(scale), None if grad_weight is None else grad_weight.mul_(scale), None
+        grads, ctx.grads = ctx.grads, None
+        return *(None if grad is None else grad.mul_(scale) for grad in grads), None
 
 
-def sliced_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, gradient: bool = False
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(negative log-likelihoods (N,), the gradient of their sum for x (N, D) or None): one pass over the vocabulary.
-
-    A slice of the weight (V, D) is cast once, for its logits and for their product with it; the softmax's largest value and
-    norm go along, and what was summed before is scaled when a larger value comes (arXiv:1805.02867).
-    """
-    given = x.to(matmul_dtype(x))
-    top = torch.full((len(x), 1), -math.inf, dtype=torch.promote_types(given.dtype, torch.float32), device=x.device)
-    norm, at_target = torch.zeros_like(top), torch.zeros_like(top)
-    pull = torch.zeros(x.shape, dtype=top.dtype, device=x.device) if gradient else None  # of the softmax, times norm
-    size = min(SLICE, len(weight))
-    room = take_buffer("slice of logits", (len(x), size), given.dtype, x.device)
-    for start in range(0, len(weight), size):
-        part = cast_slice(weight[start : start + size], given.dtype)
-        logits = torch.mm(given, part.t(), out=room[:, : len(part)] if len(part) == size else None)
-        aims = targets[:, None] - start
-        inside = (aims >= 0) & (aims < len(part))
-        at_target.add_(logits.gather(1, aims.clamp(0, len(part) - 1)) * inside)
-        for few, high, total, sums in _in_cache(logits, top, norm, pull):
-            p = few.to(top.dtype)
-            higher = torch.maximum(high, p.amax(1, keepdim=True))
-            p.sub_(higher).exp_()
-            shrink = (high - higher).exp_()
-            total.mul_(shrink).add_(p.sum(1, keepdim=True))
-            high.copy_(higher)
-            if gradient:
-                few.copy_(p)
-                sums.mul_(shrink)
-        if gradient and given.dtype == pull.dtype:
-            pull.addmm_(logits, part)
-        elif gradient:
-            pull += logits @ part
-    return_buffer("slice of logits", room)
-    grad = (pull / norm).sub_(weight.index_select(0, targets)).to(x.dtype) if gradient else None
-    return (norm.log() + top - at_target).squeeze(1), grad
-
-
-def _in_cache(logits: torch.Tensor, *others: torch.Tensor | None) -> Iterator[tuple]:
-    """The same rows of each, as many as a CPU's cache holds of the first."""
-    rows = max(1, CACHED // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
-    for start in range(0, len(logits), rows):
-        yield tuple(None if part is None else part[start : start + rows] for part in (logits, *others))
-
-
-def cast_slice(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Some rows of a large weight in another type, good until the next are cast."""
-    if rows.dtype == dtype:
-        return rows
-    room = take_buffer("slice of a weight", rows.shape, dtype, rows.device)
-    return_buffer("slice of a weight", room)
-    return room.copy_(rows)
-
-
-class FrozenLoss(torch.autograd.Function):
-    """The summed cross entropy of a head that does not learn: no gradient of the weight is formed, and no logits are kept."""
+# ---------------------------------------------------------------- a frozen head: slices of the vocabulary
+class FrozenLoss(Function):
+    """The summed cross entropy of a head that does not learn; no logits are kept for the gradient of x."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        losses, ctx.grad = sliced_loss(x, weight, targets, gradient=True)
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        losses, ctx.grad = sliced_loss(x, weight, targets, gradient=ctx.needs_input_grad[0])
         return losses.sum()
 
     @staticmethod
-    def backward(ctx, scale: torch.Tensor):
+    def backward(ctx, scale: Tensor):
         assert ctx.grad is not None, "the gradient is handed on: there can be one backward pass"
         grad, ctx.grad = ctx.grad, None
         return grad.mul_(scale), None, None
 
 
-def head_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Logits (..., V) of x (..., D); a weight (V, D) of another type is cast in slices. Plain form: `F.linear(x, weight)`."""
-    if weight.dtype == matmul_dtype(x) or weight.requires_grad:
-        return F.linear(x, weight)
-    given = x.to(matmul_dtype(x))
-    parts = [given @ cast_slice(rows, given.dtype).t() for rows in weight.split(SLICE)]
-    return torch.cat(parts, dim=-1)
+def sliced_loss(
+    x: Tensor, weight: Tensor, targets: Tensor, gradient: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """(negative log-likelihoods (N,), the gradient of their sum for x (N, D) or None): one pass over the
+    vocabulary.
+
+    A slice of the weight (V, D) is cast once, for its logits and for their product with it. The largest logit
+    and the norm of the softmax are updated from slice to slice, and sums are rescaled when the largest grows
+    (arXiv:1805.02867).
+    """
+    hidden = x.to(matmul_dtype(x))
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    top = torch.full((len(x), 1), -math.inf, dtype=wide, device=x.device)
+    norm, at_target = torch.zeros_like(top), torch.zeros_like(top)
+    # The expected row of the weight, times norm.
+    expected = torch.zeros(x.shape, dtype=wide, device=x.device) if gradient else None
+    size = min(SLICE, len(weight))
+    with buffer("slice of logits", (len(x), size), hidden.dtype, x.device) as room:
+        for start in range(0, len(weight), size):
+            with cast(weight[start : start + size], hidden.dtype) as rows:
+                logits = torch.mm(hidden, rows.t(), out=room[:, : len(rows)] if len(rows) == size else None)
+                labels = targets[:, None] - start
+                inside = (labels >= 0) & (labels < len(rows))
+                at_target.add_(logits.gather(1, labels.clamp(0, len(rows) - 1)) * inside)
+                _add_to_softmax(logits, top, norm, expected)
+                if gradient and hidden.dtype == wide:
+                    expected.addmm_(logits, rows)
+                elif gradient:
+                    expected += logits @ rows
+    grad = (expected / norm).sub_(weight.index_select(0, targets)).to(x.dtype) if gradient else None
+    return (norm.log() + top - at_target).squeeze(1), grad
 
 
-class DistilledLoss(torch.autograd.Function):
+def _add_to_softmax(
+    logits: Tensor, top: Tensor, norm: Tensor, expected: Tensor | None
+) -> None:
+    """Update top and norm (N, 1) and expected (N, D) in place for a slice of logits (N, n).
+
+    The logits become exp(logits - top), except in half precision without `expected`.
+    """
+    rows = max(1, CACHED // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
+    for start in range(0, len(logits), rows):
+        part = slice(start, start + rows)
+        p = logits[part].to(top.dtype)
+        higher = torch.maximum(top[part], p.amax(1, keepdim=True))
+        p.sub_(higher).exp_()
+        shrink = (top[part] - higher).exp_()
+        norm[part].mul_(shrink).add_(p.sum(1, keepdim=True))
+        top[part].copy_(higher)
+        if expected is not None:
+            logits[part].copy_(p)  # which in fp32 they are already
+            expected[part].mul_(shrink)
+
+
+@contextmanager
+def cast(rows: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Rows of a large weight in another type."""
+    if rows.dtype == dtype:
+        yield rows
+        return
+    with buffer("slice of a weight", rows.shape, dtype, rows.device) as room:
+        yield room.copy_(rows)
+
+
+# ---------------------------------------------------------------- distillation
+class DistilledLoss(Function):
     """(1 - share) x cross entropy + share x temperature^2 x KL(teacher || student), summed; arXiv:1503.02531.
 
-    The teacher is its k likeliest tokens, `ids` (N, k), with `log_p` (N, k), their log-probabilities at `temperature`; all
-    other tokens count as one, whose probability is what is left. As in SummedLoss, gradients are formed on the way forward:
-    that of the divergence is q - p on the k tokens, and q (1 - P / Q) elsewhere, with P and Q what is left of p and q.
+    The teacher is its k likeliest tokens, `ids` (N, k), with `log_p` (N, k), their log-probabilities at
+    `temperature`; all other tokens count as one, whose probability is what is left. As in SummedLoss,
+    gradients are formed in the forward pass: that of the divergence is q - p on the k tokens, and q (1 - P /
+    Q) elsewhere, with P and Q what is left of p and q.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, targets, ids, log_p, share: float, temperature: float) -> torch.Tensor:
-        given, narrow = _as_multiplied(x, weight)
+    def forward(ctx, x, weight, targets, ids, log_p, share: float, temperature: float) -> Tensor:
+        hidden, narrow = _as_multiplied(x, weight)
         total = torch.zeros((), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         rows = max(1, HEAD_CHUNK // 3 // len(weight))  # logits, softmax and gradient
         for part in torch.arange(len(x), device=x.device).split(rows):
-            logits = (given[part] @ narrow.t()).to(total.dtype)
-            aims, top, p = targets[part, None], ids[part].long(), log_p[part].to(total.dtype).exp()
+            logits = (hidden[part] @ narrow.t()).to(total.dtype)
+            labels, top, p = targets[part, None], ids[part].long(), log_p[part].to(total.dtype).exp()
             log_q = torch.log_softmax(logits, 1)
-            total -= (1 - share) * log_q.gather(1, aims).sum()
+            total -= (1 - share) * log_q.gather(1, labels).sum()
             grad = log_q.exp()
-            grad.scatter_add_(1, aims, -torch.ones_like(grad[:, :1])).mul_(1 - share)
+            grad.scatter_add_(1, labels, -torch.ones_like(grad[:, :1])).mul_(1 - share)
             log_q = torch.log_softmax(logits / temperature, 1) if temperature != 1 else log_q
             at_top, q = log_q.gather(1, top), log_q.exp()
             rest = q.scatter(1, top, 0.0).sum(1, keepdim=True).clamp_min(1e-30)
             left = (1 - p.sum(1, keepdim=True)).clamp_min(0)
-            total += share * temperature**2 * ((p * (log_p[part] - at_top)).sum() + torch.xlogy(left, left / rest).sum())
+            divergence = (p * (log_p[part] - at_top)).sum() + torch.xlogy(left, left / rest).sum()
+            total += share * temperature**2 * divergence
             away = q * (1 - left / rest)
             away.scatter_(1, top, at_top.exp() - p)
             grad = grad.add_(away, alpha=share * temperature).to(narrow.dtype)
             if grad_x is not None:
                 grad_x[part] = (grad @ narrow).to(x.dtype)
             if grad_weight is not None:
-                grad_weight += grad.t() @ given[part]
+                grad_weight += grad.t() @ hidden[part]
         ctx.grads = grad_x, grad_weight
         return total
 
     @staticmethod
-    def backward(ctx, scale: torch.Tensor):
+    def backward(ctx, scale: Tensor):
         return *(None if grad is None else grad * scale for grad in ctx.grads), None, None, None, None, None
 
 
 @torch.no_grad()
-def likeliest(x: torch.Tensor, weight: torch.Tensor, k: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids (N, k), log-probabilities (N, k) at this temperature) of the k likeliest tokens after each of x (N, D)."""
-    found = []
-    for part in x.split(max(1, HEAD_CHUNK // 2 // len(weight))):
-        logits = (part @ weight.t()).float() / temperature
+def likeliest(
+    model: "Decoder", x: Tensor, k: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """(ids (..., k), log-probabilities (..., k) at a temperature) of the likeliest tokens after x."""
+    ids, log_p = [], []
+    for part in x.flatten(0, -2).split(max(1, HEAD_CHUNK // 2 // model.config.vocab_size)):
+        logits = model.logits(part).float() / temperature
         top = logits.topk(k, 1)
-        found.append((top.indices, top.values - logits.logsumexp(1, keepdim=True)))
-    return tuple(map(torch.cat, zip(*found, strict=True)))
+        ids.append(top.indices)
+        log_p.append(top.values - logits.logsumexp(1, keepdim=True))
+    return torch.cat(ids).view(*x.shape[:-1], k), torch.cat(log_p).view(*x.shape[:-1], k)
+
+
+# ---------------------------------------------------------------- the plain form
+def plain_loss(
+    logits: Tensor, targets: Tensor, reduction: str = "mean", teacher: SoftTargets | None = None
+) -> Tensor:
+    """The loss of `head_loss` by autograd over logits (B, T, V), all of which are held."""
+    targets = to_device(targets, logits.device)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    flat = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    losses, counted = flat.view(targets.shape), targets != IGNORE
+    if teacher is not None and reduction != "none":
+        top, log_p = to_device(teacher.ids, wide.device).long(), to_device(teacher.log_p, wide.device)
+        p = log_p.to(wide.dtype).exp()
+        log_q = torch.log_softmax(wide / teacher.temperature, -1)
+        rest = log_q.exp().scatter(-1, top, 0.0).sum(-1).clamp_min(1e-30)
+        left = (1 - p.sum(-1)).clamp_min(0)
+        divergence = (p * (log_p - log_q.gather(-1, top))).sum(-1) + torch.xlogy(left, left / rest)
+        losses = (1 - teacher.share) * losses + teacher.share * teacher.temperature**2 * divergence * counted
+    if reduction == "none":
+        return losses.detach()
+    return losses.sum() if reduction == "sum" else losses.sum() / counted.sum().clamp_min(1)

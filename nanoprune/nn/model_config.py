@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
+from typing import NamedTuple
 
 import torch
 
 PARTIAL = "nanoprune-"  # before the model_type of a model with blocks that lack their attention or MLP
-WRITTEN_ANEW = ("model_type", "architectures", "hidden_act", "torch_dtype", "dtype", "transformers_version")  # in config.json
+# Keys of config.json that `to_dict` decides.
+WRITTEN_ANEW = ("model_type", "architectures", "hidden_act", "torch_dtype", "dtype", "transformers_version")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class ModelConfig:
     blocks: tuple[int, ...]  # the index that each block had in the unpruned model
     without: tuple[str, ...]  # what each block lacks: "" (nothing), "attn" or "mlp"
     initializer_range: float = 0.02
-    extra: dict = field(default_factory=dict)  # the file's other entries (special tokens, ...), kept as they came
+    extra: dict = field(default_factory=dict)  # the file's other entries, such as special tokens
 
     @classmethod
     def from_dict(cls, raw: dict, where: str = "the model's shape") -> "ModelConfig":
@@ -44,9 +47,11 @@ class ModelConfig:
         raw, kind = dict(raw), raw.get("model_type")
         kind = kind.removeprefix(PARTIAL) if isinstance(kind, str) else kind
         if kind not in ("qwen2", "qwen3", "llama"):
-            raise ValueError(f"{where}: model_type {kind!r} is not supported; supported are qwen2, qwen3 and llama")
+            raise ValueError(f"{where}: model_type {kind!r} is not supported; supported are qwen2, qwen3 and "
+                             "llama")
         if raw.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"{where}: hidden_act {raw['hidden_act']!r} is not supported; these families use 'silu'")
+            raise ValueError(f"{where}: hidden_act {raw['hidden_act']!r} is not supported; these families "
+                             "use 'silu'")
 
         def take(key: str, default=None):
             value = raw.pop(key, None)
@@ -59,15 +64,15 @@ class ModelConfig:
         kv_heads = take("num_key_value_heads", heads)
         head_dim = take("head_dim", 128 if kind == "qwen3" else hidden // heads)
         if heads % kv_heads or head_dim % 2:
-            raise ValueError(f"{where}: {heads} query heads need a divisor as key/value heads (given {kv_heads}) and an "
-                             f"even head_dim (given {head_dim})")
+            raise ValueError(f"{where}: {heads} query heads need a divisor as key/value heads (given "
+                             f"{kv_heads}) and an even head_dim (given {head_dim})")
         theta, scaling = _read_rope(raw, where)
         window, layer_types = _read_window(raw, kind, layers, where)
         bias = bool(raw.pop("attention_bias", False))
         without = tuple(raw.pop("nanoprune_without", [""] * layers))
         if len(without) != layers or set(without) - {"", "attn", "mlp"}:
-            raise ValueError(f"{where}: nanoprune_without must say \"\", \"attn\" or \"mlp\" for each of {layers} blocks, "
-                             f"given {list(without)}")
+            raise ValueError(f"{where}: nanoprune_without must say \"\", \"attn\" or \"mlp\" for each "
+                             f"of {layers} blocks, given {list(without)}")
         return cls(
             model_type=kind, num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads,
             num_key_value_heads=kv_heads, head_dim=head_dim, vocab_size=take("vocab_size"),
@@ -84,17 +89,21 @@ class ModelConfig:
 
     def to_dict(self, dtype: torch.dtype) -> dict:
         """config.json's content, in the form that transformers 4 wrote and both 4 and 5 read."""
-        raw = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("qk_norm", "qkv_bias", "output_bias")}
+        raw = {f.name: getattr(self, f.name) for f in fields(self)}
+        for derived in ("qk_norm", "qkv_bias", "output_bias"):
+            del raw[derived]
         window, blocks, extra = raw.pop("sliding_window"), raw.pop("blocks"), raw.pop("extra")
-        if any(without := raw.pop("without")):  # which no other reader knows: an unknown type keeps it from filling the gaps
+        # No other reader knows of these: the unknown type keeps it from filling the gaps.
+        if any(without := raw.pop("without")):
             raw |= {"model_type": PARTIAL + self.model_type, "nanoprune_without": list(without)}
         layer_types, mlp_bias = list(raw.pop("layer_types")), raw.pop("mlp_bias")
-        raw |= {"torch_dtype": str(dtype).removeprefix("torch."), "hidden_act": "silu", "nanoprune_blocks": list(blocks)}
+        raw |= {"torch_dtype": str(dtype).removeprefix("torch."), "hidden_act": "silu",
+                "nanoprune_blocks": list(blocks)}
         if self.model_type == "llama":
             raw |= {"mlp_bias": mlp_bias}
         else:
             # A window that is switched off is written as absent: other readers then have nothing to misread.
-            full = layer_types.index("sliding_attention") if "sliding_attention" in layer_types else len(layer_types)
+            full = [*layer_types, "sliding_attention"].index("sliding_attention")
             raw |= {"sliding_window": window, "use_sliding_window": window is not None,
                     "max_window_layers": full, "layer_types": layer_types}
         if self.model_type != "qwen2":
@@ -106,31 +115,35 @@ class ModelConfig:
         decisive = replace(self, extra={}, initializer_range=0.0, max_position_embeddings=1)
         return hashlib.sha256(json.dumps(asdict(decisive), sort_keys=True).encode()).hexdigest()
 
-    def keep_blocks(self, kept: list[int]) -> "ModelConfig":
+    def keep_blocks(self, indices: list[int]) -> "ModelConfig":
         """The config of the model that has only the blocks of these present indices, in this order."""
         def pick(values: tuple) -> tuple:
-            return tuple(values[i] for i in kept)
-        return replace(self, num_hidden_layers=len(kept), layer_types=pick(self.layer_types), blocks=pick(self.blocks),
-                       without=pick(self.without))
+            return tuple(values[i] for i in indices)
+        return replace(self, num_hidden_layers=len(indices), layer_types=pick(self.layer_types),
+                       blocks=pick(self.blocks), without=pick(self.without))
 
 
 def _read_rope(raw: dict, where: str) -> tuple[float, dict | None]:
     """(theta, llama3 scaling or None) from either form; a missing theta means 10,000."""
     new = raw.pop("rope_parameters", None) or {}
     scaling = dict(raw.pop("rope_scaling", None) or new)
-    theta = float(raw.pop("rope_theta", None) or scaling.get("rope_theta") or new.get("rope_theta") or 10_000.0)
+    theta = raw.pop("rope_theta", None) or scaling.get("rope_theta") or new.get("rope_theta") or 10_000.0
+    theta = float(theta)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return theta, None
     needed = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     if kind != "llama3" or any(key not in scaling for key in needed):
-        raise ValueError(f"{where}: rope scaling {scaling} is not supported; supported are 'default' and 'llama3' "
-                         f"(with {', '.join(needed)})")
+        raise ValueError(f"{where}: rope scaling {scaling} is not supported; supported are 'default' and "
+                         f"'llama3' (with {', '.join(needed)})")
     return theta, {"rope_type": "llama3"} | {key: scaling[key] for key in needed}
 
 
 def _read_window(raw: dict, kind: str, layers: int, where: str) -> tuple[int | None, tuple[str, ...]]:
-    """(window or None, a type per block); Qwen's window is inert unless `use_sliding_window`, Llama has none."""
+    """(window or None, a type per block).
+
+    Qwen's window is inert unless `use_sliding_window`; Llama has none.
+    """
     window, use = raw.pop("sliding_window", None), raw.pop("use_sliding_window", False)
     first, types = raw.pop("max_window_layers", None), raw.pop("layer_types", None)
     if types is not None and len(types) != layers:
@@ -141,5 +154,68 @@ def _read_window(raw: dict, kind: str, layers: int, where: str) -> tuple[int | N
         first = 28 if first is None else first
         types = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
     if unknown := set(types) - {"full_attention", "sliding_attention"}:
-        raise ValueError(f"{where}: layer_types {sorted(unknown)} not supported; full_attention, sliding_attention are")
+        raise ValueError(f"{where}: layer_types {sorted(unknown)} not supported; full_attention, "
+                         "sliding_attention are")
     return int(window), tuple(types)
+
+
+class Part(NamedTuple):
+    """A block, or its attention or MLP alone."""
+
+    block: int  # its present index
+    half: str = ""  # "" (the whole block), "attn" or "mlp"
+
+
+def part_name(part: Part) -> str:
+    """The part as users write it: 13, 13.attn or 13.mlp."""
+    block, half = part
+    return f"{block}.{half}" if half else str(block)
+
+
+def read_parts(names: Iterable[int | str], config: ModelConfig) -> list[Part]:
+    """The parts that 13, "13" or "13.attn" name in a model of this config, in order.
+
+    ValueError where a name is no such name, its block is absent, or it is repeated, and where no block would
+    be left.
+    """
+    count, parts = config.num_hidden_layers, []
+    for name in names:
+        parts.append(_read_part(name, config))
+    for block in sorted({part.block for part in parts}):
+        repeated = [part_name(part) for part in parts if part.block == block]
+        if len(repeated) > 1:
+            both_halves = sorted(repeated) == [f"{block}.attn", f"{block}.mlp"]
+            advice = f"name the whole block, {block}" if both_halves else "name each block to drop once"
+            raise ValueError(f"block {block} is named more than once ({', '.join(repeated)}); {advice}")
+    if sum(not part.half for part in parts) == count:
+        raise ValueError(f"cannot drop all {count} blocks: keep at least one")
+    return sorted(parts)
+
+
+def _read_part(name: int | str, config: ModelConfig) -> Part:
+    number, dot, half = str(name).partition(".")
+    blocks = f"this model has {config.num_hidden_layers} blocks, 0 to {config.num_hidden_layers - 1}"
+    is_number = type(name) in (int, str) and number.removeprefix("-").isdecimal()
+    if not is_number or (dot and half not in ("attn", "mlp")):
+        raise ValueError(f"cannot drop block {name}: {blocks}; a block is named by its number, its attention "
+                         "or MLP alone as in 13.attn or 13.mlp")
+    part = Part(int(number), half)
+    if not 0 <= part.block < config.num_hidden_layers:
+        raise ValueError(f"cannot drop block {name}: {blocks}")
+    if half and (lost := config.without[part.block]):
+        advice = "" if half == lost else f"; drop the whole block, {part.block}"
+        raise ValueError(f"cannot drop {name}: block {part.block} has lost its {lost} already{advice}")
+    return part
+
+
+def record_removal(
+    config: ModelConfig, base: str, base_sha256: dict[str, str], parts: list[Part], **how
+) -> None:
+    """Add an entry to config.json's history, before the parts are removed.
+
+    It holds their base and, in `how`, the way they were chosen.
+    """
+    original = [Part(config.blocks[part.block], part.half) for part in parts]
+    entry = {"base": str(base), "base_sha256": base_sha256, "dropped": ",".join(map(part_name, parts)),
+             "original": ",".join(map(part_name, original))}
+    config.extra["nanoprune_history"] = [*config.extra.get("nanoprune_history", []), entry | how]

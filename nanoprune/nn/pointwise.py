@@ -1,72 +1,100 @@
-"""What lies between the matrix products, keeping little for the backward pass."""
+"""Operations between the matrix products: norm, rotary positions, gated SiLU.
+
+Where gradients are on they run as autograd functions of their own, which save little for the backward pass.
+"""
 
 import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
 
 from nanoprune.nn.model_config import ModelConfig
 
 
-class NoContext:
-    """Stands for autograd's context where there is no backward pass."""
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """x (..., D) over its root mean square, computed in fp32 and cast back."""
+    return apply(Normalize, x, eps)
 
-    @staticmethod
-    def save_for_backward(*tensors: torch.Tensor) -> None:
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, heads, T, F) turned by the angles of its positions, with cos and sin (B or 1, 1, T, F)."""
+    return apply(Rotate, x, cos, sin)
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) x up, both (..., inner)."""
+    return apply(GatedSilu, gate, up)
+
+
+def rope_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary embedding in fp32, (..., T, F), for positions (..., T).
+
+    RoFormer (arXiv:2104.09864) in the half-split form; Llama 3.1's scaling stretches the long wavelengths.
+    """
+    even = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
+    frequencies = config.rope_theta ** -(even / config.head_dim)
+    if scaling := config.rope_scaling:
+        wavelengths = 2 * math.pi / frequencies
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        blend = (scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low)
+        # 0: wavelength over original/low, fully stretched; 1: below original/high, as it is
+        blend = blend.clamp(0, 1)
+        frequencies = (1 - blend) * frequencies / scaling["factor"] + blend * frequencies
+    angles = positions[..., None].float() * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+# ---------------------------------------------------------------- with and without gradients
+class NoContext:
+    """A stand-in for autograd's context where there is no backward pass."""
+
+    needs_input_grad = (False, False)
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
         pass
 
 
-def apply(function: type[torch.autograd.Function], *given):
-    """`function.apply(*given)`, or without gradients its forward pass alone: that costs half as much to call."""
-    return function.apply(*given) if torch.is_grad_enabled() else function.forward(NoContext(), *given)
+def apply(function: type[Function], *inputs):
+    """`function.apply(*inputs)`, or without gradients its forward pass alone: half as costly to call."""
+    return function.apply(*inputs) if torch.is_grad_enabled() else function.forward(NoContext(), *inputs)
 
 
-class Normalize(torch.autograd.Function):
-    """x (..., D) over its root mean square, in fp32 and cast back. Plain form: `F.rms_norm(x.float(), (D,), eps=eps)`."""
+class Normalize(Function):
+    """The function behind `rms_norm`. Plain form: `F.rms_norm(x.float(), (D,), eps=eps)`."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, eps: float) -> torch.Tensor:
+    def forward(ctx, x: Tensor, eps: float) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = (torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]).add_(eps).rsqrt_()
+        squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        scale = (squares / x.shape[-1]).add_(eps).rsqrt_()
         y = (wide * scale).to(x.dtype)
         ctx.save_for_backward(y, scale)
         return y
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor):
+    def backward(ctx, grad: Tensor):
         y, scale = ctx.saved_tensors
         along = (grad * y).mean(-1, keepdim=True)
         return torch.addcmul(grad, y, along, value=-1).mul_(scale).to(y.dtype), None
 
 
-class Rotate(torch.autograd.Function):
-    """Rotary positions on x (B, heads, T, F), in the half-split form; the gradient is turned back by the same angles."""
+class Rotate(Function):
+    """The function behind `apply_rope`; its gradient is turned back by the same angles."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return rotate_half(x, cos, sin, 1)
+        return _rotate_halves(x, cos, sin, 1)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        return rotate_half(grad, *ctx.saved_tensors, -1), None, None
+    def backward(ctx, grad: Tensor):
+        return _rotate_halves(grad, *ctx.saved_tensors, -1), None, None
 
 
-class GatedSilu(torch.autograd.Function):
-    """silu(gate) x up, which keeps the two alone. Plain form: `F.silu(gate) * up`."""
-
-    @staticmethod
-    def forward(ctx, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
-
-
-def rotate_half(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> torch.Tensor:
+def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     half = x.shape[-1] // 2
     y, sin = x * cos, sin[..., :half]
     y[..., :half].addcmul_(x[..., half:], sin, value=-sign)
@@ -74,19 +102,15 @@ def rotate_half(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int
     return y
 
 
-def rope_table(config: ModelConfig, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of the rotary embedding in fp32, (..., T, F), for positions (..., T).
+class GatedSilu(Function):
+    """The function behind `silu_mul`, which saves its two inputs alone. Plain form: `F.silu(gate) * up`."""
 
-    RoFormer (arXiv:2104.09864) in the half-split form; Llama 3.1's scaling stretches the long wavelengths.
-    """
-    exponents = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32) / config.head_dim
-    frequencies = config.rope_theta**-exponents
-    if s := config.rope_scaling:
-        wavelengths = 2 * math.pi / frequencies
-        low, high = s["low_freq_factor"], s["high_freq_factor"]
-        blend = (s["original_max_position_embeddings"] / wavelengths - low) / (high - low)
-        blend = blend.clamp(0, 1)  # 0: wavelength over original/low, fully stretched; 1: below original/high, as it is
-        frequencies = (1 - blend) * frequencies / s["factor"] + blend * frequencies
-    angles = positions[..., None].float() * frequencies
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)

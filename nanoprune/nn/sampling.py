@@ -1,15 +1,22 @@
 """Sampling from a model with a key/value cache."""
 
-import torch
+from __future__ import annotations
 
-from model import Decoder
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
 from nanoprune.nn.attention import KeyValueCache
+
+if TYPE_CHECKING:
+    from model import Decoder
 
 
 @torch.no_grad()
 def generate(
     model: Decoder,
-    ids: torch.Tensor,
+    ids: Tensor,
     max_new_tokens: int,
     *,
     temperature: float = 0.0,
@@ -18,39 +25,45 @@ def generate(
     seed: int = 0,
     stop: set[int] = frozenset(),
 ) -> list[list[int]]:
-    """Continue prompts ids (B, T) of equal length; per row the new tokens, without the stop token that ended it.
+    """Continuations of prompts ids (B, T) of equal length: new tokens per row, without the stop token that
+    ends it.
 
-    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave the distribution whole. Draws come from a CPU generator with
-    its own seed, so they are the same on every device and disturb no other random state.
+    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave the distribution whole. Draws come from a CPU
+    generator with its own seed: they are the same on every device and disturb no other random state.
     """
     B, T = ids.shape
-    weight = model.head_weight
-    cache = KeyValueCache(model.config, B, T + max_new_tokens, weight.device, model.dtype)
+    cache = KeyValueCache(model.config, B, T + max_new_tokens, model.device, model.dtype)
     generator = torch.Generator().manual_seed(seed)
-    rows, done, feed = [[] for _ in range(B)], [False] * B, ids.to(weight.device)
+    continuations, finished = [[] for _ in range(B)], [False] * B
+    new_ids = ids.to(model.device)
     for _ in range(max_new_tokens):
-        logits = model.last_logits(feed, cache).float().cpu()
+        logits = model.last_logits(new_ids, cache).float().cpu()
         if not logits.isfinite().all():
-            raise ValueError("the model's logits are not finite: its weights are broken, or its numbers too large for the "
-                             "dtype; try float32 or an earlier checkpoint")
-        chosen = logits.argmax(-1) if temperature == 0 else draw(logits / temperature, top_k, top_p, generator)
-        for row, token in enumerate(chosen.tolist()):
-            done[row] = done[row] or token in stop
-            if not done[row]:
-                rows[row].append(token)
-        if all(done):
+            raise ValueError("the model's logits are not finite: its weights are broken, or its numbers too "
+                             "large for the dtype; try float32 or an earlier checkpoint")
+        if temperature == 0:
+            drawn = logits.argmax(-1)
+        else:
+            drawn = draw(logits / temperature, top_k, top_p, generator)
+        for row, token in enumerate(drawn.tolist()):
+            finished[row] = finished[row] or token in stop
+            if not finished[row]:
+                continuations[row].append(token)
+        if all(finished):
             break
-        feed = chosen[:, None].to(weight.device)
-    return rows
+        new_ids = drawn[:, None].to(model.device)
+    return continuations
 
 
-def draw(logits: torch.Tensor, top_k: int, top_p: float, generator: torch.Generator) -> torch.Tensor:
-    """One token a row (B,) from logits (B, V): of the k likeliest, and of the fewest that hold `top_p` (nucleus sampling,
-    arXiv:1904.09751)."""
-    ordered, order = logits.sort(dim=-1, descending=True)
-    probabilities = ordered.softmax(-1)
+def draw(logits: Tensor, top_k: int, top_p: float, generator: torch.Generator) -> Tensor:
+    """One token a row (B,) from logits (B, V): of the k likeliest, and of the fewest that hold `top_p`.
+
+    The latter is nucleus sampling (arXiv:1904.09751).
+    """
+    logits, order = logits.sort(dim=-1, descending=True)
+    probabilities = logits.softmax(-1)
     if top_k:
         probabilities[:, top_k:] = 0
     before = probabilities.cumsum(-1) - probabilities
-    probabilities[before >= top_p * probabilities.sum(-1, keepdim=True)] = 0  # the likeliest token always stays
+    probabilities[before >= top_p * probabilities.sum(-1, keepdim=True)] = 0  # never the likeliest
     return order.gather(1, torch.multinomial(probabilities, 1, generator=generator))[:, 0]

@@ -1,57 +1,92 @@
-"""Buffers that one step leaves to the next."""
+"""Memory that one step leaves to the next, so that large tensors need no new pages.
+
+A buffer is handed out again only when no tensor uses its memory any more: results alive at once never share
+one. On a GPU torch's allocator does this already.
+"""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 SEGMENT = 2**26  # bytes
-# Large tensors of every step, by name.
-SPARES: dict[str, torch.Tensor] = {}
+FREE: dict[str, torch.UntypedStorage] = {}  # memory returned, by name
 
 
-def take_buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor to write to, made of the one given back under this name if it is large enough."""
-    kept, size = SPARES.pop(name, None), math.prod(shape)
-    if kept is None or kept.numel() < size or (kept.dtype, kept.device) != (dtype, device):
-        kept = torch.empty(size, dtype=dtype, device=device)
-    return kept.view(-1)[:size].view(shape)
+@contextmanager
+def buffer(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Iterator[Tensor]:
+    """An uninitialised tensor to write to, for the time of a `with` block."""
+    tensor = take_buffer(name, shape, dtype, device)
+    try:
+        yield tensor
+    finally:
+        return_buffer(name, tensor)
 
 
-def return_buffer(name: str, tensor: torch.Tensor) -> None:
-    """What nobody reads any more, for the next to write to; on a GPU torch's allocator does this."""
-    if tensor.device.type == "cpu":
-        SPARES[name] = tensor if tensor._base is None else tensor._base  # all of it, where only a part was in use
+def take_buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor, in the memory returned under this name if that fits and is out of use."""
+    storage = FREE.pop(name, None)
+    large_enough = storage is not None and storage.nbytes() >= math.prod(shape) * dtype.itemsize
+    if device.type == "cpu" and large_enough and not _in_use(storage):
+        return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def return_buffer(name: str, tensor: Tensor | None) -> None:
+    """Leave a whole tensor's memory to a later `take_buffer` of this name, once no other tensor uses it."""
+    if type(tensor) is Tensor and tensor.device.type == "cpu":  # not the shard of one
+        FREE[name] = tensor.untyped_storage()
+
+
+def _in_use(storage: torch.UntypedStorage) -> bool:
+    """True if a tensor, in Python or saved by autograd, holds this memory; the pool itself is one owner."""
+    return torch._C._storage_Use_Count(storage._cdata) > 1
 
 
 class SavedActivations:
-    """Where a step's saved activations lie together, so that what is let go between them leaves no holes in the heap.
+    """A step's saved activations side by side, so that those freed between them leave no holes in the heap.
 
-        with Kept():
+        with SavedActivations():
             model(ids, targets).backward()
 
-    glibc puts new tensors into any hole that is large enough: in a step beside frozen weights, where tensors that stay and that
-    pass take turns, as much again was lost. What autograd saves is copied to segments, which the next step writes to again.
+    glibc puts new tensors into any hole that is large enough: in a step beside frozen weights, where lasting
+    and passing tensors alternate, as much memory again was lost. What autograd saves is copied to segments,
+    which the next step writes to again.
     """
 
     def __init__(self):
         self.segments, self.used, self.last = [], 0, None
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
 
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        size, count = tensor.numel() * tensor.element_size(), tensor.numel()
-        dense = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) == count
-        if not 2**20 <= size <= SEGMENT or not dense or tensor.device.type != "cpu" or isinstance(tensor, torch.nn.Parameter):
+    def pack(self, tensor: Tensor) -> Tensor:
+        """A copy of the tensor in a segment, or the tensor itself.
+
+        Small, huge and strided tensors and parameters are not copied.
+        """
+        count = tensor.numel()
+        size = count * tensor.element_size()
+        reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+        dense = reach + 1 == count
+        fits = 2**20 <= size <= SEGMENT and dense and tensor.device.type == "cpu"
+        if not fits or isinstance(tensor, torch.nn.Parameter):
             return tensor
-        # The same tensor again, as the input of two adapters? What was kept last still lives here, so its place is its own.
-        if self.last and (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version) == self.last[0]:
+        # The same tensor may come twice in a row, as the input of two adapters. The last one is alive: its
+        # place is its own.
+        identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version)
+        if self.last and self.last[0] == identity:
             return self.last[2]
         if not self.segments or self.used + size > SEGMENT:
-            self.segments.append(take_buffer(f"segment {len(self.segments)}", (SEGMENT,), torch.uint8, tensor.device))
+            name = f"segment {len(self.segments)}"
+            self.segments.append(take_buffer(name, (SEGMENT,), torch.uint8, tensor.device))
             self.used = 0
-        room = self.segments[-1][self.used : self.used + size].view(tensor.dtype)
+        space = self.segments[-1][self.used : self.used + size].view(tensor.dtype)
         self.used += size
-        copy = room.as_strided(tensor.shape, tensor.stride(), room.storage_offset()).copy_(tensor.detach())
-        self.last = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version), tensor, copy
+        copy = space.as_strided(tensor.shape, tensor.stride(), space.storage_offset()).copy_(tensor.detach())
+        self.last = identity, tensor, copy
         return copy
 
     def __enter__(self) -> None:

@@ -1,164 +1,182 @@
-"""What a run will cost: floating-point operations, memory and disk, before it is tried and while it runs."""
+"""The cost of a run, known before it: memory and disk; and the floating-point operations of its steps."""
 
 import shutil
-from pathlib import Path
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from model import Decoder
 from nanoprune.config import Config
 from nanoprune.device import memory_left
-from nanoprune.distributed import ALONE, Ranks
+from nanoprune.distributed import Ranks
+from nanoprune.nn.lora import LINEARS
 from nanoprune.nn.losses import HEAD_CHUNK, SLICE
 from nanoprune.nn.model_config import ModelConfig
+from nanoprune.training.base import Base
+from nanoprune.training.batches import MicroBatch
 from nanoprune.training.run_folder import STATES_KEPT
 
+if TYPE_CHECKING:
+    from model import Decoder
 
-def training_flops(model: Decoder, micro_batches: list) -> float:
-    """Floating-point operations of one step: 6 per matrix weight and token (4 if it does not learn), and attention within each
-    document.
+FROZEN_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "nf4": 0.52}  # of a value that does not learn
+PROCESS_BYTES = 350e6  # Python and torch
+HEAP_HOLES = 0.15  # share of a CPU's heap that is lost between freed tensors
 
-    Scores and weighted values take 4 x n x n x heads x head_dim a block, half of it by causality, three times that with
-    the backward pass. The embedding is a look-up and counts nothing; the head counts, also where it is tied.
+
+def training_flops(model: "Decoder", micro_batches: Iterable[MicroBatch]) -> float:
+    """Floating-point operations of one step: 6 for each matrix value and token (4 if frozen), and attention.
+
+    Attention in a document of n tokens takes 2 x n x n x heads x head_dim a block (scores and weighted
+    values, half of them masked), three times that with the backward pass. An embedding is a look-up and
+    counts nothing.
     """
     config = model.config
-    learning = sum(p.numel() for p in model.parameters() if p.dim() == 2 and p.requires_grad)
-    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size  # looked up
-    passes = 6 if model.head_weight.requires_grad else 4
-    matrices = 6 * learning + (passes == 4) * 4 * matrix_parameters(config) - passes * embedding
-    tokens = sum(ids.numel() for ids, *_ in micro_batches)
-    squares = sum(int((np.bincount(row) ** 2).sum()) for _, _, documents, *_ in micro_batches for row in documents.numpy())
-    attending = sum(without != "attn" for without in config.without)
-    attention = 6 * squares * config.num_attention_heads * config.head_dim * attending
-    return matrices * tokens + attention
-
-
-def matrix_parameters(shape: ModelConfig) -> int:
-    """Values of the matrices; norms and biases are too few to plan with."""
-    attention = 2 * shape.hidden_size * (shape.num_attention_heads + shape.num_key_value_heads) * shape.head_dim
-    mlp = 3 * shape.hidden_size * shape.intermediate_size
-    blocks = sum(attention * (without != "attn") + mlp * (without != "mlp") for without in shape.without)
-    return blocks + shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
-
-
-def training_memory(config: Config, shape: ModelConfig, device: torch.device, parts: int = 1) -> dict[str, float]:
-    """Bytes at the peak of a training step, by what they are for; the tests hold it to measured peaks.
-
-    `parts`: of how many processes each holds a part of every tensor.
-
-    The peak is at the end of the forward pass, when all that the backward pass needs is kept, or at that pass's end, when
-    all the gradients are there.
-    """
-    D, V, L, inner = shape.hidden_size, shape.vocab_size, shape.num_hidden_layers, shape.intermediate_size
-    Q, KV = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    tokens, wide = config.batch_size * config.context, 4 if config.dtype == "float32" else 2
-    parameters = matrix_parameters(shape)
-    normed = 2 * (2 * D * 4 if wide == 4 else D * 4 + 2.5 * D * 2)  # of both norms: before the weight, and for each product
-    block = normed + ((2 + shape.qk_norm) * (Q + KV) + 3 * inner) * wide
-    kept = {"none": block, "pointwise": 4 * D + (2 * D + 2 * Q + 2 * KV + 2 * inner) * wide, "blocks": 4 * D}[config.recompute]
-    forward = tokens * (L * kept + (0 if config.recompute == "none" else block) + 2 * D * 4)
-    logits = min(HEAD_CHUNK, tokens * V) * (wide + (4 if device.type == "cuda" else 0))
-    lean = config.optimizer == "lean"
-    need = {
-        "weights": 4 * parameters,
-        "optimizer": (3 if lean else 8) * parameters,
-        "weights in half precision": 0 if wide == 4 else 2 * parameters,
-        "gradients and activations": logits + max(forward + 4 * V * D, 4 * (max(V * D, D * inner) if lean else parameters)),
-    }
-    if config.accumulation > 1:
-        need["gradients and activations"] = logits + forward + 4 * (parameters + V * D)
-    if parts > 1:  # a block and the head are whole while they are computed, their gradients and copies too
-        at_once = (parameters - V * D) / L + V * D
-        if config.recompute == "blocks":
-            need["weights in half precision"] = min(need["weights in half precision"], 2 * at_once)
-        need |= {"weights": need["weights"] / parts, "optimizer": need["optimizer"] / parts,
-                 "gradients and activations": logits + forward + 4 * (2 * at_once + parameters / parts)}
-    if device.type != "cuda":  # the process itself, and holes that freed tensors leave in its heap
-        need["Python, torch and the heap's holes"] = 350e6 + 0.15 * sum(need.values())
-    return need
-
-
-INPUTS = {"q_proj": "x", "k_proj": "x", "v_proj": "x", "o_proj": "heads", "gate_proj": "mlp", "up_proj": "mlp",
-          "down_proj": "inner"}  # layers of one kind keep one input for their adapters
-
-
-def adapter_sizes(config: Config, shape: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(out, in) of the layers of a block that get adapters, by name; a pattern for single blocks counts as for all."""
-    D, inner = shape.hidden_size, shape.intermediate_size
-    Q, KV = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    sizes = {"q_proj": (Q, D), "k_proj": (KV, D), "v_proj": (KV, D), "o_proj": (D, Q), "gate_proj": (inner, D),
-             "up_proj": (inner, D), "down_proj": (D, inner)}
-    chosen = [part.strip().rpartition(".")[2] for part in config.lora.split(",")]
-    return sizes if not set(chosen) <= set(sizes) else {name: sizes[name] for name in chosen}
-
-
-def adapter_memory(config: Config, shape: ModelConfig, device: torch.device, stored: float) -> dict[str, float]:
-    """Bytes at the peak of a step beside frozen weights, of which `stored` bytes lie on the disk; as `memory_need`."""
-    D, V, L, inner = shape.hidden_size, shape.vocab_size, shape.num_hidden_layers, shape.intermediate_size
-    Q, KV = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    tokens, wide = config.batch_size * config.context, 4 if config.dtype == "float32" else 2
-    parameters, sizes = matrix_parameters(shape), adapter_sizes(config, shape)
-    head = V * D * (1 if shape.tie_word_embeddings else 2)
-    each = {"float32": 4, "bfloat16": 2, "float16": 2}.get(config.frozen, min(4, max(2, stored / parameters)))
-    frozen = {"stored": stored, "nf4": each * head + 0.52 * (parameters - head)}.get(config.frozen, each * parameters)
-    inputs = sum({"x": D, "heads": Q, "mlp": D, "inner": inner}[kind] for kind in {INPUTS[name] for name in sizes})
-    block = 2 * D * 4 + (2 + shape.qk_norm) * (Q + KV) * wide + (2 * inner + inputs) * wide
-    kept = 4 * D if config.recompute == "blocks" else block
-    adapters = L * config.lora_rank * sum(outs + ins for outs, ins in sizes.values())
-    need = {
-        "frozen weights": frozen, "adapters and their optimizer": (11 if config.optimizer == "lean" else 16) * adapters,
-        "activations": tokens * (L * kept + 2 * block + 3 * D * 4),
-        "weights and logits in use": 4 * max(Q, inner) * D + 4 * SLICE * (D + tokens),
-    }
-    if device.type != "cuda":
-        need["Python, torch and the heap's holes"] = 350e6 + 0.15 * sum(need.values())
-    return need
-
-
-def disk_space(config: Config, shape: ModelConfig) -> float:
-    """Bytes that a run grows to: the states that are kept and one more while it is written, the model (or its adapters) twice,
-    a teacher's predictions."""
-    parameters = matrix_parameters(shape)
-    if config.lora:
-        sizes = adapter_sizes(config, shape).values()
-        parameters = shape.num_hidden_layers * config.lora_rank * sum(outs + ins for outs, ins in sizes)
-    taught = 8 * config.teacher_top * config.max_steps * config.tokens_per_step if config.teacher else 0
-    return taught + (STATES_KEPT + 1) * parameters * (4 + (3 if config.optimizer == "lean" else 8)) + 2 * 4 * parameters
-
-
-def check_room(
-    config: Config, shape: ModelConfig, device: torch.device, ranks: Ranks = ALONE, base: Path | None = None
-) -> str:
-    """One line on what the run will need and what there is; ValueError where that is too little."""
-    if config.lora:
-        need = adapter_memory(config, shape, device, sum(path.stat().st_size for path in base.glob("*.safetensors")))
+    trained = sum(p.numel() for p in model.parameters() if p.dim() == 2 and p.requires_grad)
+    if model.head_weight.requires_grad:
+        products = 6 * (trained - separate_embedding(config))
     else:
-        need = training_memory(config, shape, device, ranks.size if config.parallel == "fsdp" else 1)
-    left = memory_left(device) / (1 if device.type == "cuda" else ranks.here)
-    total, disk = sum(need.values()), disk_space(config, shape)
-    parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in need.items())
-    above = next(folder for folder in [config.folder.absolute(), *config.folder.absolute().parents] if folder.exists())
-    free = shutil.disk_usage(above).free
-    if total > left:
-        raise ValueError(f"a step will need some {total / 1e9:.1f} GB of memory on {device} ({parts}), {left / 1e9:.1f} are "
-                         "left: set recompute=blocks, lower batch_size (and raise accumulation) or context, or take "
-                         + ("frozen=nf4" if config.lora else "optimizer=lean (with clip=0, accumulation=1)")
-                         + "; --anyway tries it as it is")
-    if disk > free:
-        raise ValueError(f"the run's folder will grow to {disk / 1e9:.1f} GB, {above} has {free / 1e9:.1f} left: make room or "
-                         "set runs to another disk; --anyway tries it as it is")
-    return (f"memory some {total / 1e9:.1f} GB ({parts}), {left / 1e9:.1f} left on {device}; "
-            f"disk {disk / 1e9:.1f} GB, {free / 1e9:.1f} left")
+        products = 6 * trained + 4 * (matrix_parameters(config) - separate_embedding(config))
+    tokens = sum(micro.ids.numel() for micro in micro_batches)
+    squares = sum(int((np.bincount(row) ** 2).sum()) for micro in micro_batches
+                  for row in micro.documents.numpy())
+    attentions = sum(without != "attn" for without in config.without)
+    return products * tokens + 6 * squares * config.num_attention_heads * config.head_dim * attentions
 
 
-def enough_room(
-    config: Config, shape: ModelConfig, device: torch.device, ranks: Ranks, anyway: bool, base: Path | None
-) -> None:
-    """Say what the run will need; ValueError where there is less, a warning instead if it is to go on `anyway`."""
-    try:
-        print(f"{config.folder}: {check_room(config, shape, device, ranks, base)}")
-    except ValueError as error:
-        if not anyway:
-            raise
-        print(f"warning: {error}")
+def separate_embedding(model: ModelConfig) -> int:
+    """Values of an embedding that is not the head, too."""
+    return 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size
+
+
+def moment_bytes(config: Config) -> int:
+    """Bytes that the optimizer keeps for each trained value: two moments in fp32, or the lean ones."""
+    return 3 if config.optimizer == "lean" else 8
+
+
+def _heads_width(model: ModelConfig) -> int:
+    """Width of queries and keys together."""
+    return (model.num_attention_heads + model.num_key_value_heads) * model.head_dim
+
+
+def matrix_parameters(model: ModelConfig) -> int:
+    """Values of the matrices; norms and biases are too few to plan with."""
+    attention = 2 * model.hidden_size * _heads_width(model)
+    mlp = 3 * model.hidden_size * model.intermediate_size
+    blocks = sum(attention * (without != "attn") + mlp * (without != "mlp") for without in model.without)
+    return blocks + model.vocab_size * model.hidden_size + separate_embedding(model)
+
+
+def adapted_share(pattern: str) -> float:
+    """Share of a block's linear layers that get adapters; a pattern for single blocks counts as all."""
+    kinds = {part.strip() for part in pattern.split(",")}
+    return len(kinds) / len(LINEARS) if kinds <= set(LINEARS) else 1.0
+
+
+def adapter_parameters(config: Config, model: ModelConfig) -> float:
+    """Values of the adapters, if the adapted layers were of average size."""
+    # Widths of inputs and outputs of a block's layers.
+    ends = 7 * model.hidden_size + 2 * _heads_width(model) + 3 * model.intermediate_size
+    return adapted_share(config.lora) * config.lora_rank * model.num_hidden_layers * ends
+
+
+def training_memory(
+    config: Config, model: ModelConfig, device: torch.device, shards: int = 1, stored: float = 0.0
+) -> dict[str, float]:
+    """Bytes at the peak of a step, by what they are for. The tests hold it to measured peaks.
+
+    `shards`: among how many processes every tensor is divided. `stored`: bytes of the base's file, beside
+    adapters. The peak is at the end of the forward pass, with all activations, or of the backward pass, with
+    all gradients.
+    """
+    D, V, L, inner = model.hidden_size, model.vocab_size, model.num_hidden_layers, model.intermediate_size
+    heads = _heads_width(model)
+    parameters, tokens, width = matrix_parameters(model), config.batch_size * config.context, 4
+    if config.dtype != "float32":
+        width = 2
+
+    # Activations: bytes that a token leaves in a block for the backward pass. These are inputs of norms (in
+    # fp32),
+    # heads before and after norm and rotation, gate and up, and the inputs of what learns.
+    inputs = 9 * D + inner * width
+    if config.lora:
+        inputs = adapted_share(config.lora) * (2 * D + heads + inner) * width
+    whole = 8 * D + ((2 + model.qk_norm) * heads + 2 * inner) * width + inputs
+    saved = {"none": whole, "pointwise": 4 * D + 2 * (D + heads + inner) * width,
+             "blocks": 4 * D}[config.recompute]
+    recomputed = 0 if config.recompute == "none" else 2 * whole  # one block, and its gradients
+    activations = tokens * (L * saved + recomputed + 8 * D)
+    moments = moment_bytes(config)
+
+    if config.lora:
+        head = V * D + separate_embedding(model)
+        frozen = stored if config.frozen == "stored" else FROZEN_BYTES[config.frozen] * parameters
+        if config.frozen == "nf4":  # head and embedding stay as they are stored
+            frozen += head * (stored / parameters - FROZEN_BYTES["nf4"])
+        need = {
+            "frozen weights": frozen,
+            "adapters, gradients and optimizer": (8 + moments) * adapter_parameters(config, model),
+            "activations": activations,
+            "weights and logits in use": 4 * max(heads, inner) * D + 4 * SLICE * (D + tokens),
+        }
+    else:
+        at_once = parameters if shards == 1 else (parameters - V * D) / L + V * D  # a block and the head
+        logits = min(HEAD_CHUNK, tokens * V) * (width + (4 if device.type == "cuda" else 0))
+        if shards > 1:
+            peak = activations + 4 * (2 * at_once + parameters / shards)
+        elif config.accumulation > 1:
+            peak = activations + 4 * (parameters + V * D)
+        else:
+            gradients = max(V * D, D * inner) if config.optimizer == "lean" else parameters
+            peak = max(activations + 4 * V * D, 4 * gradients)
+        copied = at_once if config.recompute == "blocks" else parameters
+        need = {
+            "weights": 4 * parameters / shards,
+            "optimizer": moments * parameters / shards,
+            "weights in half precision": 0 if width == 4 else 2 * copied,
+            "gradients and activations": logits + peak,
+        }
+    if device.type != "cuda":
+        need["Python, torch and holes in the heap"] = PROCESS_BYTES + HEAP_HOLES * sum(need.values())
+    return need
+
+
+def disk_space(config: Config, model: ModelConfig) -> float:
+    """Bytes that a run folder grows to: its states and the next, the model twice, a teacher's predictions."""
+    trained = adapter_parameters(config, model) if config.lora else matrix_parameters(model)
+    state = (4 + moment_bytes(config)) * trained
+    predictions = 8 * config.teacher_top * config.max_steps * config.tokens_per_step if config.teacher else 0
+    return (STATES_KEPT + 1) * state + 2 * 4 * trained + predictions
+
+
+def check_budget(config: Config, base: Base, device: torch.device, ranks: Ranks, anyway: bool) -> None:
+    """Print what the run needs and what is free; ValueError (with `anyway` a warning) if it is too little."""
+    stored = sum(path.stat().st_size for path in base.folder.glob("*.safetensors")) if base.folder else 0
+    shards = ranks.size if config.parallel == "fsdp" else 1
+    need = training_memory(config, base.config, device, shards, stored)
+    memory, memory_free = sum(need.values()), memory_left(device)
+    if device.type != "cuda":  # the processes of a machine share it
+        memory_free /= ranks.here
+    run = config.folder.absolute()
+    place = next(folder for folder in [run, *run.parents] if folder.exists())
+    disk, disk_free = disk_space(config, base.config), shutil.disk_usage(place).free
+    parts = ", ".join(f"{name} {_gb(size)}" for name, size in need.items())
+    memory_line = f"memory some {_gb(memory)} GB ({parts}), {_gb(memory_free)} left on {device}"
+    disk_line = f"disk {_gb(disk)} GB, {_gb(disk_free)} left in {place}"
+    print(f"{config.folder}: {memory_line}; {disk_line}")
+    if memory > memory_free:
+        smaller = "frozen=nf4" if config.lora else "optimizer=lean (with clip=0, accumulation=1)"
+        problem = (f"too little {memory_line}: set recompute=blocks, lower batch_size (and raise "
+                   f"accumulation) or context, or take {smaller}; --anyway tries it as it is")
+    elif disk > disk_free:
+        problem = f"too little {disk_line}: make room or set runs to another disk; --anyway tries it as it is"
+    else:
+        return
+    if not anyway:
+        raise ValueError(problem)
+    print(f"warning: {problem}")
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f}"

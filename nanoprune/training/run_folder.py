@@ -1,195 +1,346 @@
-"""A run's state on disk: atomic, checked, resumable; and what the run began on, which it must go on with.
+"""A run's folder: logs, model, and the states that make it resumable.
 
-    state/step-00000200/training.safetensors    weights that are trained and optimizer moments, by parameter name
-                      state.json              step, counters, checksums of both: written last, so its presence means complete
+config.json, env.json       the settings; versions, device and hashes that the numbers depend on train.csv,
+eval.csv         a row for each step and each validation model/                      the model to use, as
+Hugging Face's or PEFT's files state/step-00000200/training.safetensors    trained weights and optimizer
+moments, by parameter name state.json              counters and checksums of both: written last, so it marks a
+complete state
 
-A state is written beside, synced and renamed; the two newest are kept, so that a damaged one has a predecessor.
+A state is written beside its place, synced and renamed. The two newest are kept: if one is damaged, the other
+is used.
 """
 
 import csv
 import errno
 import hashlib
-import io
 import json
+import math
 import os
-import platform
 import shutil
-import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from nanoprune.distributed import shard_like
-from nanoprune.io.files import file_hash, make_folder, read_json, write_json, write_text
+from nanoprune.config import Config, config_from_dict
+from nanoprune.distributed import Ranks, join_full_tensors, restarted, shard_like
+from nanoprune.io.files import file_hash, make_folder, read_json, write_csv, write_json
+from nanoprune.io.hub import copy_tokenizer
 from nanoprune.io.tensors import file_order, open_tensors, write_tensors
+from nanoprune.nn.peft import save_adapter
+
+if TYPE_CHECKING:
+    from model import Decoder
 
 try:
     import fcntl
-except ImportError:  # not on Windows: nobody watches there that a folder has one writer
+except ImportError:  # Windows has no such locks, so two processes can write to one folder there
     fcntl = None
 
 STATES_KEPT = 2
-DECISIVE = ("device", "threads", "torch", "numpy")  # of env.json: what the last digits depend on
+DECISIVE = ("device", "threads", "torch", "numpy")  # entries of env.json that change the last digits
+FREE_TO_CHANGE = ("name", "runs")  # settings that a resumed run may change: its folder may be moved
 
 
-def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """All that a state holds, by name, in the order of the file; the optimizer's groups must carry the parameters' names."""
-    tensors = {f"weights/{name}": parameter for name, parameter in _named(optimizer)}
-    for name, parameter in _named(optimizer):
-        tensors |= {f"optimizer/{name}/{key}": torch.as_tensor(value) for key, value in optimizer.state[parameter].items()}
-    return file_order(tensors)
+@dataclass
+class Progress:
+    """The counters of a run, which every state holds."""
+
+    step: int = 0  # updates made
+    seconds: float = 0.0  # spent in the loop
+    best: float = math.inf  # lowest validation loss
+    best_step: int = 0  # its step
+    stale: int = 0  # validations since then
+    overflows: int = 0  # steps that float16 skipped
+    in_a_row: int = 0  # steps skipped since the last update
+    scaler: dict = field(default_factory=dict)  # float16's loss scale
+    config: dict = field(default_factory=dict)  # the settings that the run began with
+    finished: bool = False
+
+    def count_validation(self, nll: float) -> bool:
+        """True if this loss is the best so far."""
+        if nll < self.best:
+            self.best, self.best_step, self.stale = nll, self.step, 0
+            return True
+        self.stale += 1
+        return False
+
+    def count_overflow(self, overflow: bool) -> None:
+        """Count a step by whether its loss or gradient is infinite."""
+        self.overflows += overflow
+        self.in_a_row = self.in_a_row + 1 if overflow else 0
 
 
-def save_state(folder: Path, step: int, tensors: dict[str, torch.Tensor], counters: dict) -> Path:
-    """Write the state after `step` steps."""
-    state = make_folder(folder) / f"step-{step:08d}"
-    beside = folder / f"step-{step:08d}.tmp"
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        counters = counters | {"step": step, "sha256": write_tensors(beside / "training.safetensors", tensors)}
-        write_json(beside / "state.json", {"counters": counters, "sha256": _hash(counters)})
-        shutil.rmtree(state, ignore_errors=True)
-        beside.rename(state)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    for old in _states(folder)[:-STATES_KEPT]:
-        shutil.rmtree(old)
-    return state
+class RunFolder:
+    """The folder of a run. All ranks call its methods in the same order; rank 0 alone writes."""
+
+    def __init__(self, path: Path, ranks: Ranks, resume: bool):
+        """Write nothing yet; ValueError if a new run would replace another one."""
+        self.path, self.writes, self.logs = path, ranks.rank == 0, {}
+        if (path / "config.json").is_file() and not resume and not restarted():
+            advice = f"resume it (python train.py --resume {path}), " if has_state(path / "state") else ""
+            raise ValueError(f"{path} holds a run already: {advice}give this one another name "
+                             f"(--name={path.name}-2), or remove the folder")
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def lock(self) -> None:
+        """Keep other processes out for as long as this one lives; ValueError if one is in already."""
+        if self.writes:
+            self._lock = lock_folder(self.path)
+
+    def start(self, config: Config, env: dict, *sources: Path | None) -> Progress:
+        """Write what a new run begins with; of the tokenizer's files the last source's count."""
+        if self.writes:
+            write_json(self.path / "config.json", config.to_dict())
+            write_json(self.path / "env.json", env)
+            for source in filter(None, sources):
+                copy_tokenizer(source, make_folder(self.path / "model"))
+        self._open_logs(None)
+        return Progress(config=as_json(config))
+
+    def restore(self, config: Config, env: dict, optimizer: torch.optim.Optimizer, anyway: bool) -> Progress:
+        """Put the newest complete state into the optimizer and its parameters.
+
+        ValueError if the run began with other settings, or (unless `anyway`) other files or another machine.
+        """
+        check_unchanged(self.path, env, anyway, self.writes)
+        progress, tensors = load_state(self.path / "state")
+        now = as_json(config)
+        changed = [name for name, value in progress.config.items()
+                   if now.get(name) != value and name not in FREE_TO_CHANGE]
+        if changed:
+            raise ValueError(f"{self}/config.json is not what the run began with: {', '.join(changed)} "
+                             "changed. Restore it, or start a new run under another name")
+        load_tensors(tensors, optimizer)
+        self._open_logs(progress.step)
+        return progress
+
+    def _open_logs(self, step: int | None) -> None:
+        self.logs = {name: Log(self.path / f"{name}.csv", step) for name in ("train", "eval")}
+
+    def log(self, name: str, **row) -> None:
+        """Add a row to train.csv or eval.csv."""
+        if self.writes:
+            self.logs[name].write(**row)
+
+    def save_model(self, model: "Decoder") -> None:
+        """Write model/: the whole model, or its adapters alone."""
+        if self.writes and model.adapter:
+            save_adapter(model, self.path / "model")
+        elif self.writes:
+            model.save_pretrained(self.path / "model")
+        elif not model.adapter:
+            join_full_tensors(file_order(model.state_dict()).values())
+
+    def save_state(self, progress: Progress, optimizer: torch.optim.Optimizer) -> None:
+        """Write the state after `progress.step` steps."""
+        tensors = state_tensors(optimizer)
+        if self.writes:
+            write_state(self.path / "state", tensors, progress)
+        else:
+            join_full_tensors(tensors.values())
+
+    def conclude(self, progress: Progress, config: Config, stop_signals: list[str]) -> None:
+        """Say how the run ended, and where its results are; `stop_signals`: received by this process."""
+        if progress.overflows:
+            print(f"{progress.overflows} steps were skipped, because their gradients overflowed in float16")
+        if not progress.finished:
+            stopped_by = stop_signals[0] if stop_signals else "another process"
+            print(f"stopped by {stopped_by} after step {progress.step}, saved in {self}/state; resume "
+                  f"with python train.py --resume {self}")
+            return
+        if config.patience and progress.stale >= config.patience:
+            print(f"stopped: {config.patience} validations without a better loss than at step "
+                  f"{progress.best_step}")
+        if config.keep == "best" and not progress.best_step:
+            print(f"warning: no validation was better than the one before training, so {self}/model holds "
+                  "the untrained model; lower lr, or set keep=last for both arms")
+        best = f"step {progress.best_step}, nll {progress.best:.4f}"
+        chosen = best if config.keep == "best" else f"step {progress.step}"
+        print(f"wrote {self}/model ({config.keep}: {chosen}), {self}/train.csv, {self}/eval.csv, "
+              f"{self}/state")
 
 
-def load_state(folder: Path) -> tuple[dict, Path]:
-    """(counters, file of the tensors) of the newest complete state; a damaged one is named and the one before it used."""
-    for state in reversed(_states(folder)):
+class Log:
+    """A CSV file that grows by whole lines; its first row names the columns.
+
+    A run resumed after `step` drops the rows of later steps; a new run (None) drops all.
+    """
+
+    def __init__(self, path: Path, step: int | None):
+        self.path, self.file, self.rows = path, None, []
+        if step is not None and path.is_file():
+            with open(path, newline="") as file:
+                # A kill can leave half a last line: it has too few cells, or no step.
+                self.rows = [row for row in csv.DictReader(file) if None not in row.values()
+                             and int(row["step"]) <= step]
+
+    def write(self, **row) -> None:
+        """Add one line, on the disk before this returns."""
+        if self.file is None:
+            write_csv(self.path, self.rows, row)
+            self.file = open(self.path, "ab", buffering=0)
+        line, end = ",".join(map(str, row.values())) + "\n", self.file.seek(0, os.SEEK_END)
         try:
-            found = read_json(state / "state.json")
-            if found["sha256"] != _hash(found["counters"]):
-                raise ValueError(f"{state / 'state.json'} is damaged: its checksum is wrong")
-            if found["counters"]["sha256"] != file_hash(state / "training.safetensors"):
-                raise ValueError(f"{state / 'training.safetensors'} is damaged: its checksum is wrong")
-            return found["counters"], state / "training.safetensors"
-        except (ValueError, OSError, KeyError, TypeError) as error:
-            print(f"warning: {error}; trying the state before it")
-    raise ValueError(f"{folder} holds no complete state to resume from; start the run anew under another name")
-
-
-@torch.no_grad()
-def restore(path: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Put a state's tensors into the optimizer and its parameters, one at a time; of a divided model, this rank's parts."""
-    with open_tensors(path) as file:
-        for name, parameter in _named(optimizer):
-            parameter.copy_(shard_like(file.get_tensor(f"weights/{name}"), parameter))
-            prefix, state = f"optimizer/{name}/", optimizer.state[parameter]
-            for key in (key.removeprefix(prefix) for key in file.keys() if key.startswith(prefix)):
-                value = file.get_tensor(prefix + key).clone()
-                value = value if key == "step" else shard_like(value, parameter)
-                on_cpu = key == "step" and key not in state  # the lean optimizer's
-                state[key] = value if on_cpu else value.to(parameter.device)
+            if self.file.write(line.encode()) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            os.ftruncate(self.file.fileno(), end)  # no half line
+            raise ValueError(f"cannot write {self.path}: {error}; free some space and resume from the last "
+                             "saved state") from error
 
 
 def has_state(folder: Path) -> bool:
+    """True if a state folder holds a complete state."""
     return bool(_states(folder))
 
 
-def lock_folder(folder: Path) -> IO | None:
-    """A file that says whose folder it is, as long as it is held; ValueError where another process holds it.
+def saved_config(run: Path) -> Config:
+    """The config of a run to resume; ValueError if it has no state or was moved."""
+    if not has_state(run / "state"):
+        raise ValueError(f"there is no saved state in {run} to resume from; a run that stopped before its "
+                         "first save starts anew: remove its folder and run its config again")
+    config = config_from_dict(read_json(run / "config.json"), f"{run}/config.json")
+    if config.folder.resolve() != run.resolve():
+        raise ValueError(f"{run} was written as {config.folder}; move it back there to resume it")
+    return config
 
-    The system lets go of it when the process ends, however it ends.
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The tensors of a state in the order of its file; the optimizer's groups must carry the parameters'
+    names.
+    """
+    tensors = {}
+    for name, parameter in _named_parameters(optimizer):
+        tensors[f"weights/{name}"] = parameter
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer/{name}/{key}"] = torch.as_tensor(value)
+    return file_order(tensors)
+
+
+@torch.no_grad()
+def load_tensors(path: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Copy a state's tensors into the optimizer and its parameters, one at a time; of a sharded model, this
+    rank's shards.
+    """
+    with open_tensors(path) as file:
+        for name, parameter in _named_parameters(optimizer):
+            parameter.copy_(shard_like(file.get_tensor(f"weights/{name}"), parameter))
+            prefix, state = f"optimizer/{name}/", optimizer.state[parameter]
+            for key in [key.removeprefix(prefix) for key in file.keys() if key.startswith(prefix)]:
+                value = file.get_tensor(prefix + key).clone()
+                if key != "step":
+                    state[key] = shard_like(value, parameter).to(parameter.device)
+                else:  # the lean optimizer counts its steps on the CPU
+                    state[key] = value.to(parameter.device) if key in state else value
+
+
+def write_state(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress) -> None:
+    """Write one state, and remove all but the newest."""
+    state = make_folder(folder) / f"step-{progress.step:08d}"
+    temporary = state.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        counters = asdict(progress) | {"sha256": write_tensors(temporary / "training.safetensors", tensors)}
+        write_json(temporary / "state.json", {"counters": counters, "sha256": _hash(counters)})
+        shutil.rmtree(state, ignore_errors=True)
+        temporary.rename(state)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in _states(folder)[:-STATES_KEPT]:
+        shutil.rmtree(old)
+
+
+def load_state(folder: Path) -> tuple[Progress, Path]:
+    """(the counters, the file of the tensors) of the newest complete state; a damaged one is named and
+    skipped.
+    """
+    for state in reversed(_states(folder)):
+        try:
+            content, tensors = read_json(state / "state.json"), state / "training.safetensors"
+            counters = content["counters"]
+            if content["sha256"] != _hash(counters):
+                raise ValueError(f"{state / 'state.json'} is damaged: its checksum is wrong")
+            if counters.pop("sha256") != file_hash(tensors):
+                raise ValueError(f"{tensors} is damaged: its checksum is wrong")
+            return Progress(**counters), tensors
+        except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+            print(f"warning: {error}; trying the state before it")
+    raise ValueError(f"{folder} holds no complete state to resume from; start the run anew under another "
+                     "name")
+
+
+def check_unchanged(run: Path, env: dict, anyway: bool, write: bool) -> None:
+    """ValueError if a resumed run would continue on other files or another machine, where its numbers would
+    differ.
+
+    With `anyway` a warning instead, and env.json tells (if `write`).
+    """
+    began = read_json(run / "env.json")
+    if began.get("ranks", 1) != env["ranks"]:
+        print(f"note: {run} began with {began.get('ranks', 1)} processes and resumes with {env['ranks']}: "
+              "sums differ in the last digits")
+        began = began | {"threads": env["threads"]}  # which follow from the number of processes
+    changed = []
+    for name in ("data", "base", "teacher"):
+        before, now = began.get(name) or {}, env.get(name, {})
+        files = sorted(file for file in before | now if before.get(file) != now.get(file))
+        if files:
+            changed.append(f"{name} ({', '.join(files)})")
+    changed += [f"{name} ({began.get(name)} then, {env[name]} now)" for name in DECISIVE
+                if began.get(name) != env[name]]
+    if changed and not anyway:
+        raise ValueError(f"{run} began with other files or another machine: {'; '.join(changed)}. Its "
+                         "numbers would not be those of a run that was never stopped: restore them, start a "
+                         f"new run under another name, or resume with --anyway, which {run}/env.json then "
+                         "records")
+    if changed:
+        print(f"warning: {run} resumes although this changed since it began: {'; '.join(changed)}")
+        if write:
+            write_json(run / "env.json", env | {"began": began})
+    elif began.get("git") != env["git"]:
+        print(f"warning: the code changed since {run} began ({began.get('git')} then, {env['git']} now)")
+
+
+def lock_folder(folder: Path) -> IO:
+    """A file that locks the folder until it is closed or the process ends; ValueError if another process
+    holds it.
     """
     file = open(make_folder(folder) / ".lock", "a+")
     if fcntl is None:
-        return None
+        return file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.seek(0)
-        raise ValueError(f"another process ({file.read().strip()}) is writing to {folder}: wait for it, or give this run "
-                         "another name") from error
+        raise ValueError(f"another process ({file.read().strip()}) is writing to {folder}: wait for it, or "
+                         "give this run another name") from error
     file.truncate(0)
     file.write(f"process {os.getpid()}\n")
     file.flush()
     return file
 
 
-def environment(device: torch.device) -> dict:
-    """What a run depends on besides its config, data and base."""
-    describe = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    git = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True) if shutil.which("git") else None
-    return {
-        "git": git.stdout.strip() or None if git else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()} "
-                  + torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def check_unchanged(run: Path, env: dict, anyway: bool, write: bool) -> None:
-    """ValueError if a run would go on elsewhere than it began, where its numbers would differ without a word of it."""
-    began = read_json(run / "env.json")
-    changed = []
-    for name in ("data", "base", "teacher"):
-        before, now = began.get(name) or {}, env.get(name, {})
-        files = sorted(file for file in before | now if before.get(file) != now.get(file))
-        changed += [f"{name} ({', '.join(files)})"] if files else []
-    if began.get("ranks", 1) != env["ranks"]:
-        print(f"note: {run} began with {began.get('ranks', 1)} processes, and goes on with {env['ranks']}: sums differ in the "
-              "last digits")
-        began = began | {"threads": env["threads"]}  # which follow from the processes
-    changed += [f"{name} ({began.get(name)} then, {env[name]} now)" for name in DECISIVE if began.get(name) != env[name]]
-    if changed and not anyway:
-        raise ValueError(f"{run} began on something else than there is now: {'; '.join(changed)}. Its numbers would not be "
-                         "those of a run that was never stopped: put it back, begin anew under another name, or go on "
-                         f"regardless with --anyway, which {run}/env.json then tells")
-    if changed:
-        print(f"warning: {run} goes on although this changed since it began: {'; '.join(changed)}")
-        if write:
-            write_json(run / "env.json", env | {"began": began})
-    elif began.get("git") != env["git"]:
-        print(f"warning: the code is another than when {run} began ({began.get('git')} then, {env['git']} now)")
-
-
-class Log:
-    """A CSV file that grows by whole lines; a run resumed after a step writes what comes later again (None: all)."""
-
-    def __init__(self, path: Path, columns: tuple[str, ...], step: int | None):
-        self.path, self.columns = path, columns
-        rows = []
-        if step is not None and path.is_file():
-            with open(path, newline="") as file:
-                # A kill can leave half a last line: it has too few cells, or no step.
-                rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["step"]) <= step]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(path, text.getvalue())
-        self.file = open(path, "ab", buffering=0)
-
-    def write(self, **row) -> None:
-        """One line, on the disk before this returns."""
-        assert tuple(row) == self.columns, f"{tuple(row)} are not the columns {self.columns}"
-        line, end = ",".join(str(value) for value in row.values()) + "\n", self.file.seek(0, os.SEEK_END)
-        try:
-            if self.file.write(line.encode()) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            os.ftruncate(self.file.fileno(), end)  # no half line
-            raise ValueError(f"cannot write {self.path}: {error}; make room and go on from the last saved state") from error
+def as_json(config: Config) -> dict:
+    """A config's settings as config.json gives them back: lists for tuples."""
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def _hash(counters: dict) -> str:
     return hashlib.sha256(json.dumps(counters, sort_keys=True).encode()).hexdigest()
 
 
-def _named(optimizer: torch.optim.Optimizer):
-    return [pair for group in optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)]
+def _named_parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    for group in optimizer.param_groups:
+        yield from zip(group["names"], group["params"], strict=True)
 
 
 def _states(folder: Path) -> list[Path]:
     """Complete states, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp" and (path / "state.json").is_file())
+    return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp"
+                  and (path / "state.json").is_file())

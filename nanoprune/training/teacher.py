@@ -1,17 +1,19 @@
-"""A teacher's likeliest next tokens for every training row, computed once and kept on disk for all runs that see these rows.
+"""A teacher's likeliest next tokens for every training row, computed once for all runs that see the same
+rows.
 
-    <runs>/teachers/<key>/rows-00000000.safetensors     ids and log-probabilities (rows, context, k) of ROWS rows
-                          meta.json                     what the key stands for
+<runs>/teachers/<key>/rows-00000000.safetensors     ids and log-probabilities (rows, context, k) of ROWS rows
+meta.json                     what the key stands for
 """
 
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from model import Decoder
 from nanoprune.config import Config
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.packing import TrainingRows
@@ -20,59 +22,88 @@ from nanoprune.distributed import Ranks
 from nanoprune.io.files import file_hashes, read_json, write_json
 from nanoprune.io.hub import locate
 from nanoprune.io.tensors import map_tensors, write_tensors
-from nanoprune.nn.losses import likeliest
+from nanoprune.nn.losses import SoftTargets, likeliest
+from nanoprune.nn.peft import check_weights_can_change
+from nanoprune.training.base import read_config
 
-ROWS = 32  # a file's rows
+if TYPE_CHECKING:
+    from model import Decoder
+
+ROWS = 32  # of a file
 
 
 class Teacher:
-    """`teacher.batch(first, rows)`: (ids, log-probabilities), (rows, context, k) each, of a run's rows."""
+    """Predictions for a run's rows; `sha256` is of the teacher's weights, `seconds` the time that all of them
+    took.
+    """
 
-    def __init__(self, config: Config, dataset: Dataset, rows: TrainingRows, device: torch.device, ranks: Ranks):
-        """Computes what is not on the disk yet, every rank its share; ValueError where the teacher does not fit the data."""
-        with ranks.one_first():
+    def __init__(
+        self, config: Config, dataset: Dataset, rows: TrainingRows, open_model: Callable[..., "Decoder"],
+        device: torch.device, ranks: Ranks,
+    ):
+        """Compute the predictions that are not on the disk yet; ValueError if the teacher does not fit the
+        data.
+
+        `open_model` is `Decoder.from_pretrained`.
+        """
+        self.config, self.rows = config, rows
+        with ranks.local_first():  # so that one process of a machine downloads it
             source = locate(config.teacher)
-        shape = Decoder.read_config(source)
-        dataset.check_model(config.teacher, source, shape.vocab_size)
-        if config.teacher_top >= shape.vocab_size or config.context > shape.max_position_embeddings:
-            raise ValueError(f"teacher: {config.teacher} has {shape.vocab_size} tokens and {shape.max_position_embeddings} "
-                             f"positions; given teacher_top {config.teacher_top} and context {config.context}")
-        about = {"teacher": file_hashes(source), "data": file_hashes(dataset.folder), "temperature": config.teacher_temperature,
-                 "top": config.teacher_top, "context": config.context, "seed": config.seed, "pair_repeats": config.pair_repeats}
+        _check_fit(config, dataset, source)
+        self.sha256 = file_hashes(source)
+        about = {"teacher": self.sha256, "data": file_hashes(dataset.folder),
+                 "temperature": config.teacher_temperature,
+                 "top": config.teacher_top, "context": config.context, "seed": config.seed,
+                 "pair_repeats": config.pair_repeats}
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = Path(config.runs) / "teachers" / key
-        count = config.max_steps * config.batch_size * config.accumulation
-        began, meta = time.perf_counter(), self.folder / "meta.json"
-        missing = [first for first in range(0, count, ROWS) if not self._file(first).is_file()]
+        meta = self.folder / "meta.json"
+        self.seconds = read_json(meta)["seconds"] if meta.is_file() else 0.0
+        missing = [row for row in range(0, config.max_steps * config.rows_per_step, ROWS)
+                   if not self._file(row).is_file()]
         if missing:
-            model = Decoder.from_pretrained(source, device=device).eval()
-            for first in ranks.turns(missing, "teacher"):
-                self._compute(model, rows, first, config)
-        before = read_json(meta)["seconds"] if meta.is_file() else 0.0
-        self.seconds = before + (time.perf_counter() - began if missing else 0.0)  # that all of it took
-        self.hashes = about["teacher"]
-        ranks.wait()
+            began = time.perf_counter()
+            model = open_model(source, device=device).eval()
+            for first_row in ranks.shard(missing, "teacher"):
+                self._predict(model, first_row)
+            self.seconds += time.perf_counter() - began
+        ranks.barrier()
         if ranks.rank == 0:
             write_json(meta, about | {"seconds": self.seconds})
-        ranks.wait()  # nobody reads before all have written
+        ranks.barrier()  # no rank reads before all have written
 
-    def _file(self, first: int) -> Path:
-        return self.folder / f"rows-{first:08d}.safetensors"
+    def _file(self, first_row: int) -> Path:
+        return self.folder / f"rows-{first_row:08d}.safetensors"
 
     @torch.no_grad()
-    def _compute(self, model: Decoder, rows: TrainingRows, first: int, config: Config) -> None:
-        found = []
-        for start in range(first, first + ROWS, config.batch_size):
-            ids, _, documents = rows.batch(start, min(config.batch_size, first + ROWS - start))
-            x = model.model(model.config, to_device(ids, model.head_weight.device), model.model.embed_tokens, documents)
-            top = likeliest(x.flatten(0, 1), model.head_weight, config.teacher_top, config.teacher_temperature)
-            found.append([part.view(*ids.shape, -1).cpu() for part in top])
-        ids, log_p = map(torch.cat, zip(*found, strict=True))
-        write_tensors(self._file(first), {"ids": ids.int(), "log_p": log_p.float()})
+    def _predict(self, model: "Decoder", first_row: int) -> None:
+        """Write one file."""
+        all_ids, all_log_p = [], []
+        for start in range(first_row, first_row + ROWS, self.config.batch_size):
+            ids, _, documents = self.rows.batch(start, min(self.config.batch_size, first_row + ROWS - start))
+            x = model.hidden_states(to_device(ids, model.device), documents)
+            ids, log_p = likeliest(model, x, self.config.teacher_top, self.config.teacher_temperature)
+            all_ids.append(ids.int().cpu())
+            all_log_p.append(log_p.float().cpu())
+        write_tensors(self._file(first_row), {"ids": torch.cat(all_ids), "log_p": torch.cat(all_log_p)})
 
-    def batch(self, first: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        parts = []
-        for start in range(first - first % ROWS, first + rows, ROWS):
-            held, within = map_tensors(self._file(start)), slice(max(0, first - start), first + rows - start)
-            parts.append([torch.from_numpy(held[name][within].copy()) for name in ("ids", "log_p")])
-        return tuple(map(torch.cat, zip(*parts, strict=True)))
+    def soft_targets(self, first_row: int, count: int) -> SoftTargets:
+        """The predictions for `count` rows, (count, context, k) each."""
+        ids, log_p = [], []
+        for start in range(first_row - first_row % ROWS, first_row + count, ROWS):
+            file = map_tensors(self._file(start))
+            inside = slice(max(0, first_row - start), first_row + count - start)
+            ids.append(torch.from_numpy(file["ids"][inside].copy()))
+            log_p.append(torch.from_numpy(file["log_p"][inside].copy()))
+        return SoftTargets(torch.cat(ids), torch.cat(log_p), self.config.teacher_share,
+                           self.config.teacher_temperature)
+
+
+def _check_fit(config: Config, dataset: Dataset, teacher: Path) -> None:
+    check_weights_can_change(config.teacher, teacher)  # the key covers the weights of one folder
+    shape = read_config(teacher)
+    dataset.check_model(config.teacher, teacher, shape.vocab_size)
+    if config.teacher_top >= shape.vocab_size or config.context > shape.max_position_embeddings:
+        raise ValueError(f"teacher: {config.teacher} has {shape.vocab_size} tokens and "
+                         f"{shape.max_position_embeddings} positions; given teacher_top {config.teacher_top} "
+                         f"and context {config.context}")

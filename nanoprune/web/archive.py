@@ -1,9 +1,10 @@
-"""What a site answered, kept: a better parser reads it again without asking again.
+"""Every answer of a site, stored: a better parser reads the answers again without another request.
 
-    articles.raw/log.jsonl             one line an answer, in the order of arrival: url, kind, sha256, fetched, etag, ...
-    articles.raw/ab/abcdef....gz       the body, once however often it came
+    articles.raw/log.jsonl        one line an answer, in the order of arrival: url, kind, sha256, fetched, ...
+    articles.raw/ab/abcdef....gz  the body, stored once however often it arrived
 
-A body is on the disk before its line, so whatever the log names is there. Nothing is ever changed or removed.
+A body is on the disk before its line, so the log names no body that is missing. Nothing is ever changed or
+removed.
 """
 
 import gzip
@@ -17,16 +18,18 @@ from nanoprune.io.jsonl import append_line, read_log
 
 
 class Archive:
-    """The answers of one collection; `answers` in the order of arrival, `latest` the last one of each URL."""
+    """The answers of one collection: `answers` in the order of arrival, `latest` the last one of each URL."""
 
     def __init__(self, folder: Path):
-        """ValueError where the log is damaged in the middle; half a last line, which a killed run leaves, is cut off."""
+        """ValueError if a line of the log is damaged; half a last line, which a killed run leaves, is cut
+        off.
+        """
         self.folder, self.log = folder, folder / "log.jsonl"
         self.answers = read_log(self.log, ("url", "kind", "sha256"))
         self.latest = {answer["url"]: answer for answer in self.answers}
 
-    def keep(self, url: str, kind: str, body: bytes, **about: str | None) -> None:
-        """Write an answer down, unless it is the one that this URL gave last; `about` goes into its line."""
+    def add(self, url: str, kind: str, body: bytes, **about: str | None) -> None:
+        """Store an answer, unless it equals the last one of this URL; `about` goes into its line."""
         digest = hashlib.sha256(body).hexdigest()
         answer = {"url": url, "kind": kind, "sha256": digest} | about
         try:
@@ -41,7 +44,7 @@ class Archive:
         self.latest[url] = answer
 
     def read(self, answer: dict) -> bytes:
-        """An answer's body; ValueError where it is missing or damaged."""
+        """An answer's body; ValueError if it is missing or damaged."""
         path = self._path(answer["sha256"])
         try:
             body = gzip.decompress(path.read_bytes())
@@ -50,6 +53,19 @@ class Archive:
         if hashlib.sha256(body).hexdigest() != answer["sha256"]:
             raise ValueError(f"{path} (of {answer['url']}) is damaged: its checksum is wrong")
         return body
+
+    def find(self, url: str) -> tuple[dict, bytes | None]:
+        """The line and the body of a URL's last answer; ({}, None) if there is none that can be read."""
+        try:
+            answer = self.latest[url]
+            return answer, self.read(answer)
+        except (KeyError, ValueError):
+            return {}, None
+
+    def has_page(self, url: str, version: str) -> bool:
+        """True if the last answer of this URL is its page in this version, as a sitemap names it."""
+        answer = self.latest.get(url, {})
+        return answer.get("kind") == "page" and answer["version"] == version
 
     def _path(self, digest: str) -> Path:
         return self.folder / digest[:2] / f"{digest}.gz"

@@ -6,41 +6,49 @@ from lxml import etree
 
 SKIPPED_TAGS = {"script", "style", "noscript", "template"}
 ITEM_TAGS = {"li", "tr", "dt", "dd"}  # each on a line of its own
-BLOCK_TAGS = {"p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "thead", "tbody", "tfoot", "caption",
-              "blockquote", "pre", "hr", "section", "article", "aside", "header", "footer", "figure", "figcaption", "address",
-              "main", "nav", "form", "fieldset", "center"}
-INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad\0"))  # zero-width spaces, byte order mark, soft hyphen
-CELL = "\0"  # between cells until a line is complete; no text has it
+BLOCK_TAGS = {"p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "thead",
+              "tbody", "tfoot", "caption", "blockquote", "pre", "hr", "section", "article", "aside", "header",
+              "footer", "figure", "figcaption", "address", "main", "nav", "form", "fieldset", "center"}
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad\0"))  # zero-width, soft hyphen
+CELL = "\0"  # separates cells until a line is complete; no text holds it
+
+
+class _Text:
+    """A text as it grows: pieces become lines, lines become paragraphs."""
+
+    def __init__(self):
+        self.paragraphs, self.lines, self.pieces = [], [], []
+        self.bullet = ""  # waits for the first text of a list's item
+
+    def end_line(self) -> bool:
+        """Turn the pieces into a line; False if they hold no text."""
+        cells = [" ".join(cell.split()) for cell in "".join(self.pieces).split(CELL)]
+        self.pieces.clear()
+        line = " | ".join(filter(None, cells))
+        if line:
+            self.lines.append(self.bullet + line)
+            self.bullet = ""
+        return bool(line)
+
+    def end_paragraph(self) -> None:
+        self.end_line()
+        if self.lines:
+            self.paragraphs.append("\n".join(self.lines))
+            self.lines.clear()
 
 
 def html_to_text(html: str | bytes | etree._Element, tables: bool = True) -> str:
-    """All text of a piece of HTML in its order; paragraphs are separated by an empty line.
+    """All text of a piece of HTML in its order; an empty line separates paragraphs.
 
-    Two `<br>` end a paragraph, one ends a line; items of lists and rows of tables are lines. Inline elements add
-    nothing (`CO<sub>2</sub>` is CO2), and the source's own white space is one space. Without `tables`, those with several
-    cells in a row are left out. ValueError where the HTML is nested too deeply to be read whole.
+    Two `<br>` end a paragraph, one ends a line; items of lists and rows of tables are lines. Inline elements
+    add nothing (`CO<sub>2</sub>` is CO2), and the source's own white space is one space. Without `tables`,
+    those with several cells in a row are left out. ValueError if the HTML is nested too deeply to be read
+    whole.
     """
     root = html if isinstance(html, etree._Element) else read_html(html)
-    paragraphs, lines, line = [], [], []
-    bullet, lists, rows = "", 0, []  # rows: for each open row, whether it has several cells
-
-    def end_line() -> bool:
-        nonlocal bullet
-        cells = [" ".join(cell.split()) for cell in "".join(line).split(CELL)]
-        line.clear()
-        if text := " | ".join(filter(None, cells)):
-            lines.append(bullet + text)
-            bullet = ""
-        return bool(text)
-
-    def end_paragraph() -> None:
-        end_line()
-        if lines:
-            paragraphs.append("\n".join(lines))
-            lines.clear()
-
-    # A loop instead of recursion, since markup may be nested deeper than Python's stack. Everything that is no start
-    # (ends, comments) is followed by text outside it, its tail; the root's own tail belongs to somebody else.
+    text, list_depth, rows = _Text(), 0, []  # rows: of each open row, True if it has several cells
+    # A loop instead of recursion, since markup may be nested deeper than Python's stack. Every event but a
+    # start is followed by text outside the element, its tail; the root's own tail belongs to the page.
     walk = etree.iterwalk(root, events=("start", "end", "comment", "pi"))
     for event, element in walk:
         starts, tag = event == "start", element.tag if isinstance(element.tag, str) else ""
@@ -49,30 +57,34 @@ def html_to_text(html: str | bytes | etree._Element, tables: bool = True) -> str
             continue
         if tag == "tr" and not starts:
             rows.pop()
-        if any(rows):  # within a row of several cells all is one line; a single cell is layout and keeps its paragraphs
+        if any(rows):  # a row of several cells is one line; a single cell is layout and keeps its paragraphs
             if tag in ("td", "th"):
-                line.append(CELL)
+                text.pieces.append(CELL)
             elif tag == "br" or tag in ITEM_TAGS or tag in BLOCK_TAGS:
-                line.append(" ")
+                text.pieces.append(" ")
         elif tag == "br":
-            if starts and not end_line():
-                end_paragraph()
+            if starts and not text.end_line():
+                text.end_paragraph()
         elif tag in ITEM_TAGS:
-            end_line()
-            bullet = "- " if tag == "li" and starts else ""  # waits for the item's first text
+            text.end_line()
+            text.bullet = "- " if tag == "li" and starts else ""
         elif tag in BLOCK_TAGS:
-            if tag in ("ul", "ol") and not starts:
-                lists -= 1
-            end_line() if lists else end_paragraph()
-            if tag in ("ul", "ol") and starts:
-                lists += 1
+            is_list = tag in ("ul", "ol")
+            if is_list and not starts:
+                list_depth -= 1
+            if list_depth:
+                text.end_line()
+            else:
+                text.end_paragraph()
+            if is_list and starts:
+                list_depth += 1
         if tag == "tr" and starts:
             rows.append(_columns(element) > 1)
-        text = element.text if starts else element.tail if element is not root else None
-        if text:
-            line.append(text.translate(INVISIBLE))
-    end_paragraph()
-    return "\n\n".join(paragraphs)
+        piece = element.text if starts else element.tail if element is not root else None
+        if piece:
+            text.pieces.append(piece.translate(INVISIBLE))
+    text.end_paragraph()
+    return "\n\n".join(text.paragraphs)
 
 
 def _columns(row: etree._Element) -> int:
@@ -84,6 +96,7 @@ def _has_columns(table: etree._Element) -> bool:
 
 
 def read_html(html: str | bytes) -> etree._Element:
+    """The root of a page or of a piece of one; ValueError if it cannot be read whole."""
     text = html if isinstance(html, str) else decode(html)
     parser = etree.HTMLParser(encoding="utf-8", huge_tree=True)
     try:
@@ -96,19 +109,24 @@ def read_html(html: str | bytes) -> etree._Element:
 
 
 CHARSET = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?([\w-]{2,20})""", re.IGNORECASE)
-CHARSETS = re.compile(r"iso-?8859-?\d+|(windows-?|cp)125\d|koi8-[ru]|gb(2312|k|18030)|big5|shift_jis|euc-\w\w")
+CHARSETS = re.compile(
+    r"iso-?8859-?\d+|(windows-?|cp)125\d|koi8-[ru]|gb(2312|k|18030)|big5|shift_jis|euc-\w\w")
 
 
 def decode(data: bytes) -> str:
-    """The text of a page or feed, even where it is wrong about its charset.
+    """The text of a page or feed, even if it declares a wrong charset.
 
-    UTF-8 is never valid by accident, so it comes before what the page says; what fits neither is windows-1252, which
-    browsers take ISO 8859-1 for as well (https://encoding.spec.whatwg.org/#names-and-labels).
+    UTF-8 is never valid by accident, so it is tried before the declared charset. The last is windows-1252,
+    which browsers read ISO 8859-1 as, too (https://encoding.spec.whatwg.org/#names-and-labels).
     """
-    said = CHARSET.search(data[:2048])
-    said = said[1].decode().lower() if said else ""
-    order = ["utf-8-sig", said if CHARSETS.fullmatch(said) and "8859-1" not in said[-6:] else "cp1252", "cp1252"]
-    for encoding in (["utf-16"] if data[:2] in (b"\xff\xfe", b"\xfe\xff") else []) + order:
+    encodings = ["utf-8-sig", "cp1252"]
+    match = CHARSET.search(data[:2048])
+    declared = match[1].decode().lower() if match else ""
+    if CHARSETS.fullmatch(declared) and not declared.endswith("8859-1"):
+        encodings.insert(1, declared)
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encodings.insert(0, "utf-16")
+    for encoding in encodings:
         try:
             return data.decode(encoding)
         except (ValueError, LookupError):

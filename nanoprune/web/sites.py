@@ -1,10 +1,15 @@
-"""Newsrooms: where each keeps its articles, and how its feeds, pages and sitemaps are read."""
+"""Newsrooms: the places of their articles, and the parsers of their feeds, pages and sitemaps.
+
+Another newsroom is one more entry of SITES, a dozen lines; nothing else changes.
+"""
 
 import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
+from typing import NamedTuple
+from urllib.parse import urljoin
 
 from lxml import etree
 
@@ -14,37 +19,37 @@ MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", 
 
 
 def _by_class(name: str) -> str:
-    """The XPath condition for one of an element's classes."""
+    """XPath's condition that an element has this class."""
     return f"contains(concat(' ', normalize-space(@class), ' '), ' {name} ')"
 
 
 @dataclass(frozen=True)
 class Site:
-    """All that is particular to one newsroom. Dates are patterns with the groups `day`, `month` and `year`."""
+    """All that is particular to one newsroom."""
 
     base_url: str
     feed: str  # path of one page of a topic's RSS feed
     topics: tuple[str, ...]
     sitemaps: str  # pattern of the sitemaps in robots.txt that hold its articles
-    id: str  # pattern of an article's id; the group `language`, where there is one, must equal the next field
-    language: str  # of the articles that are wanted
-    title: str  # XPaths within an article's page
+    id: str  # pattern of an article's id, with a group `language` if ids tell languages apart
+    language: str  # of the articles to collect, as in their ids
+    title: str  # XPath within an article's page, like the next five
     teaser: str
     date: str
     category: str
     tags: str
     body: str
-    dates: tuple[str, ...]
-    months: tuple[str, ...] = MONTHS  # how the names of months begin, where dates have names
-    tables: bool = True  # whether the rows of tables are text
+    dates: tuple[str, ...]  # patterns of its dates, with the groups `day`, `month` and `year`
+    months: tuple[str, ...] = MONTHS  # how the names of months in its dates begin
+    tables: bool = True  # False leaves out tables of several columns
 
     def article_id(self, text: str) -> str:
-        """The id that stands in a URL or a feed's guid; empty where there is none."""
+        """The id in a URL or in a feed's guid; empty if there is none."""
         match = re.search(rf"(?<![A-Za-z0-9])(?:{self.id})(?![A-Za-z0-9])", text)
         return match[0] if match else ""
 
-    def speaks(self, article_id: str) -> bool:
-        """Whether an article is in the site's language, by its id."""
+    def in_language(self, article_id: str) -> bool:
+        """False if the id is one of an article in another language."""
         match = re.fullmatch(self.id, article_id)
         return match is None or match.groupdict().get("language", self.language) == self.language
 
@@ -53,8 +58,9 @@ SITES = {
     "bmw": Site(
         base_url="https://www.press.bmwgroup.com",
         feed="/global/rss2/topic/{topic}?page={page}",
-        # corporate, brands, bmw, mini, technology, people, heritage, motor shows, motorrad, bmw i, bmw m, sports
-        topics=("803", "4099", "4100", "5127", "5236", "5249", "5254", "4098", "6629", "6728", "7309", "10837"),
+        # corporate, brands, bmw, mini, technology, people; heritage, shows, motorrad, bmw i, bmw m, sports
+        topics=("803", "4099", "4100", "5127", "5236", "5249",
+                "5254", "4098", "6629", "6728", "7309", "10837"),
         sitemaps="pcgl_en",
         id=r"T\d{7}(?P<language>[A-Z]{2})(?:_[A-Z]{2})?",
         language="EN",
@@ -65,73 +71,94 @@ SITES = {
         tags=f"//*[{_by_class('tagging-info')}]//*[{_by_class('tag')}]",
         body="//*[@id='article-text']",
         dates=(
-            r"(?P<month>[A-Z][a-z]{2}) (?P<day>\d{1,2}) \d\d:\d\d:\d\d \S+ (?P<year>\d{4})",  # Fri Dec 05 08:34:40 CET 2025
+            # Fri Dec 05 08:34:40 CET 2025
+            r"(?P<month>[A-Z][a-z]{2}) (?P<day>\d{1,2}) \d\d:\d\d:\d\d \S+ (?P<year>\d{4})",
             r"(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})",  # 05.12.2025
         ),
     ),
 }
 MAX_SITEMAP = 50 * 2**20  # bytes unpacked, the protocol's own limit (https://www.sitemaps.org/protocol.html)
-RFC_822 = r"(?P<day>\d{1,2}) (?P<month>[A-Za-z]{3}) (?P<year>\d{4})"  # Fri, 05 Dec 2025 08:34:40 +0100, in every RSS feed
+# Fri, 05 Dec 2025 08:34:40 +0100: the dates of every RSS feed
+RFC_822 = r"(?P<day>\d{1,2}) (?P<month>[A-Za-z]{3}) (?P<year>\d{4})"
 
 
-def blank_article(id: str, url: str, *, title="", teaser="", date="", category="", tags=(), text="") -> dict:
-    return {"id": id, "url": url, "title": title, "teaser": teaser, "date": date, "category": category,
-            "tags": list(tags), "text": text}
+def blank_article(article_id: str, url: str, **fields) -> dict:
+    """An article with every key; those that are not given are empty."""
+    blank = {"title": "", "teaser": "", "date": "", "category": "", "tags": [], "text": ""}
+    return {"id": article_id, "url": url} | blank | fields
 
 
 def parse_article(html: bytes, site: Site, url: str) -> dict:
-    """The article on its page, with its id from `url`; ValueError where id, title, date or body are missing."""
+    """The article on its page, with its id from `url`; ValueError if id, title, date or text are missing."""
     root = read_html(html)
 
     def texts(path: str) -> list[str]:
         return [text for element in root.xpath(path) if (text := html_to_text(element, site.tables))]
 
     def first(path: str) -> str:
-        return " ".join(next(iter(texts(path)), "").split())
+        return next(iter(texts(path)), "")
 
-    article = blank_article(site.article_id(url), url, title=first(site.title), teaser=first(site.teaser),
-                            category=first(site.category), tags=[" ".join(tag.split()) for tag in texts(site.tags)],
-                            text=next(iter(texts(site.body)), ""))
-    # No second place to look for a body: what stands elsewhere on a page without one is no article.
+    def line(text: str) -> str:
+        return " ".join(text.split())
+
+    # The text is in the site's body or nowhere: other text on a page without a body is no article.
+    article = blank_article(
+        site.article_id(url), url, title=line(first(site.title)), teaser=line(first(site.teaser)),
+        category=line(first(site.category)), tags=list(map(line, texts(site.tags))), text=first(site.body))
     if missing := [key for key in ("id", "title", "text") if not article[key]]:
         raise ValueError(f"the page has no {' and no '.join(missing)}")
-    return article | {"date": parse_date(first(site.date), site.dates, site.months)}
+    return article | {"date": parse_date(line(first(site.date)), site.dates, site.months)}
 
 
-def parse_feed(xml: bytes, site: Site) -> tuple[list[dict], str | None, bool]:
-    """(the articles of one page of an RSS feed, the link to the next page if it names one, whether its XML is whole).
+class FeedPage(NamedTuple):
+    """One page of an RSS feed. Its articles have every key; what the feed lacks is empty."""
 
-    Articles have all keys; what the feed does not say is empty. ValueError where the page is no RSS feed.
-    """
+    articles: list[dict]
+    next_url: str | None
+    sound: bool  # False: its XML is broken, so that articles may be missing
+
+
+def parse_feed(xml: bytes, site: Site, url: str = "") -> FeedPage:
+    """The page of an RSS feed at `url`; ValueError if it is none."""
     root, sound = _parse_xml(xml)
     if root.tag != "rss":
         raise ValueError(f"not an RSS feed: its first element is <{root.tag}>")
     articles = []
     for item in root.iter("item"):
         link = (item.findtext("link") or "").strip()
+        if not (sound or link):
+            continue
         content = item.find("{http://purl.org/rss/1.0/modules/content/}encoded")
         description = item.find("description") if content is None else content
         try:
             day = parse_date(item.findtext("pubDate") or "", (RFC_822, *site.dates))
         except ValueError:
             day = ""
-        try:  # a damaged feed may have lost any part of a text: the page has to give it
+        try:  # broken XML may lack any part of a text, which then comes from the article's page
             text = html_to_text(_inner(description), site.tables) if sound and description is not None else ""
             title = " ".join(html_to_text(item.findtext("title") or "").split())
         except ValueError:
             title = text = ""
         article_id = site.article_id(item.findtext("guid") or "") or site.article_id(link)
-        if not (sound or link):
-            continue
         articles.append(blank_article(article_id, link, title=title, date=day, text=text))
-    following = root.find(".//{http://www.w3.org/2005/Atom}link[@rel='next']")
-    return articles, None if following is None else following.get("href"), sound
+    next_page = root.find(".//{http://www.w3.org/2005/Atom}link[@rel='next']")
+    link = None if next_page is None else next_page.get("href")
+    return FeedPage(articles, link and urljoin(url, link), sound)
+
+
+def is_complete(article: dict) -> bool:
+    """True if a feed's article needs no page: it has title, date and a text that does not break off with
+    dots.
+    """
+    cut = re.search(r"(\.\.\.|…)\s*[\])]?$|\bread more\W*$", article["text"][-40:], re.IGNORECASE)
+    return bool(article["id"] and article["title"] and article["date"] and article["text"]) and not cut
 
 
 def parse_sitemap(xml: bytes) -> tuple[list[tuple[str, str]], list[str]]:
-    """(URL, time of the last change or "") of every page in a sitemap, and the URLs of the sitemaps it names.
+    """The pages in a sitemap, as (URL, time of the last change or ""), and the URLs of sitemaps that it
+    names.
 
-    ValueError where it is no sitemap.
+    ValueError if it is no sitemap.
     """
     if xml.startswith(b"\x1f\x8b"):  # a .xml.gz
         try:
@@ -152,12 +179,13 @@ def parse_sitemap(xml: bytes) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def parse_date(text: str, patterns: Iterable[str], months: tuple[str, ...] = MONTHS) -> str:
-    """The day as YYYY-MM-DD, by the first pattern found, in any locale. ValueError where none fits."""
+    """The day as YYYY-MM-DD by the first pattern that matches, in any locale; ValueError if there is none."""
     for pattern in patterns:
         if match := re.search(pattern, text):
             month = match["month"].lower()
+            begins = [month.startswith(name) for name in months]
             try:
-                number = int(month) if month.isdigit() else [month.startswith(name) for name in months].index(True) + 1
+                number = int(month) if month.isdigit() else begins.index(True) + 1
                 return date(int(match["year"]), number, int(match["day"])).isoformat()
             except ValueError:
                 break
@@ -165,11 +193,12 @@ def parse_date(text: str, patterns: Iterable[str], months: tuple[str, ...] = MON
 
 
 def _parse_xml(xml: bytes) -> tuple[etree._Element, bool]:
-    """The root, and whether the XML is sound; ValueError where nothing can be made of it."""
+    """The root, and True if the XML is sound; of broken XML what can be read; ValueError if that is nothing.
+    """
     text = re.sub(r"^\s*<\?xml[^>]{0,200}\?>", "", decode(xml)).strip().encode("utf-8", "replace")
     for recover in (False, True):
-        parser = etree.XMLParser(recover=recover, resolve_entities=False, no_network=True, remove_comments=True,
-                                 remove_pis=True, encoding="utf-8")
+        parser = etree.XMLParser(recover=recover, resolve_entities=False, no_network=True,
+                                 remove_comments=True, remove_pis=True, encoding="utf-8")
         try:
             if (root := etree.fromstring(text, parser)) is not None:
                 return root, not recover

@@ -1,0 +1,60 @@
+"""The size of a model, the speed of one sequence, and the text it continues."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from nanoprune.nn.attention import KeyValueCache
+
+if TYPE_CHECKING:
+    from model import Decoder
+
+ROUNDS, SECONDS = 4, 3  # limits of a measurement; two rounds at least, of which the first warms up
+
+
+@torch.no_grad()
+def measure_cost(model: Decoder, folder: Path, prompt_tokens: int = 256, new_tokens: int = 32) -> dict:
+    """Size on disk, training time, and the speed of one sequence: medians over rounds."""
+    prompt_tokens = min(prompt_tokens, max(1, model.config.max_position_embeddings - new_tokens - 1))
+    rounds, began = [], time.perf_counter()
+    while len(rounds) < 2 or (len(rounds) < ROUNDS and time.perf_counter() - began < SECONDS):
+        rounds.append(time_tokens(model, prompt_tokens, new_tokens))
+    seconds = np.array(rounds[1:])
+    prefill, token = np.median(seconds[:, 0]), seconds[:, 1:].ravel()
+    return {
+        "prefill_tokens_per_s": prompt_tokens / float(prefill),
+        "decode_tokens_per_s": 1 / float(np.median(token)),
+        "token_p50_ms": 1000 * float(np.median(token)),
+        "token_p95_ms": 1000 * float(np.quantile(token, 0.95)),
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "disk_mb": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6,
+    } | training_cost(folder)
+
+
+def time_tokens(model: Decoder, prompt_tokens: int, new_tokens: int) -> np.ndarray:
+    """Seconds of reading a prompt, and then of each new token."""
+    cache = KeyValueCache(model.config, 1, prompt_tokens + new_tokens, model.device, model.dtype)
+    ids = torch.arange(prompt_tokens, device=model.device)[None] % model.config.vocab_size
+    ends = [time.perf_counter()]
+    for _ in range(new_tokens + 1):
+        ids = model.last_logits(ids, cache).argmax(-1, keepdim=True)
+        ids.cpu()  # waits for the device
+        ends.append(time.perf_counter())
+    return np.diff(ends)
+
+
+def training_cost(folder: Path) -> dict:
+    """Seconds and tokens that the run of a model's folder took; None for a model that is no run's."""
+    log, steps = folder.parent / "train.csv", []
+    if folder.name == "model" and log.is_file():
+        steps = list(csv.DictReader(log.read_text().splitlines()))
+    if not steps:
+        return {"training_s": None, "training_tokens": None}
+    return {"training_s": float(steps[-1]["seconds"]), "training_tokens": int(steps[-1]["tokens"])}

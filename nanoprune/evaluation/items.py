@@ -1,0 +1,152 @@
+"""Everything that models are evaluated on: texts to predict, questions and instructions to answer."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from nanoprune.data.chat_format import chat_form
+from nanoprune.data.conversations import encode_pairs, encode_prompt
+from nanoprune.data.dataset import Dataset
+from nanoprune.data.token_file import Example
+from nanoprune.data.tokenizer import end_token, load_tokenizer, tokenizer_hash
+from nanoprune.evaluation.multiple_choice import EncodedQuestion, encode_questions
+from nanoprune.evaluation.perplexity import Protocol, Text
+from nanoprune.evaluation.written_answers import KINDS
+from nanoprune.io.jsonl import read_jsonl
+
+
+class Items:
+    """The texts, questions and instructions of an evaluation, in the tokens of one tokenizer.
+
+    `protocol` has the prefix and the context that this tokenizer needs. `counts`: by set, how many items were
+    left out, cut, or the like.
+    """
+
+    def __init__(self, dataset: Dataset, folder: Path, protocol: Protocol, window: int):
+        """`folder`: of the tokenizer. `window`: the longest sequence that every model takes, in tokens."""
+        self.dataset, self.window, self.protocol = dataset, window, protocol
+        self.tokenizer_hash = tokenizer_hash(folder) or dataset.meta["tokenizer_hash"]
+        if self.tokenizer_hash == dataset.meta["tokenizer_hash"]:
+            folder, self.tokenizer, self.end = dataset.folder, dataset.tokenizer, dataset.meta["end_token"]
+        else:
+            self.tokenizer = load_tokenizer(folder)
+            self.end = end_token(self.tokenizer, folder)
+        self.form = chat_form(folder, self.tokenizer) if dataset.chat else None
+        self.stop = {self.tokenizer.token_to_id(self.form.end_of_turn)} if self.form else set()
+        if protocol.name == "rolling" and protocol.prefix is None:
+            self.protocol = replace(protocol, prefix=self.end)
+        self.test: list[Text] = []
+        self.general: list[Text] = []
+        self.questions: dict[str, list[EncodedQuestion]] = {}
+        self.instructions: list[dict] = []
+        self.counts: dict[str, dict[str, int]] = {}
+
+    # ---- texts to predict
+    def add_test(self) -> None:
+        documents = self.dataset.documents("test")
+        self.test = self._conversations(documents) if self.dataset.conversations else self._texts(documents)
+        if not self.test:
+            raise ValueError(f"the test split of {self.dataset.folder} has {len(documents)} document(s) of "
+                             f"too few tokens, less than one cut of {self.protocol.context}: lower "
+                             "--context, or take --protocol documents")
+
+    def add_general(self, path: str) -> None:
+        self.general = self._texts(read_jsonl(path, ("text",)))
+
+    def _texts(self, documents: list[dict]) -> list[Text]:
+        """The documents, or the cuts of their stream."""
+        encodings = self.tokenizer.encode_batch([document["text"] for document in documents])
+        tokens = [np.array([*encoding.ids, self.end], np.int64) for encoding in encodings]
+        units = self.protocol.units([Example(row, np.ones(len(row), bool)) for row in tokens])
+        if self.protocol.name == "stream":
+            return [Text(cut, describe_text(f"cut {number}", self._decode(cut.tokens[1:])))
+                    for number, cut in enumerate(units)]
+        texts = []
+        for number, (document, unit) in enumerate(zip(documents, units, strict=True)):
+            text, month = document["text"], (document.get("date") or "")[:7]
+            if self.protocol.prefix is None:  # the first token is not predicted
+                text = text.removeprefix(self._decode(unit.tokens[:1]))
+            about = describe_text(document.get("id", str(number)), text, month, document.get("category"))
+            texts.append(Text(unit, about))
+        return texts
+
+    def _decode(self, tokens: np.ndarray) -> str:
+        return self.tokenizer.decode(tokens[tokens != self.end].tolist())
+
+    def _conversations(self, documents: list[dict]) -> list[Text]:
+        """The conversations, of which the answers are predicted.
+
+        The protocol's context grows, so that none is cut.
+        """
+        examples = encode_pairs(documents, self.tokenizer, self.end, self.form)
+        longest = max(map(len, examples)) - 1
+        if longest > self.window:
+            raise ValueError(f"a conversation of {self.dataset.folder} has {longest + 1} tokens, these "
+                             f"models take {self.window}: prepare it with --max-pair-tokens "
+                             f"{self.window + 1}")
+        self.protocol = replace(self.protocol, context=max(self.protocol.context, longest))
+        texts = []
+        for document, example in zip(documents, examples, strict=True):
+            answers = [turn["content"] for turn in document["messages"] if turn["role"] == "assistant"]
+            about = describe_text(document["id"], " ".join(answers), category=document.get("task"))
+            texts.append(Text(example, about))
+        return texts
+
+    # ---- questions and instructions to answer
+    def add_questions(self, cut: bool) -> None:
+        for name, questions in self.dataset.questions().items():
+            encoded, counts = encode_questions(self.tokenizer, questions, self.window, cut)
+            self.questions[name], self.counts[name] = encoded, counts
+
+    def add_instructions(self, most: int, max_new_tokens: int, cut: bool) -> None:
+        """At most `most` held-out instructions: prompt, tokens, reference, kinds.
+
+        `max_new_tokens`: the room that the answer needs in the window. `cut`: cut long prompts at their left.
+        """
+        path, room, self.most = self.dataset.folder / "pairs_test.jsonl", self.window - max_new_tokens, most
+        pairs = read_jsonl(path, ("messages",)) if path.is_file() else []
+        chosen = spread_over_tasks(pairs, most)
+        counts = {"left out": 0, "cut": 0, "merged": 0, "not asked": len(pairs) - len(chosen)}
+        for pair in chosen:
+            *before, last = pair["messages"]
+            if last["role"] != "assistant" or not before:
+                continue
+            prompt = encode_prompt(before, self.tokenizer, self.form)
+            if len(prompt.tokens) > room:
+                if not cut or room < 1:
+                    counts["left out"] += 1
+                    continue
+                counts["cut"] += 1
+            instruction = {"task": "none"} | {kind: str(pair[kind]) for kind in KINDS if pair.get(kind)}
+            instruction |= {"prompt": prompt.text, "tokens": prompt.tokens[-room:]}
+            self.instructions.append(instruction | {"reference": last["content"]})
+        self.counts["held-out instructions"] = counts
+
+    def notes(self) -> list[str]:
+        """A clause on each count that is not zero, for the page of results."""
+        meanings = {
+            "left out": f"are longer than {self.window} tokens and left out",
+            "cut": "were cut at the left",
+            "merged": "choices merge with the last token of their prompt",
+            "not asked": f"are not asked (--answers {self.most}, as many of each task as may be)",
+        }
+        return [f"{counts[key]} of {name} {meaning}" for name, counts in self.counts.items()
+                for key, meaning in meanings.items() if counts.get(key)]
+
+
+def describe_text(name: str, text: str, month: str = "", category: str | None = None) -> dict:
+    """The part of a text's row that no model decides; `text`: what is predicted."""
+    return {"id": name, "month": month, "category": category or "", "bytes": len(text.encode()),
+            "words": len(text.split())}
+
+
+def spread_over_tasks(pairs: list[dict], most: int) -> list[dict]:
+    """At most so many of the pairs, spread over the tasks as evenly as there are pairs, in their order."""
+    seen, rounds = Counter(), []  # in each round one pair of every task that has one left
+    for number, pair in enumerate(pairs):
+        task = pair.get("task")
+        rounds.append((seen[task], number))
+        seen[task] += 1
+    return [pairs[number] for number in sorted(number for _, number in sorted(rounds)[:most])]

@@ -1,0 +1,82 @@
+"""The articles that a newsroom lists, by its feeds or its sitemaps, and the page of each.
+
+A listed article comes with a version, the time of its last change, which is empty if the listing does not
+name it. What cannot be listed is passed to `miss`, with the reason.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import count
+from urllib.parse import urljoin
+
+from nanoprune.web.http import Fetcher, FetchError
+from nanoprune.web.sites import Site, blank_article, parse_article, parse_feed, parse_sitemap
+
+Miss = Callable[[str, Exception], None]  # takes the URL and the reason
+
+
+def from_feed(fetcher: Fetcher, site: Site, since: str, miss: Miss) -> Iterator[tuple[dict, str]]:
+    """The articles of every topic, newest first, page by page, each with "" as its version.
+
+    A topic ends with a page that is missing, no feed or without anything new (some start over with page 1),
+    or as soon as a whole page is older than `since`.
+    """
+    for topic in site.topics:
+        url, seen = site.base_url + site.feed.format(topic=topic, page=1), set()
+        for page in count(1):
+            try:
+                feed = _parse(parse_feed, fetcher.get(url, "feed"), site, url)
+            except FetchError as error:
+                if page == 1 or error.status not in (200, 404, 410):
+                    miss(url, error)
+                break
+            if not feed.sound:
+                miss(url, ValueError("its XML is broken: articles may be missing, "
+                                     "and texts come from their pages"))
+            ids = {article["id"] or article["url"] for article in feed.articles}
+            if ids <= seen:
+                break
+            seen |= ids
+            yield from ((article, "") for article in feed.articles)
+            if all(article["date"] and article["date"] < since for article in feed.articles):
+                break
+            url = feed.next_url or urljoin(url, site.feed.format(topic=topic, page=page + 1))
+
+
+def from_sitemap(fetcher: Fetcher, site: Site, miss: Miss) -> Iterator[tuple[dict, str]]:
+    """The articles in the sitemaps that robots.txt declares, and in the sitemaps that those name.
+
+    Of each only its URL is known, and the time of its last change, which is its version.
+    """
+    declared = [urljoin(site.base_url, url) for url in fetcher.robots.site_maps() or []]
+    if not declared:
+        raise ValueError(f"{site.base_url}/robots.txt declares no sitemap; "
+                         "use --source feed or give the articles' URLs")
+    waiting = [url for url in declared if re.search(site.sitemaps, url)] or declared
+    seen = set(waiting)
+    while waiting:
+        url = waiting.pop(0)
+        try:
+            pages, nested = _parse(parse_sitemap, fetcher.get(url, "sitemap"))
+        except FetchError as error:
+            miss(url, error)
+            continue
+        waiting += [other for other in nested if other not in seen]
+        seen.update(nested)
+        for page, changed in pages:
+            if article_id := site.article_id(page):
+                day = changed[:10] if re.match(r"\d{4}-\d\d-\d\d", changed) else ""
+                yield blank_article(article_id, page, date=day), changed
+
+
+def fetch_article(fetcher: Fetcher, site: Site, url: str, version: str) -> dict:
+    """The article on its page; FetchError if the page cannot be fetched or holds no article."""
+    return _parse(parse_article, fetcher.page(url, version), site, url)
+
+
+def _parse(parser: Callable, body: bytes, *arguments):
+    """parser(body, *arguments); for a body that it cannot read, FetchError with status 200."""
+    try:
+        return parser(body, *arguments)
+    except ValueError as error:
+        raise FetchError(str(error), 200) from error

@@ -1,0 +1,43 @@
+"""Near-duplicates: those of the plain comparison, at linear cost."""
+
+import numpy as np
+from small import article, text
+
+from nanoprune.data.dataset import Dataset
+from nanoprune.data.duplicates import near_duplicates, signature
+from nanoprune.data.language import words_of
+
+
+def shingles(text: str) -> set[str]:
+    words = text.split()
+    return {" ".join(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
+
+
+def test_near_duplicates_are_those_of_the_plain_comparison():
+    """MinHash against all pairs; a similarity just at the threshold may be missed by chance, none may be made
+    up.
+    """
+    texts = []
+    for i in range(60):
+        words = text(i).lower().replace(".", "").replace(",", "").split()
+        texts.append(" ".join(words))
+        if i % 3 == 0:
+            for k in range(0, len(words), 150 if i % 2 else 30):
+                words[k] = f"other{k}"
+            texts.append(" ".join(words))
+    found = set(near_duplicates(np.stack([signature(words_of(t)) for t in texts]), texts.__getitem__))
+    sets = [shingles(t) for t in texts]
+    similar = {(i, j): len(sets[i] & sets[j]) / len(sets[i] | sets[j]) for i in range(len(texts))
+               for j in range(i)}
+    assert found <= {(j, i) for (i, j), s in similar.items() if s >= 0.8}
+    assert {(j, i) for (i, j), s in similar.items() if s >= 0.9} <= found and len(found) >= 10
+
+
+def test_many_versions_of_one_text_leave_one_at_linear_cost(prepare):
+    versions = [text(3) + f" Version {i} of {i * i}." for i in range(200)]
+    texts = versions + [text(i) for i in range(60, 100)]
+    found = near_duplicates(np.stack([signature(words_of(t)) for t in texts]), texts.__getitem__)
+    assert 199 <= len(found) <= 16 * 2 * 200 and {j for _, j in found} == set(range(1, 200))
+    articles = [article(i, text=t, date="2024-01-01") for i, t in enumerate(versions)]
+    folder = prepare(articles + [article(i) for i in range(200, 260)])[3]
+    assert Dataset(folder).meta["dropped"] == {"near-duplicate": 199}

@@ -1,0 +1,48 @@
+"""Tokenizers: special tokens in text, the first token, the end of a prompt, and the hash."""
+
+import json
+import shutil
+
+import pytest
+from small import article
+
+from nanoprune.data.chat_format import question_prompt
+from nanoprune.data.dataset import Dataset
+from nanoprune.data.tokenizer import end_token, first_token, split_tokens, tokenizer_hash
+
+GOOD = [article(i) for i in range(40)]
+
+
+@pytest.mark.parametrize("text",
+                         ["Über uns", "U\u0308ber uns", "車 is new", "<|endoftext|> is text", " spaced"])
+def test_the_first_tokens_part_of_the_text(prepare, text):
+    """Also where it is part of a character, a text that normalisation changes, or one that spells a special
+    token.
+    """
+    tokenizer = Dataset(prepare(GOOD)[3]).tokenizer
+    encoded = tokenizer.encode(text)
+    assert first_token(tokenizer, encoded.ids, text) == text[: encoded.offsets[0][1]]
+
+
+def test_the_boundary_between_prompt_and_answer(world):
+    """As lm-evaluation-harness has it: prompt + answer in one piece, cut at the prompt's own length."""
+    tokenizer = Dataset(world.data).tokenizer
+    prompt, answer = question_prompt("Where is plant 3?", "A plant."), " Munich"
+    tokens, n = split_tokens(tokenizer, prompt, answer)
+    assert tokenizer.decode(tokens[:n]) == prompt == "A plant.\n\nQuestion: Where is plant 3?\nAnswer:"
+    assert tokenizer.decode(tokens[n:]) == answer
+
+
+def test_special_tokens_in_text_are_text(world):
+    tokenizer = Dataset(world.data).tokenizer
+    ids = tokenizer.encode("before <|endoftext|> after").ids
+    assert end_token(tokenizer, world.data) not in ids
+    assert tokenizer.decode(ids) == "before <|endoftext|> after"
+
+
+def test_the_same_rules_in_another_layout_are_the_same_tokenizer(real, tmp_path):
+    for name in ("Qwen3-0.6B", "Qwen2.5-0.5B-Instruct"):
+        shutil.copy(real / "checkpoints" / name / "tokenizer.json", tmp_path / "tokenizer.json")
+        content = json.loads((tmp_path / "tokenizer.json").read_text())
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content, indent=None, sort_keys=True))
+        assert tokenizer_hash(tmp_path) == tokenizer_hash(real / "checkpoints" / name)

@@ -1,0 +1,39 @@
+"""nanoprune/device.py: the type a device has units for, and memory."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from small import ROOT
+
+from nanoprune.device import pick_dtype
+from train import train
+
+
+@pytest.mark.parametrize("device, units, expected", [
+    ("cpu", True, "bfloat16"), ("cpu", False, "float32"), ("cuda", True, "bfloat16"),
+    ("cuda", False, "float16"),
+    ("mps", True, "float32")])
+def test_products_are_in_the_type_the_device_has_units_for(monkeypatch, device, units, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: units)
+    assert pick_dtype("auto", torch.device(device)) == expected
+    assert pick_dtype("float16", torch.device(device)) == "float16"
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_used_where_it_is_allowed(world, tmp_path, tf32):
+    """Seen from a CPU: what the products on a GPU would be told."""
+    torch.backends.cuda.matmul.allow_tf32 = not tf32
+    train(world.config(tmp_path, max_steps=1, tf32=tf32))
+    assert torch.backends.cuda.matmul.allow_tf32 is tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_the_peak_of_a_run_is_its_own():
+    """Not that of the process which started it, as getrusage would have it."""
+    large = torch.ones(2**28)  # 1.1 GB
+    code = "import torch; from nanoprune.device import peak_memory; print(peak_memory(torch.device('cpu')))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 0.05 < float(found.stdout) < 0.9 and large.sum() > 0

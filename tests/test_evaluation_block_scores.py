@@ -1,0 +1,203 @@
+"""Scores of blocks: the losses are those of the model without them, the estimates those of transformers."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from small import run_main
+
+from model import Decoder
+from nanoprune.data.dataset import Dataset
+from nanoprune.evaluation import block_scores
+from nanoprune.evaluation.block_scores import (
+    SCORES,
+    Calibration,
+    Score,
+    losses_without,
+    score_blocks,
+    without,
+)
+from nanoprune.evaluation.perplexity import score_text
+from nanoprune.nn.model_config import Part, part_name
+from prune import choose_blocks, choose_documents, drop_blocks
+
+
+def load(world, split: str = "val") -> tuple[Decoder, Calibration]:
+    model = Decoder.from_pretrained(world.model).eval()
+    return model, Calibration.of_split(model, Dataset(world.data).split(split), 32)
+
+
+def test_scores_are_losses_without_each_block(world):
+    """And the model is left as it was."""
+    model, calibration = load(world)
+    split = Dataset(world.data).split("val")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rows = score_blocks(model, calibration).rows
+    assert [row["block"] for row in rows] == ["none", "0", "1", "2"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    for row in rows:
+        other = Decoder.from_pretrained(world.model).eval()
+        drop_blocks(other, [] if row["block"] == "none" else [row["block"]])
+        total = count = 0
+        for i in range(len(split)):
+            for start in range(0, len(split[i]) - 1, 32):  # each window by itself, no padding
+                piece = torch.from_numpy(split[i].tokens[start : start + 33])[None]
+                with torch.no_grad():
+                    total += float(other(piece[:, :-1], piece[:, 1:], reduction="sum"))
+                count += piece.shape[1] - 1
+        assert row["nll"] == pytest.approx(total / count, rel=1e-5) and row["tokens"] == count
+        assert row["difference"] == pytest.approx(row["nll"] - rows[0]["nll"])
+        assert row["nll_low"] <= row["nll"] <= row["nll_high"]
+        assert row["difference_low"] <= row["difference"] <= row["difference_high"]
+    ranked = sorted(rows[1:], key=lambda row: row["rank"])
+    assert [row["nll"] for row in ranked] == sorted(row["nll"] for row in rows[1:])
+
+
+def test_a_loss_that_is_not_finite_ranks_last(world):
+    model, calibration = load(world)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    rows = score_blocks(model, calibration).rows
+    assert {row["block"]: row["rank"] for row in rows} == {"none": "", "0": "2.5", "1": "1", "2": "2.5"}
+
+
+@pytest.mark.parametrize("together", [1, 300])
+def test_shared_prefixes_give_the_plain_losses(world, monkeypatch, together):
+    """Of blocks, halves and pairs: bit by bit what the pruned model itself gives, or to rounding with
+    removals together.
+    """
+    monkeypatch.setattr(block_scores, "TOGETHER", together)
+    monkeypatch.setattr(block_scores, "batch_tokens", lambda *_: 128)
+    model, calibration = load(world, "train")
+    removals = [(), *((Part(i, half),) for i in range(3) for half in ("", "attn", "mlp"))]
+    removals += [(Part(0), Part(2)), (Part(2), Part(1, "mlp"))]
+    losses = losses_without(model, removals, calibration)
+    for nll, removal in zip(losses.nll, removals, strict=True):
+        other = Decoder.from_pretrained(world.model).eval()
+        drop_blocks(other, map(part_name, removal))
+        plain = score_text(other, calibration.windows, calibration.documents)
+        assert (
+            np.array_equal(plain.nll, nll) if together == 1 else nll == pytest.approx(plain.nll, rel=1e-6)
+        ), removal
+        assert np.array_equal(plain.tokens, losses.tokens)
+
+
+def test_a_model_is_whole_again_after_blocks_were_left_out(world):
+    model, _ = load(world)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        whole = model(ids)
+        with pytest.raises(ZeroDivisionError), without(model, [0, 2]):
+            assert len(model.model.layers) == model.config.num_hidden_layers == 1
+            raise ZeroDivisionError
+        assert torch.equal(model(ids), whole) and model.config.blocks == (0, 1, 2)
+
+
+def test_an_added_score_has_columns_and_can_be_chosen_by(world, monkeypatch):
+    """One function and one entry suffice."""
+    score = Score(
+        lambda model, removals, calibration: [abs(removal[0].block - 1) for removal in removals],
+        "distance from 1",
+    )
+    monkeypatch.setitem(SCORES, "no-such-score", score)
+    model, calibration = load(world)
+    scores = score_blocks(model, calibration)
+    assert [row["no-such-score"] for row in scores.rows] == ["", 1, 0, 1]
+    assert [row["no-such-score_rank"] for row in scores.rows] == ["", "2.5", "1", "2.5"]
+    assert scores.correlations["no-such-score"]["of"] == 3
+    assert block_scores.protocol()["no-such-score"] == "distance from 1"
+    assert choose_blocks(model, calibration, 1, "no-such-score")[0] == [1]
+
+
+def test_an_unknown_score_is_refused(world):
+    model, calibration = load(world)
+    with pytest.raises(ValueError, match="--method no-such-score: there are loss, influence,"):
+        choose_blocks(model, calibration, 1, "no-such-score")
+
+
+def test_text_without_a_prediction_is_refused(world):
+    model, _ = load(world)
+    with pytest.raises(ValueError, match="holds no text to score on"):
+        Calibration.of_split(model, Dataset(world.data).split("val"), 32, only=[])
+
+
+def hidden_states(folder, ids) -> list[torch.Tensor]:
+    """By transformers, fp64: into every block, and out of the last before the final norm."""
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float64, attn_implementation="eager"
+    ).eval()
+    out = []
+    theirs.model.layers[-1].register_forward_hook(
+        lambda _, __, y: out.append(y[0] if isinstance(y, tuple) else y)
+    )
+    with torch.no_grad():
+        states = theirs(ids, output_hidden_states=True, use_cache=False).hidden_states
+    return [*states[:-1], out[0]]
+
+
+def cosines(before: torch.Tensor, after: torch.Tensor) -> list[float]:
+    return [float(cosine) for cosine in torch.nn.functional.cosine_similarity(before, after, dim=-1)]
+
+
+def assert_scores_are_those_of_transformers(folder, data, context: int, tokens: int) -> None:
+    """Block influence, angular distance, Taylor importance and magnitude, from transformers' states and
+    autograd.
+    """
+    model, split = Decoder.from_pretrained(folder).eval(), Dataset(data).split("val")
+    calibration = Calibration.of_split(model, split, context, only=choose_documents(split, tokens))
+    by_block = {row["block"]: row for row in score_blocks(model, calibration, halves=True).rows}
+    count = model.config.num_hidden_layers
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float64, attn_implementation="eager"
+    ).eval()
+    influence, positions, total = np.zeros(count), 0, 0.0
+    angular, pairs = np.zeros(count), np.zeros(count - 1)  # over one block, and over two
+    for batch in calibration.windows:
+        for row, aims in zip(batch.ids, batch.targets, strict=True):  # one at a time: no padding
+            n = int((aims != -100).sum())
+            states = [state[0] for state in hidden_states(folder, row[None, :n])]
+            influence += [sum(1 - cosine for cosine in cosines(a, b)) for a, b in pairwise(states)]
+            angular += [math.acos(cosines(a[-1:], b[-1:])[0]) / math.pi for a, b in pairwise(states)]
+            pairs += [
+                math.acos(cosines(states[i][-1:], states[i + 2][-1:])[0]) / math.pi for i in range(count - 1)
+            ]
+            positions += n
+            total += torch.nn.functional.cross_entropy(
+                theirs(row[None, :n]).logits[0], aims[:n], reduction="sum"
+            )
+    (total / positions).backward()
+    windows = sum(len(batch.ids) for batch in calibration.windows)
+    runs = [(Part(i), Part(i + 1)) for i in range(count - 1)]
+    assert SCORES["angular"].function(model, runs, calibration) == pytest.approx(pairs / windows, rel=1e-3)
+    for i in range(count):
+        assert by_block[str(i)]["influence"] == pytest.approx(influence[i] / positions, rel=1e-4)
+        assert by_block[str(i)]["angular"] == pytest.approx(angular[i] / windows, rel=1e-3)
+        parameters = dict(theirs.model.layers[i].named_parameters())
+        for half in ("", "attn", "mlp"):
+            chosen = [p for name, p in parameters.items()
+                      if not half or name.startswith(("self_attn", "input")) == (half == "attn")]
+            row = by_block[part_name(Part(i, half))]
+            assert row["taylor"] == pytest.approx(
+                sum(float((p.detach() * p.grad).abs().sum()) for p in chosen), rel=1e-3
+            )
+            assert row["magnitude"] == pytest.approx(
+                sum(float(p.detach().abs().sum()) for p in chosen), rel=1e-5
+            )
+            assert row["parameters"] == sum(p.numel() for p in chosen)
+
+
+def test_scores_are_those_of_transformers(world):
+    assert_scores_are_those_of_transformers(world.model, world.data, 32, 0)
+
+
+@pytest.mark.parametrize("name", ["hf_stories260K_qwen2", "press-qwen3-4m"])
+def test_scores_of_trained_models_are_those_of_transformers(name, real, tmp_path, monkeypatch, capsys):
+    """On real releases, in windows that their context holds."""
+    folder, data = real / "checkpoints" / name, tmp_path / "data"
+    arguments = [real / "bmw" / "articles.jsonl", "--out", data, "--tokenizer", folder]
+    assert run_main(monkeypatch, capsys, "prepare.py", *arguments)[0] == 0
+    assert_scores_are_those_of_transformers(folder, data, 64, 600)

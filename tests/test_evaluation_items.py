@@ -1,0 +1,44 @@
+"""evaluation/items.py: which instructions and questions are asked, and how long ones are cut."""
+
+import json
+import shutil
+from collections import Counter
+
+from nanoprune.data.chat_format import question_prompt
+from nanoprune.data.dataset import Dataset
+from nanoprune.evaluation.items import spread_over_tasks
+from nanoprune.evaluation.multiple_choice import encode_questions
+
+
+def test_as_many_spread_over_tasks_are_asked_as_may_be():
+    tasks = ["SPEC"] * 50 + ["WIRING"] * 3 + ["PROCEDURE"] * 20
+    rows = [{"task": task, "i": i} for i, task in enumerate(tasks)]
+    chosen = spread_over_tasks(rows, 12)
+    assert Counter(row["task"] for row in chosen) == {"SPEC": 5, "WIRING": 3, "PROCEDURE": 4}
+    assert [row["i"] for row in chosen] == sorted(row["i"] for row in chosen)
+    assert spread_over_tasks(rows, 100) == rows and not spread_over_tasks(rows, 0)
+
+
+def test_long_questions_are_counted_and_left_out(world, tmp_path, evaluate):
+    data = shutil.copytree(world.data, tmp_path / "data")
+    questions = [json.loads(line) for line in (data / "qa" / "places.jsonl").read_text().splitlines()]
+    questions[3]["context"] = "word " * 300
+    (data / "qa" / "places.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    code, out, _ = evaluate(world.model, "--data", data, "--out", tmp_path / "out")
+    assert code == 0 and "1 of places are longer than 128 tokens and left out" in out
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["models"][0]["qa"]["places"]["n"] == 7
+
+
+def test_long_prompts_are_cut_at_the_left_if_told_to(world, tmp_path, evaluate):
+    data = shutil.copytree(world.data, tmp_path / "data")
+    questions = [json.loads(line) for line in (data / "qa" / "places.jsonl").read_text().splitlines()]
+    questions[3]["context"] = "word " * 300
+    (data / "qa" / "places.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    code, out, _ = evaluate(world.model, "--data", data, "--out", tmp_path / "out", "--cut")
+    assert code == 0 and "1 of places were cut at the left" in out
+    tokenizer = Dataset(data).tokenizer
+    (encoded,), _ = encode_questions(tokenizer, questions[3:4], 128, cut=True)
+    for (tokens, n), choice in zip(encoded.choices, questions[3]["choices"], strict=True):
+        whole = tokenizer.encode(question_prompt(questions[3]["question"], "word " * 300) + " " + choice).ids
+        assert whole[-len(tokens):] == tokens and len(tokens) <= 128
+        assert tokenizer.decode(tokens[n:]) == " " + choice

@@ -1,0 +1,90 @@
+"""Files: damaged ones are named, writing is all or nothing, and nothing here needs torch."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from small import ROOT
+
+from nanoprune.io.files import (
+    finite_or_none,
+    make_folder,
+    read_json,
+    replace_folder,
+    write_bytes,
+    write_csv,
+    write_json,
+    write_text,
+)
+
+
+@pytest.mark.parametrize("content, message",
+                         [("{", "not valid JSON"), ("[1]", "expected a JSON object, found list")])
+def test_damaged_json(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_json(tmp_path / "config.json")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "notes.json"
+    write_json(path, {"old": True})
+    def full(_) -> None:
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (lambda: write_json(path, {"old": False}), lambda: write_bytes(path, b"new")):
+        with pytest.raises(ValueError, match="No space left on device.*What was there before is unharmed"):
+            write()
+    assert read_json(path) == {"old": True} and os.listdir(tmp_path) == ["notes.json"]
+
+
+def test_unwritable_places_are_named(tmp_path):
+    write_text(tmp_path / "file", "")
+    with pytest.raises(ValueError, match="cannot make the folder .*file/below"):
+        make_folder(tmp_path / "file" / "below")
+    with pytest.raises(ValueError, match="cannot make the folder /dev/null/below"):
+        make_folder("/dev/null/below")
+
+
+def test_a_folder_whose_replacement_fails_comes_back(tmp_path, monkeypatch):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a").write_text("old")
+    replace = os.replace
+
+    def fail_at_the_new(source, target):
+        if source.name.endswith(".new"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_at_the_new)
+    with pytest.raises(ValueError, match="No space left.*unharmed"), replace_folder(tmp_path / "d") as beside:
+        (beside / "a").write_text("new")
+    assert (tmp_path / "d" / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_what_a_killed_process_left_is_no_part_of_the_folder(tmp_path):
+    """Process numbers come again."""
+    (tmp_path / f".out.{os.getpid()}.new").mkdir()
+    (tmp_path / f".out.{os.getpid()}.new" / "old.txt").write_text("old")
+    with replace_folder(tmp_path / "out") as folder:
+        (folder / "new.txt").write_text("new")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new.txt"]
+
+
+def test_a_table_has_the_columns_of_all_rows(tmp_path):
+    write_csv(tmp_path / "a.csv", [{"a": 1}, {"b": "x,y", "a": 2}])
+    assert (tmp_path / "a.csv").read_text() == 'a,b\n1,\n2,"x,y"\n'
+    write_csv(tmp_path / "a.csv", [], ["a", "b"])
+    assert (tmp_path / "a.csv").read_text() == "a,b\n"
+
+
+def test_json_has_no_word_for_numbers_that_are_none():
+    content = {"a": [1.5, float("nan")], "b": (float("inf"), "x"), "c": {"d": float("-inf")}}
+    assert finite_or_none(content) == {"a": [1.5, None], "b": [None, "x"], "c": {"d": None}}
+
+
+def test_scraping_needs_no_torch():
+    """Whoever collects texts on a small machine installs no torch."""
+    code = "import sys, scrape, nanoprune.io.files, nanoprune.io.jsonl; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,59 @@
+"""A model's name becomes a folder: one of this machine, a run's model, or a download."""
+
+import shutil
+
+import pytest
+from hub import Hub
+
+from nanoprune.io.hub import check_out, locate
+
+
+def test_locate(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(world.model, "runs/full/model")
+    assert str(locate("runs/full")) == "runs/full/model"
+    assert locate(world.model) == world.model
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no config.json"):
+        locate("empty")
+    # a slip in a run's name is no hub name
+    with pytest.raises(ValueError, match="no folder 'runs/fulll' here"):
+        locate("runs/fulll")
+    for wrong in ("no-such-thing", "a/b/c", "../x/y"):
+        with pytest.raises(ValueError, match="no folder"):
+            locate(wrong)
+
+
+ASK = """
+from model import Decoder
+names = ("Qwen/Tiny", None), ("Qwen/Tinny", None), ("Qwen/Tiny", "nope"), ("Qwen/Other", None)
+for name, revision in names:
+    try:
+        print(Decoder.from_pretrained(name, revision=revision).config.num_hidden_layers)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_hub(world, tmp_path):
+    """A hub name is downloaded once; errors tell a wrong name from a network that is away."""
+    with Hub({"Qwen/Tiny": world.model}, tmp_path / "cache") as hub:
+        layers, wrong, revision, _ = hub.run(ASK).stdout.splitlines()
+        assert layers == "3"
+        assert "no such model on the hub" in wrong
+        assert "no such model on the hub at revision 'nope'" in revision
+        assert sum("model.safetensors" in path and "/resolve/" in path for path in hub.requests) == 1
+    layers, _, _, gone = hub.run(ASK).stdout.splitlines()
+    assert layers == "3"  # what was downloaded serves without the network
+    assert "the hub cannot be reached" in gone and "hf download Qwen/Other --local-dir models/Other" in gone
+
+
+def test_a_model_is_written_to_a_folder_of_its_own(world, tmp_path):
+    out = shutil.copytree(world.model, tmp_path / "out")
+    check_out(out, world.model)  # a model may replace a model
+    with pytest.raises(ValueError, match="is what the model is made from; write it to another folder"):
+        check_out(out, world.model, out)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds more than a model \(notes.txt\); write it to another "
+                                         r"folder"):
+        check_out(out)

@@ -1,0 +1,134 @@
+"""Safetensors: what is written is what the library reads; damaged, missing and misfit files are named."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from model import Decoder
+from nanoprune.io.files import file_hash
+from nanoprune.io.tensors import SAFETENSORS_TYPES, map_tensors, open_tensors, write_tensors
+
+DTYPES = list(SAFETENSORS_TYPES)
+
+
+def test_empty_tensors(tmp_path):
+    write_tensors(tmp_path / "t.safetensors", {"t": torch.empty_strided((0,), (0,)), "u": torch.ones(2)})
+    assert load_file(tmp_path / "t.safetensors")["t"].shape == (0,)
+
+
+@given(st.lists(st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=3)), max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_written_tensors_are_what_the_library_reads(tmp_path_factory, kinds):
+    path = tmp_path_factory.mktemp("tensors") / "t.safetensors"
+    tensors = {f"t{i}": torch.randint(0, 2, shape).to(dtype) for i, (dtype, shape) in enumerate(kinds)}
+    digest = write_tensors(path, tensors)
+    with open_tensors(path) as file:
+        ours = {name: file.get_tensor(name).clone() for name in file.keys()}
+    found, data = load_file(path), path.read_bytes()
+    assert digest == file_hash(path)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert set(found) == set(ours) == set(tensors)
+    for name, tensor in tensors.items():
+        start = header[name]["data_offsets"][0]
+        assert start % tensor.element_size() == 0, "readers that map the file want aligned tensors"
+        for other in (found[name], ours[name]):
+            assert other.dtype == tensor.dtype and other.shape == tensor.shape and torch.equal(other, tensor)
+
+
+def test_a_transposed_tensor_is_written_by_rows(tmp_path):
+    tensor = torch.arange(6.0).view(2, 3).T
+    write_tensors(tmp_path / "t.safetensors", {"t": tensor})
+    assert torch.equal(load_file(tmp_path / "t.safetensors")["t"], tensor)
+    with safe_open(tmp_path / "t.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # transformers refuses a file without it
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "t.safetensors"
+    write_tensors(path, {"t": torch.ones(2)})
+
+    def full(_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match="No space left on device.*What was there before is unharmed"):
+        write_tensors(path, {"t": torch.zeros(9)})
+    assert torch.equal(load_file(path)["t"], torch.ones(2)) and os.listdir(tmp_path) == ["t.safetensors"]
+
+
+def test_mapped_tensors_are_those_of_the_library(tmp_path):
+    tensors = {"a": torch.arange(7, dtype=torch.int64), "b": torch.arange(6).to(torch.uint16).reshape(2, 3),
+               "c": torch.tensor([1.5, -2.0]), "none": torch.empty(0, dtype=torch.uint8)}
+    for writer in (write_tensors, lambda path, tensors: save_file(tensors, path)):
+        writer(tmp_path / "t.safetensors", tensors)
+        found = map_tensors(tmp_path / "t.safetensors")
+        assert found.keys() == tensors.keys()
+        assert all(np.array_equal(found[name], tensor.numpy()) for name, tensor in tensors.items())
+        with pytest.raises(ValueError):
+            found["a"][0] = 1  # nothing that reads can write
+    for size in (4, 100, (tmp_path / "t.safetensors").stat().st_size - 1):
+        shutil.copy(tmp_path / "t.safetensors", tmp_path / "cut.safetensors")
+        os.truncate(tmp_path / "cut.safetensors", size)
+        with pytest.raises(ValueError, match="cut.safetensors is truncated or damaged"):
+            map_tensors(tmp_path / "cut.safetensors")
+    save_file({"h": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "h.safetensors")
+    with pytest.raises(ValueError, match="h.safetensors: h is of type BF16"):
+        map_tensors(tmp_path / "h.safetensors")
+    with pytest.raises(ValueError, match="nothing.safetensors is missing"):
+        map_tensors(tmp_path / "nothing.safetensors")
+
+
+@pytest.fixture
+def base(world, tmp_path):
+    return shutil.copytree(world.model, tmp_path / "base")
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.9999])
+def test_truncated_weights(base, share):
+    path = base / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ValueError, match=r"model.safetensors is truncated or damaged"):
+        Decoder.from_pretrained(base)
+
+
+def test_missing_weights(base):
+    (base / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="holds no model.safetensors"):
+        Decoder.from_pretrained(base)
+
+
+def test_a_missing_shard_is_named(base):
+    index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors",
+                            "x": "model-00001-of-00002.safetensors"}}
+    os.rename(base / "model.safetensors", base / "model-00001-of-00002.safetensors")
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="lacks model-00002-of-00002.safetensors"):
+        Decoder.from_pretrained(base)
+    index = {"weight_map": {"x": "../../secret.safetensors"}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="a shard must lie in the model's own folder"):
+        Decoder.from_pretrained(base)
+
+
+def test_misfit_tensors_are_named_all_at_once(base):
+    path = base / "model.safetensors"
+    weights = load_file(path)
+    weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 4)
+    del weights["model.layers.2.self_attn.q_norm.weight"]
+    weights["model.layers.9.input_layernorm.weight"] = torch.zeros(2)
+    save_file(weights, path)
+    with pytest.raises(ValueError) as error:
+        Decoder.from_pretrained(base)
+    for expected in (r"model.layers.1.mlp.up_proj.weight: has shape (3, 4), config.json asks for (48, 32)",
+                     "model.layers.2.self_attn.q_norm.weight: missing",
+                     "model.layers.9.input_layernorm.weight: not part of this model"):
+        assert expected in str(error.value)

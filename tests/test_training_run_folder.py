@@ -1,0 +1,375 @@
+"""A run folder: what a run leaves, and that a stop, a kill, a full disk or a damaged file changes none of its
+numbers.
+
+docs/faults.md is the table of these tests. NANOPRUNE_KILLS=50 kills as many processes as that, instead of a
+handful.
+"""
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import count
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from small import ROOT, TIMING, make_model, read_rows, run_main
+
+from model import Decoder
+from nanoprune.device import environment
+from nanoprune.training.run_folder import Log, lock_folder
+from train import train
+
+TRAIN_COLUMNS = ("step", "tokens", "epoch", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_gb",
+                 "seconds")
+EVAL_COLUMNS = ("step", "tokens", "split", "nll", "perplexity", "bits_per_byte", "documents")
+KILLS = int(os.environ.get("NANOPRUNE_KILLS", "6"))
+
+
+# Runs train.py in this process and ends it by SIGKILL at the nth time that it is about to do something to a
+# file.
+KILLER = """
+import os, runpy, signal, sys
+left, sys.argv = int(sys.argv[1]), sys.argv[2:]
+def killing(function):
+    def wrapped(*args, **options):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **options)
+    return wrapped
+for name in ("replace", "fsync", "rename", "rmdir", "unlink"):
+    setattr(os, name, killing(getattr(os, name)))
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+# Runs train.py with steps that take a while.
+SLOW = """
+import os, runpy, sys, time
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+import model
+forward = model.Decoder.forward
+def slow(self, *args, **options):
+    time.sleep(0.3 if self.training else 0)
+    return forward(self, *args, **options)
+model.Decoder.forward = slow
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def script(code: str | None, *arguments) -> list[str]:
+    return [sys.executable, *(["-c", code] if code else []), *map(str, arguments)]
+
+
+def assert_same_run(a, b) -> None:
+    """Weights, optimizer state and every logged number, bit by bit."""
+    for name in ("model/model.safetensors", *(f"state/{s.name}/training.safetensors"
+                                              for s in (a / "state").iterdir())):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    for name in ("train.csv", "eval.csv"):
+        assert read_rows(a / name, TIMING) == read_rows(b / name, TIMING)
+
+
+def train_here(config, resume: bool = False) -> None:
+    """In this process, with the config's threads."""
+    before = torch.get_num_threads()
+    train(config, resume)
+    torch.set_num_threads(before)
+
+
+def go_on(config) -> None:
+    """Resume, or begin anew where nothing was saved yet, as the messages say."""
+    saved = any((config.folder / "state").glob("step-*/state.json"))
+    if config.folder.exists() and not saved:
+        shutil.rmtree(config.folder)
+    train_here(config, resume=saved)
+
+
+def test_what_a_run_leaves(world, tmp_path, capsys):
+    config = world.config(tmp_path, drop_blocks=(1,))
+    train(config)
+    out, run = capsys.readouterr().out, config.folder
+    assert f"wrote {run}/model" in out and "2 blocks" in out
+    assert {p.name for p in run.iterdir()} == {".lock", "config.json", "env.json", "train.csv", "eval.csv",
+                                               "model", "state"}
+    assert json.loads((run / "config.json").read_text())["drop_blocks"] == [1]
+    env = json.loads((run / "env.json").read_text())
+    assert env["torch"] == torch.__version__ and "train.safetensors" in env["data"]
+    assert len(env["base"]["model.safetensors"]) == 64
+    assert tuple(read_rows(run / "train.csv")[0]) == TRAIN_COLUMNS
+    assert [int(row["step"]) for row in read_rows(run / "train.csv")] == [1, 2, 3, 4]
+    rows = read_rows(run / "eval.csv")
+    assert tuple(rows[0]) == EVAL_COLUMNS and [int(row["step"]) for row in rows] == [0, 4]
+    assert float(rows[1]["perplexity"]) == pytest.approx(math.exp(float(rows[1]["nll"])))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(run / "model")  # with the tokenizer, as it is
+    assert theirs.config.num_hidden_layers == 2 and (run / "model" / "tokenizer.json").is_file()
+    assert Decoder.from_pretrained(run).config.blocks == (0, 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_resumed_run_is_the_same_run(world, tmp_path, dtype):
+    config = world.config(tmp_path / "whole", max_steps=7, save_every=2, eval_every=3, dtype=dtype,
+                          keep="best", accumulation=2)
+    train(config)
+    stopped = replace(config, runs=str(tmp_path / "stopped"))
+    shutil.copytree(config.folder, stopped.folder)
+    (stopped.folder / "config.json").write_text(json.dumps(stopped.to_dict()))
+    # as if killed after step 6, in the middle of an epoch
+    shutil.rmtree(stopped.folder / "state" / "step-00000007")
+    (stopped.folder / "train.csv").open("a").write("7,448")  # and half a line
+    (stopped.folder / "model" / "model.safetensors").unlink()
+    shutil.copy(world.model / "model.safetensors", stopped.folder / "model")
+    train(stopped, resume=True)
+    rows = read_rows(stopped.folder / "train.csv")
+    assert [int(row["step"]) for row in rows] == list(range(1, 8))
+    assert read_rows(stopped.folder / "train.csv", TIMING) == read_rows(config.folder / "train.csv", TIMING)
+    assert read_rows(stopped.folder / "eval.csv") == read_rows(config.folder / "eval.csv")
+    a, b = ((run.folder / "state" / "step-00000007" / "training.safetensors").read_bytes()
+            for run in (config, stopped))
+    assert a == b
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_run_killed_at_any_moment_is_the_run_that_was_not(world, tmp_path, dtype):
+    """Between any two changes of files, and in between: with accumulation, across epochs, with validation and
+    pairs.
+    """
+    settings = dict(max_steps=8, accumulation=2, save_every=3, eval_every=2, keep="best", pair_repeats=1,
+                    dtype=dtype,
+                    threads=1)
+    whole = world.config(tmp_path / "runs", name="whole", **settings)
+    train_here(whole)
+    draw = random.Random(dtype)
+    for number in range(-(-KILLS // 3)):
+        path = world.config_file(tmp_path / f"{number}.py", name=f"killed-{number}", **settings)
+        run, left = tmp_path / "runs" / f"killed-{number}", draw.randrange(1, 60)
+        code = subprocess.run(script(KILLER, left, ROOT / "train.py", path), capture_output=True).returncode
+        assert code in (0, -signal.SIGKILL)
+        if code and number % 2:  # and once more while it goes on
+            subprocess.run(script(KILLER, draw.randrange(1, 30), ROOT / "train.py", "--resume", run),
+                           capture_output=True)
+        go_on(replace(whole, name=f"killed-{number}"))
+        assert_same_run(whole.folder, run)
+
+
+@pytest.mark.parametrize("number, twice", [(signal.SIGTERM, False), (signal.SIGINT, False),
+                                           (signal.SIGINT, True)])
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(world, tmp_path, number, twice):
+    """After the step, with an exit code of its own; asked twice, at once, and the last good state is still
+    there.
+    """
+    settings = dict(max_steps=6, save_every=2, keep="best", log_every=1, threads=1)
+    whole = world.config(tmp_path / "runs", name="whole", **settings)
+    train_here(whole)
+    path, run = world.config_file(tmp_path / "c.py", **settings), tmp_path / "runs" / "run"
+    process = subprocess.Popen(script(SLOW, ROOT / "train.py", path), text=True, env=os.environ
+                               | {"PYTHONUNBUFFERED": "1"},
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for line in process.stdout:
+        if line.startswith("step     3"):
+            process.send_signal(number)
+            if twice:
+                time.sleep(0.1)
+                process.send_signal(number)
+            break
+    out, err = process.communicate()
+    states = sorted(state.name for state in (run / "state").iterdir())
+    if twice:
+        assert process.returncode == 130 and "Traceback" not in err and states == ["step-00000002"]
+    else:
+        assert process.returncode == 3 and states[-1] == "step-00000004", (out, err)
+        assert f"resume with python train.py --resume {run}" in out
+        assert "once more, and it ends at once" in err
+    go_on(replace(whole, name="run"))
+    assert_same_run(whole.folder, run)
+
+
+def test_one_process_a_folder(world, tmp_path, monkeypatch, capsys):
+    path = world.config_file(tmp_path / "c.py")
+    held = lock_folder(tmp_path / "runs" / "run")
+    code, _, err = run_main(monkeypatch, capsys, "train.py", path)
+    assert code == 2 and f"another process (process {os.getpid()}) is writing to" in err
+    held.close()
+    assert run_main(monkeypatch, capsys, "train.py", path)[0] == 0
+
+
+def test_a_run_goes_on_with_its_own_data_and_base_only(world, tmp_path):
+    base, data = shutil.copytree(world.model, tmp_path / "base"), shutil.copytree(world.data,
+                                                                                  tmp_path / "data")
+    config = world.config(tmp_path, base=str(base), data=str(data), max_steps=2)
+    train(config)
+    kept = (data / "train.safetensors").read_bytes()
+    shutil.copy(data / "val.safetensors", data / "train.safetensors")
+    expected = r"began with other files or another machine: {} \({}.safetensors\)"
+    with pytest.raises(ValueError, match=expected.format("data", "train")):
+        train(config, resume=True)
+    (data / "train.safetensors").write_bytes(kept)
+    make_model(base, data, seed=9)
+    with pytest.raises(ValueError, match=expected.format("base", "model")):
+        train(config, resume=True)
+
+
+def test_a_run_whose_base_was_moved_says_what_to_do(world, tmp_path):
+    base = shutil.copytree(world.model, tmp_path / "base")
+    config = world.config(tmp_path, base=str(base), save_every=1, lora="q_proj")
+    assert train(config)
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="no folder .*base.* A run resumes with its own base: restore it, "
+                       "or put a link in its place"):
+        train(config, resume=True)
+
+
+@pytest.mark.parametrize("what, now", [("device", "cpu of another kind"), ("threads", 99), ("torch", "1.0"),
+                                       ("numpy", "1.0")])
+def test_a_run_goes_on_elsewhere_only_if_told_to(world, tmp_path, monkeypatch, what, now):
+    config = world.config(tmp_path, max_steps=3, save_every=2)
+    train(config)
+    shutil.rmtree(config.folder / "state" / "step-00000003")
+    monkeypatch.setattr("train.environment", lambda device: environment(device) | {what: now})
+    with pytest.raises(ValueError, match=rf"{what} \(.* then, {now} now\).*--anyway"):
+        train(config, resume=True)
+    train(config, resume=True, anyway=True)
+    env = json.loads((config.folder / "env.json").read_text())
+    assert env[what] == now and env["began"][what] == environment(torch.device("cpu"))[what]
+
+
+def test_other_code_is_told(world, tmp_path, monkeypatch, capsys):
+    config = world.config(tmp_path, max_steps=3, save_every=2)
+    train(config)
+    shutil.rmtree(config.folder / "state" / "step-00000003")
+    monkeypatch.setattr("train.environment", lambda device: environment(device) | {"git": "another"})
+    train(config, resume=True)
+    assert "the code changed since" in capsys.readouterr().out
+
+
+def test_a_changed_config_is_no_resume(world, tmp_path):
+    config = world.config(tmp_path, max_steps=3, save_every=2)
+    train(config)
+    with pytest.raises(ValueError, match="config.json is not what the run began with: seed, lr changed"):
+        train(replace(config, lr=1e-3, seed=3), resume=True)
+
+
+def test_a_damaged_state_is_recognised(world, tmp_path, capsys):
+    config = world.config(tmp_path, max_steps=6, save_every=2)
+    train(config)
+    states = sorted((config.folder / "state").iterdir())
+    assert [s.name for s in states] == ["step-00000004", "step-00000006"]
+    data = bytearray((states[1] / "training.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (states[1] / "training.safetensors").write_bytes(data)
+    before = load_file(config.folder / "model" / "model.safetensors")
+    train(config, resume=True)  # from step 4
+    assert "its checksum is wrong" in capsys.readouterr().out
+    after = load_file(config.folder / "model" / "model.safetensors")
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+
+
+def damage(path, how: int) -> None:
+    """A file cut to `how` tenths, or (from 10 on) with one bit flipped, at the first, middle or last byte."""
+    data = bytearray(path.read_bytes())
+    if how < 10:
+        data = data[: len(data) * how // 10]
+    else:
+        data[(0, len(data) // 2, len(data) - 2)[how - 10]] ^= 4
+    path.write_bytes(data)
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(world, tmp_path, capsys):
+    """Cut at every tenth, or with a bit flipped, in the tensors and in the JSON."""
+    config = world.config(tmp_path, max_steps=4, save_every=2)
+    train(config)
+    kept = shutil.copytree(config.folder, tmp_path / "kept")
+    for name in ("training.safetensors", "state.json"):
+        for how in range(13):
+            shutil.rmtree(config.folder)
+            shutil.copytree(kept, config.folder)
+            damage(config.folder / "state" / "step-00000004" / name, how)
+            capsys.readouterr()
+            train(config, resume=True)
+            assert "trying the state before it" in capsys.readouterr().out, (name, how)
+            assert_same_run(kept, config.folder)
+
+
+def test_no_state_is_whole(world, tmp_path):
+    config = world.config(tmp_path, max_steps=4, save_every=2)
+    train(config)
+    for state in (config.folder / "state").iterdir():
+        damage(state / "training.safetensors", 5)
+    with pytest.raises(ValueError, match="no complete state to resume from; start the run anew under "
+                       "another name"):
+        train(config, resume=True)
+
+
+def test_a_full_disk_at_every_write(world, tmp_path, monkeypatch):
+    """Whatever was the last write that worked, the run goes on from its last state to the same bytes."""
+    config = world.config(tmp_path / "runs", max_steps=4, save_every=2, eval_every=2, keep="best")
+    train(config)
+    whole = shutil.move(config.folder, tmp_path / "whole")
+    fsync = os.fsync
+    for number in count(1):
+        left = [number]
+
+        def full(function, *args, left=left, **options):
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(28, "No space left on device")
+            return function(*args, **options)
+
+        monkeypatch.setattr(os, "fsync", lambda *args: full(fsync, *args))  # noqa: B023
+        failed = False
+        try:
+            train(config)
+        except ValueError as error:
+            failed = True
+            assert "No space left on device" in str(error)
+        monkeypatch.undo()
+        if not failed:
+            break
+        if any((config.folder / "state").glob("step-*/state.json")):
+            train(config, resume=True)
+            assert_same_run(whole, config.folder)
+        shutil.rmtree(config.folder)
+    assert number > 10
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path):
+    class Full:
+        """A raw file that takes half of what it is given once, as write(2) does on a full disk."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            return self.file.write(data[: len(data) // 2])
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    log = Log(tmp_path / "a.csv", None)
+    log.write(step=1, loss=2.5)
+    log.file = Full(log.file)
+    with pytest.raises(ValueError, match="No space left on device.*resume from the last saved state"):
+        log.write(step=2, loss=123456789)
+    assert (tmp_path / "a.csv").read_text() == "step,loss\n1,2.5\n"
+
+
+def test_clocks_may_run_backwards(world, tmp_path, monkeypatch):
+    config = world.config(tmp_path, max_steps=3)
+    train(config)
+    ticks = count(2e9, -1000)
+    monkeypatch.setattr(time, "time", lambda: next(ticks))
+    other = replace(config, name="backwards")
+    train(other)
+    assert_same_run(config.folder, other.folder)

@@ -1,0 +1,133 @@
+"""nanoprune/training/teacher.py and its loss: gradients against autograd, a teacher that runs once."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from small import TIMING, make_model, read_rows
+
+from model import Decoder
+from nanoprune.data.dataset import Dataset
+from nanoprune.data.packing import TrainingRows
+from nanoprune.distributed import ALONE
+from nanoprune.nn import losses as losses_module
+from nanoprune.nn.losses import DistilledLoss, likeliest
+from nanoprune.training import teacher as teacher_module
+from nanoprune.training.teacher import Teacher
+from train import train
+
+
+def plain(x, weight, targets, ids, log_p, share, temperature):
+    """Cross entropy, and the divergence over the k tokens and one that stands for all others, by autograd."""
+    logits = x @ weight.t()
+    log_q, p = F.log_softmax(logits / temperature, 1), log_p.exp()
+    at_top = log_q.gather(1, ids)
+    p = torch.cat([p, 1 - p.sum(1, keepdim=True)], 1)
+    q = torch.cat([at_top, (1 - at_top.exp().sum(1, keepdim=True)).log()], 1)
+    divergence = F.kl_div(q, p, reduction="sum")
+    return (1 - share) * F.cross_entropy(logits, targets,
+                                         reduction="sum") + share * temperature**2 * divergence
+
+
+class Head:
+    """A model's head alone."""
+
+    def __init__(self, weight):
+        self.weight, self.config = weight, SimpleNamespace(vocab_size=len(weight))
+
+    def logits(self, x):
+        return x @ self.weight.t()
+
+
+@pytest.mark.parametrize("share, temperature, k", [(0.5, 1.0, 4), (1.0, 2.0, 1), (0.25, 0.7, 30)])
+def test_the_loss_and_its_gradients(monkeypatch, share, temperature, k):
+    """In fp64, over several chunks."""
+    monkeypatch.setattr(losses_module, "HEAD_CHUNK", 3 * 40 * 5)
+    torch.manual_seed(0)
+    x, teacher = (torch.randn(17, 8, dtype=torch.float64) for _ in range(2))
+    weight = torch.randn(40, 8, dtype=torch.float64)
+    ids, _ = likeliest(Head(weight), teacher, k, temperature)
+    log_p = F.log_softmax(teacher @ weight.t() / temperature, 1).gather(1, ids)  # in fp64
+    targets = torch.randint(0, 40, (17,))
+    found, expected = [], []
+    for function, results in ((DistilledLoss.apply, found), (plain, expected)):
+        a, b = (part.clone().requires_grad_() for part in (x, weight))
+        loss = function(a, b, targets, ids, log_p, share, temperature)
+        (2 * loss).backward()
+        results += [loss.detach(), a.grad, b.grad]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn():
+    torch.manual_seed(0)
+    x, weight = torch.randn(9, 8), torch.randn(40, 8)
+    ids, log_p = likeliest(Head(weight), x, 5, 2.0)
+    expected = F.log_softmax(x @ weight.t() / 2.0, 1).topk(5, 1)
+    assert torch.equal(ids, expected.indices) and torch.allclose(log_p, expected.values, atol=1e-6)
+    x.requires_grad_()
+    loss = DistilledLoss.apply(x, weight, torch.zeros(9, dtype=torch.int64), ids, log_p, 1.0, 2.0)
+    loss.backward()
+    assert abs(float(loss.detach())) < 1e-4 and x.grad.abs().max() < 1e-5
+
+
+def test_the_teacher_runs_once(world, tmp_path, monkeypatch):
+    """Its predictions for each row are those of the teacher itself; a second run, and other blocks, read
+    them.
+    """
+    teacher = make_model(tmp_path / "teacher", world.data, seed=5)
+    config = world.config(tmp_path / "runs", teacher=str(teacher), teacher_top=7, teacher_temperature=1.5,
+                          max_steps=20,
+                          pair_repeats=1)
+    dataset = Dataset(config.data)
+    rows = TrainingRows(dataset.split("train"), config.context, config.seed, dataset.split("pairs"), 1)
+    monkeypatch.setattr(teacher_module, "ROWS", 12)
+
+    def open_teacher(config):
+        return Teacher(config, dataset, rows, Decoder.from_pretrained, torch.device("cpu"), ALONE)
+
+    ids, log_p, share, temperature = open_teacher(config).soft_targets(5, 30)
+    assert (share, temperature) == (0.5, 1.5)
+    model = Decoder.from_pretrained(teacher)
+    for r in range(30):
+        given, _, documents = rows.batch(5 + r, 1)
+        with torch.no_grad():
+            expected = F.log_softmax(model(given, documents=documents)[0] / 1.5, -1).topk(7, -1)
+        assert torch.equal(ids[r].long(), expected.indices) and torch.allclose(log_p[r], expected.values,
+                                                                               atol=1e-4)
+    monkeypatch.setattr(Teacher, "_predict", None)  # nothing is left to compute
+    again = open_teacher(replace(config, name="other", drop_blocks=(1,))).soft_targets(5, 30)
+    assert torch.equal(again.ids, ids) and torch.equal(again.log_p, log_p)
+    with pytest.raises(TypeError):  # other rows are
+        open_teacher(replace(config, seed=1))
+
+
+def test_a_distilled_run_is_resumed_bit_by_bit(world, tmp_path):
+    teacher = make_model(tmp_path / "teacher", world.data, seed=5)
+    whole = world.config(tmp_path, name="whole", teacher=str(teacher), max_steps=6, save_every=3,
+                         accumulation=2)
+    train(whole)
+    train(replace(whole, name="cut"), listen=lambda: ["asked"])
+    train(replace(whole, name="cut"), resume=True)
+    one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert read_rows(tmp_path / "whole" / "train.csv", TIMING) == read_rows(tmp_path / "cut" / "train.csv",
+                                                                            TIMING)
+    train(replace(whole, name="plain", teacher=None))
+    plain_rows = read_rows(tmp_path / "plain" / "train.csv")
+    assert plain_rows[0]["loss"] != read_rows(tmp_path / "whole" / "train.csv")[0]["loss"]
+    assert all(math.isfinite(float(row["loss"])) for row in read_rows(tmp_path / "whole" / "train.csv"))
+
+
+def test_mistakes(world, tmp_path):
+    teacher = make_model(tmp_path / "teacher", world.data, seed=5, max_position_embeddings=16)
+    with pytest.raises(ValueError, match="teacher: .* 16 positions; given teacher_top 32 and context 32"):
+        train(world.config(tmp_path, teacher=str(teacher)))
+    for changes, message in (({"teacher_share": 0.0}, "teacher_share: given 0.0, must be above 0"),
+                             ({"teacher_top": 0}, "teacher_top"),
+                             ({"teacher_temperature": 0.0}, "teacher_temperature")):
+        assert message in "\n".join(world.config(tmp_path, **changes).problems())

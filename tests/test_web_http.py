@@ -1,0 +1,94 @@
+"""HTTP as a guest: robots.txt, pauses, retries, sizes and hosts."""
+
+import gzip
+
+import pytest
+from server import ok, server
+
+from nanoprune.web import http
+from nanoprune.web.archive import Archive
+from nanoprune.web.http import Disallowed, Fetcher, FetchError, retry_after
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture
+def archive(tmp_path) -> Archive:
+    return Archive(tmp_path / "a.raw")
+
+
+def test_manners(archive, quick):
+    robots = "User-agent: *\nDisallow: /private\nCrawl-delay: 3\n"
+    with server({"/robots.txt": ok(robots), "/a": ok("a"), "/b": ok("b"), "/private/c": ok("c")}) as (url,
+                                                                                                      seen):
+        fetcher = Fetcher(url, archive, delay=1.0)
+        assert fetcher.get(url + "/a") == b"a" and fetcher.get(url + "/b") == b"b"
+        with pytest.raises(Disallowed):
+            fetcher.get(url + "/private/c")
+    assert [path for path, _ in seen] == ["/robots.txt", "/a", "/b"]
+    assert all(agent.startswith("nanoprune/") for _, agent in seen)
+    # after robots.txt one second, then what it asks for
+    assert 0.8 < quick[1] <= 1.25 and 2.5 < quick[2] <= 3.75
+
+
+def test_no_robots_txt_allows_all_and_a_broken_one_stops(archive):
+    with server({"/a": ok("a")}) as (url, _):
+        assert Fetcher(url, archive, 0).get(url + "/a") == b"a"
+    with server({"/robots.txt": (503, {}, b"")}) as (url, _), pytest.raises(ValueError,
+                                                                            match="cannot read "
+                                                                                  ".*robots.txt: 503"):
+        Fetcher(url, archive, 0)
+    with pytest.raises(ValueError, match="cannot read .*robots.txt.*Check the network"):
+        Fetcher(url, archive, 0)  # nobody listens there any more
+
+
+def test_retries(archive, quick):
+    answers = {"/busy": [(503, {}, b""), (429, {"Retry-After": "7"}, b""), ok("now")],
+               "/closed": [(0, {}, None), ok("again")],
+               "/never": (500, {}, b""), "/later": (429, {"Retry-After": "9999"}, b""),
+               "/gone": (410, {}, b"")}
+    with server(answers) as (url, seen):
+        fetcher = Fetcher(url, archive, 0)
+        quick.clear()
+        assert fetcher.get(url + "/busy") == b"now" and [w for w in quick if w] == [1, 7]
+        assert fetcher.get(url + "/closed") == b"again"
+        for path, message, tries in (("/never", "500 .*4 times", 4),
+                                     ("/later", "asks to come back in 9999 s", 1),
+                                     ("/gone", "410", 1)):
+            with pytest.raises(FetchError, match=message):
+                fetcher.get(url + path)
+            assert [p for p, _ in seen].count(path) == tries
+        fetcher._get_once = timeout
+        with pytest.raises(FetchError, match="no answer in time"):
+            fetcher.get(url + "/never")
+
+
+def timeout(url, headers):
+    raise http.requests.ReadTimeout("slow")
+
+
+def test_retry_after():
+    assert retry_after("12") == 12 and retry_after("") == retry_after("soon") == retry_after("-1") == 0
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert retry_after("Fri, 31 Dec 9999 23:59:59 GMT") > 1e9
+
+
+def test_sizes_and_hosts(archive, monkeypatch):
+    monkeypatch.setattr(http, "MAX_BYTES", 2**16)
+    bomb = gzip.compress(b"0" * 2**24)
+    answers = {"/bomb": ok(bomb, **{"Content-Encoding": "gzip"}),
+               "/away": (302, {"Location": "http://example.com/x"}, b""),
+               "/there": (301, {"Location": "/here"}, b""), "/here": ok("here"),
+               "/round": (302, {"Location": "/round"}, b""),
+               "/file": (302, {"Location": "file:///etc/passwd"}, b""),
+               "/half": ok("half", **{"Content-Length": "99"})}
+    with server(answers) as (url, _):
+        fetcher = Fetcher(url, archive, 0)
+        assert fetcher.get(url + "/there") == b"here"
+        for path, message in (("/bomb", "larger than"), ("/away", "is on another host"),
+                              ("/round", "redirects"),
+                              ("/file", "is on another host"), ("/half", "4 times")):
+            with pytest.raises(FetchError, match=message):
+                fetcher.get(url + path)
+        with pytest.raises(FetchError, match="is on another host"):
+            fetcher.get("http://example.com/")
