@@ -28,8 +28,9 @@ def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoRetur
 
 
 def catch_signals() -> list[str]:
-    """A list to which Ctrl-C and SIGTERM add their names from now on; the same signal again is a
-    KeyboardInterrupt.
+    """A list to which Ctrl-C and SIGTERM add their names from now on.
+
+    The same signal again is a KeyboardInterrupt.
     """
     received = []
 

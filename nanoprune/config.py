@@ -186,9 +186,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Study:
-    """Every block removed and healed, beside the full model fine-tuned on the same tokens: what study.py
-    runs.
-    """
+    """Each block removed and healed, beside the full model fine-tuned on the same tokens, as study.py runs it."""
 
     name: Name  # its folder is <training.runs>/<name>
     training: Config  # of all runs, but for name, seed, lr and drop_blocks
@@ -226,8 +224,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
-    """The study bound by a Python file, with overrides of its lists and of its training; ValueError lists all
-    problems.
+    """Study that a Python file binds, with overrides of its lists and of its training.
+
+    ValueError lists all problems.
     """
     study, problems = _load_file(path, "study", Study)
     of_study = [text for text in overrides if _key(text) in STUDY_LISTS]

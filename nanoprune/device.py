@@ -38,9 +38,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
-    """The type of a name, or for "auto" the fastest that the device has units for: emulated bf16 is slower
-    than fp32.
-    """
+    """The type of a name, or for "auto" the fastest: bf16 where the device has units for it, emulated it is slow."""
     if name == "float16" and device.type == "cpu":
         print("warning: float16 products are slow on CPUs; bfloat16 or float32 will be faster")
     if name != "auto":
@@ -64,9 +62,7 @@ def set_up(config: Config) -> None:
 
 # ---------------------------------------------------------------- types
 def make_autocast(config: Config, device: torch.device, cache: bool = True) -> Callable:
-    """A function that opens the config's mixed-precision context; with `cache` it keeps copies of all the
-    weights.
-    """
+    """A function that opens the mixed-precision context; with `cache` it keeps copies of all the weights."""
     if config.dtype == "float32":
         return contextlib.nullcontext
     return lambda: torch.autocast(device.type, getattr(torch, config.dtype), cache_enabled=cache)
@@ -121,9 +117,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 # ---------------------------------------------------------------- memory
 def keep_freed_memory() -> None:
-    """Make glibc keep freed blocks: it hands large ones back to the kernel, and every step would fault them
-    in again.
-    """
+    """Make glibc keep freed blocks: it returns large ones to the kernel, and every step would fault them in."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         # M_MMAP_THRESHOLD: its largest, 32 MiB; larger blocks would leave holes in the heap
         mallopt(-3, 2**25)

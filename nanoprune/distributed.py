@@ -1,5 +1,4 @@
-"""Several processes that train one model: torchrun's ranks, DDP and FSDP2, and whole tensors from their
-shards.
+"""Several processes that train one model: torchrun's ranks, DDP and FSDP2, whole tensors from their shards.
 
     torchrun --nproc-per-node=4 train.py configs/full.py
 """
@@ -108,11 +107,10 @@ def restarted() -> bool:
 
 
 def wrap(model: nn.Module, how: str, ranks: Ranks, device: torch.device) -> nn.Module:
-    """Move the model to its device, and return the module whose call gives the loss: its gradients are means
-    over the ranks.
+    """Move the model to its device, and return the module to call for the loss.
 
-    With "ddp" (arXiv:2006.15704) each rank holds the whole model, with "fsdp" (arXiv:2304.11277) a shard of
-    every tensor.
+    Its gradients are means over the ranks. With "ddp" (arXiv:2006.15704) each rank holds the whole model,
+    with "fsdp" (arXiv:2304.11277) a shard of every tensor.
     """
     if ranks.size == 1:
         return model.to(device)

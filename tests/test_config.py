@@ -10,7 +10,7 @@ from small import ROOT
 from nanoprune.config import Config, config_from_dict, load_config, load_study
 
 TRACKED = subprocess.run(["git", "ls-files", "configs/*.py"], cwd=ROOT, capture_output=True, text=True)
-SHIPPED = [path for path in TRACKED.stdout.split() if not path.endswith("__init__.py")]  # users' own are theirs
+SHIPPED = [path for path in TRACKED.stdout.split() if not path.endswith("__init__.py")]
 GOOD = dict(name="x", base="some/model", data="data/x")
 
 

@@ -51,7 +51,8 @@ FORMS = {  # Llama's templates for plain conversations, put down from their publ
 def tokenizers_of(folder) -> tuple:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder), load_tokenizer(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return AutoTokenizer.from_pretrained(folder), load_tokenizer(folder), raw
 
 
 def check(folder, messages, generate: bool) -> None:

@@ -85,8 +85,8 @@ def test_balance_and_hold_out():
     pairs = [Conversation(pair, None) for pair in pairs]
     balanced = balance(pairs, 2)
     assert Counter(p.task for p in balanced) == {"SPEC": 100, "WIRING": 50, "RARE": 2 * MAX_REPEATS}
-    assert {n for p, n in Counter(json.dumps(pair.row) for pair in balanced).items() if "WIRING" in p} == {1,
-                                                                                                           2}  # all as nearly as may be
+    repeats = Counter(json.dumps(pair.row) for pair in balanced)
+    assert {n for row, n in repeats.items() if "WIRING" in row} == {1, 2}  # all as nearly as may be
     assert Counter(p.task for p in balance(pairs[:130], 1.2)) == {"SPEC": 100, "WIRING": 84}
     assert balance(pairs, 1000) == pairs and not balance([], 2)
     training, held = hold_out(pairs, 0.2, seed=42)

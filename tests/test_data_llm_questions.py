@@ -34,9 +34,10 @@ def endpoint(answer):
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             seen.append((self.path, self.headers["Authorization"], asked["model"]))
             content = answer(asked["messages"][0]["content"])
-            body = b"" if isinstance(content,
-                                     int) else json.dumps({"choices": [{"message": {"content": content}}]}).encode()
-            self.send_response(content if isinstance(content, int) else 200)
+            status, body = content, b""
+            if isinstance(content, str):
+                status, body = 200, json.dumps({"choices": [{"message": {"content": content}}]}).encode()
+            self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

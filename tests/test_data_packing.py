@@ -39,7 +39,7 @@ def test_an_epoch_learns_every_prediction_once(tmp_path_factory, sizes, context,
         ids, targets, numbers = rows.row(r)
         assert len(ids) == len(targets) == len(numbers) == context
         assert (np.diff(numbers) >= 0).all() and (np.diff(numbers) <= 1).all()
-        for number in np.unique(numbers):  # a run of one document: its ids follow each other, targets are the next ids
+        for number in np.unique(numbers):  # in a run of one document ids follow each other
             piece = ids[numbers == number]
             assert (np.diff(piece) == 1).all() and len({int(i) // 100 for i in piece}) == 1
         learned = targets != IGNORE

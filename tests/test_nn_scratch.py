@@ -55,13 +55,16 @@ def test_memory_in_use_is_never_handed_out():
 
 
 def test_a_gradient_given_back_before_its_use_stays(tmp_path):
-    """As a training loop would that forgets to clear it: two steps add up."""
+    """As in a training loop that forgets to clear it: two steps add up."""
     model = Decoder.from_pretrained(random_base(tmp_path))
+    model(IDS.flip(1), IDS).backward()
+    other = model.head_weight.grad.clone()
+    model.zero_grad()
     model(IDS, IDS).backward()
     once = model.head_weight.grad.clone()
     return_buffer("gradient", model.head_weight.grad)
-    model(IDS, IDS).backward()
-    torch.testing.assert_close(model.head_weight.grad, 2 * once)
+    model(IDS.flip(1), IDS).backward()
+    torch.testing.assert_close(model.head_weight.grad, once + other)
     address = model.head_weight.grad.data_ptr()
     return_buffer("gradient", model.head_weight.grad)
     model.zero_grad()

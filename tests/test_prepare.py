@@ -39,8 +39,8 @@ def test_a_dataset_folder(prepare):
         question, answer = (m["content"] for m in pair["messages"])
         learned = [t for t in pairs[i].targets.tolist() if t != -100]
         assert learned[-1] == end and data.tokenizer.decode(learned[:-1]) == f" {answer}"
-        assert data.tokenizer.decode(pairs[i].tokens.tolist()[:
-                                                              -len(learned)]) == f"Question: {question}\nAnswer:"
+        prompt = pairs[i].tokens.tolist()[: -len(learned)]
+        assert data.tokenizer.decode(prompt) == f"Question: {question}\nAnswer:"
         tasks.add(pair["task"])
     assert tasks == {"date", "figure", "day"}
 
@@ -79,7 +79,8 @@ def test_a_vocabulary_with_holes(prepare, tmp_path, monkeypatch, capsys):
     assert code == 0, err
     data = Dataset(folder)
     assert data.meta["vocab_size"] == 70_001 and data.split("train").tokens.dtype == np.uint32
-    assert data.tokenizer.decode(data.split("train")[0].tokens.tolist()[:-1]) == data.documents("train")[0]["text"]
+    tokens = data.split("train")[0].tokens.tolist()
+    assert data.tokenizer.decode(tokens[:-1]) == data.documents("train")[0]["text"]
 
 
 def test_pairs_and_questions_of_some_documents(prepare):
@@ -96,14 +97,13 @@ def test_pairs_and_questions_of_some_documents(prepare):
 
 def test_what_is_dropped_and_why(prepare):
     good = [article(i) for i in range(40)]
-    german = "Das ist der Text für die Presse und er ist nicht auf Englisch, das Werk ist nicht mit dem Zug da. "
-    german *= 8
+    german = "Das ist der Text für die Presse und er ist nicht auf Englisch, das Werk ist mit dem Zug. " * 8
     bad = [
         article(50, id="T0000050DE"), article(51, id="T0000051EN_US"), article(52, text=german),
         article(53, text="Short."),
         article(0, id="T0000054EN", date=article(3)["date"]), article(0, date="2023-12-30"),
-        article(57, text="宝马集团在慕尼黑发布了新款车型。" * 50), article(58, text="Новый завод БМВ открыт в Мюнхене. "
-                                                                    "" * 30),
+        article(57, text="宝马集团在慕尼黑发布了新款车型。" * 50),
+        article(58, text="Новый завод БМВ открыт в Мюнхене. " * 30),
         article(55, text=text(1).replace("steel", "iron", 1), date=article(2)["date"]),
         article(56, text=text(39) + " And that is all.", date="2024-01-02"),
     ]
@@ -334,7 +334,8 @@ def test_conversations_alone(tmp_path, monkeypatch, capsys):
         for i, line in enumerate(lines):
             question, answer = (turn["content"] for turn in line["messages"])
             whole = data.tokenizer.decode(split[i].tokens.tolist(), skip_special_tokens=False)
-            assert whole == f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+            turns = f"user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+            assert whole == f"<|im_start|>{turns}"
             learned = [t for t in split[i].targets.tolist() if t != -100]
             assert data.tokenizer.decode(learned, skip_special_tokens=False) == f"{answer}<|im_end|>"
             assert split.bytes[i] == len(answer)

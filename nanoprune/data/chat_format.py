@@ -38,7 +38,7 @@ class ChatForm:
 
 
 def chat_form(folder: str | Path, tokenizer: Tokenizer) -> ChatForm:
-    """The chat form of a tokenizer's folder, by its special tokens and template; ValueError if there is none."""
+    """The chat form of a tokenizer's folder, by its special tokens and template; ValueError without one."""
     folder = Path(folder)
     template = folder / "chat_template.jinja"
     text = template.read_text(encoding="utf-8") if template.is_file() else ""

@@ -34,7 +34,7 @@ CONSUMPTION = re.compile(
 
 
 def boilerplate_kind(paragraph: str, in_contact: bool) -> str | None:
-    """The kind of boilerplate that a whole paragraph is; None for text. `in_contact`: a contact block is open."""
+    """The kind of boilerplate of a whole paragraph, None for text; `in_contact`: a contact block is open."""
     if CONTACT_START.fullmatch(paragraph):
         return "contact"
     may_be_contact = len(paragraph) <= 400 and paragraph[-1] != "." and NUMBER_OR_ADDRESS.search(paragraph)

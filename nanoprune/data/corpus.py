@@ -130,7 +130,7 @@ def clean_article(article: dict, where: str, options: CleaningOptions) -> Cleane
 def clean_chunk(
     articles: Path, options: CleaningOptions, chunk: tuple[int, int, int]
 ) -> list[CleanedArticle]:
-    """The articles of a chunk of lines; `chunk`: number of its first line, first byte, byte after its last."""
+    """The articles of a chunk of lines, given as its first line's number, its first byte and its end."""
     first, begin, end = chunk
     with open(articles, "rb") as file:
         file.seek(begin)
@@ -326,8 +326,8 @@ def split_by_hash(documents: list[Document], shares: Sequence[float]) -> dict[st
 def drop_near_duplicates(corpus: Corpus) -> None:
     """Drop the later one within a split, and the one on the training side across splits.
 
-    So nothing in the test was seen in training. A document that resembles a dropped one is dropped, too: a chain
-    of versions leaves one.
+    So nothing in the test was seen in training. A document that resembles a dropped one is dropped, too: a
+    chain of versions leaves one.
     """
     placed = [(name, document) for name, documents in corpus.splits.items() for document in documents]
     dropped = set()

@@ -27,8 +27,8 @@ def near_duplicates(
 ) -> list[tuple[int, int]]:
     """Pairs (i < j) of texts whose five-word shingles have a Jaccard similarity of at least `threshold`.
 
-    Of the texts that share a band, each is compared exactly with the first and with the one before. So time and
-    memory grow linearly. `signatures`: (texts, 16); `text(i)`: the i-th.
+    Of the texts that share a band, each is compared exactly with the first and with the one before. So time
+    and memory grow linearly. `signatures`: (texts, 16); `text(i)`: the i-th.
     """
     candidates, n = [np.empty(0, np.int64)], len(signatures)
     for column in np.ascontiguousarray(signatures.T):

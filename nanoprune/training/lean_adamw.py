@@ -1,8 +1,7 @@
-"""AdamW that fits: three bytes for both moments, and every parameter updated in the backward pass, when its
-gradient is there.
+"""AdamW in less memory: three bytes for both moments, and updates during the backward pass.
 
-What it gives up: clipping by the global norm (it is known only when all updates are made), accumulation,
-fp16's scaled loss, and precision of the moments. Gradients of all the parameters never exist together.
+Gradients of all the parameters never exist together. It gives up clipping (the global norm is known only
+after all updates), accumulation, float16's scaled loss, and precision of the moments.
 """
 
 import math
@@ -12,33 +11,29 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 
-BLOCK = 256  # values of the first moment that share a scale
-PART = 2**20  # values updated at a time, so that what lies between stays in the cache
+BUCKET = 256  # values of the first moment that share a scale
+CHUNK = 2**20  # values updated at a time, so that intermediate results stay in the cache
 
 
 class LeanAdamW(torch.optim.Optimizer):
-    """AdamW (arXiv:1711.05101) with the first moment in 8 bits by blocks (as arXiv:2110.02861) and the second
-    in bf16.
+    """AdamW (arXiv:1711.05101) with the first moment in 8 bits (as arXiv:2110.02861) and the second in bf16.
 
-    The first moment is sign(c) (c / 127)^2 s, where s is the largest of its block and c goes from -127 to
-    127. Both are rounded up or down at random, so that what is lost is 0 on average: an average over many
-    steps changes by less than a rounding each time, and would stand still. The randomness is a function of
-    step and parameter alone.
-
-    `step()` updates all that has a gradient; after `during_backward()` that happens as the gradients come,
-    and frees them.
+    The first moment is sign(c) (c / 127)^2 s, with s the largest of its bucket and c from -127 to 127. Both
+    moments are rounded up or down at random, so the mean error is 0. To the nearest they would stand still: a
+    step changes them by less than a rounding. The random numbers are a function of step and parameter.
     """
 
     def __init__(self, groups: Iterable[dict], lr: float, betas: tuple[float, float], eps: float):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         assert all(p.dtype == torch.float32 for group in self.param_groups for p in group["params"])
-        self.norms = []  # of the gradients since they were last asked for
+        self.norms = []  # of the gradients since the last `grad_norm`
         self.order = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
-        self.noise = torch.randint(0, 2**16, (2 * PART,), generator=torch.Generator().manual_seed(0),
+        self.noise = torch.randint(0, 2**16, (2 * CHUNK,), generator=torch.Generator().manual_seed(0),
                                    dtype=torch.int32)
         self.noise = self.noise.to(next(iter(self.order)).device)
 
     def during_backward(self) -> None:
+        """Update each parameter as soon as its gradient is complete, and free the gradient."""
         for group in self.param_groups:
             def update(parameter: torch.Tensor, group: dict = group) -> None:
                 self._update(parameter, group)
@@ -47,6 +42,7 @@ class LeanAdamW(torch.optim.Optimizer):
                 parameter.register_post_accumulate_grad_hook(update)
 
     def step(self, closure=None) -> None:
+        """Update all parameters that have a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -63,28 +59,28 @@ class LeanAdamW(torch.optim.Optimizer):
         self.norms.append(torch.linalg.vector_norm(grad, dtype=torch.float32))
         state, (beta1, beta2) = self.state[parameter], group["betas"]
         if not state:
-            blocks = -(-len(flat) // BLOCK)
+            buckets = -(-len(flat) // BUCKET)
             state["step"] = torch.zeros(())
-            state["m"] = torch.zeros(blocks, BLOCK, dtype=torch.int8, device=flat.device)
-            state["m_scale"] = torch.zeros(blocks, 1, device=flat.device)
+            state["m"] = torch.zeros(buckets, BUCKET, dtype=torch.int8, device=flat.device)
+            state["m_scale"] = torch.zeros(buckets, 1, device=flat.device)
             state["v"] = torch.zeros(len(flat), dtype=torch.bfloat16, device=flat.device)
         state["step"] += 1
-        t = int(state["step"])  # on a CPU, or it would be waited for
+        t = int(state["step"])  # kept on the CPU: reading it does not wait for a GPU
         draw = random.Random(t * len(self.order) + self.order[parameter])
-        for start in range(0, len(flat), PART):
-            part = slice(start, min(start + PART, len(flat)))
-            rows, size = slice(start // BLOCK, -(-part.stop // BLOCK)), part.stop - start
-            g, m = grad[part].float(), state["m"][rows].float().div_(127)
+        for start in range(0, len(flat), CHUNK):
+            chunk = slice(start, min(start + CHUNK, len(flat)))
+            rows, size = slice(start // BUCKET, -(-chunk.stop // BUCKET)), chunk.stop - start
+            g, m = grad[chunk].float(), state["m"][rows].float().div_(127)
             m = m.mul_(m.abs()).mul_(state["m_scale"][rows]).view(-1)[:size].lerp_(g, 1 - beta1)
-            v = state["v"][part].float().lerp_(g.square(), 1 - beta2)
-            flat[part].mul_(1 - group["lr"] * group["weight_decay"])
-            flat[part].addcdiv_(m, (v / (1 - beta2**t)).sqrt_().add_(group["eps"]),
+            v = state["v"][chunk].float().lerp_(g.square(), 1 - beta2)
+            flat[chunk].mul_(1 - group["lr"] * group["weight_decay"])
+            flat[chunk].addcdiv_(m, (v / (1 - beta2**t)).sqrt_().add_(group["eps"]),
                                 value=-group["lr"] / (1 - beta1**t))
 
-            offset = draw.randrange(PART)
-            state["v"][part] = round_to_bfloat16(v, self.noise[offset : offset + size])
-            noise = self.noise[offset : offset + -(-size // BLOCK) * BLOCK].view(-1, BLOCK)
-            m = F.pad(m, (0, -size % BLOCK)).view(-1, BLOCK)
+            offset = draw.randrange(CHUNK)
+            state["v"][chunk] = round_to_bfloat16(v, self.noise[offset : offset + size])
+            noise = self.noise[offset : offset + -(-size // BUCKET) * BUCKET].view(-1, BUCKET)
+            m = F.pad(m, (0, -size % BUCKET)).view(-1, BUCKET)
             state["m_scale"][rows] = scale = m.abs().amax(1, keepdim=True)
             state["m"][rows] = round_to_code(m / scale.clamp(min=1e-30), noise)
 
@@ -95,9 +91,7 @@ def round_to_bfloat16(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def round_to_code(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """The code c of sign(c) (c / 127)^2 for x from -1 to 1, up or down with the probability that makes the
-    mean right.
-    """
+    """The code c of sign(c) (c / 127)^2 for x from -1 to 1, up or down at random so that the mean is right."""
     size = x.abs() * 127**2
     low = size.sqrt().floor_()
     up = (size - low.square()) * 2**16 > noise * (2 * low + 1)  # the next code's square is larger by 2 c + 1

@@ -211,9 +211,7 @@ def saved_config(run: Path) -> Config:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The tensors of a state in the order of its file; the optimizer's groups must carry the parameters'
-    names.
-    """
+    """The tensors of a state, in the order of its file; the optimizer's groups carry the parameters' names."""
     tensors = {}
     for name, parameter in _named_parameters(optimizer):
         tensors[f"weights/{name}"] = parameter
@@ -224,9 +222,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_tensors(path: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Copy a state's tensors into the optimizer and its parameters, one at a time; of a sharded model, this
-    rank's shards.
-    """
+    """Copy a state's tensors into the optimizer and its parameters, one at a time; if sharded, this rank's shards."""
     with open_tensors(path) as file:
         for name, parameter in _named_parameters(optimizer):
             parameter.copy_(shard_like(file.get_tensor(f"weights/{name}"), parameter))
@@ -257,9 +253,7 @@ def write_state(folder: Path, tensors: dict[str, torch.Tensor], progress: Progre
 
 
 def load_state(folder: Path) -> tuple[Progress, Path]:
-    """(the counters, the file of the tensors) of the newest complete state; a damaged one is named and
-    skipped.
-    """
+    """(counters, file of the tensors) of the newest complete state; a damaged one is named and skipped."""
     for state in reversed(_states(folder)):
         try:
             content, tensors = read_json(state / "state.json"), state / "training.safetensors"
@@ -276,8 +270,7 @@ def load_state(folder: Path) -> tuple[Progress, Path]:
 
 
 def check_unchanged(run: Path, env: dict, anyway: bool, write: bool) -> None:
-    """ValueError if a resumed run would continue on other files or another machine, where its numbers would
-    differ.
+    """ValueError if the files or the machine changed since a run began, because its numbers would differ.
 
     With `anyway` a warning instead, and env.json tells (if `write`).
     """
@@ -308,9 +301,7 @@ def check_unchanged(run: Path, env: dict, anyway: bool, write: bool) -> None:
 
 
 def lock_folder(folder: Path) -> IO:
-    """A file that locks the folder until it is closed or the process ends; ValueError if another process
-    holds it.
-    """
+    """A file that locks the folder until it is closed or the process ends; ValueError if another holds it."""
     file = open(make_folder(folder) / ".lock", "a+")
     if fcntl is None:
         return file

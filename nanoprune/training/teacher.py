@@ -33,9 +33,7 @@ ROWS = 32  # of a file
 
 
 class Teacher:
-    """Predictions for a run's rows; `sha256` is of the teacher's weights, `seconds` the time that all of them
-    took.
-    """
+    """Predictions for a run's rows; `sha256` is of the teacher's weights, `seconds` the time they took."""
 
     def __init__(
         self, config: Config, dataset: Dataset, rows: TrainingRows, open_model: Callable[..., "Decoder"],
