@@ -186,7 +186,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Study:
-    """Each block removed and healed, beside the full model fine-tuned on the same tokens, as study.py runs it."""
+    """Each block removed and healed, beside the full model on the same tokens, as study.py runs it."""
 
     name: Name  # its folder is <training.runs>/<name>
     training: Config  # of all runs, but for name, seed, lr and drop_blocks

@@ -38,7 +38,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
-    """The type of a name, or for "auto" the fastest: bf16 where the device has units for it, emulated it is slow."""
+    """The type of a name, or for "auto" the fastest: bf16 only if the device has units for it."""
     if name == "float16" and device.type == "cpu":
         print("warning: float16 products are slow on CPUs; bfloat16 or float32 will be faster")
     if name != "auto":
@@ -117,7 +117,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 # ---------------------------------------------------------------- memory
 def keep_freed_memory() -> None:
-    """Make glibc keep freed blocks: it returns large ones to the kernel, and every step would fault them in."""
+    """Make glibc keep freed memory: it returns much to the kernel, and each step would fault it in."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         # M_MMAP_THRESHOLD: its largest, 32 MiB; larger blocks would leave holes in the heap
         mallopt(-3, 2**25)

@@ -3,9 +3,10 @@
     python tests/same_bytes.py record     before a change: writes tests/same_bytes.json (some ten minutes)
     python tests/same_bytes.py check      after it: names every file that differs; exit code 1 if there is one
 
-The runs are the demo (seed 0) and, where NANOPRUNE_REAL names the folder of real releases, the scores and the evaluation of
-press-qwen3-4m and 20 training steps of it in fp32, in bf16, with LoRA and with QLoRA. Timings, versions and paths are left out.
-The last digits depend on the processor and on torch, so the comparison holds on the machine of the record alone.
+The runs are the demo (seed 0). Where NANOPRUNE_REAL names the folder of real releases, they are also the
+scores and the evaluation of press-qwen3-4m, and 20 training steps of it in fp32, in bf16, with LoRA and
+with QLoRA. Timings, versions and paths are left out. The last digits depend on the
+processor: compare on the machine of the record.
 """
 
 import csv
@@ -24,17 +25,18 @@ import torch
 ROOT = Path(__file__).parent.parent
 RECORD = Path(__file__).with_suffix(".json")
 UNEQUAL = {  # keys and columns that two equal runs do not share
-    "cost", "environment", "git", "seconds", "tokens_per_s", "mfu", "memory_gb", "time_saved", "prefill_tokens_per_s",
-    "decode_tokens_per_s", "token_p50_ms", "token_p95_ms", "peak_mb", "training_s", "disk_mb",
+    "cost", "environment", "git", "seconds", "tokens_per_s", "mfu", "memory_gb", "time_saved", "disk_mb",
+    "prefill_tokens_per_s", "decode_tokens_per_s", "token_p50_ms", "token_p95_ms", "peak_mb", "training_s",
 }
-STEPS = ["--max_steps=20", "--warmup_steps=2", "--context=256", "--batch_size=4", "--accumulation=2", "--eval_every=10",
-         "--save_every=0", "--keep=last", "--lr=1e-4"]
+STEPS = ["--max_steps=20", "--warmup_steps=2", "--context=256", "--batch_size=4", "--accumulation=2",
+         "--eval_every=10", "--save_every=0", "--keep=last", "--lr=1e-4"]
 
 
 def run(folder: Path, *command: str) -> None:
     print("$ python", *command, flush=True)
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "2"}
-    subprocess.run([sys.executable, *command], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *command], cwd=folder, env=environment, check=True,
+                   stdout=subprocess.DEVNULL)
 
 
 def without_unequal(value):
@@ -64,29 +66,35 @@ def digests(folder: Path, *patterns: str) -> dict[str, str]:
 def demo(folder: Path) -> dict[str, str]:
     module = "nanoprune.demo" if (folder / "nanoprune").is_dir() else "demo"
     run(folder, "-m", module)
-    return digests(folder, "data/demo/*.jsonl", "data/demo/*/*", "data/demo/*/qa/*", "models/demo/*/*", "runs/demo/*/*.csv",
-                   "runs/demo/*/model/*", "results/demo/*.csv", "results/demo/samples.jsonl", "results/demo/*/*.csv",
-                   "results/demo/*/results.json")
+    return digests(
+        folder, "data/demo/*.jsonl", "data/demo/*/*", "data/demo/*/qa/*", "models/demo/*/*",
+        "runs/demo/*/*.csv",
+        "runs/demo/*/model/*", "results/demo/*.csv", "results/demo/samples.jsonl", "results/demo/*/*.csv",
+        "results/demo/*/results.json")
 
 
 def real(folder: Path, data: Path) -> dict[str, str]:
     (folder / "press").symlink_to(data / "checkpoints" / "press-qwen3-4m")
-    run(folder, "prepare.py", str(data / "bmw" / "articles.jsonl"), "--out", "data/real", "--tokenizer", "press")
+    articles = str(data / "bmw" / "articles.jsonl")
+    run(folder, "prepare.py", articles, "--out", "data/real", "--tokenizer", "press")
     run(folder, "prune.py", "press", "--data", "data/real", "--score", "results/real/blocks.csv", "--parts")
     run(folder, "prune.py", "press", "--drop", "3", "--out", "models/less-3")
     run(folder, "eval.py", "press", "models/less-3", "--data", "data/real", "--out", "results/real/eval")
     config = folder / "steps.py"
-    config.write_text("from configs import Config\nconfig = Config(name='steps', base='press', data='data/real', max_steps=20)\n")
+    settings = "name='steps', base='press', data='data/real', max_steps=20"
+    config.write_text(f"from configs import Config\nconfig = Config({settings})\n")
     for name, more in {"fp32": ["--dtype=float32"], "bf16": ["--dtype=bfloat16"],
                        "lora": ["--dtype=float32", "--lora=all"],
                        "qlora": ["--dtype=bfloat16", "--lora=q_proj,v_proj", "--frozen=nf4"]}.items():
         run(folder, "train.py", "steps.py", f"--name={name}", *STEPS, *more)
-    return digests(folder, "data/real/*", "data/real/qa/*", "results/real/blocks.*", "results/real/eval/*.csv",
-                   "results/real/eval/results.json", "runs/*/*.csv", "models/less-3/*.safetensors")
+    return digests(
+        folder, "data/real/*", "data/real/qa/*", "results/real/blocks.*", "results/real/eval/*.csv",
+        "results/real/eval/results.json", "runs/*/*.csv", "models/less-3/*.safetensors")
 
 
 def measure() -> dict:
-    found = {"machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}", "torch": torch.__version__}
+    machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    found = {"machine": machine, "torch": torch.__version__}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "checkout"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
@@ -111,8 +119,10 @@ def main() -> int:
         return 0
     before = json.loads(RECORD.read_text())
     if any(before[key] != found[key] for key in ("machine", "torch")):
-        print(f"recorded on {before['machine']}, torch {before['torch']}; this is {found['machine']}, torch {found['torch']}")
-    known = {name: value for name, value in before["files"].items() if name in found["files"] or "demo" in name}
+        print(f"recorded on {before['machine']}, torch {before['torch']}; "
+              f"this is {found['machine']}, torch {found['torch']}")
+    real_too = bool(os.environ.get("NANOPRUNE_REAL"))
+    known = {name: value for name, value in before["files"].items() if real_too or "demo" in name}
     different = [name for name in known if found["files"].get(name) != known[name]]
     print(f"{len(known) - len(different)} of {len(known)} files are the same")
     for name in different:

@@ -147,7 +147,7 @@ def test_every_command_runs(checkout, tmp_path, monkeypatch, capsys):
     shape = SHAPE | dict(num_hidden_layers=28, hidden_size=16, intermediate_size=16, num_attention_heads=2,
                          max_position_embeddings=2048)
     make_model(checkout / "Qwen" / "Qwen3-0.6B-Base", data, **shape)
-    with serve(releases(company, 40, 1, date(2025, 9, 1))) as url:
+    with serve(releases(company, 20, 1, date(2025, 9, 1))) as url:
         for command in COMMANDS:
             if command.startswith("make ") or "nanoprune.demo" in command:  # CI runs them
                 continue

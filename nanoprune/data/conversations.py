@@ -156,9 +156,9 @@ class Prompt(NamedTuple):
 def encode_prompt(messages: list[dict], tokenizer: Tokenizer, form: ChatForm | None = None) -> Prompt:
     """The prompt for the assistant's next turn, exactly as `encode_pairs` writes it in training."""
     if form:
-        text = "".join(piece.text for piece in render(form, messages))
+        text = "".join(piece.text for piece in render(form, messages, answer=True))
         return Prompt(text, encode_chat(tokenizer, form, messages, answer=True).tokens.tolist())
-    text = "".join(piece.text for piece in render_plain(messages)) + " "
+    text = "".join(piece.text for piece in render_plain(messages))
     return Prompt(text, tokenizer.encode(text).ids)
 
 

@@ -91,7 +91,7 @@ def round_to_bfloat16(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def round_to_code(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """The code c of sign(c) (c / 127)^2 for x from -1 to 1, up or down at random so that the mean is right."""
+    """The code c of sign(c) (c / 127)^2 for x from -1 to 1, rounded so that the mean is right."""
     size = x.abs() * 127**2
     low = size.sqrt().floor_()
     up = (size - low.square()) * 2**16 > noise * (2 * low + 1)  # the next code's square is larger by 2 c + 1

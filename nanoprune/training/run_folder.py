@@ -211,7 +211,7 @@ def saved_config(run: Path) -> Config:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The tensors of a state, in the order of its file; the optimizer's groups carry the parameters' names."""
+    """The tensors of a state in the order of its file; the optimizer's groups hold the parameters' names."""
     tensors = {}
     for name, parameter in _named_parameters(optimizer):
         tensors[f"weights/{name}"] = parameter
@@ -222,7 +222,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_tensors(path: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Copy a state's tensors into the optimizer and its parameters, one at a time; if sharded, this rank's shards."""
+    """Copy a state's tensors, or this rank's shards, one at a time into the optimizer and its parameters."""
     with open_tensors(path) as file:
         for name, parameter in _named_parameters(optimizer):
             parameter.copy_(shard_like(file.get_tensor(f"weights/{name}"), parameter))
