@@ -190,7 +190,7 @@ def train(
         optimizer.zero_grad()
         progress.step = step
 
-        # Log.
+        # Log. All ranks come here and rank 0 writes; a column is a keyword (docs/formats.md lists them).
         now = time.perf_counter()
         step_seconds = now - step_began
         tokens_per_s = config.tokens_per_step / step_seconds

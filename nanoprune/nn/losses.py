@@ -256,38 +256,28 @@ def cast(rows: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 # ---------------------------------------------------------------- distillation
-class DistilledLoss(Function):
+class DistilledLoss(torch.autograd.Function):
     """(1 - share) x cross entropy + share x temperature^2 x KL(teacher || student), summed; arXiv:1503.02531.
 
-    The teacher is its k likeliest tokens, `ids` (N, k), with `log_p` (N, k), their log-probabilities at
-    `temperature`; all other tokens count as one, whose probability is what is left. As in SummedLoss,
-    gradients are formed in the forward pass: that of the divergence is q - p on the k tokens, and q (1 - P /
-    Q) elsewhere, with P and Q what is left of p and q.
+    This is `plain_loss` chunk by chunk. Autograd gives the gradient of a chunk's logits in the forward pass;
+    the products that follow are those of SummedLoss.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, targets, ids, log_p, share: float, temperature: float) -> Tensor:
+    def forward(ctx, x, weight, targets, ids, log_p, share: float, temperature: float) -> torch.Tensor:
         hidden, narrow = _as_multiplied(x, weight)
         total = torch.zeros((), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        rows = max(1, HEAD_CHUNK // 3 // len(weight))  # logits, softmax and gradient
-        for part in torch.arange(len(x), device=x.device).split(rows):
-            logits = (hidden[part] @ narrow.t()).to(total.dtype)
-            labels, top, p = targets[part, None], ids[part].long(), log_p[part].to(total.dtype).exp()
-            log_q = torch.log_softmax(logits, 1)
-            total -= (1 - share) * log_q.gather(1, labels).sum()
-            grad = log_q.exp()
-            grad.scatter_add_(1, labels, -torch.ones_like(grad[:, :1])).mul_(1 - share)
-            log_q = torch.log_softmax(logits / temperature, 1) if temperature != 1 else log_q
-            at_top, q = log_q.gather(1, top), log_q.exp()
-            rest = q.scatter(1, top, 0.0).sum(1, keepdim=True).clamp_min(1e-30)
-            left = (1 - p.sum(1, keepdim=True)).clamp_min(0)
-            divergence = (p * (log_p[part] - at_top)).sum() + torch.xlogy(left, left / rest).sum()
-            total += share * temperature**2 * divergence
-            away = q * (1 - left / rest)
-            away.scatter_(1, top, at_top.exp() - p)
-            grad = grad.add_(away, alpha=share * temperature).to(narrow.dtype)
+        rows = max(1, HEAD_CHUNK // 6 // len(weight))  # logits, and what autograd keeps of them
+        for start in range(0, len(x), rows):
+            part = slice(start, start + rows)
+            teacher = SoftTargets(ids[None, part], log_p[None, part], share, temperature)
+            with torch.enable_grad():
+                logits = (hidden[part] @ narrow.t()).to(total.dtype).detach().requires_grad_()
+                loss = plain_loss(logits[None], targets[None, part], "sum", teacher)
+            grad = torch.autograd.grad(loss, logits)[0].to(narrow.dtype)
+            total += loss.detach()
             if grad_x is not None:
                 grad_x[part] = (grad @ narrow).to(x.dtype)
             if grad_weight is not None:
@@ -296,7 +286,7 @@ class DistilledLoss(Function):
         return total
 
     @staticmethod
-    def backward(ctx, scale: Tensor):
+    def backward(ctx, scale: torch.Tensor):
         return *(None if grad is None else grad * scale for grad in ctx.grads), None, None, None, None, None
 
 

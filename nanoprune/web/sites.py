@@ -1,6 +1,7 @@
 """Newsrooms: the places of their articles, and the parsers of their feeds, pages and sitemaps.
 
-Another newsroom is one more entry of SITES, a dozen lines; nothing else changes.
+Another newsroom is one more entry of SITES, a dozen lines; scraping it changes nothing else. Paragraphs that all
+its releases share are named in nanoprune/data/cleaning.py.
 """
 
 import re
@@ -16,6 +17,7 @@ from lxml import etree
 from nanoprune.web.html import decode, html_to_text, read_html
 
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+NOWHERE = "/.."  # XPath that matches nothing
 
 
 def _by_class(name: str) -> str:
@@ -25,21 +27,22 @@ def _by_class(name: str) -> str:
 
 @dataclass(frozen=True)
 class Site:
-    """All that is particular to one newsroom."""
+    """All that is particular to one newsroom. What has a default may be left out."""
 
     base_url: str
-    feed: str  # path of one page of a topic's RSS feed
+    feed: str  # path of one page of a topic's RSS feed, with {topic} and {page}
     topics: tuple[str, ...]
-    sitemaps: str  # pattern of the sitemaps in robots.txt that hold its articles
-    id: str  # pattern of an article's id, with a group `language` if ids tell languages apart
-    language: str  # of the articles to collect, as in their ids
-    title: str  # XPath within an article's page, like the next five
-    teaser: str
+    # pattern of an article's id in its URL, such as (?<=/releases/)\d+, with a group `language` if ids have one
+    id: str
+    title: str  # XPath within an article's page, as are date, body, teaser, category and tags
     date: str
-    category: str
-    tags: str
     body: str
     dates: tuple[str, ...]  # patterns of its dates, with the groups `day`, `month` and `year`
+    teaser: str = NOWHERE
+    category: str = NOWHERE
+    tags: str = NOWHERE
+    language: str = ""  # of the articles to collect, as in their ids
+    sitemaps: str = ""  # pattern of the sitemaps in robots.txt that hold its articles
     months: tuple[str, ...] = MONTHS  # how the names of months in its dates begin
     tables: bool = True  # False leaves out tables of several columns
 
