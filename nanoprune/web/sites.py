@@ -1,7 +1,7 @@
 """Newsrooms: the places of their articles, and the parsers of their feeds, pages and sitemaps.
 
-Another newsroom is one more entry of SITES, a dozen lines; scraping it changes nothing else. Paragraphs that all
-its releases share are named in nanoprune/data/cleaning.py.
+Another newsroom is one more entry of SITES, a dozen lines; scraping it changes nothing else. Paragraphs that
+all its releases share are named in nanoprune/data/cleaning.py.
 """
 
 import re
@@ -32,7 +32,7 @@ class Site:
     base_url: str
     feed: str  # path of one page of a topic's RSS feed, with {topic} and {page}
     topics: tuple[str, ...]
-    # pattern of an article's id in its URL, such as (?<=/releases/)\d+, with a group `language` if ids have one
+    # pattern of an article's id in its URL, such as (?<=/releases/)\d+, a group `language` if ids have one
     id: str
     title: str  # XPath within an article's page, as are date, body, teaser, category and tags
     date: str
