@@ -15,6 +15,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,9 +26,19 @@ import torch
 ROOT = Path(__file__).parent.parent
 RECORD = Path(__file__).with_suffix(".json")
 UNEQUAL = {  # keys and columns that two equal runs do not share
-    "cost", "environment", "git", "seconds", "tokens_per_s", "mfu", "memory_gb", "time_saved", "disk_mb",
-    "prefill_tokens_per_s", "decode_tokens_per_s", "token_p50_ms", "token_p95_ms", "peak_mb", "training_s",
+    "cost", "environment", "git", "sha256", "seconds", "tokens_per_s", "mfu", "memory_gb", "time_saved",
+    "prefill_tokens_per_s", "decode_tokens_per_s", "token_p50_ms", "token_p95_ms", "peak_mb", "disk_mb",
+    "training_s",
 }
+DEMO = (
+    "data/demo/*.jsonl", "data/demo/others/*", "data/demo/newsroom/*", "data/demo/*/qa/*", "models/demo/*/*",
+    "runs/demo/*/*.csv", "runs/demo/*/model/*", "results/demo/*.csv", "results/demo/samples.jsonl",
+    "results/demo/*/*.csv", "results/demo/*/results.json",
+)
+REAL = (
+    "data/real/*", "data/real/qa/*", "results/real/blocks.*", "results/real/eval/*.csv",
+    "results/real/eval/results.json", "runs/*/*.csv", "models/less-3/*.safetensors",
+)
 STEPS = ["--max_steps=20", "--warmup_steps=2", "--context=256", "--batch_size=4", "--accumulation=2",
          "--eval_every=10", "--save_every=0", "--keep=last", "--lr=1e-4"]
 
@@ -54,11 +65,11 @@ def digest(path: Path) -> str:
     elif path.suffix == ".json":
         data = json.dumps(without_unequal(json.loads(path.read_bytes()))).encode()
     else:
-        data = path.read_bytes()
+        data = re.sub(rb"http://127.0.0.1:\d+", b"", path.read_bytes())  # the demo's port is any free one
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def digests(folder: Path, *patterns: str) -> dict[str, str]:
+def digests(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
     found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     return {str(path.relative_to(folder)): digest(path) for path in found}
 
@@ -66,11 +77,7 @@ def digests(folder: Path, *patterns: str) -> dict[str, str]:
 def demo(folder: Path) -> dict[str, str]:
     module = "nanoprune.demo" if (folder / "nanoprune").is_dir() else "demo"
     run(folder, "-m", module)
-    return digests(
-        folder, "data/demo/*.jsonl", "data/demo/*/*", "data/demo/*/qa/*", "models/demo/*/*",
-        "runs/demo/*/*.csv",
-        "runs/demo/*/model/*", "results/demo/*.csv", "results/demo/samples.jsonl", "results/demo/*/*.csv",
-        "results/demo/*/results.json")
+    return digests(folder, DEMO)
 
 
 def real(folder: Path, data: Path) -> dict[str, str]:
@@ -87,9 +94,7 @@ def real(folder: Path, data: Path) -> dict[str, str]:
                        "lora": ["--dtype=float32", "--lora=all"],
                        "qlora": ["--dtype=bfloat16", "--lora=q_proj,v_proj", "--frozen=nf4"]}.items():
         run(folder, "train.py", "steps.py", f"--name={name}", *STEPS, *more)
-    return digests(
-        folder, "data/real/*", "data/real/qa/*", "results/real/blocks.*", "results/real/eval/*.csv",
-        "results/real/eval/results.json", "runs/*/*.csv", "models/less-3/*.safetensors")
+    return digests(folder, REAL)
 
 
 def measure() -> dict:
