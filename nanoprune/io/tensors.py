@@ -54,9 +54,6 @@ def map_tensors(path: str | Path) -> dict[str, np.ndarray]:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors of a model's folder; ValueError if it has none or lacks one that its index names."""
     index = folder / "model.safetensors.index.json"
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{folder} is an adapter on another model; make one model of both: "
-                         f"python -m nanoprune merge {folder} --out FOLDER")
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if not index.is_file():
