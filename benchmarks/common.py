@@ -159,12 +159,6 @@ def median_and_range(values: Sequence[float], form: str) -> str:
     return f"{statistics.median(values):{form}}{ends}"
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence]) -> list[str]:
-    """Lines of a Markdown table."""
-    head, *body = [f"| {' | '.join(map(str, cells))} |" for cells in (header, *rows)]
-    return [head, "|" + "---|" * len(header), *body]
-
-
 def report(lines: Iterable[str], out: Path, name: str) -> None:
     """Write the tables to NAME.md, print them and say where the results are."""
     text = "\n".join(lines) + "\n"
