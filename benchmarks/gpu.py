@@ -28,8 +28,8 @@ from nanoprune import command_line
 from nanoprune.io.files import read_json, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
-RESERVE = 3.0  # seconds that are kept for the page
-LEAST = 5.0  # seconds under which no part is begun
+RESERVE = 2.0  # seconds that are kept for the page
+LEAST = 2.0  # seconds under which no part is begun
 UNFINISHED = 3
 TESTS = ("tests/test_devices.py", "tests/test_devices_runs.py")
 OUTCOMES = ("PASSED", "FAILED", "SKIPPED", "ERROR", "XFAIL", "XPASS")
@@ -45,9 +45,10 @@ class Part:
     needs: tuple[str, ...] = ()  # packages, without which it is skipped
 
 
+MAKE = Part("make", 60)  # weights and data of all measurements
 PARTS = (  # the most telling first
     Part("tests", 120, ("pytest", "tokenizers", "safetensors")),
-    Part("make", 60),
+    MAKE,
     Part("full", 60),
     Part("packed", 60),
     Part("profile", 60),
@@ -109,8 +110,8 @@ def without_paths(text: str) -> str:
 def measure(part: Part, options: argparse.Namespace, seconds: float) -> dict:
     """The state and the result of a measurement."""
     log = options.work / "logs" / part.name
-    command = [sys.executable, "-m", "benchmarks.gpu_measures", part.name, "--device", options.device, "--size",
-               options.size, "--work", str(options.work / "files")]
+    command = [sys.executable, "-m", "benchmarks.gpu_measures", part.name, "--device", options.device,
+               "--size", options.size, "--work", str(options.work / "files")]
     found = outcome(run_bounded(command, log, seconds), log)
     lines = Path(f"{log}.out").read_text(errors="replace").splitlines()
     results = [line for line in lines if line.startswith("{") and line.endswith("}")]
@@ -120,8 +121,8 @@ def measure(part: Part, options: argparse.Namespace, seconds: float) -> dict:
 def run_tests(part: Part, options: argparse.Namespace, seconds: float) -> dict:
     """The state of the device tests: how many passed, and by name what was skipped and what failed."""
     log = options.work / "logs" / part.name
-    command = [sys.executable, "-m", "pytest", *TESTS, "--device", options.device, "-v", "-rfEs", "--tb=short",
-               "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command = [sys.executable, "-m", "pytest", *TESTS, "--device", options.device, "-v", "-rfEs",
+               "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist"]
     code = run_bounded(command, log, seconds)
     found = outcome(code, log) | {"result": read_outcomes(Path(f"{log}.out").read_text(errors="replace"))}
     if code == 1:  # some tests failed, and their names say which
@@ -135,11 +136,12 @@ def read_outcomes(output: str) -> dict:
     for test, word in re.findall(r"^\S+?::(\S.*?) (PASSED|FAILED|SKIPPED|ERROR|XFAIL|XPASS)\b", output, re.M):
         of[word].append(test)
     reasons = re.findall(r"^SKIPPED \[(\d+)\] \S+: (.*)$", output, re.M)
-    messages = dict(re.findall(r"^(?:FAILED|ERROR) \S+?::(\S.*?) - (.*)$", output, re.M))
-    failed = of["FAILED"] + of["ERROR"]
-    return {"passed": len(of["PASSED"]), "skipped": len(of["SKIPPED"]),
-            "reasons": {reason: int(count) for count, reason in reasons},
-            "failed": {test: without_paths(messages.get(test, "")) for test in failed}}
+    failed = {}
+    for test in of["FAILED"] + of["ERROR"]:
+        message = re.search(rf"^(?:FAILED|ERROR) \S+?::{re.escape(test)} - (.*)$", output, re.M)
+        failed[test] = without_paths(message[1]) if message else ""
+    return {"passed": len(of["PASSED"]), "skipped": len(of["SKIPPED"]), "failed": failed,
+            "reasons": {reason: int(count) for count, reason in reasons}}
 
 
 # ---------------------------------------------------------------- what was done before, and what is left
@@ -160,23 +162,29 @@ def missing_packages(part: Part) -> list[str]:
 
 def work_through(options: argparse.Namespace, results: dict, save, deadline: float) -> None:
     """Do the parts in their order until the deadline; `save` is called after each."""
-    done = results["parts"]
+    done, made = results["parts"], False  # whether `make` was tried in this call
     for part in PARTS:
         if options.only and part.name not in options.only:
             continue
-        if done.get(part.name, {}).get("state") in ("done", "skipped") and part.name not in options.again:
-            print(f"{part.name}: kept, of {done[part.name]['date']}")
+        before = done.get(part.name, {"state": "not reached"})
+        if before["state"] in ("done", "skipped") and part.name not in options.again:
+            print(f"{part.name}: kept, of {before['date']}")
             continue
         if lacking := missing_packages(part):
-            done[part.name] = stamp({"state": "skipped", "why": f"{', '.join(lacking)} not installed"}, options)
-        elif part.name in MEASURED and not (options.work / "files" / "base" / "model.safetensors").is_file():
-            # an earlier call's files may be gone, or its `make` may have failed
-            if not attempt(PARTS[1], options, done, deadline):
-                continue
-            attempt(part, options, done, deadline)
+            found = {"state": "skipped", "why": f"{', '.join(lacking)} not installed"}
+            done[part.name] = stamp(found, options)
+        elif part.name in MEASURED and not has_files(options) and (made or not attempt(MAKE, options, done,
+                                                                                      deadline)):
+            done[part.name] = before | {"why": "make is not done"}
         else:
             attempt(part, options, done, deadline)
+        made = made or part is MAKE or part.name in MEASURED
         save()
+
+
+def has_files(options: argparse.Namespace) -> bool:
+    """True if weights and data are there; an earlier call's may be gone."""
+    return (options.work / "files" / "base" / "model.safetensors").is_file()
 
 
 def attempt(part: Part, options: argparse.Namespace, done: dict, deadline: float) -> bool:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,7 +25,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import ROOT, SMALL, WHOLE, read_columns, train_without_saving, write_dataset
+from benchmarks import older_torch
+from benchmarks.common import ROOT, SMALL, WHOLE, processor, read_columns, train_without_saving, write_dataset
 from model import Decoder
 from nanoprune import command_line
 from nanoprune.config import Config
@@ -124,15 +126,16 @@ def matrix_rate(job: Job, dtype: torch.dtype) -> float:
 def describe(job: Job) -> Iterator[dict]:
     """The card, versions, and the rates that the other measurements are held against."""
     found = environment(job.device)
-    facts = {"card": found["device"], "commit": found["git"], "python": found["python"],
+    card = found["device"] if job.device.type == "cuda" else f"{job.device.type}: {processor()}"
+    facts = {"card": card, "commit": found["git"], "python": found["python"],
              "torch": found["torch"], "threads": found["threads"], "system": platform.system(),
              "memory_gb": memory_left(job.device) / 1e9,
              "packages": {name: installed for name in PACKAGES if (installed := package_version(name))}}
     dtypes = {"fp32": torch.float32}
     if job.device.type == "cuda":
-        card = torch.cuda.get_device_properties(job.device)
-        facts |= {"memory_gb": card.total_memory / 1e9, "capability": f"{card.major}.{card.minor}",
-                  "cuda": torch.version.cuda, "processors": card.multi_processor_count}
+        about = torch.cuda.get_device_properties(job.device)
+        facts |= {"memory_gb": about.total_memory / 1e9, "capability": f"{about.major}.{about.minor}",
+                  "cuda": torch.version.cuda, "bridged": older_torch.bridge()}
         dtypes |= {"fp16": torch.float16, "bf16": torch.bfloat16}
     yield facts
     facts["tflops"] = {name: matrix_rate(job, dtype) / 1e12 for name, dtype in dtypes.items()}
@@ -153,7 +156,7 @@ def package_version(name: str) -> str | None:
 
 
 def make(job: Job) -> Iterator[dict]:
-    """The datasets and the base, from the real releases if they are at hand, else from the demo's newsroom."""
+    """The datasets and the base, from real releases if they are at hand, else from the demo's newsroom."""
     shutil.rmtree(job.work, ignore_errors=True)
     real = Path(os.environ.get("NANOPRUNE_REAL") or "no-such-folder")
     articles, tokenizer = real / "bmw" / "articles.jsonl", real / "checkpoints" / "Qwen3-0.6B"
@@ -319,8 +322,8 @@ def decode(job: Job) -> Iterator[dict]:
     rates = {}
     for rows in (1, 32):
         ids, count = prompts(job, rows), job.size.new_tokens
-        seconds = median_seconds(lambda ids=ids: generate(model, ids, count), job.device, repeats=2,
-                                 warm_up=1)
+        call = partial(generate, model, ids, count)
+        seconds = median_seconds(call, job.device, repeats=2, warm_up=1)
         rates[rows] = rows * count / seconds
         yield {"tokens_s": rates, "prompt": job.size.prompt, "new_tokens": count}
 
@@ -330,7 +333,7 @@ MEASURES = {measure.__name__: measure for measure in (
 
 
 def main() -> None:
-    from benchmarks import gpu_peers, gpu_profile, older_torch
+    from benchmarks import gpu_peers, gpu_profile
 
     measures = MEASURES | gpu_peers.MEASURES | gpu_profile.MEASURES
     parser = argparse.ArgumentParser(description=__doc__,

@@ -55,12 +55,12 @@ def measure(job: Job) -> Iterator[dict]:
         step(number)
     synchronize(job.device)
     wall = (time.perf_counter() - began) / STEPS  # without the profiler, which slows the CPU down
-    activities = [ProfilerActivity.CPU]
-    if job.device.type == "cuda":
-        activities = [ProfilerActivity.CUDA]
+    activities = [ProfilerActivity.CUDA if job.device.type == "cuda" else ProfilerActivity.CPU]
     with profile(activities=activities) as profiler:
+        began = time.perf_counter()
         step(0)
         synchronize(job.device)
+        watched = time.perf_counter() - began
     seconds = {}
     for event in profiler.key_averages():
         on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
@@ -73,7 +73,8 @@ def measure(job: Job) -> Iterator[dict]:
     busy = sum(seconds.values())
     others = sorted((name for name in seconds if kind_of(name) != "matrix products"),
                     key=lambda name: -seconds[name])[:SHOWN]
-    yield {"step_s": wall, "busy": busy / wall, "shares": {kind: part / busy for kind, part in kinds.items()},
+    yield {"step_s": wall, "busy": busy / (wall if job.device.type == "cuda" else watched),
+           "shares": {kind: part / busy for kind, part in kinds.items()},
            "others": {name[:80]: seconds[name] / busy for name in others}}
 
 

@@ -14,9 +14,11 @@ def bridge() -> list[str]:
     if torch.cuda.is_available():
         from torch.nn.attention import varlen
 
-        if "enable_gqa" not in inspect.signature(varlen.varlen_attn).parameters:
+        was_bridged = hasattr(varlen.varlen_attn, "bridged")
+        if not was_bridged and "enable_gqa" not in inspect.signature(varlen.varlen_attn).parameters:
             varlen.varlen_attn = without_flag(varlen.varlen_attn)
-            bridged.append("varlen_attn without enable_gqa")
+        if hasattr(varlen.varlen_attn, "bridged"):
+            bridged.append("varlen_attn is called without enable_gqa")
     return bridged
 
 
@@ -24,4 +26,5 @@ def without_flag(varlen_attn):
     """varlen_attn before torch 2.12, whose kernel shares key heads without being told to."""
     def call(*args, enable_gqa: bool = False, **options):
         return varlen_attn(*args, **options)
+    call.bridged = True
     return call
