@@ -1,7 +1,8 @@
 """What a user would pick instead, on the same weights and tokens: Trainer, TRL's SFTTrainer, `generate`."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 
 import torch
 
@@ -14,25 +15,35 @@ def trainer(job: Job) -> Iterator[dict]:
     """transformers' Trainer in bf16, its weights in fp32, with torch's fused AdamW."""
     import transformers
 
-    yield from train_peer(job, transformers.Trainer, transformers.TrainingArguments)
+    def plain_trainer(*, args, **options):
+        return transformers.Trainer(args=transformers.TrainingArguments(**args), **options)
+
+    yield from train_peer(job, plain_trainer)
 
 
 def sft(job: Job) -> Iterator[dict]:
     """TRL's SFTTrainer with its own defaults, on rows that are tokens already."""
+    import datasets
+    import transformers
     import trl
 
-    def sft_config(**arguments):
-        return trl.SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, **arguments)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(job.releases / "tokenizer.json"),
+                                                     eos_token="<|endoftext|>", pad_token="<|endoftext|>")
 
-    yield from train_peer(job, trl.SFTTrainer, sft_config)
+    def sft_trainer(*, args, train_dataset: list[dict], **options):
+        config = trl.SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, **args)
+        return trl.SFTTrainer(args=config, train_dataset=datasets.Dataset.from_list(train_dataset),
+                              processing_class=tokenizer, **options)
+
+    yield from train_peer(job, sft_trainer)
 
 
-def train_peer(job: Job, kind, make_arguments) -> Iterator[dict]:
+def train_peer(job: Job, make_trainer: Callable) -> Iterator[dict]:
     """A step of the same rows as `full`; in smaller micro-batches where the whole does not fit."""
     rows = job.size.rows
     while True:
         try:
-            result = measure_peer(job, kind, make_arguments, rows)
+            result = measure_peer(job, make_trainer, rows)
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
@@ -44,7 +55,7 @@ def train_peer(job: Job, kind, make_arguments) -> Iterator[dict]:
         torch.cuda.reset_peak_memory_stats()
 
 
-def measure_peer(job: Job, kind, make_arguments, rows: int) -> dict:
+def measure_peer(job: Job, make_trainer: Callable, rows: int) -> dict:
     import transformers
 
     config = job.config("peer", job.rows)
@@ -54,26 +65,19 @@ def measure_peer(job: Job, kind, make_arguments, rows: int) -> dict:
     examples = [{"input_ids": tokens, "labels": tokens} for tokens in sequences]
     model = transformers.AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32)
     half = job.dtype == torch.bfloat16
-    arguments = make_arguments(
+    arguments = dict(
         output_dir=str(job.work / "peer"), max_steps=config.max_steps, per_device_train_batch_size=rows,
         gradient_accumulation_steps=config.batch_size // rows, learning_rate=config.lr, max_grad_norm=1.0,
         lr_scheduler_type="cosine", weight_decay=config.weight_decay, bf16=half,
         use_cpu=job.device.type == "cpu", train_sampling_strategy="sequential", logging_steps=1,
         report_to=[], save_strategy="no", disable_tqdm=True, remove_unused_columns=False,
         dataloader_num_workers=0)
+    names = {field.name for field in fields(transformers.TrainingArguments)}  # versions differ in some
+    arguments = {name: value for name, value in arguments.items() if name in names}
     clock = make_clock(job.device)
-    kind(model=model, args=arguments, train_dataset=as_dataset(kind, examples), data_collator=collate,
-         callbacks=[clock]).train()
+    make_trainer(model=model, args=arguments, train_dataset=examples, data_collator=collate,
+                 callbacks=[clock]).train()
     return summary(config, clock.seconds, peak_memory(job.device), clock.losses)
-
-
-def as_dataset(kind, examples: list[dict]):
-    """The examples as the trainer takes them: TRL asks for the datasets library's own type."""
-    if not kind.__module__.startswith("trl"):
-        return examples
-    import datasets
-
-    return datasets.Dataset.from_list(examples)
 
 
 def collate(features: list[dict]) -> dict:

@@ -45,7 +45,7 @@ VARIANTS = {
     "llama3 rope": dict(model_type="llama", rope_parameters=LLAMA3),
     "parts removed": {},
 }
-TYPES = {"fp32": (torch.float32, 2e-5), "bf16": (torch.bfloat16, 0.05), "fp16": (torch.float16, 0.01)}
+TYPES = {"fp32": (torch.float32, 1e-4), "bf16": (torch.bfloat16, 0.05), "fp16": (torch.float16, 0.01)}
 LENGTHS = [[40, 1, 23], [64], [5, 59]]  # of the documents in packed rows
 
 
@@ -145,7 +145,7 @@ def test_recomputing_changes_nothing(recompute, name, device):
             model(ids.to(device), targets, documents).backward()
         gradients.append(gradient(model))
     # flash attention adds in any order on CUDA
-    assert_near(gradients[1], gradients[0], 1e-6 if name == "fp32" else 1e-2, "gradient")
+    assert_near(gradients[1], gradients[0], 1e-5 if name == "fp32" else 1e-2, "gradient")
 
 
 @pytest.mark.parametrize("name", TYPES)
