@@ -135,13 +135,15 @@ def read_outcomes(output: str) -> dict:
     of = {name: [] for name in OUTCOMES}
     for test, word in re.findall(r"^\S+?::(\S.*?) (PASSED|FAILED|SKIPPED|ERROR|XFAIL|XPASS)\b", output, re.M):
         of[word].append(test)
-    reasons = re.findall(r"^SKIPPED \[(\d+)\] \S+: (.*)$", output, re.M)
+    reasons = {}
+    for count, reason in re.findall(r"^SKIPPED \[(\d+)\] \S+: (.*)$", output, re.M):
+        reasons[reason] = reasons.get(reason, 0) + int(count)
     failed = {}
     for test in of["FAILED"] + of["ERROR"]:
         message = re.search(rf"^(?:FAILED|ERROR) \S+?::{re.escape(test)} - (.*)$", output, re.M)
         failed[test] = without_paths(message[1]) if message else ""
     return {"passed": len(of["PASSED"]), "skipped": len(of["SKIPPED"]), "failed": failed,
-            "reasons": {reason: int(count) for count, reason in reasons}}
+            "reasons": reasons}
 
 
 # ---------------------------------------------------------------- what was done before, and what is left

@@ -1,5 +1,6 @@
 """The page docs/gpu.md: how to prove nanoprune on a device, and what was found on each device so far."""
 
+import textwrap
 from pathlib import Path
 
 from benchmarks.tables import markdown
@@ -62,7 +63,7 @@ ABOUT = {
 
 def write(folder: Path) -> str:
     """The page from all results in a folder."""
-    lines, absent = [INTRODUCTION], []
+    lines, absent = INTRODUCTION.splitlines() + [""], []
     for device in DEVICES:
         path = folder / f"gpu-{device}.json"
         if path.is_file():
@@ -71,7 +72,16 @@ def write(folder: Path) -> str:
             absent.append(device)
     if absent:
         lines += [f"Not run here so far: {', '.join(absent)}."]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(wrap, lines)) + "\n"
+
+
+def wrap(line: str) -> str:
+    """A long sentence in lines of the width that the other pages have; tables stay as they are."""
+    if line.startswith("|"):
+        return line
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.fill(line, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
+                         replace_whitespace=False, drop_whitespace=not line.startswith(" ")) if line else ""
 
 
 def section(results: dict) -> list[str]:
