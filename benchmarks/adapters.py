@@ -28,7 +28,6 @@ from benchmarks.common import (
     QWEN3,
     machine,
     make_parser,
-    markdown,
     median_and_range,
     peak,
     random_documents,
@@ -42,6 +41,7 @@ from benchmarks.common import (
     train_without_saving,
     write_dataset,
 )
+from benchmarks.tables import markdown
 from nanoprune import command_line
 from nanoprune.config import Config, replace
 

@@ -11,7 +11,8 @@ import time
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.common import SMALL, WHOLE, make_parser, markdown
+from benchmarks.common import SMALL, WHOLE, make_parser
+from benchmarks.tables import markdown
 from model import Decoder
 from nanoprune import command_line
 from nanoprune.config import Config

@@ -159,12 +159,6 @@ def median_and_range(values: Sequence[float], form: str) -> str:
     return f"{statistics.median(values):{form}}{ends}"
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence]) -> list[str]:
-    """Lines of a Markdown table."""
-    head, *body = [f"| {' | '.join(map(str, cells))} |" for cells in (header, *rows)]
-    return [head, "|" + "---|" * len(header), *body]
-
-
 def report(lines: Iterable[str], out: Path, name: str) -> None:
     """Write the tables to NAME.md, print them and say where the results are."""
     text = "\n".join(lines) + "\n"
@@ -174,5 +168,11 @@ def report(lines: Iterable[str], out: Path, name: str) -> None:
 
 def machine() -> str:
     """The processor's name and torch's threads."""
-    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+    return f"{processor()}, {torch.get_num_threads()} threads"
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.common import make_parser, markdown, median_and_range, record, report, run_fresh, select
+from benchmarks.common import make_parser, median_and_range, record, report, run_fresh, select
+from benchmarks.tables import markdown
 from nanoprune import command_line
 
 WORDS, BATCH = 300, 1024

@@ -19,7 +19,6 @@ import torch
 from benchmarks.common import (
     QWEN3,
     make_parser,
-    markdown,
     peak,
     random_documents,
     read_columns,
@@ -29,6 +28,7 @@ from benchmarks.common import (
     train_without_saving,
     write_dataset,
 )
+from benchmarks.tables import markdown
 from nanoprune import command_line
 from nanoprune.config import Config
 

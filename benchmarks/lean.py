@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import make_parser, markdown, read_columns, record, report, select
+from benchmarks.common import make_parser, read_columns, record, report, select
+from benchmarks.tables import markdown
 from nanoprune import command_line
 from nanoprune.config import Config, replace
 

@@ -19,7 +19,6 @@ from benchmarks.common import (
     WHOLE,
     machine,
     make_parser,
-    markdown,
     median_and_range,
     peak,
     random_model,
@@ -28,6 +27,7 @@ from benchmarks.common import (
     run_fresh,
     select,
 )
+from benchmarks.tables import markdown
 from nanoprune import command_line
 
 BATCH_SIZES = {"lm-eval, rows of 1": 1, "lm-eval, rows of 4": 4}

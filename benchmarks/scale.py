@@ -24,7 +24,6 @@ from benchmarks.common import (
     ROOT,
     SMALL,
     make_parser,
-    markdown,
     median_and_range,
     random_documents,
     read_columns,
@@ -34,6 +33,7 @@ from benchmarks.common import (
     select,
     write_dataset,
 )
+from benchmarks.tables import markdown
 from nanoprune import command_line
 
 MODELS = {"0.6 B cut to 7 blocks": QUARTER, "4 M": SMALL}

@@ -13,7 +13,8 @@ from itertools import product
 import numpy as np
 import torch
 
-from benchmarks.common import WHOLE, machine, make_parser, markdown, peak, record, report, run_fresh, select
+from benchmarks.common import WHOLE, machine, make_parser, peak, record, report, run_fresh, select
+from benchmarks.tables import markdown
 from model import Decoder
 from nanoprune import command_line
 from nanoprune.data.token_file import Example

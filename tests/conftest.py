@@ -8,6 +8,7 @@ import pytest
 import torch
 from small import World, run_main
 
+from nanoprune.device import pick_device
 from nanoprune.io.jsonl import write_jsonl
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -15,6 +16,33 @@ sys.path.insert(0, str(Path(__file__).parent))
 # a process of several shares the cores
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 os.environ["TQDM_DISABLE"] = "1"
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--device", default="cpu", help="of test_devices*.py: cpu, cuda, cuda:N or mps")
+
+
+@pytest.fixture(scope="session")
+def device(request) -> torch.device:
+    """The device that --device names; ValueError if this machine has none."""
+    return pick_device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def cuda(device) -> torch.device:
+    """The device where it is CUDA; elsewhere the test is skipped, because nothing else has what it tests."""
+    if device.type != "cuda":
+        pytest.skip(f"on CUDA alone, not on {device.type}")
+    return device
+
+
+@pytest.fixture
+def one_thread():
+    """One thread for tensors that are too small to share: others would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

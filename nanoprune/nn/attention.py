@@ -31,6 +31,7 @@ class Visible:
     lengths: list[int] | None = None
     window: int | None = None  # keys that a query sees, its own included
     starts: Tensor | None = None  # sums of `lengths` from 0 on, int32, on the device: for one kernel over all
+    longest: int = 0  # of `lengths`: a number, because compiled blocks are compiled again for other lists
 
     @classmethod
     def causal(cls, queries: int, keys: int, window: int | None = None, device="cpu") -> "Visible":
@@ -73,7 +74,8 @@ def packed_layout(documents: Tensor, windows: Iterable[int | None], x: Tensor) -
     positions = to_device(document_positions(documents), x.device)
     if has_flash(x):
         starts = to_device(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), x.device)
-        return Layout(positions, {window: Visible(None, lengths, window, starts) for window in windows})
+        return Layout(positions, {window: Visible(None, None, window, starts, max(lengths))
+                                  for window in windows})
     if len(lengths) * SHORT_DOCUMENT <= documents.numel():
         return Layout(positions, {window: Visible(None, lengths, window) for window in windows})
     masks = {window: Visible.within_documents(documents, window, x.device) for window in windows}
@@ -143,7 +145,7 @@ def _attend_in_one_call(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Te
 
     B, H, T, size = q.shape
     rows = [part.transpose(1, 2).reshape(B * T, -1, size) for part in (q, k, v)]  # (B T, heads, F)
-    longest, starts = max(visible.lengths), visible.starts
+    longest, starts = visible.longest, visible.starts
     sides = (-1 if visible.window is None else visible.window - 1, 0)  # keys before and after a query
     y = varlen_attn(*rows, starts, starts, longest, longest, window_size=sides, enable_gqa=H != k.shape[1])
     return y.view(B, T, H, size).transpose(1, 2)
