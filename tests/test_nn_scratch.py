@@ -27,13 +27,11 @@ def test_two_frozen_weights_at_once_are_two_tensors():
 
 def test_memory_given_back_is_written_to_again():
     """Where it is large enough, whatever the type."""
-    with buffer("logits", (3, 4), torch.float32, CPU) as first:
-        address = first.data_ptr()
-    del first
+    address = buffer("logits", (3, 4), torch.float32, CPU).data_ptr()
     for shape, dtype, again in (((2, 5), torch.float32, True), ((3, 4), torch.bfloat16, True),
                                 ((3, 5), torch.float32, False)):
-        with buffer("logits", shape, dtype, CPU) as tensor:
-            assert (tensor.shape, tensor.dtype, tensor.data_ptr() == address) == (shape, dtype, again)
+        tensor = buffer("logits", shape, dtype, CPU)
+        assert (tensor.shape, tensor.dtype, tensor.data_ptr() == address) == (shape, dtype, again)
         del tensor
 
 
@@ -44,11 +42,9 @@ def test_memory_in_use_is_never_handed_out():
         held = hold(take_buffer("name", (3, 4), torch.float32, CPU).fill_(7.0))
         values = held.detach().clone()
         return_buffer("name", held if held.grad_fn is None else held.grad_fn._saved_other)
-        with (buffer("name", (3, 4), torch.float32, CPU) as first,
-              buffer("name", (3, 4), torch.float32, CPU) as second):
-            first.fill_(1.0)
-            second.fill_(2.0)
-            assert torch.equal(held, values) and torch.equal(first, torch.ones(3, 4))
+        first = buffer("name", (3, 4), torch.float32, CPU).fill_(1.0)
+        buffer("name", (3, 4), torch.float32, CPU).fill_(2.0)
+        assert torch.equal(held, values) and torch.equal(first, torch.ones(3, 4))
         if held.grad_fn is not None:
             held.sum().backward()
             assert torch.equal(weight.grad, torch.full((3, 4), 7.0))

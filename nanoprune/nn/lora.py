@@ -66,12 +66,11 @@ class FrozenLinear(nn.Module):
     def as_type(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight (out, in) in a product's type, in memory that is used again once nobody holds it."""
         if q := self.quantised:
-            with buffer("frozen weight", self.shape, torch.float32, q.codes.device) as wide:
-                return dequantise(q, self.shape, wide).to(dtype)
+            wide = buffer("frozen weight", self.shape, torch.float32, q.codes.device)
+            return dequantise(q, self.shape, wide).to(dtype)
         if self.weight.dtype == dtype:
             return self.weight
-        with buffer("frozen weight", self.shape, dtype, self.weight.device) as converted:
-            return converted.copy_(self.weight)
+        return buffer("frozen weight", self.shape, dtype, self.weight.device).copy_(self.weight)
 
     def add_adapter(self, A: torch.Tensor, scale: float, dropout: float) -> None:
         """Add `scale` B A to the weight, with A (rank, in) in fp32; B (out, rank) begins at zero."""

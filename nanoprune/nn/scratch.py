@@ -5,8 +5,6 @@ one. On a GPU torch's allocator does this already.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -15,16 +13,11 @@ SEGMENT = 2**26  # bytes
 FREE: dict[str, torch.UntypedStorage] = {}  # memory returned, by name
 
 
-@contextmanager
-def buffer(
-    name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Iterator[Tensor]:
-    """An uninitialised tensor to write to, for the time of a `with` block."""
+def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor, in the memory of the last one of this name if that fits and is out of use."""
     tensor = take_buffer(name, shape, dtype, device)
-    try:
-        yield tensor
-    finally:
-        return_buffer(name, tensor)
+    return_buffer(name, tensor)
+    return tensor
 
 
 def take_buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -81,7 +74,7 @@ class SavedActivations:
             return self.last[2]
         if not self.segments or self.used + size > SEGMENT:
             name = f"segment {len(self.segments)}"
-            self.segments.append(take_buffer(name, (SEGMENT,), torch.uint8, tensor.device))
+            self.segments.append(buffer(name, (SEGMENT,), torch.uint8, tensor.device))
             self.used = 0
         space = self.segments[-1][self.used : self.used + size].view(tensor.dtype)
         self.used += size
@@ -94,6 +87,4 @@ class SavedActivations:
 
     def __exit__(self, *error) -> None:
         self.hooks.__exit__(*error)
-        for i, segment in enumerate(self.segments):
-            return_buffer(f"segment {i}", segment)
         self.segments, self.last = [], None
