@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,10 +36,10 @@ def map_tensors(path: str | Path) -> dict[str, np.ndarray]:
     arrays = {}
     with open_tensors(path) as file:
         for name in file.keys():
-            tensor = file.get_tensor(name)
-            if tensor.dtype is torch.bfloat16:
-                raise ValueError(f"{path}: {name} is in bfloat16, which numpy lacks; a dataset holds none")
-            arrays[name] = tensor.numpy()
+            try:
+                arrays[name] = file.get_tensor(name).numpy()
+            except TypeError as error:  # numpy has no bf16
+                raise ValueError(f"{path}: {name} is of a type that no dataset holds ({error})") from error
             arrays[name].flags.writeable = False
     return arrays
 
