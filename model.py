@@ -21,7 +21,6 @@ from nanoprune.io.files import file_hashes, read_json, write_json
 from nanoprune.io.hub import locate
 from nanoprune.io.tensors import read_weights, write_tensors
 from nanoprune.nn.attention import (
-    BlockCache,
     KeyValueCache,
     Layout,
     Visible,
@@ -69,8 +68,9 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, rope: tuple, visible: Visible, cache: BlockCache | None = None
+        self, x: Tensor, rope: tuple, visible: Visible, extend: Callable | None = None
     ) -> Tensor:
+        """x (B, T, D) to the same shape; `extend` puts keys and values into a cache and gives all in it."""
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)
@@ -80,8 +80,8 @@ class Attention(nn.Module):
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # (B, heads, T, F)
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norms return fp32
-        if cache is not None:
-            k, v = cache.extend(k, v)
+        if extend:
+            k, v = extend(k, v)
         y = attend(q, k, v, visible)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
@@ -116,11 +116,11 @@ class Block(nn.Module):
             self.mlp = self.post_attention_layernorm = None
 
     def forward(
-        self, x: Tensor, rope: tuple, visible: Visible, cache: BlockCache | None = None, skip: str = ""
+        self, x: Tensor, rope: tuple, visible: Visible, extend: Callable | None = None, skip: str = ""
     ) -> Tensor:
         """x (B, T, D) plus attention, plus MLP; without the half to `skip`."""
         if self.self_attn is not None and skip != "attn":
-            x = x + self.self_attn(self.input_layernorm(x), rope, visible, cache)
+            x = x + self.self_attn(self.input_layernorm(x), rope, visible, extend)
         if self.mlp is not None and skip != "mlp":
             x = x + self.mlp(self.post_attention_layernorm(x))
         return x
@@ -145,7 +145,7 @@ class Trunk(nn.Module):
     ) -> Tensor:
         """Embeddings x (B, T, D) to hidden states after the final norm."""
         for i, layer in enumerate(self.layers):
-            inputs = (x, rope, visible[layer.window], cache and cache.block(i))
+            inputs = (x, rope, visible[layer.window], cache and partial(cache.extend, i))
             if recompute == "none" or not torch.is_grad_enabled():
                 x = layer(*inputs)
             else:

@@ -208,21 +208,6 @@ def _probabilities(q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor, Tensor
         yield chunk, rows, torch._softmax(scores, -1, False)
 
 
-class BlockCache(NamedTuple):
-    """One block's keys and values (B, K, length, F), `used` positions of which are filled."""
-
-    keys: Tensor
-    values: Tensor
-    used: int
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add new keys and values (B, K, T, F) and return all of them."""
-        end = self.used + k.shape[2]
-        self.keys[:, :, self.used : end] = k
-        self.values[:, :, self.used : end] = v
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-
 class KeyValueCache:
     """Keys and values of every block for up to `length` positions of a batch; `used` of them are filled."""
 
@@ -233,5 +218,8 @@ class KeyValueCache:
         self.store = torch.zeros(shape, device=device, dtype=dtype)
         self.used = 0  # the model advances it after its last block
 
-    def block(self, index: int) -> BlockCache:
-        return BlockCache(*self.store[index], self.used)
+    def extend(self, block: int, k: Tensor, v: Tensor) -> Iterator[Tensor]:
+        """Add a block's new keys and values (B, K, T, F) and return all of them."""
+        stored = self.store[block, ..., : self.used + k.shape[2], :]
+        stored[0, :, :, self.used :], stored[1, :, :, self.used :] = k, v
+        return stored.unbind()

@@ -66,8 +66,7 @@ class FrozenLinear(nn.Module):
     def as_type(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight (out, in) in a product's type, in memory that is used again once nobody holds it."""
         if q := self.quantised:
-            wide = buffer("frozen weight", self.shape, torch.float32, q.codes.device)
-            return dequantise(q, self.shape, wide).to(dtype)
+            return dequantise(q, self.shape).to(dtype)
         if self.weight.dtype == dtype:
             return self.weight
         return buffer("frozen weight", self.shape, dtype, self.weight.device).copy_(self.weight)

@@ -12,8 +12,8 @@ import torch
 PARTIAL = "nanoprune-"  # before the model_type of a model with blocks that lack their attention or MLP
 # Fields that config.json has under their own name.
 KEPT = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "rope_scaling",
-        "max_position_embeddings", "tie_word_embeddings", "initializer_range")
+        "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta",
+        "rope_scaling", "max_position_embeddings", "tie_word_embeddings", "initializer_range")
 # Keys of config.json that `to_dict` decides.
 WRITTEN_ANEW = ("model_type", "architectures", "hidden_act", "torch_dtype", "dtype", "transformers_version")
 
@@ -101,9 +101,10 @@ class ModelConfig:
             raw |= {"mlp_bias": self.mlp_bias}
         else:
             # A window that is switched off is written as absent: other readers then have nothing to misread.
-            full = [*self.layer_types, "sliding_attention"].index("sliding_attention")
-            raw |= {"sliding_window": self.sliding_window, "use_sliding_window": self.sliding_window is not None,
-                    "max_window_layers": full, "layer_types": list(self.layer_types)}
+            window, full = self.sliding_window, [*self.layer_types, "sliding_attention"]
+            raw |= {"sliding_window": window, "use_sliding_window": window is not None,
+                    "max_window_layers": full.index("sliding_attention"),
+                    "layer_types": list(self.layer_types)}
         if self.model_type != "qwen2":
             raw |= {"attention_bias": self.output_bias}
         return self.extra | raw
@@ -123,7 +124,8 @@ class ModelConfig:
 
 def _check(where: str, key: str, value, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{where}: {key} {value!r} is not supported; allowed: {', '.join(map(repr, allowed))}")
+        choices = ", ".join(map(repr, allowed))
+        raise ValueError(f"{where}: {key} {value!r} is not supported; allowed: {choices}")
 
 
 def _read_rope(raw: dict, where: str) -> tuple[float, dict | None]:
@@ -196,8 +198,8 @@ def _read_part(name: int | str, config: ModelConfig) -> Part:
     number, dot, half = str(name).partition(".")
     count = config.num_hidden_layers
     if not number.isdecimal() or int(number) >= count or (dot and half not in ("attn", "mlp")):
-        raise ValueError(f"cannot drop block {name}: this model has {count} blocks, 0 to {count - 1}; a block "
-                         "is named by its number, its attention or MLP alone as in 13.attn or 13.mlp")
+        raise ValueError(f"cannot drop block {name}: this model has {count} blocks, 0 to {count - 1}; a "
+                         "block is named by its number, its attention or MLP alone as in 13.attn or 13.mlp")
     part = Part(int(number), half)
     if half and (lost := config.without[part.block]):
         raise ValueError(f"cannot drop {name}: block {part.block} has lost its {lost} already; to drop the "
