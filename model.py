@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 from torch.utils.checkpoint import create_selective_checkpoint_contexts as save_outputs_of
 
 from nanoprune.io.files import file_hashes, read_json, write_json
@@ -36,10 +36,16 @@ from nanoprune.nn.peft import base_folder, check_no_adapter, is_adapter, read_ad
 from nanoprune.nn.pointwise import apply_rope, rms_norm, rope_table, silu_mul
 from nanoprune.nn.tied_embedding import embedding_and_head
 
-# Outputs that are saved with `recompute` "pointwise".
-PRODUCTS = [getattr(torch.ops.aten, name).default for name in (
-    "mm", "addmm", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")]
+PRODUCTS = {
+    "aten::mm", "aten::addmm", "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention", "torch_attn::_varlen_attn"}
+
+
+def save_products(context, operation: torch._ops.OpOverload, *args, **kwargs) -> CheckpointPolicy:
+    """With `recompute` "pointwise": save what products and attention give, compute the rest again."""
+    saved = operation.name() in PRODUCTS
+    return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class RMSNorm(nn.Module):
@@ -149,7 +155,7 @@ class Trunk(nn.Module):
             if recompute == "none" or not torch.is_grad_enabled():
                 x = layer(*inputs)
             else:
-                saved = partial(save_outputs_of, PRODUCTS if recompute == "pointwise" else [])
+                saved = partial(save_outputs_of, save_products if recompute == "pointwise" else [])
                 x = checkpoint(layer, *inputs, use_reentrant=False, context_fn=saved)
         if cache is not None:
             cache.used += x.shape[1]

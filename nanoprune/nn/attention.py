@@ -70,7 +70,8 @@ def packed_layout(documents: Tensor, windows: Iterable[int | None], x: Tensor) -
     lengths = document_lengths(documents)
     if len(lengths) == len(documents):  # a document fills each row
         return causal_layout(documents.shape[1], windows, x.device)
-    positions = to_device(document_positions(documents), x.device)
+    positions = torch.cat([torch.arange(length) for length in lengths]).view_as(documents)
+    positions = to_device(positions, x.device)
     if has_flash(x):
         starts = to_device(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), x.device)
         return Layout(positions, {window: Visible(None, lengths, window, starts) for window in windows})
@@ -82,21 +83,10 @@ def packed_layout(documents: Tensor, windows: Iterable[int | None], x: Tensor) -
 
 def document_lengths(documents: Tensor) -> list[int]:
     """Lengths of the documents in rows (B, T) of their numbers; a row's end ends its last document."""
-    B, T = documents.shape
-    starts = _document_starts(documents).flatten().nonzero().squeeze(1)
-    return torch.diff(starts, append=torch.tensor([B * T])).tolist()
-
-
-def document_positions(documents: Tensor) -> Tensor:
-    """Positions (B, T) that restart wherever the document number changes along a row."""
-    index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-    return index - torch.where(_document_starts(documents), index, 0).cummax(dim=1).values
-
-
-def _document_starts(documents: Tensor) -> Tensor:
     starts = torch.ones_like(documents, dtype=torch.bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return starts
+    places = starts.flatten().nonzero().squeeze(1)
+    return torch.diff(places, append=torch.tensor([documents.numel()])).tolist()
 
 
 def _causal_mask(queries: int, keys: int, window: int | None, device) -> Tensor:

@@ -36,7 +36,7 @@ class Nf4(NamedTuple):
 
 
 @cache  # on each device: a copy from the CPU would wait for the GPU at every product
-def eight_bit_values(device: torch.device = torch.device("cpu")) -> torch.Tensor:
+def eight_bit_values(device: torch.device | str = "cpu") -> torch.Tensor:
     """The 256 values of the signed dynamic type (arXiv:1511.04561): finer for larger decimal exponents."""
     edges = [torch.linspace(0.1, 1, 2**e + 1) for e in range(7)]
     sizes = torch.cat([10.0 ** (e - 6) * (edge[:-1] + edge[1:]) / 2 for e, edge in enumerate(edges)])
