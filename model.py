@@ -350,9 +350,8 @@ class Decoder(nn.Module):
     def save_config(self, folder: str | Path, more: dict | None = None) -> None:
         """Write config.json, with `more` in it, and generation_config.json."""
         folder = Path(folder)
-        architecture = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
-        name = "NanopruneForCausalLM" if any(self.config.without) else architecture[self.config.model_type]
-        raw = {"architectures": [name]} | self.config.to_dict(self.head_weight.dtype)
+        family = "Nanoprune" if any(self.config.without) else self.config.model_type.capitalize()
+        raw = {"architectures": [f"{family}ForCausalLM"]} | self.config.to_dict(self.head_weight.dtype)
         write_json(folder / "config.json", raw | (more or {}))
         if self.generation_config:
             write_json(folder / "generation_config.json", self.generation_config)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from small import ROOT, SHAPE
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import Decoder
+from model import PRODUCTS, Decoder, save_products
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.packing import TrainingRows
 from nanoprune.io.files import write_json
@@ -235,6 +235,17 @@ def test_recomputing_what_is_pointwise_multiplies_nothing_again():
     for heavy in (torch.ops.aten.mm, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu):
         assert counts["none"][heavy] == counts["pointwise"][heavy] < counts["blocks"][heavy]
     assert counts["none"][torch.ops.aten.silu] < counts["pointwise"][torch.ops.aten.silu]
+
+
+def test_every_product_has_the_name_of_an_operation():
+    """That of packed documents on a GPU among them: a wrong name would be computed again, in silence."""
+    from torch.nn.attention.varlen import varlen_attn  # defines its operation
+    assert varlen_attn
+    for name in PRODUCTS:
+        space, operation = name.split("::")
+        assert getattr(getattr(torch.ops, space), operation).default.name() == name
+        assert save_products(None, getattr(getattr(torch.ops, space), operation).default).name == "MUST_SAVE"
+    assert save_products(None, torch.ops.aten.silu.default).name == "PREFER_RECOMPUTE"
 
 
 def autograd_loss(model: Decoder, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,12 @@ def head_loss(
     counted = to_device((targets.flatten() != IGNORE).nonzero().squeeze(1), x.device)
     hidden, labels = _pick(x, counted), _pick(targets, counted)
     if reduction == "none":
-        losses = _token_losses(hidden, weight, labels)
+        with torch.no_grad():
+            if weight.requires_grad or weight.dtype == matmul_dtype(hidden):
+                chunks = _chunks(*_as_multiplied(hidden, weight), labels)
+                losses = torch.cat([part for _, part in chunks])
+            else:
+                losses, _ = sliced_loss(hidden, weight, labels)
         return losses.new_zeros(targets.numel()).index_copy(0, counted, losses).view(targets.shape)
     if teacher is not None:
         teacher = teacher._replace(ids=_pick(teacher.ids, counted), log_p=_pick(teacher.log_p, counted))
@@ -76,13 +81,6 @@ def _pick(tensor: Tensor, counted: Tensor) -> Tensor:
     """The counted positions (N, ...) of a tensor (B, T, ...), on their device."""
     rows = to_device(tensor.flatten(0, 1), counted.device)
     return rows if len(rows) == len(counted) else rows.index_select(0, counted)
-
-
-@torch.no_grad()
-def _token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    if not weight.requires_grad and weight.dtype != matmul_dtype(x):
-        return sliced_loss(x, weight, targets)[0]
-    return torch.cat([losses for _, losses in _chunks(*_as_multiplied(x, weight), targets)])
 
 
 def _as_multiplied(*tensors: Tensor) -> list[Tensor]:
@@ -270,13 +268,13 @@ def likeliest(
     model: "Decoder", x: Tensor, k: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """(ids (..., k), log-probabilities (..., k) at a temperature) of the likeliest tokens after x."""
-    ids, log_p = [], []
+    tops = []
     for part in x.flatten(0, -2).split(max(1, HEAD_CHUNK // 2 // model.config.vocab_size)):
         logits = model.logits(part).float() / temperature
         top = logits.topk(k, 1)
-        ids.append(top.indices)
-        log_p.append(top.values - logits.logsumexp(1, keepdim=True))
-    return torch.cat(ids).view(*x.shape[:-1], k), torch.cat(log_p).view(*x.shape[:-1], k)
+        tops.append((top.indices, top.values - logits.logsumexp(1, keepdim=True)))
+    ids, log_p = (torch.cat(parts).view(*x.shape[:-1], k) for parts in zip(*tops, strict=True))
+    return ids, log_p
 
 
 # ---------------------------------------------------------------- the plain form

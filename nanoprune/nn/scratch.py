@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 SEGMENT = 2**26  # bytes
 FREE: dict[str, torch.UntypedStorage] = {}  # memory returned, by name
@@ -40,7 +41,7 @@ def _in_use(storage: torch.UntypedStorage) -> bool:
     return torch._C._storage_Use_Count(storage._cdata) > 1
 
 
-class SavedActivations:
+class SavedActivations(saved_tensors_hooks):
     """A step's saved activations side by side, so that those freed between them leave no holes in the heap.
 
         with SavedActivations():
@@ -52,19 +53,17 @@ class SavedActivations:
     """
 
     def __init__(self):
+        super().__init__(self.pack, lambda tensor: tensor)
         self.segments, self.used, self.last = [], 0, None
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
 
     def pack(self, tensor: Tensor) -> Tensor:
         """A copy of the tensor in a segment, or the tensor itself.
 
         Small, huge and strided tensors and parameters are not copied.
         """
-        count = tensor.numel()
-        size = count * tensor.element_size()
+        size = tensor.nbytes
         reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-        dense = reach + 1 == count
-        fits = 2**20 <= size <= SEGMENT and dense and tensor.device.type == "cpu"
+        fits = tensor.device.type == "cpu" and 2**20 <= size <= SEGMENT and reach + 1 == tensor.numel()
         if not fits or isinstance(tensor, torch.nn.Parameter):
             return tensor
         # The same tensor may come twice in a row, as the input of two adapters. The last one is alive: its
@@ -82,9 +81,6 @@ class SavedActivations:
         self.last = identity, tensor, copy
         return copy
 
-    def __enter__(self) -> None:
-        self.hooks.__enter__()
-
     def __exit__(self, *error) -> None:
-        self.hooks.__exit__(*error)
+        super().__exit__(*error)
         self.segments, self.last = [], None
