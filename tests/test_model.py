@@ -159,6 +159,7 @@ def plain_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_
     """What torch.nn.attention.varlen.varlen_attn gives on a GPU: query (tokens, heads, F), starts in int32.
     """
     before, after = window_size
+    assert query.shape[2] % 8 == 0 and query.is_contiguous() and key.is_contiguous()
     assert cu_seq_q.dtype == torch.int32 and cu_seq_q is cu_seq_k and after == 0
     assert enable_gqa == (query.shape[1] != key.shape[1]) and max_q == max_k == int(cu_seq_q.diff().max())
     outs = []
@@ -171,7 +172,7 @@ def plain_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_
     return torch.cat(outs)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, WINDOW])
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, WINDOW, {"head_dim": 6}])
 def test_packed_rows_are_their_documents_by_themselves(changes, monkeypatch):
     """Loss and every gradient, whichever way attention is computed, with and without keeping activations; in
     fp64.

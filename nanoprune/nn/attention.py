@@ -97,7 +97,7 @@ def _causal_mask(queries: int, keys: int, window: int | None, device) -> Tensor:
 # ---------------------------------------------------------------- attention
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
     """Attention of q (B, H, T, F) to k and v (B, K, keys, F), all of one type: (B, H, T, F)."""
-    if visible.starts is not None:
+    if visible.starts is not None and q.shape[-1] % 8 == 0:  # the kernel takes no other size of heads
         return _attend_in_one_call(q, k, v, visible)
     if visible.lengths is not None:
         return _attend_by_document(q, k, v, visible)

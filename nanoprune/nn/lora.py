@@ -153,8 +153,8 @@ def matching_layers(model: Decoder, pattern: str) -> list[str]:
     if not layers:
         raise ValueError("lora: adapters stand beside weights that do not learn; open the model with "
                          "frozen='stored'")
-    parts, chosen = [part.strip() for part in pattern.split(",")], set()
-    for part in [part for part in parts if part] or [pattern]:
+    chosen = set()
+    for part in pattern.replace(",", " ").split() or [pattern]:
         matches = [name for name in layers
                    if part == "all" or f".{name}".endswith(f".{part}") or fnmatchcase(name, part)]
         if not matches:

@@ -61,10 +61,11 @@ class SavedActivations(saved_tensors_hooks):
 
         Small, huge and strided tensors and parameters are not copied.
         """
-        size = tensor.nbytes
+        size, on_cpu = tensor.nbytes, tensor.device.type == "cpu"
+        if not on_cpu or not 2**20 <= size <= SEGMENT or isinstance(tensor, torch.nn.Parameter):
+            return tensor
         reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-        fits = tensor.device.type == "cpu" and 2**20 <= size <= SEGMENT and reach + 1 == tensor.numel()
-        if not fits or isinstance(tensor, torch.nn.Parameter):
+        if reach + 1 != tensor.numel():
             return tensor
         # The same tensor may come twice in a row, as the input of two adapters. The last one is alive: its
         # place is its own.
