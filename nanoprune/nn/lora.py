@@ -207,8 +207,8 @@ class FrozenBase:
 
     base: str  # the name or folder it was opened by
     revision: str | None = None  # of a hub name
-    base_sha256: dict = field(default_factory=dict)  # hashes of its weights' files; PEFT records none
-    config_sha256: str = ""  # ModelConfig.fingerprint
+    base_sha256: dict = field(default_factory=dict)  # hashes of its weights' files
+    config_sha256: str = ""  # ModelConfig.fingerprint; empty where PEFT wrote the adapter
     dropped: tuple[int | str, ...] = ()  # blocks and parts, by their index in the base
     frozen: Frozen = "stored"
     blocks: tuple[int, ...] = ()  # of the model with adapters, as in ModelConfig

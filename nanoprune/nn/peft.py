@@ -165,7 +165,7 @@ def restore_adapter(model: Decoder, adapter: Adapter) -> None:
     base = adapter.base
     model.drop_blocks(read_parts(base.dropped, model.config))
     model.base.dropped = base.dropped
-    if base.base_sha256 and (base.blocks, base.without) != (model.config.blocks, model.config.without):
+    if base.config_sha256 and (base.blocks, base.without) != (model.config.blocks, model.config.without):
         raise ValueError(f"{adapter.folder}/nanoprune.json is damaged: it names the blocks "
                          f"{list(base.blocks)}, its base without {list(base.dropped)} has "
                          f"{list(model.config.blocks)}")
@@ -194,7 +194,7 @@ def check_base(model: Decoder, adapter: Adapter) -> None:
     were dropped. PEFT's own adapters hold no hashes.
     """
     trained_on = adapter.base
-    if not trained_on.base_sha256:
+    if not trained_on.config_sha256:
         print(f"warning: {adapter.folder} was not written by nanoprune and does not say what weights it was "
               "trained on")
         return
