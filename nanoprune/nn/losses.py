@@ -15,7 +15,7 @@ from torch.autograd import Function
 from nanoprune.config import IGNORE
 from nanoprune.device import matmul_dtype, to_device
 from nanoprune.nn.pointwise import apply
-from nanoprune.nn.scratch import buffer, take_buffer
+from nanoprune.nn.scratch import buffer
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -163,7 +163,7 @@ class HeadLoss(Function):
         grad_x = torch.empty_like(x) if need_x else None
         grad_weight = None
         if need_weight:
-            grad_weight = take_buffer("gradient", weight.shape, weight.dtype, x.device).zero_()
+            grad_weight = buffer("gradient", weight.shape, weight.dtype, x.device).zero_()
         hidden, narrow = _as_multiplied(x, weight)
         if teacher is None:
             chunks = _chunks(hidden, narrow, targets, gradient=need_x or need_weight)

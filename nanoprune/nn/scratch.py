@@ -11,29 +11,20 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 SEGMENT = 2**26  # bytes
-FREE: dict[str, torch.UntypedStorage] = {}  # memory returned, by name
+MEMORY: dict[str, torch.UntypedStorage] = {}  # that was handed out last, by name
 
 
 def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """An uninitialised tensor, in the memory of the last one of this name if that fits and is out of use."""
-    tensor = take_buffer(name, shape, dtype, device)
-    return_buffer(name, tensor)
-    return tensor
-
-
-def take_buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised tensor, in the memory returned under this name if that fits and is out of use."""
-    storage = FREE.pop(name, None)
+    storage = MEMORY.pop(name, None)
     large_enough = storage is not None and storage.nbytes() >= math.prod(shape) * dtype.itemsize
-    if device.type == "cpu" and large_enough and not _in_use(storage):
-        return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
-    return torch.empty(shape, dtype=dtype, device=device)
-
-
-def return_buffer(name: str, tensor: Tensor | None) -> None:
-    """Leave a whole tensor's memory to a later `take_buffer` of this name, once no other tensor uses it."""
-    if type(tensor) is Tensor and tensor.device.type == "cpu":  # not the shard of one
-        FREE[name] = tensor.untyped_storage()
+    if large_enough and device.type == "cpu" and not _in_use(storage):
+        tensor = torch.empty(0, dtype=dtype).set_(storage, 0, shape)
+    else:
+        tensor = torch.empty(shape, dtype=dtype, device=device)
+    if device.type == "cpu":
+        MEMORY[name] = tensor.untyped_storage()
+    return tensor
 
 
 def _in_use(storage: torch.UntypedStorage) -> bool:
