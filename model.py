@@ -14,14 +14,13 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 from torch.utils.checkpoint import create_selective_checkpoint_contexts as save_outputs_of
 
 from nanoprune.io.files import file_hashes, read_json, write_json
 from nanoprune.io.hub import locate
 from nanoprune.io.tensors import read_weights, write_tensors
 from nanoprune.nn.attention import (
-    BlockCache,
     KeyValueCache,
     Layout,
     Visible,
@@ -37,10 +36,16 @@ from nanoprune.nn.peft import base_folder, check_no_adapter, is_adapter, read_ad
 from nanoprune.nn.pointwise import apply_rope, rms_norm, rope_table, silu_mul
 from nanoprune.nn.tied_embedding import embedding_and_head
 
-# Outputs that are saved with `recompute` "pointwise".
-PRODUCTS = [getattr(torch.ops.aten, name).default for name in (
-    "mm", "addmm", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")]
+PRODUCTS = {
+    "aten::mm", "aten::addmm", "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention", "torch_attn::_varlen_attn"}
+
+
+def save_products(context, operation: torch._ops.OpOverload, *args, **kwargs) -> CheckpointPolicy:
+    """With `recompute` "pointwise": save what products and attention give, compute the rest again."""
+    saved = operation.name() in PRODUCTS
+    return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class RMSNorm(nn.Module):
@@ -69,8 +74,9 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, rope: tuple, visible: Visible, cache: BlockCache | None = None
+        self, x: Tensor, rope: tuple, visible: Visible, extend: Callable | None = None
     ) -> Tensor:
+        """x (B, T, D) to the same shape; `extend` puts keys and values into a cache and gives all in it."""
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)
@@ -80,8 +86,8 @@ class Attention(nn.Module):
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # (B, heads, T, F)
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norms return fp32
-        if cache is not None:
-            k, v = cache.extend(k, v)
+        if extend:
+            k, v = extend(k, v)
         y = attend(q, k, v, visible)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
@@ -116,11 +122,11 @@ class Block(nn.Module):
             self.mlp = self.post_attention_layernorm = None
 
     def forward(
-        self, x: Tensor, rope: tuple, visible: Visible, cache: BlockCache | None = None, skip: str = ""
+        self, x: Tensor, rope: tuple, visible: Visible, extend: Callable | None = None, skip: str = ""
     ) -> Tensor:
         """x (B, T, D) plus attention, plus MLP; without the half to `skip`."""
         if self.self_attn is not None and skip != "attn":
-            x = x + self.self_attn(self.input_layernorm(x), rope, visible, cache)
+            x = x + self.self_attn(self.input_layernorm(x), rope, visible, extend)
         if self.mlp is not None and skip != "mlp":
             x = x + self.mlp(self.post_attention_layernorm(x))
         return x
@@ -145,11 +151,11 @@ class Trunk(nn.Module):
     ) -> Tensor:
         """Embeddings x (B, T, D) to hidden states after the final norm."""
         for i, layer in enumerate(self.layers):
-            inputs = (x, rope, visible[layer.window], cache and cache.block(i))
+            inputs = (x, rope, visible[layer.window], cache and partial(cache.extend, i))
             if recompute == "none" or not torch.is_grad_enabled():
                 x = layer(*inputs)
             else:
-                saved = partial(save_outputs_of, PRODUCTS if recompute == "pointwise" else [])
+                saved = partial(save_outputs_of, save_products if recompute == "pointwise" else [])
                 x = checkpoint(layer, *inputs, use_reentrant=False, context_fn=saved)
         if cache is not None:
             cache.used += x.shape[1]
@@ -344,9 +350,8 @@ class Decoder(nn.Module):
     def save_config(self, folder: str | Path, more: dict | None = None) -> None:
         """Write config.json, with `more` in it, and generation_config.json."""
         folder = Path(folder)
-        architecture = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
-        name = "NanopruneForCausalLM" if any(self.config.without) else architecture[self.config.model_type]
-        raw = {"architectures": [name]} | self.config.to_dict(self.head_weight.dtype)
+        family = "Nanoprune" if any(self.config.without) else self.config.model_type.capitalize()
+        raw = {"architectures": [f"{family}ForCausalLM"]} | self.config.to_dict(self.head_weight.dtype)
         write_json(folder / "config.json", raw | (more or {}))
         if self.generation_config:
             write_json(folder / "generation_config.json", self.generation_config)

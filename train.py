@@ -47,7 +47,7 @@ from nanoprune.evaluation.perplexity import Validation
 from nanoprune.io.files import file_hashes
 from nanoprune.nn.lora import LoraSettings, add_lora, count_parameters
 from nanoprune.nn.model_config import record_removal
-from nanoprune.nn.scratch import SavedActivations, return_buffer
+from nanoprune.nn.scratch import SavedActivations
 from nanoprune.training.base import Base, find_base
 from nanoprune.training.batches import check_step, seed_dropout, split_rows
 from nanoprune.training.budget import check_budget, training_flops
@@ -186,7 +186,6 @@ def train(
                 "Look at these documents, lower lr, lengthen warmup_steps or use float32, under another name")
         scaler.step(optimizer)  # float16 skips a step whose gradient overflowed, and lowers the scale
         scaler.update()
-        return_buffer("gradient", model.head_weight.grad)  # to the next step's head, once it is cleared
         optimizer.zero_grad()
         progress.step = step
 

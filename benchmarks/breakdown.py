@@ -19,7 +19,6 @@ from nanoprune.config import Config
 from nanoprune.device import keep_freed_memory, matmul_rate
 from nanoprune.io.files import write_text
 from nanoprune.nn.model_config import ModelConfig
-from nanoprune.nn.scratch import return_buffer
 from train import make_optimizer
 
 ROWS = {"small": (SMALL, 8, 256, 20), "full-fp32": (WHOLE, 1, 1024, 2)}  # shape, rows, context, steps
@@ -59,7 +58,6 @@ def measure(shape: dict, rows: int, context: int, steps: int) -> dict:
         model(ids, targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return_buffer("gradient", model.head_weight.grad)
         optimizer.zero_grad()
 
     for _ in range(2):

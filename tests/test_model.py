@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from small import ROOT, SHAPE
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import Decoder
+from model import PRODUCTS, Decoder, save_products
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.packing import TrainingRows
 from nanoprune.io.files import write_json
@@ -159,6 +159,7 @@ def plain_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_
     """What torch.nn.attention.varlen.varlen_attn gives on a GPU: query (tokens, heads, F), starts in int32.
     """
     before, after = window_size
+    assert query.shape[2] % 8 == 0 and query.is_contiguous() and key.is_contiguous()
     assert cu_seq_q.dtype == torch.int32 and cu_seq_q is cu_seq_k and after == 0
     assert enable_gqa == (query.shape[1] != key.shape[1]) and max_q == max_k == int(cu_seq_q.diff().max())
     outs = []
@@ -171,7 +172,7 @@ def plain_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_
     return torch.cat(outs)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, WINDOW])
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, WINDOW, {"head_dim": 6}])
 def test_packed_rows_are_their_documents_by_themselves(changes, monkeypatch):
     """Loss and every gradient, whichever way attention is computed, with and without keeping activations; in
     fp64.
@@ -235,6 +236,17 @@ def test_recomputing_what_is_pointwise_multiplies_nothing_again():
     for heavy in (torch.ops.aten.mm, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu):
         assert counts["none"][heavy] == counts["pointwise"][heavy] < counts["blocks"][heavy]
     assert counts["none"][torch.ops.aten.silu] < counts["pointwise"][torch.ops.aten.silu]
+
+
+def test_every_product_has_the_name_of_an_operation():
+    """That of packed documents on a GPU among them: a wrong name would be computed again, in silence."""
+    from torch.nn.attention.varlen import varlen_attn  # defines its operation
+    assert varlen_attn
+    for name in PRODUCTS:
+        space, operation = name.split("::")
+        assert getattr(getattr(torch.ops, space), operation).default.name() == name
+        assert save_products(None, getattr(getattr(torch.ops, space), operation).default).name == "MUST_SAVE"
+    assert save_products(None, torch.ops.aten.silu.default).name == "PREFER_RECOMPUTE"
 
 
 def autograd_loss(model: Decoder, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,6 @@ from nanoprune.nn.attention import (
     attend,
     causal_layout,
     document_lengths,
-    document_positions,
     packed_layout,
 )
 
@@ -84,11 +83,12 @@ def test_attention_in_bfloat16_is_by_blocks_where_that_is_fast(monkeypatch):
 def test_positions_restart_with_each_document(rows):
     width = max(map(len, rows))
     documents = torch.tensor([row + [row[-1]] * (width - len(row)) for row in rows])
-    for row, positions in zip(documents.tolist(), document_positions(documents).tolist(), strict=True):
+    positions, _ = packed_layout(documents, {None}, torch.zeros(len(rows), width, 4))
+    for row, found in zip(documents.tolist(), positions.expand_as(documents).tolist(), strict=True):
         expected = [0]
         for before, now in zip(row, row[1:], strict=False):
             expected.append(expected[-1] + 1 if now == before else 0)
-        assert positions == expected
+        assert found == expected
 
 
 def test_layouts_of_packed_rows(monkeypatch):

@@ -89,11 +89,15 @@ def test_names_choose_the_layers(tmp_path):
             add_lora(model, again, LoraSettings())
 
 
-@pytest.mark.parametrize("settings", [
-    {"rank": 0}, {"rank": 2.5}, {"rank": True}, {"alpha": 0}, {"alpha": float("nan")},
-    {"alpha": float("inf")}, {"alpha": "x"}, {"dropout": 1}, {"dropout": None}])
-def test_settings_have_bounds(settings):
-    with pytest.raises(ValueError, match="rank must be a whole number of at least 1, .*; given "):
+@pytest.mark.parametrize("settings, message", [
+    ({"rank": 0}, "rank: given 0, must be at least 1"), ({"rank": 2.5}, "rank: given 2.5, must be a whole"),
+    ({"rank": True}, "rank: given True"), ({"alpha": 0}, "alpha: given 0, must be above 0"),
+    ({"alpha": float("nan")}, "alpha: given nan"), ({"alpha": float("inf")}, "alpha: given inf"),
+    ({"alpha": "x"}, "alpha: given 'x', must be a number"),
+    ({"dropout": 1}, "dropout: given 1, must be from 0 to below 1"),
+    ({"dropout": None}, "dropout: given None")])
+def test_settings_have_bounds(settings, message):
+    with pytest.raises(ValueError, match=f"lora: {message}"):
         LoraSettings(**settings)
 
 

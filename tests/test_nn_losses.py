@@ -54,6 +54,24 @@ def test_the_heads_gradients_in_bf16_are_those_in_fp32(chunk, targets):
         assert found.dtype == torch.float32 and (found - wanted).norm() < 0.02 * wanted.norm()
 
 
+@pytest.mark.parametrize("taught", [False, True])
+def test_the_heads_gradients_in_fp16_are_finite(taught):
+    """Summed over many tokens they pass fp16's largest number, 65,504, before the loss is divided or scaled.
+    """
+    x = (60 + drawn(1, 16_384, 8, dtype=torch.float32)).detach().requires_grad_()
+    weight = (drawn(512, 8, seed=1, dtype=torch.float32) / 50).detach().requires_grad_()
+    targets = torch.arange(16_384)[None] % 7
+    teacher = None
+    if taught:
+        ids = torch.stack([targets, targets + 9], dim=-1)
+        teacher = SoftTargets(ids, torch.full(ids.shape, 0.4).log(), 0.5, 2.0)
+    expected = torch.autograd.grad(plain_loss(F.linear(x, weight), targets, "mean", teacher), (x, weight))
+    with torch.autocast("cpu", torch.float16):
+        loss = head_loss(x, weight, targets, teacher=teacher)
+    for found, wanted in zip(torch.autograd.grad(loss, (x, weight)), expected, strict=True):
+        assert found.isfinite().all() and (found - wanted).norm() < 0.01 * wanted.norm()
+
+
 def test_what_is_not_counted_never_reaches_the_head(chunk, targets):
     """Nor does it leave anything in a gradient."""
     x, weight = drawn(2, 7, 8), drawn(11, 8, seed=1)
@@ -102,8 +120,8 @@ def test_a_teachers_share_equals_the_plain_form(chunk, targets, reduction):
 @torch.no_grad()
 def test_two_cast_slices_at_once_are_two_tensors():
     weight = torch.arange(32.0).view(8, 4)
-    with cast(weight[:4], torch.bfloat16) as first, cast(weight[4:], torch.bfloat16) as second:
-        assert torch.equal((second - first).float(), torch.full((4, 4), 16.0))
+    first, second = cast(weight[:4], torch.bfloat16), cast(weight[4:], torch.bfloat16)
+    assert torch.equal((second - first).float(), torch.full((4, 4), 16.0))
 
 
 @torch.no_grad()

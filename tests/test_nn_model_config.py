@@ -38,7 +38,7 @@ def test_a_window_that_is_switched_off_is_inert():
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(model_type="gpt2"), "model_type 'gpt2' is not supported; supported are qwen2, qwen3 and llama"),
+    (dict(model_type="gpt2"), "model_type 'gpt2' is not supported; allowed: 'qwen2', 'qwen3', 'llama'"),
     (dict(model_type=None), "model_type None"),
     (dict(hidden_act="gelu"), "hidden_act 'gelu'"),
     (dict(num_hidden_layers=0), "num_hidden_layers must be a whole number of at least 1, given 0"),
@@ -49,7 +49,7 @@ def test_a_window_that_is_switched_off_is_inert():
     (dict(layer_types=["full_attention"]), "layer_types has 1 entries for 3 blocks"),
     (dict(use_sliding_window=True, sliding_window=5,
           layer_types=["full_attention", "chunked", "full_attention"]),
-     "layer_types ['chunked'] not supported"),
+     "layer_types 'chunked' is not supported; allowed: 'full_attention', 'sliding_attention'"),
 ])
 def test_unsupported_configs_are_refused(change, message):
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -37,14 +37,13 @@ def test_codes_and_values_are_bitsandbytes(shape, dtype):
 
 
 def test_four_bits_and_back():
-    """Every value is at most half a gap off; what is on the grid stays; both paths give the same values."""
+    """Every value is at most half a gap off; what is on the grid stays."""
     weight = torch.randn(128, 96, generator=torch.Generator().manual_seed(1))
     q = quantise(weight)
     back = dequantise(q, weight.shape)
     largest = weight.view(-1, 64).abs().amax(1, keepdim=True)
     gap = max(b - a for a, b in zip(NF4, NF4[1:], strict=False)) / 2
     assert ((back - weight).view(-1, 64).abs() <= (gap + 0.02) * largest).all()
-    assert torch.equal(dequantise(q, weight.shape, torch.empty(weight.shape)), back)
     again = quantise(back)
     assert torch.equal(again.codes, q.codes)
     assert torch.equal(dequantise(quantise(torch.zeros(64, 2)), (64, 2)), torch.zeros(64, 2))

@@ -11,13 +11,24 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+UNHARMED = ". What was there before is unharmed; free some space or write elsewhere"
+
+
+@contextmanager
+def naming_failures(action: str, advice: str = "") -> Iterator[None]:
+    """Raise an OSError of the `with` block as a ValueError: "cannot", the action, the reason, the advice."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"cannot {action}: {error.strerror or error}{advice}") from error
+
 
 def read_json(path: str | Path) -> dict:
     """The object in a JSON file; ValueError if the file is missing, damaged or holds something else."""
+    with naming_failures(f"read {path}"):
+        data = Path(path).read_bytes()
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+        content = json.loads(data)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: not valid JSON ({error})") from error
     if not isinstance(content, dict):
@@ -38,11 +49,8 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 def make_folder(folder: str | Path) -> Path:
     """The folder, made if it was missing; ValueError if nothing can be written to it."""
-    try:
+    with naming_failures(f"make the folder {folder}", "; choose another place to write to"):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot make the folder {folder}: {error.strerror}; "
-                         "choose another place to write to") from error
     if not os.access(folder, os.W_OK):
         raise ValueError(f"cannot write into {folder}: permission denied; choose another place to write to")
     return Path(folder)
@@ -57,14 +65,13 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     make_folder(path.parent)
     beside = path.with_name(path.name + ".tmp")
     try:
-        write(beside)
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
+        with naming_failures(f"write {path}", UNHARMED):
+            write(beside)
+            with open(beside, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+    finally:
         beside.unlink(missing_ok=True)
-        raise ValueError(f"cannot write {path}: {error}. What was there before is unharmed; "
-                         "free some space or write elsewhere") from error
 
 
 @contextmanager
@@ -77,13 +84,11 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
     beside, before = (parent / f".{folder.name}.{os.getpid()}.{state}" for state in ("new", "old"))
     shutil.rmtree(beside, ignore_errors=True)  # a killed process may have had the same number
     try:
-        yield make_folder(beside)
-        if folder.exists():
-            os.replace(folder, before)
-        os.replace(beside, folder)
-    except OSError as error:
-        raise ValueError(f"cannot write {folder}: {error}. What was there before is unharmed; "
-                         "free some space or write elsewhere") from error
+        with naming_failures(f"write {folder}", UNHARMED):
+            yield make_folder(beside)
+            if folder.exists():
+                os.replace(folder, before)
+            os.replace(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         if before.exists() and not folder.exists():

@@ -4,11 +4,12 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
-from nanoprune.io.files import write_text
+from nanoprune.io.files import naming_failures, write_text
 
 HALF_CHARACTER = re.compile(rb"\\u[dD]|\xed")  # may be a lone surrogate, which JSON allows and UTF-8 does not
 
@@ -23,13 +24,12 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
 
 def append_line(path: Path, row: dict) -> None:
     """Add one object to the end of a log, whose folder is made if it is missing; ValueError if that fails."""
-    try:
+    advice = (". All earlier lines are kept: free some space or choose another --out, and run the same "
+              "command again")
+    with naming_failures(f"write {path}", advice):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab") as file:
             file.write(json_line(row).encode())
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}. All earlier lines are kept: free some "
-                         "space or choose another --out, and run the same command again") from error
 
 
 def parse_lines(data: bytes, path: str | Path, first: int = 1, required: tuple[str, ...] = ()) -> list[dict]:
@@ -60,10 +60,8 @@ def parse_lines(data: bytes, path: str | Path, first: int = 1, required: tuple[s
 
 def read_jsonl(path: str | Path, required: tuple[str, ...] = ()) -> list[dict]:
     """The objects of a JSONL file; ValueError as by `parse_lines`."""
-    try:
+    with naming_failures(f"read {path}"):
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
     return parse_lines(data, path, required=required)
 
 
@@ -73,12 +71,11 @@ def read_log(path: Path, required: tuple[str, ...]) -> list[dict]:
     An interrupted write leaves half a last line: it is cut off, with a warning. ValueError as by
     `parse_lines` if another line is damaged; the file is unchanged then.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}; choose another --out") from error
+    with naming_failures(f"read {path}", "; choose another --out"):
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return []
     size = data.rfind(b"\n") + 1  # of the lines that end
     rows = parse_lines(data[:size], path, required=required)
     if size < len(data):
@@ -100,15 +97,9 @@ class JsonLines(Sequence):
 
     def __init__(self, path: str | Path):
         self.path = path
-        ends, size = [], 0
-        try:
+        with naming_failures(f"read {path}"):
             self.file = open(path, "rb")  # noqa: SIM115 (open as long as the object is)
-            while chunk := self.file.read(2**20):
-                ends.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + (size + 1))
-                size += len(chunk)
-        except OSError as error:
-            raise ValueError(f"cannot read {path}: {error.strerror}") from error
-        self.starts = np.unique(np.concatenate([[0], *ends, [size]])).astype(np.int64)
+            self.starts = np.fromiter(accumulate(map(len, self.file), initial=0), np.int64)
 
     def __len__(self) -> int:
         return len(self.starts) - 1

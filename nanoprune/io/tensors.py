@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,6 @@ SAFETENSORS_TYPES = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
     torch.int32: "I32", torch.int8: "I8", torch.uint8: "U8", torch.uint16: "U16", torch.uint32: "U32",
     torch.bool: "BOOL"}
-MAPPED_TYPES = {"F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "u1", "U16": "<u2", "U32": "<u4"}
 
 
 @contextmanager
@@ -35,20 +33,15 @@ def open_tensors(path: str | Path, device="cpu") -> Iterator[safe_open]:
 
 def map_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """A safetensors file's tensors as read-only arrays mapped from the disk: only what is used is read."""
-    with open_tensors(path), open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in MAPPED_TYPES:
-            raise ValueError(f"{path}: {name} is of type {entry['dtype']}; "
-                             f"a dataset holds {', '.join(MAPPED_TYPES)}")
-        dtype, shape = np.dtype(MAPPED_TYPES[entry["dtype"]]), tuple(entry["shape"])
-        start = 8 + size + entry["data_offsets"][0]
-        mapped = math.prod(shape) > 0  # nothing cannot be mapped
-        tensors[name] = np.memmap(path, dtype, "r", start, shape) if mapped else np.empty(shape, dtype)
-    return tensors
+    arrays = {}
+    with open_tensors(path) as file:
+        for name in file.keys():
+            try:
+                arrays[name] = file.get_tensor(name).numpy()
+            except TypeError as error:  # numpy has no bf16
+                raise ValueError(f"{path}: {name} is of a type that no dataset holds ({error})") from error
+            arrays[name].flags.writeable = False
+    return arrays
 
 
 def weight_files(folder: Path) -> list[Path]:

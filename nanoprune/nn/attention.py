@@ -71,7 +71,8 @@ def packed_layout(documents: Tensor, windows: Iterable[int | None], x: Tensor) -
     lengths = document_lengths(documents)
     if len(lengths) == len(documents):  # a document fills each row
         return causal_layout(documents.shape[1], windows, x.device)
-    positions = to_device(document_positions(documents), x.device)
+    positions = torch.cat([torch.arange(length) for length in lengths]).view_as(documents)
+    positions = to_device(positions, x.device)
     if has_flash(x):
         starts = to_device(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), x.device)
         return Layout(positions, {window: Visible(None, None, window, starts, max(lengths))
@@ -84,21 +85,10 @@ def packed_layout(documents: Tensor, windows: Iterable[int | None], x: Tensor) -
 
 def document_lengths(documents: Tensor) -> list[int]:
     """Lengths of the documents in rows (B, T) of their numbers; a row's end ends its last document."""
-    B, T = documents.shape
-    starts = _document_starts(documents).flatten().nonzero().squeeze(1)
-    return torch.diff(starts, append=torch.tensor([B * T])).tolist()
-
-
-def document_positions(documents: Tensor) -> Tensor:
-    """Positions (B, T) that restart wherever the document number changes along a row."""
-    index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-    return index - torch.where(_document_starts(documents), index, 0).cummax(dim=1).values
-
-
-def _document_starts(documents: Tensor) -> Tensor:
     starts = torch.ones_like(documents, dtype=torch.bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return starts
+    places = starts.flatten().nonzero().squeeze(1)
+    return torch.diff(places, append=torch.tensor([documents.numel()])).tolist()
 
 
 def _causal_mask(queries: int, keys: int, window: int | None, device) -> Tensor:
@@ -109,7 +99,7 @@ def _causal_mask(queries: int, keys: int, window: int | None, device) -> Tensor:
 # ---------------------------------------------------------------- attention
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
     """Attention of q (B, H, T, F) to k and v (B, K, keys, F), all of one type: (B, H, T, F)."""
-    if visible.starts is not None:
+    if visible.starts is not None and q.shape[-1] % 8 == 0:  # the kernel takes no other size of heads
         return _attend_in_one_call(q, k, v, visible)
     if visible.lengths is not None:
         return _attend_by_document(q, k, v, visible)
@@ -210,21 +200,6 @@ def _probabilities(q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor, Tensor
         yield chunk, rows, torch._softmax(scores, -1, False)
 
 
-class BlockCache(NamedTuple):
-    """One block's keys and values (B, K, length, F), `used` positions of which are filled."""
-
-    keys: Tensor
-    values: Tensor
-    used: int
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add new keys and values (B, K, T, F) and return all of them."""
-        end = self.used + k.shape[2]
-        self.keys[:, :, self.used : end] = k
-        self.values[:, :, self.used : end] = v
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-
 class KeyValueCache:
     """Keys and values of every block for up to `length` positions of a batch; `used` of them are filled."""
 
@@ -235,5 +210,8 @@ class KeyValueCache:
         self.store = torch.zeros(shape, device=device, dtype=dtype)
         self.used = 0  # the model advances it after its last block
 
-    def block(self, index: int) -> BlockCache:
-        return BlockCache(*self.store[index], self.used)
+    def extend(self, block: int, k: Tensor, v: Tensor) -> Iterator[Tensor]:
+        """Add a block's new keys and values (B, K, T, F) and return all of them."""
+        stored = self.store[block, ..., : self.used + k.shape[2], :]
+        stored[0, :, :, self.used :], stored[1, :, :, self.used :] = k, v
+        return stored.unbind()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nanoprune.config import FROZEN
+from nanoprune.config import FROZEN, Frozen, Positive, PositiveFloat, ShareBelow1, out_of_bounds, wrong_types
 from nanoprune.device import matmul_dtype
 from nanoprune.io.tensors import read_weights, write_tensors
 from nanoprune.nn.nf4 import (
@@ -66,12 +66,10 @@ class FrozenLinear(nn.Module):
     def as_type(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight (out, in) in a product's type, in memory that is used again once nobody holds it."""
         if q := self.quantised:
-            with buffer("frozen weight", self.shape, torch.float32, q.codes.device) as wide:
-                return dequantise(q, self.shape, wide).to(dtype)
+            return dequantise(q, self.shape).to(dtype)
         if self.weight.dtype == dtype:
             return self.weight
-        with buffer("frozen weight", self.shape, dtype, self.weight.device) as converted:
-            return converted.copy_(self.weight)
+        return buffer("frozen weight", self.shape, dtype, self.weight.device).copy_(self.weight)
 
     def add_adapter(self, A: torch.Tensor, scale: float, dropout: float) -> None:
         """Add `scale` B A to the weight, with A (rank, in) in fp32; B (out, rank) begins at zero."""
@@ -134,16 +132,14 @@ def count_parameters(model: Decoder) -> ParameterCount:
 class LoraSettings:
     """Numbers that all adapters of a model share; ValueError where they are out of bounds."""
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0  # share of an adapter's inputs that is set to zero at random while it learns
+    rank: Positive = 8
+    alpha: PositiveFloat = 16.0
+    dropout: ShareBelow1 = 0.0  # share of an adapter's inputs that is set to zero at random while it learns
     rslora: bool = False  # rank-stabilised (arXiv:2312.03732)
 
     def __post_init__(self):
-        numbers = type(self.rank) is int and {type(self.alpha), type(self.dropout)} <= {int, float}
-        if not numbers or self.rank < 1 or not 0 < self.alpha < 1e9 or not 0 <= self.dropout < 1:
-            raise ValueError("lora: the rank must be a whole number of at least 1, alpha above 0, dropout "
-                             f"from 0 to below 1; given {self.rank!r}, {self.alpha!r} and {self.dropout!r}")
+        if problems := wrong_types(self) or out_of_bounds(self):
+            raise ValueError(f"lora: {'; '.join(problems)}")
 
     @property
     def scale(self) -> float:
@@ -157,8 +153,8 @@ def matching_layers(model: Decoder, pattern: str) -> list[str]:
     if not layers:
         raise ValueError("lora: adapters stand beside weights that do not learn; open the model with "
                          "frozen='stored'")
-    parts, chosen = [part.strip() for part in pattern.split(",")], set()
-    for part in [part for part in parts if part] or [pattern]:
+    chosen = set()
+    for part in pattern.replace(",", " ").split() or [pattern]:
         matches = [name for name in layers
                    if part == "all" or f".{name}".endswith(f".{part}") or fnmatchcase(name, part)]
         if not matches:
@@ -171,19 +167,14 @@ def matching_layers(model: Decoder, pattern: str) -> list[str]:
 
 
 def add_lora(model: Decoder, pattern: str, settings: LoraSettings, seed: int = 0) -> None:
-    """Add adapters to the layers that a pattern names, in place; they add nothing until they are trained.
+    """Add adapters to the layers that a pattern names, in place: A as in kaiming_uniform(a=sqrt(5)), B zero.
 
     ValueError where the pattern names no layer of a frozen model, or where the model has adapters already.
     """
-    add_adapters(model, matching_layers(model, pattern), settings, seed)
-
-
-def add_adapters(model: Decoder, names: list[str], settings: LoraSettings, seed: int = 0) -> None:
-    """Add adapters to the layers of these names: A as in kaiming_uniform(a=sqrt(5)), B zero."""
     layers = frozen_layers(model)
     if adapted := [name for name, layer in layers.items() if layer.adapted]:
         raise ValueError(f"lora: {adapted[0]} has an adapter already; merge it first")
-    for name in names:
+    for name in matching_layers(model, pattern):
         _, _, block, _, leaf = name.split(".")
         # A depends on the layer's place in the unpruned model: both arms' adapters begin alike.
         number = len(LINEARS) * model.config.blocks[int(block)] + LINEARS.index(leaf)
@@ -215,13 +206,13 @@ class FrozenBase:
     """Identity of the model that stands frozen beside adapters: nanoprune.json's content, in this order."""
 
     base: str  # the name or folder it was opened by
-    revision: str | None  # of a hub name
-    base_sha256: dict[str, str]  # hashes of its weights' files
-    config_sha256: str  # ModelConfig.fingerprint
-    dropped: list[int | str] = field(default_factory=list)  # blocks and parts, by their index in the base
-    frozen: str = "stored"  # one of config.FROZEN
-    blocks: list[int] = field(default_factory=list)  # of the model with adapters, as in ModelConfig
-    without: list[str] = field(default_factory=list)
+    revision: str | None = None  # of a hub name
+    base_sha256: dict = field(default_factory=dict)  # hashes of its weights' files
+    config_sha256: str = ""  # ModelConfig.fingerprint; empty where PEFT wrote the adapter
+    dropped: tuple[int | str, ...] = ()  # blocks and parts, by their index in the base
+    frozen: Frozen = "stored"
+    blocks: tuple[int, ...] = ()  # of the model with adapters, as in ModelConfig
+    without: tuple[str, ...] = ()
 
 
 def read_frozen_weights(model: Decoder, folder: Path, frozen: str, device, dtype: torch.dtype) -> None:

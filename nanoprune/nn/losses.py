@@ -5,7 +5,6 @@ Shapes: N counted tokens, D hidden size, V vocabulary, k tokens of a teacher.
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torch.autograd import Function
 from nanoprune.config import IGNORE
 from nanoprune.device import matmul_dtype, to_device
 from nanoprune.nn.pointwise import apply
-from nanoprune.nn.scratch import buffer, take_buffer
+from nanoprune.nn.scratch import buffer
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -42,11 +41,8 @@ def head_logits(x: Tensor, weight: Tensor) -> Tensor:
     """
     if weight.dtype == matmul_dtype(x) or weight.requires_grad:
         return F.linear(x, weight)
-    x, slices = x.to(matmul_dtype(x)), []
-    for rows in weight.split(SLICE):
-        with cast(rows, x.dtype) as narrow:
-            slices.append(x @ narrow.t())
-    return torch.cat(slices, dim=-1)
+    x = x.to(matmul_dtype(x))
+    return torch.cat([x @ cast(rows, x.dtype).t() for rows in weight.split(SLICE)], dim=-1)
 
 
 def head_loss(
@@ -68,15 +64,16 @@ def head_loss(
     counted = to_device((targets.flatten() != IGNORE).nonzero().squeeze(1), x.device)
     hidden, labels = _pick(x, counted), _pick(targets, counted)
     if reduction == "none":
-        losses = _token_losses(hidden, weight, labels)
+        with torch.no_grad():
+            if weight.requires_grad or weight.dtype == matmul_dtype(hidden):
+                chunks = _chunks(*_as_multiplied(hidden, weight), labels)
+                losses = torch.cat([part for _, part in chunks])
+            else:
+                losses, _ = sliced_loss(hidden, weight, labels)
         return losses.new_zeros(targets.numel()).index_copy(0, counted, losses).view(targets.shape)
     if teacher is not None:
-        soft = _pick(teacher.ids, counted), _pick(teacher.log_p, counted)
-        total = DistilledLoss.apply(hidden, weight, labels, *soft, teacher.share, teacher.temperature)
-    elif weight.requires_grad:
-        total = apply(SummedLoss, hidden, weight, labels)
-    else:
-        total = apply(FrozenLoss, hidden, weight, labels)
+        teacher = teacher._replace(ids=_pick(teacher.ids, counted), log_p=_pick(teacher.log_p, counted))
+    total = apply(HeadLoss, hidden, weight, labels, teacher)
     return total if reduction == "sum" else total / max(1, len(counted))
 
 
@@ -86,16 +83,13 @@ def _pick(tensor: Tensor, counted: Tensor) -> Tensor:
     return rows if len(rows) == len(counted) else rows.index_select(0, counted)
 
 
-@torch.no_grad()
-def _token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    if not weight.requires_grad and weight.dtype != matmul_dtype(x):
-        return sliced_loss(x, weight, targets)[0]
-    chunks = [losses for _, losses in _chunks(*_as_multiplied(x, weight), targets)]
-    return torch.cat(chunks) if chunks else x.new_zeros(0)
-
-
 def _as_multiplied(*tensors: Tensor) -> list[Tensor]:
     return [tensor.to(matmul_dtype(tensor)) for tensor in tensors]
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The type of losses and sums: fp32, or fp64 where x is."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 # ---------------------------------------------------------------- a head that learns: chunks of tokens
@@ -110,15 +104,14 @@ def _chunks(
     most = max(1, HEAD_CHUNK // len(weight))
     size = math.ceil(len(x) / max(1, math.ceil(len(x) / most))) or 1
     rows = min(size, max(1, CACHED // len(weight))) if x.device.type == "cpu" else size
-    wide = torch.promote_types(x.dtype, torch.float32)
-    with (buffer("logits", (size, len(weight)), x.dtype, x.device) as room,
-          buffer("softmax", (rows, len(weight)), wide, x.device) as softmax):
-        for part, labels in zip(x.split(size), targets[:, None].split(size), strict=True):
-            logits = torch.mm(part, weight.t(), out=room[: len(part)])
-            losses = []
-            for cached, label in zip(logits.split(rows), labels.split(rows), strict=True):
-                losses.append(_cross_entropy(cached, label, softmax[: len(cached)], gradient))
-            yield logits, torch.cat(losses).squeeze(1)
+    room = buffer("logits", (size, len(weight)), x.dtype, x.device)
+    softmax = buffer("softmax", (rows, len(weight)), _wide(x), x.device)
+    for part, labels in zip(x.split(size), targets[:, None].split(size), strict=True):
+        logits = torch.mm(part, weight.t(), out=room[: len(part)])
+        losses = []
+        for cached, label in zip(logits.split(rows), labels.split(rows), strict=True):
+            losses.append(_cross_entropy(cached, label, softmax[: len(cached)], gradient))
+        yield logits, torch.cat(losses).squeeze(1)
 
 
 def _cross_entropy(
@@ -137,34 +130,54 @@ def _cross_entropy(
     return norm.log() + top - at_target
 
 
-class SummedLoss(Function):
-    """The summed cross entropy, its gradients formed chunk by chunk in the forward pass, while the logits are
-    there.
+def _taught_chunks(
+    x: Tensor, weight: Tensor, targets: Tensor, teacher: SoftTargets
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(gradients of logits (n, V), summed loss) of chunks, as `plain_loss` has them; arXiv:1503.02531."""
+    rows = max(1, HEAD_CHUNK // 6 // len(weight))  # logits, and what autograd keeps of them
+    for start in range(0, len(x), rows):
+        part = slice(start, start + rows)
+        soft = teacher._replace(ids=teacher.ids[None, part], log_p=teacher.log_p[None, part])
+        with torch.enable_grad():
+            logits = (x[part] @ weight.t()).to(_wide(x)).detach().requires_grad_()
+            loss = plain_loss(logits[None], targets[None, part], "sum", soft)
+        yield torch.autograd.grad(loss, logits)[0].to(x.dtype), loss.detach()
+
+
+class HeadLoss(Function):
+    """The summed loss, its gradients formed chunk by chunk in the forward pass, while the logits are there.
 
     The products of a chunk's gradient with the weight and with x are the gradients of x and of the weight.
-    Nothing of a chunk is kept, and none is computed twice.
+    Nothing of a chunk is kept, and none is computed twice. A head that does not learn is processed in slices
+    of the vocabulary instead.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, teacher: SoftTargets | None) -> Tensor:
         need_x, need_weight = ctx.needs_input_grad[:2]
-        total = torch.zeros((), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        if teacher is None and not weight.requires_grad:
+            losses, grad_x = sliced_loss(x, weight, targets, gradient=need_x)
+            ctx.grads = grad_x, None
+            return losses.sum()
+        total = torch.zeros((), device=x.device, dtype=_wide(x))
         grad_x = torch.empty_like(x) if need_x else None
         grad_weight = None
         if need_weight:
-            grad_weight = take_buffer("gradient", weight.shape, weight.dtype, x.device).zero_()
+            grad_weight = buffer("gradient", weight.shape, weight.dtype, x.device).zero_()
         hidden, narrow = _as_multiplied(x, weight)
+        if teacher is None:
+            chunks = _chunks(hidden, narrow, targets, gradient=need_x or need_weight)
+        else:
+            chunks = _taught_chunks(hidden, narrow, targets, teacher)
         start = 0
-        for grad_logits, losses in _chunks(hidden, narrow, targets, gradient=need_x or need_weight):
-            part = slice(start, start + len(losses))
+        for grad_logits, losses in chunks:
+            part = slice(start, start + len(grad_logits))
             start = part.stop
             total += losses.sum()
             if need_x:
                 grad_x[part] = grad_logits @ narrow
-            if need_weight and narrow is weight:
-                grad_weight.addmm_(grad_logits.t(), hidden[part])
-            elif need_weight:
-                grad_weight += grad_logits.t() @ hidden[part]
+            if need_weight:
+                _add_product(grad_weight, grad_logits.t(), hidden[part], fused=teacher is None)
         ctx.grads = grad_x, grad_weight
         return total
 
@@ -172,25 +185,25 @@ class SummedLoss(Function):
     def backward(ctx, scale: Tensor):
         assert ctx.grads, "the gradients are handed on: there can be one backward pass"
         grads, ctx.grads = ctx.grads, None
-        return *(None if grad is None else grad.mul_(scale) for grad in grads), None
+        return *(None if grad is None else grad.mul_(scale) for grad in grads), None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, fused: bool = True) -> None:
+    """Add a @ b to a total in place; `fused`, where the types allow it, without another tensor of its size.
+
+    In fp16 the sum over many tokens may overflow before the loss is scaled: it is formed in the total's type.
+    """
+    if fused and a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif a.dtype != torch.float16:
+        total += a @ b
+    elif a.is_cuda:
+        total += torch.mm(a, b, out_dtype=total.dtype)
+    else:
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))  # in place, so that autocast leaves it alone
 
 
 # ---------------------------------------------------------------- a frozen head: slices of the vocabulary
-class FrozenLoss(Function):
-    """The summed cross entropy of a head that does not learn; no logits are kept for the gradient of x."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        losses, ctx.grad = sliced_loss(x, weight, targets, gradient=ctx.needs_input_grad[0])
-        return losses.sum()
-
-    @staticmethod
-    def backward(ctx, scale: Tensor):
-        assert ctx.grad is not None, "the gradient is handed on: there can be one backward pass"
-        grad, ctx.grad = ctx.grad, None
-        return grad.mul_(scale), None, None
-
-
 def sliced_loss(
     x: Tensor, weight: Tensor, targets: Tensor, gradient: bool = False
 ) -> tuple[Tensor, Tensor | None]:
@@ -202,24 +215,21 @@ def sliced_loss(
     (arXiv:1805.02867).
     """
     hidden = x.to(matmul_dtype(x))
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    top = torch.full((len(x), 1), -math.inf, dtype=wide, device=x.device)
+    top = torch.full((len(x), 1), -math.inf, dtype=_wide(x), device=x.device)
     norm, at_target = torch.zeros_like(top), torch.zeros_like(top)
     # The expected row of the weight, times norm.
-    expected = torch.zeros(x.shape, dtype=wide, device=x.device) if gradient else None
+    expected = torch.zeros(x.shape, dtype=top.dtype, device=x.device) if gradient else None
     size = min(SLICE, len(weight))
-    with buffer("slice of logits", (len(x), size), hidden.dtype, x.device) as room:
-        for start in range(0, len(weight), size):
-            with cast(weight[start : start + size], hidden.dtype) as rows:
-                logits = torch.mm(hidden, rows.t(), out=room[:, : len(rows)] if len(rows) == size else None)
-                labels = targets[:, None] - start
-                inside = (labels >= 0) & (labels < len(rows))
-                at_target.add_(logits.gather(1, labels.clamp(0, len(rows) - 1)) * inside)
-                _add_to_softmax(logits, top, norm, expected)
-                if gradient and hidden.dtype == wide:
-                    expected.addmm_(logits, rows)
-                elif gradient:
-                    expected += logits @ rows
+    room = buffer("slice of logits", (len(x), size), hidden.dtype, x.device)
+    for start in range(0, len(weight), size):
+        rows = cast(weight[start : start + size], hidden.dtype)
+        logits = torch.mm(hidden, rows.t(), out=room[:, : len(rows)] if len(rows) == size else None)
+        labels = targets[:, None] - start
+        inside = (labels >= 0) & (labels < len(rows))
+        at_target.add_(logits.gather(1, labels.clamp(0, len(rows) - 1)) * inside)
+        _add_to_softmax(logits, top, norm, expected)
+        if gradient:
+            _add_product(expected, logits, rows)
     grad = (expected / norm).sub_(weight.index_select(0, targets)).to(x.dtype) if gradient else None
     return (norm.log() + top - at_target).squeeze(1), grad
 
@@ -245,63 +255,26 @@ def _add_to_softmax(
             expected[part].mul_(shrink)
 
 
-@contextmanager
-def cast(rows: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Rows of a large weight in another type."""
+def cast(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of a large weight in another type, in memory that is used again once nobody holds it."""
     if rows.dtype == dtype:
-        yield rows
-        return
-    with buffer("slice of a weight", rows.shape, dtype, rows.device) as room:
-        yield room.copy_(rows)
+        return rows
+    return buffer("slice of a weight", rows.shape, dtype, rows.device).copy_(rows)
 
 
-# ---------------------------------------------------------------- distillation
-class DistilledLoss(torch.autograd.Function):
-    """(1 - share) x cross entropy + share x temperature^2 x KL(teacher || student), summed; arXiv:1503.02531.
-
-    This is `plain_loss` chunk by chunk. Autograd gives the gradient of a chunk's logits in the forward pass;
-    the products that follow are those of SummedLoss.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, targets, ids, log_p, share: float, temperature: float) -> torch.Tensor:
-        hidden, narrow = _as_multiplied(x, weight)
-        total = torch.zeros((), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        rows = max(1, HEAD_CHUNK // 6 // len(weight))  # logits, and what autograd keeps of them
-        for start in range(0, len(x), rows):
-            part = slice(start, start + rows)
-            teacher = SoftTargets(ids[None, part], log_p[None, part], share, temperature)
-            with torch.enable_grad():
-                logits = (hidden[part] @ narrow.t()).to(total.dtype).detach().requires_grad_()
-                loss = plain_loss(logits[None], targets[None, part], "sum", teacher)
-            grad = torch.autograd.grad(loss, logits)[0].to(narrow.dtype)
-            total += loss.detach()
-            if grad_x is not None:
-                grad_x[part] = (grad @ narrow).to(x.dtype)
-            if grad_weight is not None:
-                grad_weight += grad.t() @ hidden[part]
-        ctx.grads = grad_x, grad_weight
-        return total
-
-    @staticmethod
-    def backward(ctx, scale: torch.Tensor):
-        return *(None if grad is None else grad * scale for grad in ctx.grads), None, None, None, None, None
-
-
+# ---------------------------------------------------------------- a teacher
 @torch.no_grad()
 def likeliest(
     model: "Decoder", x: Tensor, k: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """(ids (..., k), log-probabilities (..., k) at a temperature) of the likeliest tokens after x."""
-    ids, log_p = [], []
+    tops = []
     for part in x.flatten(0, -2).split(max(1, HEAD_CHUNK // 2 // model.config.vocab_size)):
         logits = model.logits(part).float() / temperature
         top = logits.topk(k, 1)
-        ids.append(top.indices)
-        log_p.append(top.values - logits.logsumexp(1, keepdim=True))
-    return torch.cat(ids).view(*x.shape[:-1], k), torch.cat(log_p).view(*x.shape[:-1], k)
+        tops.append((top.indices, top.values - logits.logsumexp(1, keepdim=True)))
+    ids, log_p = (torch.cat(parts).view(*x.shape[:-1], k) for parts in zip(*tops, strict=True))
+    return ids, log_p
 
 
 # ---------------------------------------------------------------- the plain form
@@ -310,7 +283,7 @@ def plain_loss(
 ) -> Tensor:
     """The loss of `head_loss` by autograd over logits (B, T, V), all of which are held."""
     targets = to_device(targets, logits.device)
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide = logits.to(_wide(logits))
     flat = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
     losses, counted = flat.view(targets.shape), targets != IGNORE
     if teacher is not None and reduction != "none":

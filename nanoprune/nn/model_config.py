@@ -3,12 +3,17 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 
 PARTIAL = "nanoprune-"  # before the model_type of a model with blocks that lack their attention or MLP
+# Fields that config.json has under their own name.
+KEPT = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta",
+        "rope_scaling", "max_position_embeddings", "tie_word_embeddings", "initializer_range")
 # Keys of config.json that `to_dict` decides.
 WRITTEN_ANEW = ("model_type", "architectures", "hidden_act", "torch_dtype", "dtype", "transformers_version")
 
@@ -44,14 +49,10 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, raw: dict, where: str = "the model's shape") -> "ModelConfig":
         """From config.json's content. ValueError where something is missing, unsupported or inconsistent."""
-        raw, kind = dict(raw), raw.get("model_type")
+        raw, kind = {"hidden_act": "silu"} | raw, raw.get("model_type")
         kind = kind.removeprefix(PARTIAL) if isinstance(kind, str) else kind
-        if kind not in ("qwen2", "qwen3", "llama"):
-            raise ValueError(f"{where}: model_type {kind!r} is not supported; supported are qwen2, qwen3 and "
-                             "llama")
-        if raw.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"{where}: hidden_act {raw['hidden_act']!r} is not supported; these families "
-                             "use 'silu'")
+        _check(where, "model_type", kind, ("qwen2", "qwen3", "llama"))
+        _check(where, "hidden_act", raw["hidden_act"], ("silu",))
 
         def take(key: str, default=None):
             value = raw.pop(key, None)
@@ -70,9 +71,10 @@ class ModelConfig:
         window, layer_types = _read_window(raw, kind, layers, where)
         bias = bool(raw.pop("attention_bias", False))
         without = tuple(raw.pop("nanoprune_without", [""] * layers))
-        if len(without) != layers or set(without) - {"", "attn", "mlp"}:
-            raise ValueError(f"{where}: nanoprune_without must say \"\", \"attn\" or \"mlp\" for each "
-                             f"of {layers} blocks, given {list(without)}")
+        if len(without) != layers:
+            raise ValueError(f"{where}: nanoprune_without has {len(without)} entries for {layers} blocks")
+        for half in without:
+            _check(where, "nanoprune_without", half, ("", "attn", "mlp"))
         return cls(
             model_type=kind, num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads,
             num_key_value_heads=kv_heads, head_dim=head_dim, vocab_size=take("vocab_size"),
@@ -89,26 +91,23 @@ class ModelConfig:
 
     def to_dict(self, dtype: torch.dtype) -> dict:
         """config.json's content, in the form that transformers 4 wrote and both 4 and 5 read."""
-        raw = {f.name: getattr(self, f.name) for f in fields(self)}
-        for derived in ("qk_norm", "qkv_bias", "output_bias"):
-            del raw[derived]
-        window, blocks, extra = raw.pop("sliding_window"), raw.pop("blocks"), raw.pop("extra")
-        # No other reader knows of these: the unknown type keeps it from filling the gaps.
-        if any(without := raw.pop("without")):
-            raw |= {"model_type": PARTIAL + self.model_type, "nanoprune_without": list(without)}
-        layer_types, mlp_bias = list(raw.pop("layer_types")), raw.pop("mlp_bias")
+        raw = {key: getattr(self, key) for key in KEPT}
+        if any(self.without):
+            # No other reader knows of these: the unknown type keeps it from filling the gaps.
+            raw |= {"model_type": PARTIAL + self.model_type, "nanoprune_without": list(self.without)}
         raw |= {"torch_dtype": str(dtype).removeprefix("torch."), "hidden_act": "silu",
-                "nanoprune_blocks": list(blocks)}
+                "nanoprune_blocks": list(self.blocks)}
         if self.model_type == "llama":
-            raw |= {"mlp_bias": mlp_bias}
+            raw |= {"mlp_bias": self.mlp_bias}
         else:
             # A window that is switched off is written as absent: other readers then have nothing to misread.
-            full = [*layer_types, "sliding_attention"].index("sliding_attention")
+            window, full = self.sliding_window, [*self.layer_types, "sliding_attention"]
             raw |= {"sliding_window": window, "use_sliding_window": window is not None,
-                    "max_window_layers": full, "layer_types": layer_types}
+                    "max_window_layers": full.index("sliding_attention"),
+                    "layer_types": list(self.layer_types)}
         if self.model_type != "qwen2":
             raw |= {"attention_bias": self.output_bias}
-        return extra | raw
+        return self.extra | raw
 
     def fingerprint(self) -> str:
         """A hash of what decides the outputs beside the weights."""
@@ -121,6 +120,12 @@ class ModelConfig:
             return tuple(values[i] for i in indices)
         return replace(self, num_hidden_layers=len(indices), layer_types=pick(self.layer_types),
                        blocks=pick(self.blocks), without=pick(self.without))
+
+
+def _check(where: str, key: str, value, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        choices = ", ".join(map(repr, allowed))
+        raise ValueError(f"{where}: {key} {value!r} is not supported; allowed: {choices}")
 
 
 def _read_rope(raw: dict, where: str) -> tuple[float, dict | None]:
@@ -153,9 +158,8 @@ def _read_window(raw: dict, kind: str, layers: int, where: str) -> tuple[int | N
     if types is None:
         first = 28 if first is None else first
         types = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
-    if unknown := set(types) - {"full_attention", "sliding_attention"}:
-        raise ValueError(f"{where}: layer_types {sorted(unknown)} not supported; full_attention, "
-                         "sliding_attention are")
+    for name in types:
+        _check(where, "layer_types", name, ("full_attention", "sliding_attention"))
     return int(window), tuple(types)
 
 
@@ -178,33 +182,28 @@ def read_parts(names: Iterable[int | str], config: ModelConfig) -> list[Part]:
     ValueError where a name is no such name, its block is absent, or it is repeated, and where no block would
     be left.
     """
-    count, parts = config.num_hidden_layers, []
-    for name in names:
-        parts.append(_read_part(name, config))
-    for block in sorted({part.block for part in parts}):
-        repeated = [part_name(part) for part in parts if part.block == block]
+    parts = sorted(_read_part(name, config) for name in names)
+    for block, group in groupby(parts, key=lambda part: part.block):
+        repeated = [part_name(part) for part in group]
         if len(repeated) > 1:
-            both_halves = sorted(repeated) == [f"{block}.attn", f"{block}.mlp"]
+            both_halves = repeated == [f"{block}.attn", f"{block}.mlp"]
             advice = f"name the whole block, {block}" if both_halves else "name each block to drop once"
             raise ValueError(f"block {block} is named more than once ({', '.join(repeated)}); {advice}")
-    if sum(not part.half for part in parts) == count:
-        raise ValueError(f"cannot drop all {count} blocks: keep at least one")
-    return sorted(parts)
+    if sum(not part.half for part in parts) == config.num_hidden_layers:
+        raise ValueError(f"cannot drop all {len(parts)} blocks: keep at least one")
+    return parts
 
 
 def _read_part(name: int | str, config: ModelConfig) -> Part:
     number, dot, half = str(name).partition(".")
-    blocks = f"this model has {config.num_hidden_layers} blocks, 0 to {config.num_hidden_layers - 1}"
-    is_number = type(name) in (int, str) and number.removeprefix("-").isdecimal()
-    if not is_number or (dot and half not in ("attn", "mlp")):
-        raise ValueError(f"cannot drop block {name}: {blocks}; a block is named by its number, its attention "
-                         "or MLP alone as in 13.attn or 13.mlp")
+    count = config.num_hidden_layers
+    if not number.isdecimal() or int(number) >= count or (dot and half not in ("attn", "mlp")):
+        raise ValueError(f"cannot drop block {name}: this model has {count} blocks, 0 to {count - 1}; a "
+                         "block is named by its number, its attention or MLP alone as in 13.attn or 13.mlp")
     part = Part(int(number), half)
-    if not 0 <= part.block < config.num_hidden_layers:
-        raise ValueError(f"cannot drop block {name}: {blocks}")
     if half and (lost := config.without[part.block]):
-        advice = "" if half == lost else f"; drop the whole block, {part.block}"
-        raise ValueError(f"cannot drop {name}: block {part.block} has lost its {lost} already{advice}")
+        raise ValueError(f"cannot drop {name}: block {part.block} has lost its {lost} already; to drop the "
+                         f"rest, drop the whole block, {part.block}")
     return part
 
 

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import pad
 
 from nanoprune.io.files import read_json
+from nanoprune.nn.scratch import buffer
 
 GROUP, NESTED = 64, 256  # values that share a scale; scales that share one
 NF4 = (  # arXiv:2305.14314, appendix E
@@ -34,12 +35,12 @@ class Nf4(NamedTuple):
     offset: torch.Tensor  # () fp32: their mean
 
 
-@cache
-def eight_bit_values() -> torch.Tensor:
+@cache  # on each device: a copy from the CPU would wait for the GPU at every product
+def eight_bit_values(device: torch.device | str = "cpu") -> torch.Tensor:
     """The 256 values of the signed dynamic type (arXiv:1511.04561): finer for larger decimal exponents."""
     edges = [torch.linspace(0.1, 1, 2**e + 1) for e in range(7)]
     sizes = torch.cat([10.0 ** (e - 6) * (edge[:-1] + edge[1:]) / 2 for e, edge in enumerate(edges)])
-    return torch.cat([-sizes, sizes, torch.tensor([0.0, 1.0])]).sort().values
+    return torch.cat([-sizes, sizes, torch.tensor([0.0, 1.0])]).sort().values.to(device)
 
 
 def nearest(x: torch.Tensor, values: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,18 +78,15 @@ def _pairs(device: torch.device) -> torch.Tensor:
     return both.view(torch.int64).view(-1)
 
 
-def dequantise(q: Nf4, shape: tuple[int, ...], out: torch.Tensor | None = None) -> torch.Tensor:
-    """The weight in fp32, in `out` if it is given (fp32, contiguous, of this shape)."""
-    count, groups = math.prod(shape), len(q.absmax)
-    scales = eight_bit_values().to(q.codes.device).index_select(0, q.absmax.int()).view(-1)
+def dequantise(q: Nf4, shape: tuple[int, ...]) -> torch.Tensor:
+    """The weight in fp32, in memory that is used again once nobody holds it."""
+    device, groups, codes = q.codes.device, len(q.absmax), q.codes.view(-1).int()
+    scales = eight_bit_values(device).index_select(0, q.absmax.int())
     scales = scales * q.nested.repeat_interleave(NESTED)[:groups] + q.offset
-    pairs, codes = _pairs(q.codes.device), q.codes.view(-1).int()
-    if out is not None and count % GROUP == 0:
-        torch.index_select(pairs, 0, codes, out=out.view(torch.int64).view(-1))
-        out.view(-1, GROUP).mul_(scales[:, None])
-        return out
-    values = pairs.index_select(0, codes).view(torch.float32)[:count]
-    return (values * scales.repeat_interleave(GROUP)[:count]).view(shape)
+    values = buffer("frozen weight", (groups * GROUP,), torch.float32, device)
+    torch.index_select(_pairs(device), 0, codes, out=values[: 2 * len(codes)].view(torch.int64))
+    values.view(-1, GROUP).mul_(scales[:, None])
+    return values[: math.prod(shape)].view(shape)
 
 
 def is_quantised(folder: Path) -> bool:
@@ -108,7 +106,10 @@ def check_quantised(folder: Path) -> None:
 
 
 def quantised_shapes(name: str, count: int) -> dict[str, tuple[int, ...] | None]:
-    """Shapes of the tensors in a file that stand for a layer's matrix of `count` values; None: any shape."""
+    """Shapes of the tensors in a file that stand for a layer's matrix of `count` values; None: any shape.
+
+    `from_file` and `to_file` have them in this order.
+    """
     groups = math.ceil(count / GROUP)
     return {
         f"{name}.weight": (math.ceil(count / 2), 1),
@@ -122,8 +123,8 @@ def quantised_shapes(name: str, count: int) -> dict[str, tuple[int, ...] | None]
 
 def from_file(where: str, name: str, tensors: dict[str, torch.Tensor], shape: tuple[int, int]) -> Nf4:
     """A layer's matrix from its tensors in a file; ValueError where they are damaged or no NF4 of ours."""
-    codes, absmax = tensors[f"{name}.weight"], tensors[f"{name}.weight.absmax"]
-    nested, state_bytes = tensors[f"{name}.weight.nested_absmax"], tensors[f"{name}.{STATE}"]
+    parts = [tensors[key] for key in quantised_shapes(name, math.prod(shape))]
+    codes, absmax, values, nested, nested_values, state_bytes = parts
     try:
         state = json.loads(bytes(state_bytes.flatten()[:4096].tolist()))
         layout = state["quant_type"], state["blocksize"], state["nested_blocksize"], tuple(state["shape"])
@@ -135,9 +136,8 @@ def from_file(where: str, name: str, tensors: dict[str, torch.Tensor], shape: tu
                          f"found {layout}")
     types_fit = (codes.dtype, absmax.dtype, nested.dtype) == (torch.uint8, torch.uint8, torch.float32)
     finite = nested.isfinite().all() and offset.isfinite()
-    same_values = all(
-        torch.equal(tensors[f"{name}.weight.{table}"].float().cpu(), values)
-        for table, values in (("quant_map", torch.tensor(NF4)), ("nested_quant_map", eight_bit_values())))
+    same_values = (values.tolist(), nested_values.tolist()) == (torch.tensor(NF4).tolist(),
+                                                                eight_bit_values().tolist())
     if not types_fit or not finite or not same_values:
         raise ValueError(f"{where}: its four bits are damaged, or stand for other values than NF4's; "
                          "quantise the base again")
@@ -148,11 +148,6 @@ def to_file(name: str, q: Nf4, shape: tuple[int, int], dtype: str) -> dict[str, 
     """Tensors in a file for a layer's matrix; `dtype`: its type before it was quantised."""
     state = {"quant_type": "nf4", "blocksize": GROUP, "dtype": dtype, "shape": list(shape),
              "nested_blocksize": NESTED, "nested_dtype": "float32", "nested_offset": float(q.offset)}
-    return {
-        f"{name}.weight": q.codes,
-        f"{name}.weight.absmax": q.absmax,
-        f"{name}.weight.quant_map": torch.tensor(NF4),
-        f"{name}.weight.nested_absmax": q.nested,
-        f"{name}.weight.nested_quant_map": eight_bit_values(),
-        f"{name}.{STATE}": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
-    }
+    described = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    parts = q.codes, q.absmax, torch.tensor(NF4), q.nested, eight_bit_values(), described
+    return dict(zip(quantised_shapes(name, math.prod(shape)), parts, strict=True))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from nanoprune.config import FROZEN
+from nanoprune.config import out_of_bounds, wrong_types
 from nanoprune.io.files import read_json, write_json
 from nanoprune.io.hub import locate
 from nanoprune.io.tensors import open_tensors, write_tensors
-from nanoprune.nn.lora import FrozenBase, LoraSettings, add_adapters, frozen_layers
+from nanoprune.nn.lora import FrozenBase, LoraSettings, add_lora, frozen_layers
 from nanoprune.nn.model_config import read_parts
 from nanoprune.nn.nf4 import is_quantised
 
@@ -33,10 +33,6 @@ SUPPORTED = {  # values of PEFT's settings that nanoprune reads, the plain one f
     "init_lora_weights": (True, False, "gaussian", None),
     "use_rslora": (False, True, None),
 }
-RECORD_TYPES = {  # of nanoprune.json's values
-    "base": {str}, "revision": {str, type(None)}, "base_sha256": {dict}, "config_sha256": {str},
-    "dropped": {list}, "frozen": {str}, "blocks": {list}, "without": {list}}
-ITEM_TYPES = {"dropped": {int, str}, "blocks": {int}, "without": {str}}  # of its lists' items
 
 
 @dataclass(frozen=True)
@@ -46,11 +42,11 @@ class Adapter:
     folder: Path
     peft: dict  # adapter_config.json
     settings: LoraSettings
-    base: FrozenBase | None  # nanoprune.json; PEFT's own adapters have none
+    base: FrozenBase
 
     def frozen_as(self, dtype: torch.dtype) -> str:
         """The type of the base's matrices, one of config.FROZEN: the one they had in training, or `dtype`."""
-        frozen = self.base.frozen if self.base else "stored"
+        frozen = self.base.frozen
         return str(dtype).removeprefix("torch.") if frozen == "stored" else frozen
 
 
@@ -81,7 +77,7 @@ def save_adapter(model: Decoder, folder: Path) -> None:
     if base.dropped:
         base_name += f" without blocks {','.join(map(str, base.dropped))}"
     write_tensors(folder / "adapter_model.safetensors", _parameters(model))
-    record = replace(base, blocks=list(model.config.blocks), without=list(model.config.without))
+    record = replace(base, blocks=model.config.blocks, without=model.config.without)
     write_json(folder / "nanoprune.json", asdict(record))
     model.save_config(folder)
     write_json(folder / "adapter_config.json", {  # last: it makes the folder an adapter
@@ -118,40 +114,38 @@ def read_adapter(folder: Path) -> Adapter:
     try:
         settings = LoraSettings(peft.get("r"), peft.get("lora_alpha"), peft.get("lora_dropout") or 0.0,
                                 bool(peft.get("use_rslora")))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
     targets = peft.get("target_modules")
     names = targets if isinstance(targets, list) else [targets]
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: target_modules must be a pattern or a list of names, given {targets!r}")
-    ours = folder / "nanoprune.json"
-    return Adapter(folder, peft, settings, _read_record(ours) if ours.is_file() else None)
+    return Adapter(folder, peft, settings, _read_base(folder, peft))
 
 
-def _read_record(path: Path) -> FrozenBase:
+def _read_base(folder: Path, peft: dict) -> FrozenBase:
+    path = folder / "nanoprune.json"
+    if not path.is_file():  # written by PEFT
+        return FrozenBase(peft.get("base_model_name_or_path"))
     record = read_json(path)
-    wrong = [key for key, types in RECORD_TYPES.items() if type(record.get(key, ...)) not in types]
-    if not wrong:
-        wrong = [key for key, types in ITEM_TYPES.items() if not set(map(type, record[key])) <= types]
-    if wrong or record["frozen"] not in FROZEN:
-        raise ValueError(f"{path} is damaged ({', '.join(wrong) or 'frozen'}); it says which base the "
-                         "adapter belongs to")
-    return FrozenBase(**{key: record[key] for key in RECORD_TYPES})
+    values = [record.get(f.name) for f in fields(FrozenBase)]
+    base = FrozenBase(*(tuple(value) if isinstance(value, list) else value for value in values))
+    if problems := wrong_types(base) or out_of_bounds(base):
+        raise ValueError(f"{path}, which says what base the adapter belongs to, is damaged: {problems[0]}")
+    return base
 
 
 def base_folder(adapter: Adapter, moved: str | Path | None = None) -> Path:
     """The folder of an adapter's base, or of `moved`, its new place; ValueError where it is not there."""
-    where = adapter.folder / ("nanoprune.json" if adapter.base else "adapter_config.json")
-    recorded = adapter.base.base if adapter.base else adapter.peft.get("base_model_name_or_path")
-    name = moved or recorded
+    name, revision = (moved, None) if moved else (adapter.base.base, adapter.base.revision)
     if not name or not isinstance(name, str | Path):
-        raise ValueError(f"{where} names no base")
+        raise ValueError(f"{adapter.folder} is an adapter and names no base")
     try:
-        return locate(name, adapter.base.revision if adapter.base and not moved else None)
+        return locate(name, revision)
     except ValueError as error:
-        raise ValueError(f"{adapter.folder} is an adapter, and its base is not to be found: {error}. "
-                         f"If the base was moved, write its new place into {where}; its weights are "
-                         "checked") from error
+        raise ValueError(f"{adapter.folder} is an adapter, and its base is not to be found: {error}. If the "
+                         "base was moved, write its new place into the adapter's nanoprune.json (PEFT's: "
+                         "adapter_config.json); its weights are checked") from error
 
 
 def config_folder(folder: Path) -> Path:
@@ -163,51 +157,34 @@ def config_folder(folder: Path) -> Path:
 
 # ---------------------------------------------------------------- putting an adapter on its base
 def restore_adapter(model: Decoder, adapter: Adapter) -> None:
-    """Add a saved adapter to its frozen base, in place, less the blocks that it was trained without."""
-    if adapter.base and adapter.base.dropped:
-        check_base(model, adapter)
-        model.drop_blocks(read_parts(adapter.base.dropped, model.config))
-        model.base.dropped = adapter.base.dropped
-    add_adapter(model, adapter)
+    """Add a saved adapter to its frozen base, in place, less the blocks that it was trained without.
 
-
-def add_adapter(model: Decoder, adapter: Adapter) -> None:
-    """Add a saved adapter to a frozen model, in place; ValueError where it was trained on another one."""
-    _check_blocks(model, adapter)
+    ValueError where it was trained on another base, or where its files do not belong together.
+    """
     check_base(model, adapter)
+    base = adapter.base
+    model.drop_blocks(read_parts(base.dropped, model.config))
+    model.base.dropped = base.dropped
+    if base.config_sha256 and (base.blocks, base.without) != (model.config.blocks, model.config.without):
+        raise ValueError(f"{adapter.folder}/nanoprune.json is damaged: it names the blocks "
+                         f"{list(base.blocks)}, its base without {list(base.dropped)} has "
+                         f"{list(model.config.blocks)}")
     with open_tensors(adapter.folder / "adapter_model.safetensors") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}
     names = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}
     layers = list(frozen_layers(model))
-    add_adapters(model, [name for name in layers if name in names], adapter.settings)
-    parameters = _parameters(model)
-    _check_tensors(adapter, tensors, parameters)
+    adapted = [name for name in layers if name in names]
     expected = _named_layers(adapter.peft, layers)
-    if not names or (expected is not None and expected != names):
-        raise ValueError(f"{adapter.folder} has adapters for {len(names)} layers, its settings name "
+    if not adapted or expected not in (None, adapted):
+        raise ValueError(f"{adapter.folder} has adapters for {len(adapted)} layers, its settings name "
                          f"{len(expected or layers)} in this base: it was trained on another one, or is not "
                          "whole")
+    add_lora(model, ",".join(adapted), adapter.settings)
+    parameters = _parameters(model)
+    _check_tensors(adapter, tensors, parameters)
     with torch.no_grad():
         for key, parameter in parameters.items():
             parameter.copy_(tensors[key])
-
-
-def _check_blocks(model: Decoder, adapter: Adapter) -> None:
-    """ValueError where a model has other blocks than the one that the adapter was trained on."""
-    base, blocks, without = adapter.base, list(model.config.blocks), list(model.config.without)
-    if base and (base.blocks, base.without) != (blocks, without):
-        raise ValueError(f"{adapter.folder} belongs to a model of {len(base.blocks)} blocks "
-                         f"({_gaps(base.blocks)}), this one has {len(blocks)} ({_gaps(blocks)}): load the "
-                         "adapter by its folder, which drops the blocks it was trained without, on its own "
-                         f"base ({base.base})")
-
-
-def _gaps(blocks: list[int]) -> str:
-    """Blocks by their index in the unpruned model: "0 to 27 without 25"."""
-    if not blocks:
-        return "not named"
-    missing = [i for i in range(max(blocks)) if i not in blocks]
-    return f"0 to {max(blocks)}" + (f" without {', '.join(map(str, missing))}" if missing else "")
 
 
 def check_base(model: Decoder, adapter: Adapter) -> None:
@@ -217,7 +194,7 @@ def check_base(model: Decoder, adapter: Adapter) -> None:
     were dropped. PEFT's own adapters hold no hashes.
     """
     trained_on = adapter.base
-    if trained_on is None:
+    if not trained_on.config_sha256:
         print(f"warning: {adapter.folder} was not written by nanoprune and does not say what weights it was "
               "trained on")
         return
@@ -232,11 +209,8 @@ def check_base(model: Decoder, adapter: Adapter) -> None:
 
 def _check_tensors(adapter: Adapter, tensors: dict[str, torch.Tensor], parameters: dict) -> None:
     """ValueError where an adapter's tensors do not fit the model's parameters, or are not finite."""
-    misfits = sorted(tensors.keys() ^ parameters.keys())
-    for key in tensors.keys() & parameters.keys():
-        if tensors[key].shape != parameters[key].shape:
-            misfits.append(key)
-    if misfits:
+    stored, needed = ({(key, t.shape) for key, t in side.items()} for side in (tensors, parameters))
+    if misfits := sorted({key for key, _ in stored ^ needed}):
         raise ValueError(f"{adapter.folder} does not fit this base: {misfits[0]} is missing, of another "
                          "shape, or of a layer that is not there or gets no adapters, as embedding and head "
                          f"do not ({len(misfits)} such)")
@@ -246,13 +220,13 @@ def _check_tensors(adapter: Adapter, tensors: dict[str, torch.Tensor], parameter
                              "that are no finite numbers")
 
 
-def _named_layers(peft: dict, layers: Iterable[str]) -> set[str] | None:
+def _named_layers(peft: dict, layers: Iterable[str]) -> list[str] | None:
     """Layers that PEFT's settings name by the ends of their names; None where these hold a pattern."""
     targets, blocks = peft.get("target_modules"), peft.get("layers_to_transform")
     if not isinstance(targets, list) or peft.get("exclude_modules"):
         return None
-    named = {name for name in layers if any(f".{name}".endswith(f".{target}") for target in targets)}
+    named = [name for name in layers if any(f".{name}".endswith(f".{target}") for target in targets)]
     if blocks is None:
         return named
     block_numbers = blocks if isinstance(blocks, list) else [blocks]
-    return {name for name in named if int(name.split(".")[2]) in block_numbers}
+    return [name for name in named if int(name.split(".")[2]) in block_numbers]

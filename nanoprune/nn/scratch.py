@@ -5,41 +5,26 @@ one. On a GPU torch's allocator does this already.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 SEGMENT = 2**26  # bytes
-FREE: dict[str, torch.UntypedStorage] = {}  # memory returned, by name
+MEMORY: dict[str, torch.UntypedStorage] = {}  # that was handed out last, by name
 
 
-@contextmanager
-def buffer(
-    name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Iterator[Tensor]:
-    """An uninitialised tensor to write to, for the time of a `with` block."""
-    tensor = take_buffer(name, shape, dtype, device)
-    try:
-        yield tensor
-    finally:
-        return_buffer(name, tensor)
-
-
-def take_buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised tensor, in the memory returned under this name if that fits and is out of use."""
-    storage = FREE.pop(name, None)
+def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor, in the memory of the last one of this name if that fits and is out of use."""
+    storage = MEMORY.pop(name, None)
     large_enough = storage is not None and storage.nbytes() >= math.prod(shape) * dtype.itemsize
-    if device.type == "cpu" and large_enough and not _in_use(storage):
-        return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
-    return torch.empty(shape, dtype=dtype, device=device)
-
-
-def return_buffer(name: str, tensor: Tensor | None) -> None:
-    """Leave a whole tensor's memory to a later `take_buffer` of this name, once no other tensor uses it."""
-    if type(tensor) is Tensor and tensor.device.type == "cpu":  # not the shard of one
-        FREE[name] = tensor.untyped_storage()
+    if large_enough and device.type == "cpu" and not _in_use(storage):
+        tensor = torch.empty(0, dtype=dtype).set_(storage, 0, shape)
+    else:
+        tensor = torch.empty(shape, dtype=dtype, device=device)
+    if device.type == "cpu":
+        MEMORY[name] = tensor.untyped_storage()
+    return tensor
 
 
 def _in_use(storage: torch.UntypedStorage) -> bool:
@@ -47,7 +32,7 @@ def _in_use(storage: torch.UntypedStorage) -> bool:
     return torch._C._storage_Use_Count(storage._cdata) > 1
 
 
-class SavedActivations:
+class SavedActivations(saved_tensors_hooks):
     """A step's saved activations side by side, so that those freed between them leave no holes in the heap.
 
         with SavedActivations():
@@ -59,20 +44,19 @@ class SavedActivations:
     """
 
     def __init__(self):
+        super().__init__(self.pack, lambda tensor: tensor)
         self.segments, self.used, self.last = [], 0, None
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
 
     def pack(self, tensor: Tensor) -> Tensor:
         """A copy of the tensor in a segment, or the tensor itself.
 
         Small, huge and strided tensors and parameters are not copied.
         """
-        count = tensor.numel()
-        size = count * tensor.element_size()
+        size, on_cpu = tensor.nbytes, tensor.device.type == "cpu"
+        if not on_cpu or not 2**20 <= size <= SEGMENT or isinstance(tensor, torch.nn.Parameter):
+            return tensor
         reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-        dense = reach + 1 == count
-        fits = 2**20 <= size <= SEGMENT and dense and tensor.device.type == "cpu"
-        if not fits or isinstance(tensor, torch.nn.Parameter):
+        if reach + 1 != tensor.numel():
             return tensor
         # The same tensor may come twice in a row, as the input of two adapters. The last one is alive: its
         # place is its own.
@@ -81,7 +65,7 @@ class SavedActivations:
             return self.last[2]
         if not self.segments or self.used + size > SEGMENT:
             name = f"segment {len(self.segments)}"
-            self.segments.append(take_buffer(name, (SEGMENT,), torch.uint8, tensor.device))
+            self.segments.append(buffer(name, (SEGMENT,), torch.uint8, tensor.device))
             self.used = 0
         space = self.segments[-1][self.used : self.used + size].view(tensor.dtype)
         self.used += size
@@ -89,11 +73,6 @@ class SavedActivations:
         self.last = identity, tensor, copy
         return copy
 
-    def __enter__(self) -> None:
-        self.hooks.__enter__()
-
     def __exit__(self, *error) -> None:
-        self.hooks.__exit__(*error)
-        for i, segment in enumerate(self.segments):
-            return_buffer(f"segment {i}", segment)
+        super().__exit__(*error)
         self.segments, self.last = [], None
