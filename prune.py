@@ -68,8 +68,7 @@ def choose_blocks(
     if method not in SCORES:
         raise ValueError(f"--method {method}: there are {', '.join(SCORES)}")
     total = model.config.num_hidden_layers
-    protected = [part.block for part in read_parts(protect, model.config)]
-    free = [block for block in range(total) if block not in protected]
+    free = set(range(total)).difference(part.block for part in read_parts(protect, model.config))
     if not 1 <= count <= min(len(free), total - 1):
         raise ValueError(f"--choose {count}: this model has {total} blocks, {len(free)} of them not "
                          "protected, and one must be left")
@@ -77,26 +76,20 @@ def choose_blocks(
     chosen, decisions = [], []
     while len(chosen) < count:
         runs = [range(first, first + width) for first in range(total - width + 1)]
-        runs = [run for run in runs if all(block in free and block not in chosen for block in run)]
+        runs = [run for run in runs if free.issuperset(run)]
         if not runs:
             raise ValueError(f"--contiguous: no {count} unprotected blocks follow each other")
-        scores = score_runs(model, calibration, chosen, runs, method)
+        remaining = [block for block in range(total) if block not in chosen]
+        removals = [tuple(Part(remaining.index(block)) for block in run) for run in runs]
+        with without(model, chosen):
+            scores = SCORES[method].function(model, removals, calibration)
         # Scores that read no text stay as they are when a block goes: one table decides on all.
         until_next_table = 1 if contiguous or SCORES[method].reads_text else count
         for k in np.argsort(average_ranks(scores), kind="stable")[:until_next_table]:
             chosen += runs[k]
+            free.difference_update(runs[k])
             decisions.append({"blocks": list(runs[k]), method: finite_or_none(float(scores[k]))})
     return sorted(chosen), decisions
-
-
-def score_runs(
-    model: Decoder, calibration: Calibration, removed: list[int], runs: list[range], method: str
-) -> list[float]:
-    """The score of each run of blocks in the model without the removed ones."""
-    remaining = [block for block in range(model.config.num_hidden_layers) if block not in removed]
-    removals = [tuple(Part(remaining.index(block)) for block in run) for run in runs]
-    with without(model, removed):
-        return SCORES[method].function(model, removals, calibration)
 
 
 # ---------------------------------------------------------------- the commands

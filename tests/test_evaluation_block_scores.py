@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from small import run_main
+from small import SHAPE, run_main
 
 from model import Decoder
 from nanoprune.data.dataset import Dataset
@@ -71,8 +71,10 @@ def test_shared_prefixes_give_the_plain_losses(world, monkeypatch, together):
     removals together.
     """
     monkeypatch.setattr(block_scores, "TOGETHER", together)
-    monkeypatch.setattr(block_scores, "batch_tokens", lambda *_: 128)
+    states, bytes_of_each = 2 * SHAPE["num_hidden_layers"] + 1, 4 * SHAPE["hidden_size"]
+    monkeypatch.setattr(block_scores, "ROOM", 128 * states * bytes_of_each)
     model, calibration = load(world, "train")
+    assert max(batch.ids.numel() for batch in calibration.windows) == 128
     removals = [(), *((Part(i, half),) for i in range(3) for half in ("", "attn", "mlp"))]
     removals += [(Part(0), Part(2)), (Part(2), Part(1, "mlp"))]
     losses = losses_without(model, removals, calibration)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product, starmap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ from nanoprune.config import IGNORE
 from nanoprune.data.token_file import Example
 from nanoprune.device import synchronize, to_device
 from nanoprune.distributed import ALONE, Ranks
-from nanoprune.evaluation.perplexity import WindowBatch, windows
+from nanoprune.evaluation.perplexity import WindowBatch, sum_by_document, windows
 from nanoprune.nn.model_config import Part, part_name, read_parts
 from nanoprune.statistics import average_ranks, bootstrap_rows, spearman, spearman_interval
 
@@ -52,7 +53,8 @@ class Calibration:
     ) -> Calibration:
         """Windows of a split, or of `only` some of its documents, in batches that fit into ROOM."""
         states = (3 if halves else 2) * model.config.num_hidden_layers + 1
-        batches = tuple(windows(split, context, batch_tokens(model, states), only=only))
+        fitting = ROOM // (states * model.config.hidden_size * 4)
+        batches = tuple(windows(split, context, min(8192, fitting), only=only))
         if not batches:
             raise ValueError("the split holds no text to score on; prepare the dataset from more articles")
         return cls(batches, len(split), ranks, seed)
@@ -60,11 +62,6 @@ class Calibration:
     @property
     def tokens(self) -> int:
         return sum(int((batch.targets != IGNORE).sum()) for batch in self.windows)
-
-
-def batch_tokens(model: Decoder, states: int, most: int = 8192) -> int:
-    """Tokens of a batch of which so many hidden states fill ROOM."""
-    return max(1, min(most, ROOM // (states * model.config.hidden_size * 4)))
 
 
 @contextmanager
@@ -95,28 +92,24 @@ def losses_without(model: Decoder, removals: Removals, calibration: Calibration)
     Equal to the plain form bit by bit for batches of TOGETHER tokens or more.
     """
     removals = [tuple(sorted(removal)) for removal in removals]
-    batches, ranks = calibration.windows, calibration.ranks
-    nll = [np.zeros((len(removals), len(batch.documents))) for batch in batches]
     seconds = {"blocks": 0.0, "head": 0.0}
-    for number in ranks.shard(range(len(batches)), "without"):
+
+    def measure(batch: WindowBatch) -> np.ndarray:
         began = time.perf_counter()
-        states = states_without(model, to_device(batches[number].ids, model.device), removals)
+        states = states_without(model, to_device(batch.ids, model.device), removals)
         synchronize(model.device)
         seconds["blocks"] += time.perf_counter() - began
         began = time.perf_counter()
-        for k, removal in enumerate(removals):
-            losses = model.loss(model.model.norm(states[removal]), batches[number].targets, "none")
-            nll[number][k] = losses.cpu().double().sum(1).numpy()
+        sums = []
+        for removal in removals:
+            losses = model.loss(model.model.norm(states[removal]), batch.targets, "none")
+            sums.append(losses.cpu().double().sum(1).numpy())
         seconds["head"] += time.perf_counter() - began
-    by_window = np.concatenate(nll, axis=1)
-    by_window = np.array(ranks.sum(by_window.ravel().tolist())).reshape(by_window.shape)
-    documents = np.concatenate([batch.documents for batch in batches])
-    by_document = np.zeros((len(removals), calibration.documents))
-    np.add.at(by_document, (slice(None), documents), by_window)
-    tokens = np.zeros(calibration.documents, np.int64)
-    for batch in batches:
-        np.add.at(tokens, batch.documents, (batch.targets != IGNORE).sum(1).numpy())
-    return RemovalLosses(by_document, tokens, seconds)
+        return np.stack([*sums, (batch.targets != IGNORE).sum(1).numpy()], axis=1)
+
+    *nll, tokens = sum_by_document(measure, len(removals) + 1, calibration.windows, calibration.documents,
+                                   calibration.ranks, "without").T
+    return RemovalLosses(np.stack(nll), tokens.astype(np.int64), seconds)
 
 
 def states_without(model: Decoder, ids: torch.Tensor, removals: Removals) -> dict[Removal, torch.Tensor]:
@@ -157,90 +150,86 @@ def mean_loss(model: Decoder, removals: Removals, calibration: Calibration) -> l
 # ---------------------------------------------------------------- estimates
 def influence(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
     """Block influence: 1 - cosine of what enters and what leaves a removal, a mean over all positions."""
-    return mean_change(model, removals, calibration, lambda cosines, scored: (1 - cosines)[scored])
+    return score_in_one_pass(model, removals, calibration)["influence"]
 
 
 def angular(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
     """Angle between what enters and what leaves a removal, over pi: a mean over last positions."""
-    def angles(cosines: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-        last = scored.sum(1, keepdim=True) - 1
-        return cosines.gather(1, last).clamp(-1, 1).arccos() / np.pi
-
-    return mean_change(model, removals, calibration, angles)
+    return score_in_one_pass(model, removals, calibration)["angular"]
 
 
 @torch.no_grad()
-def mean_change(
-    model: Decoder, removals: Removals, calibration: Calibration, measure: Callable
-) -> list[float]:
-    """Mean of `measure(cosines, scored)` for each removal; both are (B, T), `scored` a mask."""
-    sums, count = np.zeros(len(removals)), 0
-    for batch in calibration.ranks.shard(calibration.windows, "states"):
-        states = list(half_outputs(model, to_device(batch.ids, model.device)))
+def score_in_one_pass(
+    model: Decoder, removals: Removals, calibration: Calibration
+) -> dict[str, np.ndarray]:
+    """Influence, angular distance and this rank's seconds of each removal, all of one forward pass."""
+    sums, seconds, ranks = np.zeros((2, len(removals))), np.zeros(len(removals)), calibration.ranks
+    for batch in ranks.shard(calibration.windows, "states"):
+        x, rope, visible = model.block_inputs(to_device(batch.ids, model.device))
+        synchronize(model.device)
+        states, times = [x], [time.perf_counter()]
+        for layer, other in product(model.model.layers, ("mlp", "attn")):
+            states.append(layer(states[-1], rope, visible[layer.window], skip=other))
+            synchronize(model.device)
+            times.append(time.perf_counter())
         scored = to_device(batch.targets != IGNORE, model.device)
+        last_position = scored.sum(1, keepdim=True) - 1
         for k, removal in enumerate(removals):
-            first, last = removal[0], removal[-1]
-            before = states[2 * first.block + (first.half == "mlp")]
-            after = states[2 * last.block + 2 - (last.half == "attn")]
-            values = measure(F.cosine_similarity(before.double(), after.double(), dim=-1), scored)
-            sums[k] += float(values.sum())
-        count += values.numel()
-    *sums, count = calibration.ranks.sum([*sums.tolist(), count])
-    return [total / max(1, count) for total in sums]
-
-
-def half_outputs(model: Decoder, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Hidden states (B, T, D): the first block's input, then the output of each attention and each MLP."""
-    x, rope, visible = model.block_inputs(ids)
-    yield x
-    for layer in model.model.layers:
-        for other in ("mlp", "attn"):
-            x = layer(x, rope, visible[layer.window], skip=other)
-            yield x
+            before = 2 * removal[0].block + (removal[0].half == "mlp")
+            after = 2 * removal[-1].block + 2 - (removal[-1].half == "attn")
+            cosines = F.cosine_similarity(states[before].double(), states[after].double(), dim=-1)
+            angles = cosines.gather(1, last_position).clamp(-1, 1).arccos() / np.pi
+            sums[:, k] += float((1 - cosines)[scored].sum()), float(angles.sum())
+            seconds[k] += times[after] - times[before]
+    changes, angles = ranks.sum(sums)
+    rows = sum(len(batch.ids) for batch in calibration.windows)
+    return {"influence": changes / calibration.tokens, "angular": angles / rows, "seconds": seconds}
 
 
 def taylor(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
     """Sum of |weight x gradient of the mean loss| over a removal's weights; one backward pass."""
-    weights = dict(model.model.layers.named_parameters())
+    weights, tokens = dict(model.model.layers.named_parameters()), calibration.tokens
     gradients = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for batch in calibration.ranks.shard(calibration.windows, "gradient"):
         with torch.no_grad():
             inputs = model.block_inputs(to_device(batch.ids, model.device))
         x = model.model(*inputs, cache=None, recompute="blocks")
-        loss = model.loss(x, batch.targets, "sum", head=model.head_weight.detach()) / calibration.tokens
+        loss = model.loss(x, batch.targets, "sum", head=model.head_weight.detach()) / tokens
         addends = torch.autograd.grad(loss, weights.values())
         for gradient, addend in zip(gradients.values(), addends, strict=True):
             gradient += addend
-    products = {}
-    for name, weight in weights.items():
-        calibration.ranks.sum_tensor(gradients[name])
-        products[name] = float((weight.detach() * gradients[name]).abs().double().sum())
-    return sum_over_weights(model, removals, products)
+    for gradient in gradients.values():
+        calibration.ranks.sum_tensor(gradient)
+    return sum_over_weights(model, removals, lambda name, weight: size_of(weight * gradients[name]))
 
 
 def magnitude(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
     """Sum of |weight| over a removal's weights."""
-    weights = model.model.layers.named_parameters()
-    sizes = {name: float(weight.detach().abs().double().sum()) for name, weight in weights}
-    return sum_over_weights(model, removals, sizes)
+    return sum_over_weights(model, removals, lambda _, weight: size_of(weight))
 
 
-def sum_over_weights(model: Decoder, removals: Removals, values: dict[str, float]) -> list[float]:
-    """Sums, for each removal, of values by parameter's name below `layers`."""
+def size_of(values: torch.Tensor) -> float:
+    return float(values.abs().double().sum())
+
+
+@torch.no_grad()
+def sum_over_weights(
+    model: Decoder, removals: Removals, measure: Callable[[str, torch.Tensor], float]
+) -> list[float]:
+    """Sums, for each removal, of `measure` of its weights and their names below `layers`."""
     sums = []
     for removal in removals:
-        total = 0.0
-        for block, half in removal:
-            total += sum(values[f"{block}.{name}"] for name in weight_names(model, Part(block, half)))
-        sums.append(total)
+        by_part = [sum(starmap(measure, part_weights(model, part))) for part in removal]
+        sums.append(sum(by_part))
     return sums
 
 
-def weight_names(model: Decoder, part: Part) -> list[str]:
-    """Names, inside its block, of a part's parameters: each half takes the norm before it."""
-    names = [name for name, _ in model.model.layers[part.block].named_parameters()]
+def part_weights(model: Decoder, part: Part) -> list[tuple[str, torch.Tensor]]:
+    """Names below `layers` and weights of a part: each half takes the norm before it."""
     of_attention = ("self_attn", "input_layernorm")
-    return [name for name in names if not part.half or name.startswith(of_attention) == (part.half == "attn")]
+    weights = model.model.layers[part.block].named_parameters()
+    return [(f"{part.block}.{name}", weight) for name, weight in weights
+            if not part.half or name.startswith(of_attention) == (part.half == "attn")]
 
 
 # ---------------------------------------------------------------- baselines
@@ -316,22 +305,36 @@ def score_blocks(model: Decoder, calibration: Calibration, halves: bool = False)
     parts = list_parts(model, halves)
     removals = [(part,) for part in parts]
     losses = losses_without(model, [(), *removals], calibration)
-    seconds, scores = dict(losses.seconds), {}
+    seconds, began = dict(losses.seconds), time.perf_counter()
+    scores = score_in_one_pass(model, removals, calibration)
+    seconds["states"] = time.perf_counter() - began
     for name, score in estimates().items():
-        began = time.perf_counter()
-        scores[name] = score.function(model, removals, calibration)
-        seconds[name] = time.perf_counter() - began
-    shares = time_shares(model, parts, calibration, seconds["head"] / len(losses.nll))
-    rows = loss_rows(losses)
-    for k, (part, row) in enumerate(zip(parts, rows[1:], strict=True)):
-        original = Part(model.config.blocks[part.block], part.half)
-        layer = model.model.layers[part.block]
-        row |= {"block": part_name(part), "original": part_name(original), "time_saved": shares[k],
-                "parameters": sum(layer.get_parameter(name).numel() for name in weight_names(model, part))}
-        row |= {name: values[k] for name, values in scores.items()}
-    correlations = {}
-    for half in dict.fromkeys(part.half for part in parts):
-        correlations |= rank_rows([rows[1 + k] for k, part in enumerate(parts) if part.half == half], half)
+        if name not in scores:
+            began = time.perf_counter()
+            scores[name] = np.array(score.function(model, removals, calibration))
+            seconds[name] = time.perf_counter() - began
+
+    whole = [not part.half for part in parts]
+    forward = scores["seconds"][whole].sum() + seconds["head"] / len(losses.nll)
+    original = [Part(model.config.blocks[block], half) for block, half in parts]
+    scored = losses.tokens > 0
+    nll, tokens, documents = losses.nll[:, scored], losses.tokens[scored], np.flatnonzero(scored)
+    means = nll.sum(1) / tokens.sum()
+    nll_low, nll_high = bootstrap_rows(nll, tokens, documents)
+    difference_low, difference_high = bootstrap_rows(nll - nll[0], tokens, documents)
+    ranks, correlations = rank_parts(parts, means[1:], scores)
+    columns = {
+        "block": ["none", *map(part_name, parts)], "original": ["", *map(part_name, original)],
+        "nll": means, "nll_low": nll_low, "nll_high": nll_high,
+        "difference": means - means[0], "difference_low": difference_low, "difference_high": difference_high,
+        "perplexity": np.exp(means), "rank": ["", *ranks["nll"]]}
+    for name in estimates():
+        columns |= {name: ["", *scores[name]], f"{name}_rank": ["", *ranks[name]]}
+    parameters = sum_over_weights(model, removals, lambda _, weight: weight.numel())
+    columns |= {
+        "parameters": [0, *parameters], "time_saved": [0.0, *(scores["seconds"] / max(forward, 1e-9))],
+        "tokens": [tokens.sum()] * len(means), "documents": [len(tokens)] * len(means)}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return BlockScores(rows, seconds, correlations)
 
 
@@ -345,55 +348,19 @@ def list_parts(model: Decoder, halves: bool) -> list[Part]:
     return parts
 
 
-def time_shares(
-    model: Decoder, parts: list[Part], calibration: Calibration, head_seconds: float
-) -> list[float]:
-    """The share that each part has of the time of a forward pass with its loss."""
-    blocks = range(model.config.num_hidden_layers)
-    seconds = {Part(block, half): 0.0 for block in blocks for half in ("attn", "mlp")}
-    with torch.no_grad():
-        for batch in calibration.ranks.shard(calibration.windows, "time"):
-            steps = half_outputs(model, to_device(batch.ids, model.device))
-            next(steps)
-            for part in seconds:
-                synchronize(model.device)
-                began = time.perf_counter()
-                next(steps)
-                synchronize(model.device)
-                seconds[part] += time.perf_counter() - began
-    forward = sum(seconds.values()) + head_seconds
-    seconds |= {Part(block): seconds[block, "attn"] + seconds[block, "mlp"] for block in blocks}
-    return [seconds[part] / max(forward, 1e-9) for part in parts]
-
-
-def loss_rows(losses: RemovalLosses) -> list[dict]:
-    """Rows of the table for the unpruned model and each removal, filled in with their losses alone."""
-    scored = losses.tokens > 0
-    nll, tokens, documents = losses.nll[:, scored], losses.tokens[scored], np.flatnonzero(scored)
-    low, high = bootstrap_rows(nll, tokens, documents)
-    difference_low, difference_high = bootstrap_rows(nll - nll[0], tokens, documents)
-    means = [float(total / max(tokens.sum(), 1)) for total in nll.sum(1)]
-    empty = {f"{name}{end}": "" for name in estimates() for end in ("", "_rank")}
-    return [
-        {"block": "none", "original": "", "nll": mean, "nll_low": low[k], "nll_high": high[k],
-         "difference": mean - means[0], "difference_low": difference_low[k],
-         "difference_high": difference_high[k],
-         "perplexity": float(np.exp(mean)), "rank": "", **empty, "parameters": 0, "time_saved": 0.0,
-         "tokens": int(tokens.sum()), "documents": len(tokens)}
-        for k, mean in enumerate(means)
-    ]
-
-
-def rank_rows(rows: list[dict], half: str) -> dict[str, dict]:
-    """Enter ranks into the rows of one kind; return each estimate's rank correlation with the loss."""
-    correlations, losses = {}, [row["nll"] for row in rows]
-    for row, rank in zip(rows, average_ranks(losses), strict=True):
-        row["rank"] = f"{rank:g}"
-    for name in estimates():
-        values = [row[name] for row in rows]
-        for row, rank in zip(rows, average_ranks(values), strict=True):
-            row[f"{name}_rank"] = f"{rank:g}"
-        correlations[f"{name} {half}".strip()] = {
-            "spearman": float(spearman(losses, values)), "interval": spearman_interval(losses, values),
-            "of": len(rows)}
-    return correlations
+def rank_parts(
+    parts: list[Part], nll: np.ndarray, scores: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+    """Ranks among the parts of one kind, by the loss and by each estimate; rank correlations of the two."""
+    kinds, correlations = np.array([part.half for part in parts]), {}
+    ranks = {name: np.empty(len(parts), object) for name in ("nll", *estimates())}
+    for half in dict.fromkeys(kinds.tolist()):
+        same = kinds == half
+        for name, ranked in ranks.items():
+            values = (scores | {"nll": nll})[name][same]
+            ranked[same] = [f"{rank:g}" for rank in average_ranks(values)]
+            if name != "nll":
+                correlations[f"{name} {half}".strip()] = {
+                    "spearman": float(spearman(nll[same], values)),
+                    "interval": spearman_interval(nll[same], values), "of": len(values)}
+    return ranks, correlations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -162,37 +162,43 @@ def score_text(
     model: Decoder, batches: Iterable[WindowBatch], documents: int, *, autocast=contextlib.nullcontext,
     ranks: Ranks = ALONE, label: str = "text",
 ) -> DocumentLosses:
-    """The losses of `documents` examples from the batches of their windows; `autocast` opens a context.
-
-    Each rank scores its share. Sums go from window to document in one order, so any number of ranks gives the
-    same.
-    """
+    """The losses of `documents` examples from the batches of their windows; `autocast` opens a context."""
     batches = list(batches)
     for _ in range(-len(batches) % ranks.size):  # FSDP needs as many forward passes of every rank
         batches.append(replace(batches[-1], targets=torch.full_like(batches[-1].targets, IGNORE)))
-    numbers = np.concatenate([np.empty(0, np.int64), *(batch.documents for batch in batches)])
-    first_rows = np.cumsum([0, *(len(batch.documents) for batch in batches)])
-    nll, by_position = np.zeros(len(numbers)), np.zeros((2, len(numbers), len(EDGES)))
+
+    def measure(batch: WindowBatch) -> np.ndarray:
+        losses = model(to_device(batch.ids, model.device), batch.targets, reduction="none").cpu().double()
+        predicted = batch.positions[:, None] + 1 + np.arange(losses.shape[1])
+        slices = np.searchsorted(EDGES, predicted, side="right") - 1
+        scored = batch.targets.numpy() != IGNORE
+        inside = scored & (slices == np.arange(len(EDGES))[:, None, None])  # (slices, windows, time)
+        by_slice = (losses.numpy() * inside).sum(-1)
+        return np.stack([losses.sum(1).numpy(), *by_slice, *inside.sum(-1)], axis=1)
+
     with autocast():  # around all batches: it casts the weights once
-        for i in ranks.shard(range(len(batches)), label):
-            batch, rows = batches[i], slice(first_rows[i], first_rows[i + 1])
-            ids = to_device(batch.ids, model.device)
-            losses = model(ids, batch.targets, reduction="none").cpu().double()
-            nll[rows] = losses.sum(1).numpy()
-            predicted = batch.positions[:, None] + 1 + np.arange(ids.shape[1])
-            slices = np.searchsorted(EDGES, predicted, side="right") - 1
-            for k in range(len(EDGES)):
-                inside = (slices == k) & (batch.targets.numpy() != IGNORE)
-                by_position[:, rows, k] = (losses.numpy() * inside).sum(1), inside.sum(1)
+        sums = sum_by_document(measure, 1 + 2 * len(EDGES), batches, documents, ranks, label)
+    nll, nll_by_position, tokens = np.split(sums, [1, 1 + len(EDGES)], axis=1)
+    tokens = tokens.astype(np.int64)
+    return DocumentLosses(nll[:, 0], tokens.sum(1), nll_by_position, tokens)
 
-    def by_document(values: np.ndarray) -> np.ndarray:
-        everywhere = np.array(ranks.sum(values.ravel().tolist())).reshape(values.shape)
-        sums = np.zeros((documents, *values.shape[1:]))
-        np.add.at(sums, numbers, everywhere)
-        return sums
 
-    tokens = by_document(by_position[1]).astype(np.int64)
-    return DocumentLosses(by_document(nll), tokens.sum(1), by_document(by_position[0]), tokens)
+def sum_by_document(
+    measure: Callable[[WindowBatch], np.ndarray], columns: int, batches: Sequence[WindowBatch],
+    documents: int, ranks: Ranks, label: str,
+) -> np.ndarray:
+    """Sums (documents, columns) over all windows of what `measure` gives for those of a batch.
+
+    Each rank measures its share of the batches. Sums go from window to document in one order, so any number
+    of ranks gives the same.
+    """
+    numbers = np.concatenate([np.empty(0, np.int64), *(batch.documents for batch in batches)])
+    ends = np.cumsum([len(batch.documents) for batch in batches])
+    values, sums = np.zeros((len(numbers), columns)), np.zeros((documents, columns))
+    for i in ranks.shard(range(len(batches)), label):
+        values[ends[i] - len(batches[i].documents) : ends[i]] = measure(batches[i])
+    np.add.at(sums, numbers, ranks.sum(values))
+    return sums
 
 
 class Text(NamedTuple):
@@ -208,11 +214,11 @@ def text_rows(
     """A row per text: nll in nats and tokens, in all and from each position of EDGES on."""
     batches = protocol.windows([text.example for text in texts], end)
     losses = score_text(model, batches, len(texts), ranks=ranks, label=label)
-    rows = []
+    rows, columns = [], [f"{name}_{edge}" for name in ("nll", "tokens") for edge in EDGES]
     for text, nll, tokens in zip(texts, losses.nll_by_position, losses.tokens_by_position, strict=True):
-        row = text.about | {"nll": nll.sum(), "tokens": int(tokens.sum())}  # to the last bit the slices' sum
-        row |= {f"nll_{edge}": value for edge, value in zip(EDGES, nll, strict=True)}
-        rows.append(row | {f"tokens_{edge}": int(value) for edge, value in zip(EDGES, tokens, strict=True)})
+        totals = {"nll": nll.sum(), "tokens": int(tokens.sum())}  # to the last bit the slices' sum
+        slices = dict(zip(columns, [*nll, *tokens.tolist()], strict=True))
+        rows.append(text.about | totals | slices)
     return rows
 
 

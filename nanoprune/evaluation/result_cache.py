@@ -49,13 +49,12 @@ class ResultCache:
         if not path.is_file():
             return None
         try:
-            record = read_json(path.with_suffix(".json"))
-            if record["about"] != json.loads(json.dumps(identity)) or record["sha256"] != file_hash(path):
+            if read_json(path.with_suffix(".json")) != {"about": identity, "sha256": file_hash(path)}:
                 raise ValueError(f"{path} does not match its checksum")
             with open(path, newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
             return [{key: json.loads(value) for key, value in row.items()} for row in rows]
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, OSError) as error:
             print(f"warning: {error}; measuring it again")
             return None
 
