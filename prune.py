@@ -26,6 +26,7 @@ from nanoprune.evaluation.block_scores import (
     SCORES,
     BlockScores,
     Calibration,
+    estimates,
     protocol,
     score_blocks,
     without,
@@ -120,12 +121,11 @@ def choose_documents(split: TokenFile, tokens: int) -> set[int]:
 
 
 def print_scores(scores: BlockScores) -> None:
-    estimates = [column.removesuffix("_rank") for column in scores.rows[0] if column.endswith("_rank")]
     print("block        nll  difference [95 %]             perplexity  rank  "
-          + "  ".join(f"{name:>9}" for name in estimates))
+          + "  ".join(f"{name:>9}" for name in estimates()))
     for row in scores.rows:
         interval = f"{row['difference']:+9.4f} [{row['difference_low']:+.4f}, {row['difference_high']:+.4f}]"
-        ranks = "  ".join(f"{row[name + '_rank']:>9}" for name in estimates)
+        ranks = "  ".join(f"{row[name + '_rank']:>9}" for name in estimates())
         warning = "" if math.isfinite(row["nll"]) else "  the loss is not finite"
         print(f"{row['block']:>7} {row['nll']:8.4f} {interval:30} {row['perplexity']:10.2f} {row['rank']:>5}"
               f"  {ranks}{warning}")
@@ -194,12 +194,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for the reduced model, for --drop and --choose")
     parser.add_argument("--evidence", metavar="CSV", help="table of scores behind --drop, to record")
     args = parser.parse_args()
-    removing = args.drop is not None or args.choose is not None
-    if (args.drop is not None and args.choose is not None) or not (args.score or removing):
+    commands = [name for name in ("score", "drop", "choose") if getattr(args, name) is not None]
+    if not commands or commands[-2:] == ["drop", "choose"]:
         raise ValueError("give --score CSV with --data FOLDER, or --drop BLOCKS or --choose N with --out "
                          "FOLDER")
-    reads_text = args.score or (args.choose is not None and SCORES[args.method].reads_text)
-    if bool(args.data) != bool(reads_text) or bool(args.out) != removing:
+    reads_text = "score" in commands or ("choose" in commands and SCORES[args.method].reads_text)
+    if bool(args.data) != reads_text or bool(args.out) != (commands != ["score"]):
         textless = ", ".join(name for name, score in SCORES.items() if not score.reads_text)
         raise ValueError("--score goes with --data FOLDER, --drop with --out FOLDER, --choose with --out "
                          f"and, unless --method is one of {textless}, with --data")
@@ -208,7 +208,7 @@ def parse_arguments() -> argparse.Namespace:
                          f"{args.tokens}")
     command_of = {"evidence": "drop", "contiguous": "choose", "protect": "choose", "parts": "score"}
     for option, command in command_of.items():
-        if getattr(args, option) and getattr(args, command) is None:
+        if getattr(args, option) and command not in commands:
             raise ValueError(f"--{option} goes with --{command}")
     if args.evidence and not Path(args.evidence).is_file():
         raise ValueError(f"--evidence {args.evidence}: there is no such file")
@@ -237,7 +237,6 @@ def main() -> None:
     model = Decoder.from_pretrained(folder, device=pick_device(args.device) if dataset else "cpu").eval()
 
     # ---- score: the loss without each block, and its estimates
-    evidence = args.evidence
     if args.score:
         calibration, text = calibrate(model, dataset, args.tokens, args.context, args.parts, ranks, args.seed)
         print(f"loss without each of {config.num_hidden_layers} blocks, on {text['documents']} validation "
@@ -249,7 +248,6 @@ def main() -> None:
                 "base": args.base, "base_sha256": file_hashes(folder), "blocks": list(config.blocks),
                 "history": config.extra.get("nanoprune_history", []), **text, "seed": args.seed,
                 "environment": environment(model.device)})
-        evidence = str(args.score)
 
     # ---- choose: the blocks whose removal costs least
     if args.choose is not None:
@@ -271,7 +269,8 @@ def main() -> None:
 
     # ---- drop
     if removing and ranks.rank == 0:
-        history |= {"scores": evidence, "scores_sha256": file_hash(evidence) if evidence else None}
+        evidence = args.score or args.evidence
+        history |= {"scores": evidence and str(evidence), "scores_sha256": evidence and file_hash(evidence)}
         write_reduced(model, parts, args.base, folder, args.out, history)
 
 

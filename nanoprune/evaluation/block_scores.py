@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import product, starmap
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,7 @@ from nanoprune.config import IGNORE
 from nanoprune.data.token_file import Example
 from nanoprune.device import synchronize, to_device
 from nanoprune.distributed import ALONE, Ranks
-from nanoprune.evaluation.perplexity import WindowBatch, sum_by_document, windows
+from nanoprune.evaluation.perplexity import Protocol, WindowBatch, sum_by_document
 from nanoprune.nn.model_config import Part, part_name, read_parts
 from nanoprune.statistics import average_ranks, bootstrap_rows, spearman, spearman_interval
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 ROOM = 2**28  # bytes of hidden states that are held at once
 TOGETHER = 1024  # tokens that a block takes in at once, of several removals where the windows are fewer
+# The modules of a block, its attention and its MLP: each half has the norm before it.
+MODULES = {"": ("",), "attn": ("self_attn", "input_layernorm"), "mlp": ("mlp", "post_attention_layernorm")}
 Removal = tuple[Part, ...]
 Removals = list[Removal]
 
@@ -54,7 +56,7 @@ class Calibration:
         """Windows of a split, or of `only` some of its documents, in batches that fit into ROOM."""
         states = (3 if halves else 2) * model.config.num_hidden_layers + 1
         fitting = ROOM // (states * model.config.hidden_size * 4)
-        batches = tuple(windows(split, context, min(8192, fitting), only=only))
+        batches = tuple(Protocol(context=context).windows(split, None, min(8192, fitting), only))
         if not batches:
             raise ValueError("the split holds no text to score on; prepare the dataset from more articles")
         return cls(batches, len(split), ranks, seed)
@@ -148,22 +150,16 @@ def mean_loss(model: Decoder, removals: Removals, calibration: Calibration) -> l
 
 
 # ---------------------------------------------------------------- estimates
-def influence(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
-    """Block influence: 1 - cosine of what enters and what leaves a removal, a mean over all positions."""
-    return score_in_one_pass(model, removals, calibration)["influence"]
-
-
-def angular(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
-    """Angle between what enters and what leaves a removal, over pi: a mean over last positions."""
-    return score_in_one_pass(model, removals, calibration)["angular"]
-
-
 @torch.no_grad()
 def score_in_one_pass(
     model: Decoder, removals: Removals, calibration: Calibration
 ) -> dict[str, np.ndarray]:
-    """Influence, angular distance and this rank's seconds of each removal, all of one forward pass."""
-    sums, seconds, ranks = np.zeros((2, len(removals))), np.zeros(len(removals)), calibration.ranks
+    """Scores that compare what enters a removal with what leaves it, and its seconds, from one forward pass.
+
+    influence: 1 - cosine of the two, a mean over all positions. angular: the angle between the two over pi, a
+    mean over last positions.
+    """
+    sums, ranks = np.zeros((3, len(removals))), calibration.ranks
     for batch in ranks.shard(calibration.windows, "states"):
         x, rope, visible = model.block_inputs(to_device(batch.ids, model.device))
         synchronize(model.device)
@@ -179,11 +175,12 @@ def score_in_one_pass(
             after = 2 * removal[-1].block + 2 - (removal[-1].half == "attn")
             cosines = F.cosine_similarity(states[before].double(), states[after].double(), dim=-1)
             angles = cosines.gather(1, last_position).clamp(-1, 1).arccos() / np.pi
-            sums[:, k] += float((1 - cosines)[scored].sum()), float(angles.sum())
-            seconds[k] += times[after] - times[before]
-    changes, angles = ranks.sum(sums)
+            changes = (1 - cosines)[scored]
+            sums[:, k] += float(changes.sum()), float(angles.sum()), times[after] - times[before]
+    changes, angles, seconds = ranks.sum(sums)
     rows = sum(len(batch.ids) for batch in calibration.windows)
-    return {"influence": changes / calibration.tokens, "angular": angles / rows, "seconds": seconds}
+    return {"influence": changes / calibration.tokens, "angular": angles / rows,
+            "seconds": seconds / ranks.size}
 
 
 def taylor(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
@@ -198,38 +195,30 @@ def taylor(model: Decoder, removals: Removals, calibration: Calibration) -> list
         addends = torch.autograd.grad(loss, weights.values())
         for gradient, addend in zip(gradients.values(), addends, strict=True):
             gradient += addend
-    for gradient in gradients.values():
-        calibration.ranks.sum_tensor(gradient)
-    return sum_over_weights(model, removals, lambda name, weight: size_of(weight * gradients[name]))
+    products = {}
+    for name, weight in weights.items():
+        calibration.ranks.sum_tensor(gradients[name])
+        products[name] = float((weight.detach() * gradients[name]).abs().double().sum())
+    return sum_over_weights(removals, products)
 
 
 def magnitude(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
     """Sum of |weight| over a removal's weights."""
-    return sum_over_weights(model, removals, lambda _, weight: size_of(weight))
+    weights = model.model.layers.named_parameters()
+    sizes = {name: float(weight.detach().abs().double().sum()) for name, weight in weights}
+    return sum_over_weights(removals, sizes)
 
 
-def size_of(values: torch.Tensor) -> float:
-    return float(values.abs().double().sum())
-
-
-@torch.no_grad()
-def sum_over_weights(
-    model: Decoder, removals: Removals, measure: Callable[[str, torch.Tensor], float]
-) -> list[float]:
-    """Sums, for each removal, of `measure` of its weights and their names below `layers`."""
+def sum_over_weights(removals: Removals, values: dict[str, float]) -> list[float]:
+    """Sums of the values of each removal's weights, which are given by the weights' names below `layers`."""
     sums = []
     for removal in removals:
-        by_part = [sum(starmap(measure, part_weights(model, part))) for part in removal]
-        sums.append(sum(by_part))
+        total = 0
+        for block, half in removal:
+            names = tuple(f"{block}.{module}" for module in MODULES[half])
+            total += sum(value for name, value in values.items() if name.startswith(names))
+        sums.append(total)
     return sums
-
-
-def part_weights(model: Decoder, part: Part) -> list[tuple[str, torch.Tensor]]:
-    """Names below `layers` and weights of a part: each half takes the norm before it."""
-    of_attention = ("self_attn", "input_layernorm")
-    weights = model.model.layers[part.block].named_parameters()
-    return [(f"{part.block}.{name}", weight) for name, weight in weights
-            if not part.half or name.startswith(of_attention) == (part.half == "attn")]
 
 
 # ---------------------------------------------------------------- baselines
@@ -256,11 +245,12 @@ class Score:
 SCORES = {
     "loss": Score(mean_loss, "nats per token without the block (SLEB, arXiv:2402.09025)", estimate=False),
     "influence": Score(
-        influence, "1 - cosine of a block's input and output, mean over positions (ShortGPT, "
-                   "arXiv:2403.03853)"),
+        lambda *removed: score_in_one_pass(*removed)["influence"],
+        "1 - cosine of a block's input and output, mean over positions (ShortGPT, arXiv:2403.03853)"),
     "angular": Score(
-        angular, "angle between a block's input and output, over pi, mean over the windows' last positions "
-                 "(Gromov et al., arXiv:2403.17887); the last block's output is taken before the final norm"),
+        lambda *removed: score_in_one_pass(*removed)["angular"],
+        "angle between a block's input and output, over pi, mean over the windows' last positions "
+        "(Gromov et al., arXiv:2403.17887); the last block's output is taken before the final norm"),
     "taylor": Score(
         taylor, "sum of |weight x gradient of the mean loss| over the part's weights (shortened-llm, "
                 "arXiv:2402.02834)"),
@@ -302,39 +292,48 @@ def score_blocks(model: Decoder, calibration: Calibration, halves: bool = False)
 
     The model is left as it was. A loss that is not finite ranks last.
     """
+    # ---- measure
     parts = list_parts(model, halves)
     removals = [(part,) for part in parts]
     losses = losses_without(model, [(), *removals], calibration)
     seconds, began = dict(losses.seconds), time.perf_counter()
-    scores = score_in_one_pass(model, removals, calibration)
-    seconds["states"] = time.perf_counter() - began
+    scores = score_in_one_pass(model, removals, calibration)  # several estimates for the price of one
+    time_saved, seconds["states"] = scores.pop("seconds"), time.perf_counter() - began
     for name, score in estimates().items():
         if name not in scores:
             began = time.perf_counter()
-            scores[name] = np.array(score.function(model, removals, calibration))
+            scores[name] = score.function(model, removals, calibration)
             seconds[name] = time.perf_counter() - began
+    whole_blocks = [not part.half for part in parts]
+    time_saved /= time_saved[whole_blocks].sum() + seconds["head"] / len(losses.nll)
 
-    whole = [not part.half for part in parts]
-    forward = scores["seconds"][whole].sum() + seconds["head"] / len(losses.nll)
-    original = [Part(model.config.blocks[block], half) for block, half in parts]
+    # ---- columns: a value for the unpruned model, then one for each part
     scored = losses.tokens > 0
-    nll, tokens, documents = losses.nll[:, scored], losses.tokens[scored], np.flatnonzero(scored)
-    means = nll.sum(1) / tokens.sum()
-    nll_low, nll_high = bootstrap_rows(nll, tokens, documents)
-    difference_low, difference_high = bootstrap_rows(nll - nll[0], tokens, documents)
-    ranks, correlations = rank_parts(parts, means[1:], scores)
-    columns = {
-        "block": ["none", *map(part_name, parts)], "original": ["", *map(part_name, original)],
-        "nll": means, "nll_low": nll_low, "nll_high": nll_high,
-        "difference": means - means[0], "difference_low": difference_low, "difference_high": difference_high,
-        "perplexity": np.exp(means), "rank": ["", *ranks["nll"]]}
-    for name in estimates():
-        columns |= {name: ["", *scores[name]], f"{name}_rank": ["", *ranks[name]]}
-    parameters = sum_over_weights(model, removals, lambda _, weight: weight.numel())
-    columns |= {
-        "parameters": [0, *parameters], "time_saved": [0.0, *(scores["seconds"] / max(forward, 1e-9))],
-        "tokens": [tokens.sum()] * len(means), "documents": [len(tokens)] * len(means)}
+    nll, tokens = losses.nll[:, scored], losses.tokens[scored]
+    means, empty = nll.sum(1) / tokens.sum(), [""] * len(nll)
+    original = [Part(model.config.blocks[block], half) for block, half in parts]
+    columns = {"block": ["none", *map(part_name, parts)], "original": ["", *map(part_name, original)]}
+    for name, rows, mean in (("nll", nll, means), ("difference", nll - nll[0], means - means[0])):
+        low, high = bootstrap_rows(rows, tokens, range(len(tokens)))
+        columns |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+    columns |= {"perplexity": np.exp(means), "rank": empty}
+    for name, values in scores.items():
+        columns |= {name: ["", *values], f"{name}_rank": empty}
+    sizes = {name: weight.numel() for name, weight in model.model.layers.named_parameters()}
+    columns |= {"parameters": [0, *sum_over_weights(removals, sizes)], "time_saved": [0.0, *time_saved]}
+    columns |= {"tokens": [tokens.sum()] * len(nll), "documents": [len(tokens)] * len(nll)}
+
+    # ---- rows, ranked among those of their kind
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    correlations = {}
+    for half in dict.fromkeys(part.half for part in parts):
+        same = [row for part, row in zip(parts, rows[1:], strict=True) if part.half == half]
+        enter_ranks(same, "nll", "rank")
+        for name in scores:
+            enter_ranks(same, name, f"{name}_rank")
+            pairs = [row["nll"] for row in same], [row[name] for row in same]
+            correlations[f"{name} {half}".strip()] = {
+                "spearman": float(spearman(*pairs)), "interval": spearman_interval(*pairs), "of": len(same)}
     return BlockScores(rows, seconds, correlations)
 
 
@@ -342,25 +341,11 @@ def list_parts(model: Decoder, halves: bool) -> list[Part]:
     """Every block, with `halves` each followed by its attention and its MLP where it has both."""
     parts = []
     for block, lost in enumerate(model.config.without):
-        parts.append(Part(block))
-        if halves and not lost:
-            parts += [Part(block, "attn"), Part(block, "mlp")]
+        kinds = ("", "attn", "mlp") if halves and not lost else ("",)
+        parts += [Part(block, half) for half in kinds]
     return parts
 
 
-def rank_parts(
-    parts: list[Part], nll: np.ndarray, scores: dict[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
-    """Ranks among the parts of one kind, by the loss and by each estimate; rank correlations of the two."""
-    kinds, correlations = np.array([part.half for part in parts]), {}
-    ranks = {name: np.empty(len(parts), object) for name in ("nll", *estimates())}
-    for half in dict.fromkeys(kinds.tolist()):
-        same = kinds == half
-        for name, ranked in ranks.items():
-            values = (scores | {"nll": nll})[name][same]
-            ranked[same] = [f"{rank:g}" for rank in average_ranks(values)]
-            if name != "nll":
-                correlations[f"{name} {half}".strip()] = {
-                    "spearman": float(spearman(nll[same], values)),
-                    "interval": spearman_interval(nll[same], values), "of": len(values)}
-    return ranks, correlations
+def enter_ranks(rows: list[dict], score: str, column: str) -> None:
+    for row, rank in zip(rows, average_ranks([row[score] for row in rows]), strict=True):
+        row[column] = f"{rank:g}"

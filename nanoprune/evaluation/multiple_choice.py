@@ -8,7 +8,7 @@ answers are predicted.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -39,19 +39,13 @@ class EncodedQuestion(NamedTuple):
     choices: list[Choice]
 
 
-class Leaf(NamedTuple):
-    """A choice in a tree: its row among all choices, and what is predicted from what."""
-
-    row: int
-    predictions: list[tuple[int, int]]  # the nodes before each token of the answer, and that token's own
-
-
 class Tree:
     """Choices laid out as a tree of tokens, each node numbered after its parent."""
 
     def __init__(self):
         self.nodes: dict[tuple[int, int], int] = {}  # numbers from 0, by parent (-1: none) and token
-        self.leaves: list[Leaf] = []
+        # by a choice's row among all choices: the nodes before each token of its answer, and that token's own
+        self.predictions: dict[int, list[tuple[int, int]]] = {}
 
     def add(self, row: int, choice: Choice) -> None:
         """Lay out a choice; nodes that are there already are shared."""
@@ -59,7 +53,7 @@ class Tree:
         for token in choice.tokens:
             node = self.nodes.setdefault((node, token), len(self.nodes))
             path.append(node)
-        self.leaves.append(Leaf(row, list(pairwise(path))[choice.prompt - 1 :]))
+        self.predictions[row] = list(pairwise(path))[choice.prompt - 1 :]
 
     def layout(self, model: Decoder) -> Layout:
         """Depths as positions; each node sees itself and its ancestors, or the window's nearest of them."""
@@ -76,14 +70,14 @@ class Tree:
 
 
 def tree_loglikelihoods(model: Decoder, tree: Tree) -> list[float]:
-    """The summed log-likelihood in nats of each leaf's answer."""
+    """The summed log-likelihood in nats of the answer of each choice in the tree."""
     ids = torch.tensor([[token for _, token in tree.nodes]])
     x = model.hidden_states(to_device(ids, model.device), layout=tree.layout(model))
-    predictions = sorted({pair for leaf in tree.leaves for pair in leaf.predictions})  # leaves share some
+    predictions = sorted(set(chain.from_iterable(tree.predictions.values())))  # choices share some
     before, after = torch.tensor(predictions).T
     losses = model.loss(x[:, to_device(before, model.device)], ids[:, after], "none")
     nll = dict(zip(predictions, losses[0].cpu().double().tolist(), strict=True))
-    return [-sum(nll[pair] for pair in leaf.predictions) for leaf in tree.leaves]
+    return [-sum(map(nll.get, answer)) for answer in tree.predictions.values()]
 
 
 @torch.no_grad()
@@ -106,7 +100,7 @@ def loglikelihoods(
             trees[-1].add(row, choice)
     values = np.zeros(first_rows[-1])
     for tree in ranks.shard(trees, label):
-        values[[leaf.row for leaf in tree.leaves]] = tree_loglikelihoods(model, tree)
+        values[list(tree.predictions)] = tree_loglikelihoods(model, tree)
     return np.split(ranks.sum(values), first_rows[1:])[:-1]
 
 

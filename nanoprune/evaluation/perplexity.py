@@ -1,7 +1,7 @@
 """Negative log-likelihoods of text, by document and by position, under a named protocol.
 
-The one way to score text: `windows` cuts examples into batches, `score_text` sums the losses of each
-document.
+The one way to score text: a Protocol cuts examples into batches of windows, `score_text` sums the losses of
+each document.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from nanoprune.config import IGNORE, Config
 from nanoprune.data.dataset import Dataset
@@ -29,66 +30,23 @@ PROTOCOLS = ("documents", "stream", "rolling")
 
 
 # ---------------------------------------------------------------- windows
+class Window(NamedTuple):
+    """A piece of a document."""
+
+    document: int
+    position: int  # of its first token in the document
+    ids: torch.Tensor  # (time,) int64
+    targets: torch.Tensor  # (time,) int64: the token after each, IGNORE where it is not scored here
+
+
 @dataclass(frozen=True)
 class WindowBatch:
     """Windows of like length that are scored together."""
 
-    ids: torch.Tensor  # (rows, time) int64, 0 where padded
-    targets: torch.Tensor  # (rows, time) int64: the token after each, IGNORE where it is not scored here
-    documents: np.ndarray  # (rows,): the number of the example that each row is cut from
-    positions: np.ndarray  # (rows,): the position in its document of each row's first token
-
-
-class Window(NamedTuple):
-    """Tokens `first` to `end` of a document; those from `scored` on predict the token after them."""
-
-    document: int
-    first: int
-    scored: int
-    end: int
-
-
-def windows(
-    examples: Sequence[Example],
-    context: int,
-    batch_tokens: int = 8192,
-    *,
-    only: Collection[int] | None = None,
-    stride: int = 0,
-    reach_back: bool = False,
-    first_position: int = 0,
-) -> Iterator[WindowBatch]:
-    """Batches of windows in which every prediction is scored once; the same examples give the same batches.
-
-    An example longer than `context` is cut into windows of that many inputs, one every `stride` tokens (0:
-    without overlap). With `reach_back` the last window begins earlier, to be a whole one. `only`: the numbers
-    of the examples to score. Windows of like length share a batch of about `batch_tokens`, so little is
-    padding.
-    """
-    cuts = []
-    for document in range(len(examples)) if only is None else sorted(only):
-        predictions, start, scored = len(examples[document]) - 1, 0, 0
-        while scored < predictions:
-            end = min(start + context, predictions)
-            cuts.append(Window(document, max(0, end - context) if reach_back else start, scored, end))
-            scored, start = end, start + (stride or context)
-    cuts.sort(key=lambda window: window.first - window.end)
-    while cuts:
-        rows = max(1, batch_tokens // (cuts[0].end - cuts[0].first))
-        yield _batch(examples, cuts[:rows], first_position)
-        cuts = cuts[rows:]
-
-
-def _batch(examples: Sequence[Example], cuts: list[Window], first_position: int) -> WindowBatch:
-    """The batch of some windows, the longest first."""
-    ids = np.zeros((len(cuts), cuts[0].end - cuts[0].first), np.int64)
-    targets = np.full_like(ids, IGNORE)
-    for row, (document, first, scored, end) in enumerate(cuts):
-        example = examples[document]
-        ids[row, : end - first] = example.tokens[first:end]
-        targets[row, scored - first : end - first] = example.targets[scored + 1 : end + 1]
-    documents, positions = np.array([(cut.document, cut.first + first_position) for cut in cuts]).T
-    return WindowBatch(torch.from_numpy(ids), torch.from_numpy(targets), documents, positions)
+    ids: torch.Tensor  # (windows, time) int64, 0 where padded
+    targets: torch.Tensor  # (windows, time) int64, IGNORE where padded
+    documents: np.ndarray  # (windows,)
+    positions: np.ndarray  # (windows,)
 
 
 @dataclass(frozen=True)
@@ -127,20 +85,37 @@ class Protocol:
         cuts = joined[: len(joined) // self.context * self.context].reshape(-1, self.context)
         return [Example(tokens, np.ones(self.context, bool)) for tokens in cuts]
 
-    def windows(self, units: list[Example], end: int, batch_tokens: int = 8192) -> Iterator[WindowBatch]:
-        """Batches of the units' windows; `end` is the end-of-text token."""
-        return windows(
-            [self._as_read(unit, end) for unit in units], self.context, batch_tokens, stride=self.stride,
-            reach_back=self.name == "rolling", first_position=0 if self.prefix is None else -1,
-        )
+    def windows(
+        self, units: Sequence[Example], end: int | None = None, batch_tokens: int = 8192,
+        only: Collection[int] | None = None,
+    ) -> Iterator[WindowBatch]:
+        """Batches of windows in which every prediction is scored once; the same units give the same batches.
 
-    def _as_read(self, unit: Example, end: int) -> Example:
-        tokens, learned = unit.tokens, unit.learned
-        if self.name == "rolling" and len(tokens) and tokens[-1] == end:
-            tokens, learned = tokens[:-1], learned[:-1]
-        if self.prefix is not None:
-            tokens, learned = np.insert(tokens, 0, self.prefix), np.insert(learned, 0, False)
-        return Example(tokens, learned)
+        `end` is the end-of-text token. `only`: the numbers of the units to score. Windows of like length
+        share a batch of about `batch_tokens`, so little is padding.
+        """
+        windows = []
+        for document in range(len(units)) if only is None else sorted(only):
+            unit = units[document]
+            tokens, targets, start, scored = unit.tokens, unit.targets, 0, 0
+            if self.name == "rolling" and len(tokens) and tokens[-1] == end:
+                tokens, targets = tokens[:-1], targets[:-1]
+            if self.prefix is not None:
+                tokens, targets = np.insert(tokens, 0, self.prefix), np.insert(targets, 0, IGNORE)
+            while scored < len(tokens) - 1:
+                stop = min(start + self.context, len(tokens) - 1)
+                first = max(0, stop - self.context) if self.name == "rolling" else start
+                predicted = np.where(np.arange(first, stop) < scored, IGNORE, targets[first + 1 : stop + 1])
+                pieces = torch.from_numpy(tokens[first:stop]), torch.from_numpy(predicted)
+                windows.append(Window(document, first - (self.prefix is not None), *pieces))
+                scored, start = stop, start + (self.stride or self.context)
+        windows.sort(key=lambda window: -len(window.ids))
+        while windows:
+            rows = max(1, batch_tokens // len(windows[0].ids))
+            documents, positions, ids, targets = zip(*windows[:rows], strict=True)
+            yield WindowBatch(pad_sequence(ids, True), pad_sequence(targets, True, IGNORE),
+                              np.array(documents), np.array(positions))
+            windows = windows[rows:]
 
 
 # ---------------------------------------------------------------- losses
@@ -238,7 +213,7 @@ class Validation:
         context = config.context
         if dataset.conversations:  # none is ever cut
             context = max(context, int(np.diff(split.offsets).max(initial=0)))
-        self.windows = list(windows(split, context, only=chosen))
+        self.windows = list(Protocol(context=context).windows(split, only=chosen))
         self.size, self.documents = len(split), len(chosen)
         self.bytes = sum(int(split.bytes[i]) for i in chosen)
         if not self.windows:
