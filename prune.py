@@ -41,6 +41,7 @@ from nanoprune.io.files import (
     write_json,
 )
 from nanoprune.io.hub import check_out, copy_tokenizer, locate
+from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.model_config import ModelConfig, Part, part_name, read_parts, record_removal
 from nanoprune.nn.peft import check_weights_can_change
 from nanoprune.statistics import average_ranks
@@ -149,13 +150,13 @@ def write_reduced(
     model: Decoder, parts: list[Part], base: str, folder: Path, out: Path, history: dict
 ) -> None:
     """Drop the parts of a model that was loaded from `folder`, and write what is left, with its history."""
-    before = sum(p.numel() for p in model.parameters())
+    before = count_parameters(model).total
     record_removal(model.config, base, file_hashes(folder), parts, **history)
     model.drop_blocks(parts)
     with replace_folder(out) as beside:
         model.save_pretrained(beside)
         copy_tokenizer(folder, beside)
-    after = sum(p.numel() for p in model.parameters())
+    after = count_parameters(model).total
     print(f"{base} without {','.join(map(part_name, parts))}: {model.config.num_hidden_layers} blocks, "
           f"{after:,} parameters ({(after - before) / before:+.1%})")
     if any(model.config.without):
@@ -177,22 +178,23 @@ def print_history(base: str, config: ModelConfig) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", help="a hub name, a model's folder or a run folder")
-    parser.add_argument("--revision", help="hub branch, tag or commit")
-    parser.add_argument("--data", help="dataset folder, for --score and --choose")
-    parser.add_argument("--tokens", type=int, default=0, help="score on about this many tokens (0: all)")
-    parser.add_argument("--context", type=int, default=1024, help="longest window, in tokens")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--score", type=Path, metavar="CSV", help="write the scores of all blocks to it")
-    parser.add_argument("--parts", action="store_true", help="score each block's attention and MLP, too")
-    parser.add_argument("--drop", metavar="I,J", help="remove these blocks, or of them I.attn, J.mlp")
-    parser.add_argument("--choose", type=int, metavar="N", help="choose N blocks and remove them")
-    parser.add_argument("--method", default="loss", choices=SCORES, help="score to --choose by")
-    parser.add_argument("--contiguous", action="store_true", help="--choose blocks that follow each other")
-    parser.add_argument("--protect", metavar="I,J", help="blocks that --choose never takes")
-    parser.add_argument("--seed", type=int, default=0, help="of --method random")
-    parser.add_argument("--out", type=Path, help="folder for the reduced model, for --drop and --choose")
-    parser.add_argument("--evidence", metavar="CSV", help="table of scores behind --drop, to record")
+    add = parser.add_argument
+    add("base", help="a hub name, a model's folder or a run folder")
+    add("--revision", help="hub branch, tag or commit")
+    add("--data", help="dataset folder, for --score and --choose")
+    add("--tokens", type=int, default=0, help="score on about this many tokens (0: all)")
+    add("--context", type=int, default=1024, help="longest window, in tokens")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--score", type=Path, metavar="CSV", help="write the scores of all blocks to it")
+    add("--parts", action="store_true", help="score each block's attention and MLP, too")
+    add("--drop", metavar="I,J", help="remove these blocks, or of them I.attn, J.mlp")
+    add("--choose", type=int, metavar="N", help="choose N blocks and remove them")
+    add("--method", default="loss", choices=SCORES, help="score to --choose by")
+    add("--contiguous", action="store_true", help="--choose blocks that follow each other")
+    add("--protect", metavar="I,J", help="blocks that --choose never takes")
+    add("--seed", type=int, default=0, help="of --method random")
+    add("--out", type=Path, help="folder for the reduced model, for --drop and --choose")
+    add("--evidence", metavar="CSV", help="table of scores behind --drop, to record")
     args = parser.parse_args()
     commands = [name for name in ("score", "drop", "choose") if getattr(args, name) is not None]
     if not commands or commands[-2:] == ["drop", "choose"]:

@@ -115,6 +115,15 @@ def test_an_added_score_has_columns_and_can_be_chosen_by(world, monkeypatch):
     assert choose_blocks(model, calibration, 1, "no-such-score")[0] == [1]
 
 
+def test_the_table_takes_three_passes(world, monkeypatch):
+    """For the losses, for the gradient, and one for all that compares a block's input and output."""
+    passes, block_inputs = [], Decoder.block_inputs
+    monkeypatch.setattr(Decoder, "block_inputs", lambda *given: (passes.append(1), block_inputs(*given))[1])
+    model, calibration = load(world)
+    score_blocks(model, calibration, halves=True)
+    assert len(passes) == 3 * len(calibration.windows)
+
+
 def test_an_unknown_score_is_refused(world):
     model, calibration = load(world)
     with pytest.raises(ValueError, match="--method no-such-score: there are loss, influence,"):

@@ -209,13 +209,13 @@ class Validation:
     def __init__(self, dataset: Dataset, config: Config):
         split = dataset.split("val")
         count = min(config.eval_documents or len(split), len(split))
-        chosen = set(np.linspace(0, len(split) - 1, count).round().astype(int).tolist())
+        chosen = np.unique(np.linspace(0, len(split) - 1, count).round().astype(int))
         context = config.context
         if dataset.conversations:  # none is ever cut
             context = max(context, int(np.diff(split.offsets).max(initial=0)))
         self.windows = list(Protocol(context=context).windows(split, only=chosen))
         self.size, self.documents = len(split), len(chosen)
-        self.bytes = sum(int(split.bytes[i]) for i in chosen)
+        self.bytes = int(split.bytes[chosen].sum())
         if not self.windows:
             raise ValueError(f"{dataset.folder} has an empty validation split; prepare it from more articles")
 
