@@ -167,12 +167,12 @@ def sum_by_document(
     Each rank measures its share of the batches. Sums go from window to document in one order, so any number
     of ranks gives the same.
     """
-    numbers = np.concatenate([np.empty(0, np.int64), *(batch.documents for batch in batches)])
-    ends = np.cumsum([len(batch.documents) for batch in batches])
-    values, sums = np.zeros((len(numbers), columns)), np.zeros((documents, columns))
+    values = [np.zeros((len(batch.documents), columns)) for batch in batches]
     for i in ranks.shard(range(len(batches)), label):
-        values[ends[i] - len(batches[i].documents) : ends[i]] = measure(batches[i])
-    np.add.at(sums, numbers, ranks.sum(values))
+        values[i] = measure(batches[i])
+    sums = np.zeros((documents, columns))
+    for batch, rows in zip(batches, values, strict=True):
+        np.add.at(sums, batch.documents, ranks.sum(rows))
     return sums
 
 
