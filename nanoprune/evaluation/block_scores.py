@@ -321,10 +321,10 @@ def score_blocks(model: Decoder, calibration: Calibration, halves: bool = False)
         columns |= {name: ["", *values], f"{name}_rank": empty}
     sizes = {name: weight.numel() for name, weight in model.model.layers.named_parameters()}
     columns |= {"parameters": [0, *sum_over_weights(removals, sizes)], "time_saved": [0.0, *time_saved]}
-    columns |= {"tokens": [tokens.sum()] * len(nll), "documents": [len(tokens)] * len(nll)}
 
     # ---- rows, ranked among those of their kind
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    text = {"tokens": tokens.sum(), "documents": len(tokens)}
+    rows = [dict(zip(columns, row, strict=True)) | text for row in zip(*columns.values(), strict=True)]
     correlations = {}
     for half in dict.fromkeys(part.half for part in parts):
         same = [row for part, row in zip(parts, rows[1:], strict=True) if part.half == half]
