@@ -26,6 +26,7 @@ from nanoprune.evaluation.block_scores import (
     SCORES,
     BlockScores,
     Calibration,
+    estimates,
     protocol,
     score_blocks,
     without,
@@ -40,6 +41,7 @@ from nanoprune.io.files import (
     write_json,
 )
 from nanoprune.io.hub import check_out, copy_tokenizer, locate
+from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.model_config import ModelConfig, Part, part_name, read_parts, record_removal
 from nanoprune.nn.peft import check_weights_can_change
 from nanoprune.statistics import average_ranks
@@ -68,8 +70,7 @@ def choose_blocks(
     if method not in SCORES:
         raise ValueError(f"--method {method}: there are {', '.join(SCORES)}")
     total = model.config.num_hidden_layers
-    protected = [part.block for part in read_parts(protect, model.config)]
-    free = [block for block in range(total) if block not in protected]
+    free = set(range(total)).difference(part.block for part in read_parts(protect, model.config))
     if not 1 <= count <= min(len(free), total - 1):
         raise ValueError(f"--choose {count}: this model has {total} blocks, {len(free)} of them not "
                          "protected, and one must be left")
@@ -77,26 +78,20 @@ def choose_blocks(
     chosen, decisions = [], []
     while len(chosen) < count:
         runs = [range(first, first + width) for first in range(total - width + 1)]
-        runs = [run for run in runs if all(block in free and block not in chosen for block in run)]
+        runs = [run for run in runs if free.issuperset(run)]
         if not runs:
             raise ValueError(f"--contiguous: no {count} unprotected blocks follow each other")
-        scores = score_runs(model, calibration, chosen, runs, method)
+        remaining = [block for block in range(total) if block not in chosen]
+        removals = [tuple(Part(remaining.index(block)) for block in run) for run in runs]
+        with without(model, chosen):
+            scores = SCORES[method].function(model, removals, calibration)
         # Scores that read no text stay as they are when a block goes: one table decides on all.
         until_next_table = 1 if contiguous or SCORES[method].reads_text else count
         for k in np.argsort(average_ranks(scores), kind="stable")[:until_next_table]:
             chosen += runs[k]
+            free.difference_update(runs[k])
             decisions.append({"blocks": list(runs[k]), method: finite_or_none(float(scores[k]))})
     return sorted(chosen), decisions
-
-
-def score_runs(
-    model: Decoder, calibration: Calibration, removed: list[int], runs: list[range], method: str
-) -> list[float]:
-    """The score of each run of blocks in the model without the removed ones."""
-    remaining = [block for block in range(model.config.num_hidden_layers) if block not in removed]
-    removals = [tuple(Part(remaining.index(block)) for block in run) for run in runs]
-    with without(model, removed):
-        return SCORES[method].function(model, removals, calibration)
 
 
 # ---------------------------------------------------------------- the commands
@@ -127,12 +122,11 @@ def choose_documents(split: TokenFile, tokens: int) -> set[int]:
 
 
 def print_scores(scores: BlockScores) -> None:
-    estimates = [column.removesuffix("_rank") for column in scores.rows[0] if column.endswith("_rank")]
     print("block        nll  difference [95 %]             perplexity  rank  "
-          + "  ".join(f"{name:>9}" for name in estimates))
+          + "  ".join(f"{name:>9}" for name in estimates()))
     for row in scores.rows:
         interval = f"{row['difference']:+9.4f} [{row['difference_low']:+.4f}, {row['difference_high']:+.4f}]"
-        ranks = "  ".join(f"{row[name + '_rank']:>9}" for name in estimates)
+        ranks = "  ".join(f"{row[name + '_rank']:>9}" for name in estimates())
         warning = "" if math.isfinite(row["nll"]) else "  the loss is not finite"
         print(f"{row['block']:>7} {row['nll']:8.4f} {interval:30} {row['perplexity']:10.2f} {row['rank']:>5}"
               f"  {ranks}{warning}")
@@ -156,13 +150,13 @@ def write_reduced(
     model: Decoder, parts: list[Part], base: str, folder: Path, out: Path, history: dict
 ) -> None:
     """Drop the parts of a model that was loaded from `folder`, and write what is left, with its history."""
-    before = sum(p.numel() for p in model.parameters())
+    before = count_parameters(model).total
     record_removal(model.config, base, file_hashes(folder), parts, **history)
     model.drop_blocks(parts)
     with replace_folder(out) as beside:
         model.save_pretrained(beside)
         copy_tokenizer(folder, beside)
-    after = sum(p.numel() for p in model.parameters())
+    after = count_parameters(model).total
     print(f"{base} without {','.join(map(part_name, parts))}: {model.config.num_hidden_layers} blocks, "
           f"{after:,} parameters ({(after - before) / before:+.1%})")
     if any(model.config.without):
@@ -184,29 +178,30 @@ def print_history(base: str, config: ModelConfig) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", help="a hub name, a model's folder or a run folder")
-    parser.add_argument("--revision", help="hub branch, tag or commit")
-    parser.add_argument("--data", help="dataset folder, for --score and --choose")
-    parser.add_argument("--tokens", type=int, default=0, help="score on about this many tokens (0: all)")
-    parser.add_argument("--context", type=int, default=1024, help="longest window, in tokens")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--score", type=Path, metavar="CSV", help="write the scores of all blocks to it")
-    parser.add_argument("--parts", action="store_true", help="score each block's attention and MLP, too")
-    parser.add_argument("--drop", metavar="I,J", help="remove these blocks, or of them I.attn, J.mlp")
-    parser.add_argument("--choose", type=int, metavar="N", help="choose N blocks and remove them")
-    parser.add_argument("--method", default="loss", choices=SCORES, help="score to --choose by")
-    parser.add_argument("--contiguous", action="store_true", help="--choose blocks that follow each other")
-    parser.add_argument("--protect", metavar="I,J", help="blocks that --choose never takes")
-    parser.add_argument("--seed", type=int, default=0, help="of --method random")
-    parser.add_argument("--out", type=Path, help="folder for the reduced model, for --drop and --choose")
-    parser.add_argument("--evidence", metavar="CSV", help="table of scores behind --drop, to record")
+    add = parser.add_argument
+    add("base", help="a hub name, a model's folder or a run folder")
+    add("--revision", help="hub branch, tag or commit")
+    add("--data", help="dataset folder, for --score and --choose")
+    add("--tokens", type=int, default=0, help="score on about this many tokens (0: all)")
+    add("--context", type=int, default=1024, help="longest window, in tokens")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--score", type=Path, metavar="CSV", help="write the scores of all blocks to it")
+    add("--parts", action="store_true", help="score each block's attention and MLP, too")
+    add("--drop", metavar="I,J", help="remove these blocks, or of them I.attn, J.mlp")
+    add("--choose", type=int, metavar="N", help="choose N blocks and remove them")
+    add("--method", default="loss", choices=SCORES, help="score to --choose by")
+    add("--contiguous", action="store_true", help="--choose blocks that follow each other")
+    add("--protect", metavar="I,J", help="blocks that --choose never takes")
+    add("--seed", type=int, default=0, help="of --method random")
+    add("--out", type=Path, help="folder for the reduced model, for --drop and --choose")
+    add("--evidence", metavar="CSV", help="table of scores behind --drop, to record")
     args = parser.parse_args()
-    removing = args.drop is not None or args.choose is not None
-    if (args.drop is not None and args.choose is not None) or not (args.score or removing):
+    commands = [name for name in ("score", "drop", "choose") if getattr(args, name) is not None]
+    if not commands or commands[-2:] == ["drop", "choose"]:
         raise ValueError("give --score CSV with --data FOLDER, or --drop BLOCKS or --choose N with --out "
                          "FOLDER")
-    reads_text = args.score or (args.choose is not None and SCORES[args.method].reads_text)
-    if bool(args.data) != bool(reads_text) or bool(args.out) != removing:
+    reads_text = "score" in commands or ("choose" in commands and SCORES[args.method].reads_text)
+    if bool(args.data) != reads_text or bool(args.out) != (commands != ["score"]):
         textless = ", ".join(name for name, score in SCORES.items() if not score.reads_text)
         raise ValueError("--score goes with --data FOLDER, --drop with --out FOLDER, --choose with --out "
                          f"and, unless --method is one of {textless}, with --data")
@@ -215,7 +210,7 @@ def parse_arguments() -> argparse.Namespace:
                          f"{args.tokens}")
     command_of = {"evidence": "drop", "contiguous": "choose", "protect": "choose", "parts": "score"}
     for option, command in command_of.items():
-        if getattr(args, option) and getattr(args, command) is None:
+        if getattr(args, option) and command not in commands:
             raise ValueError(f"--{option} goes with --{command}")
     if args.evidence and not Path(args.evidence).is_file():
         raise ValueError(f"--evidence {args.evidence}: there is no such file")
@@ -244,7 +239,6 @@ def main() -> None:
     model = Decoder.from_pretrained(folder, device=pick_device(args.device) if dataset else "cpu").eval()
 
     # ---- score: the loss without each block, and its estimates
-    evidence = args.evidence
     if args.score:
         calibration, text = calibrate(model, dataset, args.tokens, args.context, args.parts, ranks, args.seed)
         print(f"loss without each of {config.num_hidden_layers} blocks, on {text['documents']} validation "
@@ -256,7 +250,6 @@ def main() -> None:
                 "base": args.base, "base_sha256": file_hashes(folder), "blocks": list(config.blocks),
                 "history": config.extra.get("nanoprune_history", []), **text, "seed": args.seed,
                 "environment": environment(model.device)})
-        evidence = str(args.score)
 
     # ---- choose: the blocks whose removal costs least
     if args.choose is not None:
@@ -278,7 +271,8 @@ def main() -> None:
 
     # ---- drop
     if removing and ranks.rank == 0:
-        history |= {"scores": evidence, "scores_sha256": file_hash(evidence) if evidence else None}
+        evidence = args.score or args.evidence
+        history |= {"scores": evidence and str(evidence), "scores_sha256": evidence and file_hash(evidence)}
         write_reduced(model, parts, args.base, folder, args.out, history)
 
 

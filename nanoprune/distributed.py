@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from numpy.typing import ArrayLike
 from torch import nn
 from tqdm import tqdm
 
@@ -30,14 +31,14 @@ class Ranks:
         return tqdm(items[self.rank :: self.size], desc=label, leave=False, disable=None if self.rank == 0
                     else True)
 
-    def sum(self, values: list[float]) -> list[float]:
-        """The sum of each value over the ranks, in fp64."""
+    def sum(self, values: ArrayLike) -> ArrayLike:
+        """The sum of each value over the ranks, in fp64 and in the shape of the values."""
         if self.size == 1:
             return values
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         total = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(total)
-        return total.tolist()
+        return total.cpu().numpy()
 
     def sum_tensor(self, tensor: torch.Tensor) -> None:
         """Sum a tensor over the ranks, in place."""

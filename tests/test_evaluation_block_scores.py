@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from small import run_main
+from small import SHAPE, run_main
 
 from model import Decoder
 from nanoprune.data.dataset import Dataset
@@ -71,8 +71,10 @@ def test_shared_prefixes_give_the_plain_losses(world, monkeypatch, together):
     removals together.
     """
     monkeypatch.setattr(block_scores, "TOGETHER", together)
-    monkeypatch.setattr(block_scores, "batch_tokens", lambda *_: 128)
+    states, bytes_of_each = 2 * SHAPE["num_hidden_layers"] + 1, 4 * SHAPE["hidden_size"]
+    monkeypatch.setattr(block_scores, "ROOM", 128 * states * bytes_of_each)
     model, calibration = load(world, "train")
+    assert max(batch.ids.numel() for batch in calibration.windows) == 128
     removals = [(), *((Part(i, half),) for i in range(3) for half in ("", "attn", "mlp"))]
     removals += [(Part(0), Part(2)), (Part(2), Part(1, "mlp"))]
     losses = losses_without(model, removals, calibration)
@@ -111,6 +113,15 @@ def test_an_added_score_has_columns_and_can_be_chosen_by(world, monkeypatch):
     assert scores.correlations["no-such-score"]["of"] == 3
     assert block_scores.protocol()["no-such-score"] == "distance from 1"
     assert choose_blocks(model, calibration, 1, "no-such-score")[0] == [1]
+
+
+def test_the_table_takes_three_passes(world, monkeypatch):
+    """For the losses, for the gradient, and one for all that compares a block's input and output."""
+    passes, block_inputs = [], Decoder.block_inputs
+    monkeypatch.setattr(Decoder, "block_inputs", lambda *given: (passes.append(1), block_inputs(*given))[1])
+    model, calibration = load(world)
+    score_blocks(model, calibration, halves=True)
+    assert len(passes) == 3 * len(calibration.windows)
 
 
 def test_an_unknown_score_is_refused(world):

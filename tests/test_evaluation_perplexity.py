@@ -11,7 +11,7 @@ from nanoprune.config import IGNORE
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import Example
 from nanoprune.distributed import Ranks
-from nanoprune.evaluation.perplexity import Protocol, score_text, windows
+from nanoprune.evaluation.perplexity import Protocol, score_text
 
 lengths = st.lists(st.integers(1, 23), min_size=1, max_size=8).filter(lambda sizes: max(sizes) > 1)
 
@@ -20,8 +20,8 @@ lengths = st.lists(st.integers(1, 23), min_size=1, max_size=8).filter(lambda siz
 @settings(max_examples=60, deadline=None)
 def test_windows_hold_every_prediction_once(sizes, context, batch_tokens):
     examples = [Example(np.arange(100 * i, 100 * i + n), np.ones(n, bool)) for i, n in enumerate(sizes)]
-    seen = []
-    for batch in windows(examples, context, batch_tokens):
+    seen, protocol = [], Protocol(context=context)
+    for batch in protocol.windows(examples, batch_tokens=batch_tokens):
         ids, targets = batch.ids, batch.targets
         assert ids.shape == targets.shape and len(ids) == len(batch.documents) and ids.shape[1] <= context
         assert len(ids) == 1 or ids.numel() <= batch_tokens
@@ -30,7 +30,7 @@ def test_windows_hold_every_prediction_once(sizes, context, batch_tokens):
             assert torch.equal(wanted[counted], row[counted] + 1) and int(row[0]) == 100 * i + first
             seen += [(int(i), int(token)) for token in wanted[counted]]
     assert sorted(seen) == sorted((i, 100 * i + k) for i, n in enumerate(sizes) for k in range(1, n))
-    some = [batch.documents for batch in windows(examples, context, batch_tokens, only={0})]
+    some = [batch.documents for batch in protocol.windows(examples, batch_tokens=batch_tokens, only={0})]
     assert all((documents == 0).all() for documents in some) and bool(some) == (sizes[0] > 1)
 
 
@@ -53,7 +53,7 @@ def contributions(model, batches, documents: int, rank: int, size: int) -> tuple
 def test_ranks_share_the_windows(world, size):
     """Each rank has as many forward passes, as FSDP needs; their sums are those of one process."""
     model, split = Decoder.from_pretrained(world.model).eval(), Dataset(world.data).split("test")
-    batches = list(windows(split, 8, 20))
+    batches = list(Protocol(context=8).windows(split, batch_tokens=20))
     alone, passes = contributions(model, batches, len(split), 0, 1)
     shares = [contributions(model, batches, len(split), rank, size) for rank in range(size)]
     assert {count for _, count in shares} == {-(-passes // size)}

@@ -13,7 +13,7 @@ import study as study_module
 from model import Decoder
 from nanoprune.config import Study, load_study
 from nanoprune.data.dataset import Dataset
-from nanoprune.evaluation.perplexity import score_text, windows
+from nanoprune.evaluation.perplexity import Protocol, score_text
 from prune import drop_blocks
 from study import Stopped, run_study
 from train import train
@@ -38,7 +38,7 @@ def test_the_table_follows_from_the_runs(world, done):
     rows = {row["block"]: row for row in read_rows(folder / "study.csv")}
     assert list(rows) == ["none", "0", "1", "2"]
     split = Dataset(world.data).split("test")
-    batches = list(windows(split, 32))
+    batches = list(Protocol(context=32).windows(split))
 
     def mean_loss(model: Decoder) -> float:
         losses = score_text(model, batches, len(split))

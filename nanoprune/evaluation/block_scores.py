@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ from nanoprune.config import IGNORE
 from nanoprune.data.token_file import Example
 from nanoprune.device import synchronize, to_device
 from nanoprune.distributed import ALONE, Ranks
-from nanoprune.evaluation.perplexity import WindowBatch, windows
+from nanoprune.evaluation.perplexity import Protocol, WindowBatch, sum_by_document
 from nanoprune.nn.model_config import Part, part_name, read_parts
 from nanoprune.statistics import average_ranks, bootstrap_rows, spearman, spearman_interval
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 ROOM = 2**28  # bytes of hidden states that are held at once
 TOGETHER = 1024  # tokens that a block takes in at once, of several removals where the windows are fewer
+# The modules of a block, its attention and its MLP: each half has the norm before it.
+MODULES = {"": ("",), "attn": ("self_attn", "input_layernorm"), "mlp": ("mlp", "post_attention_layernorm")}
 Removal = tuple[Part, ...]
 Removals = list[Removal]
 
@@ -52,7 +55,8 @@ class Calibration:
     ) -> Calibration:
         """Windows of a split, or of `only` some of its documents, in batches that fit into ROOM."""
         states = (3 if halves else 2) * model.config.num_hidden_layers + 1
-        batches = tuple(windows(split, context, batch_tokens(model, states), only=only))
+        fitting = ROOM // (states * model.config.hidden_size * 4)
+        batches = tuple(Protocol(context=context).windows(split, None, min(8192, fitting), only))
         if not batches:
             raise ValueError("the split holds no text to score on; prepare the dataset from more articles")
         return cls(batches, len(split), ranks, seed)
@@ -60,11 +64,6 @@ class Calibration:
     @property
     def tokens(self) -> int:
         return sum(int((batch.targets != IGNORE).sum()) for batch in self.windows)
-
-
-def batch_tokens(model: Decoder, states: int, most: int = 8192) -> int:
-    """Tokens of a batch of which so many hidden states fill ROOM."""
-    return max(1, min(most, ROOM // (states * model.config.hidden_size * 4)))
 
 
 @contextmanager
@@ -95,28 +94,24 @@ def losses_without(model: Decoder, removals: Removals, calibration: Calibration)
     Equal to the plain form bit by bit for batches of TOGETHER tokens or more.
     """
     removals = [tuple(sorted(removal)) for removal in removals]
-    batches, ranks = calibration.windows, calibration.ranks
-    nll = [np.zeros((len(removals), len(batch.documents))) for batch in batches]
     seconds = {"blocks": 0.0, "head": 0.0}
-    for number in ranks.shard(range(len(batches)), "without"):
+
+    def measure(batch: WindowBatch) -> np.ndarray:
         began = time.perf_counter()
-        states = states_without(model, to_device(batches[number].ids, model.device), removals)
+        states = states_without(model, to_device(batch.ids, model.device), removals)
         synchronize(model.device)
         seconds["blocks"] += time.perf_counter() - began
         began = time.perf_counter()
-        for k, removal in enumerate(removals):
-            losses = model.loss(model.model.norm(states[removal]), batches[number].targets, "none")
-            nll[number][k] = losses.cpu().double().sum(1).numpy()
+        sums = []
+        for removal in removals:
+            losses = model.loss(model.model.norm(states[removal]), batch.targets, "none")
+            sums.append(losses.cpu().double().sum(1).numpy())
         seconds["head"] += time.perf_counter() - began
-    by_window = np.concatenate(nll, axis=1)
-    by_window = np.array(ranks.sum(by_window.ravel().tolist())).reshape(by_window.shape)
-    documents = np.concatenate([batch.documents for batch in batches])
-    by_document = np.zeros((len(removals), calibration.documents))
-    np.add.at(by_document, (slice(None), documents), by_window)
-    tokens = np.zeros(calibration.documents, np.int64)
-    for batch in batches:
-        np.add.at(tokens, batch.documents, (batch.targets != IGNORE).sum(1).numpy())
-    return RemovalLosses(by_document, tokens, seconds)
+        return np.stack([*sums, (batch.targets != IGNORE).sum(1).numpy()], axis=1)
+
+    *nll, tokens = sum_by_document(measure, len(removals) + 1, calibration.windows, calibration.documents,
+                                   calibration.ranks, "without").T
+    return RemovalLosses(np.stack(nll), tokens.astype(np.int64), seconds)
 
 
 def states_without(model: Decoder, ids: torch.Tensor, removals: Removals) -> dict[Removal, torch.Tensor]:
@@ -155,59 +150,48 @@ def mean_loss(model: Decoder, removals: Removals, calibration: Calibration) -> l
 
 
 # ---------------------------------------------------------------- estimates
-def influence(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
-    """Block influence: 1 - cosine of what enters and what leaves a removal, a mean over all positions."""
-    return mean_change(model, removals, calibration, lambda cosines, scored: (1 - cosines)[scored])
-
-
-def angular(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
-    """Angle between what enters and what leaves a removal, over pi: a mean over last positions."""
-    def angles(cosines: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-        last = scored.sum(1, keepdim=True) - 1
-        return cosines.gather(1, last).clamp(-1, 1).arccos() / np.pi
-
-    return mean_change(model, removals, calibration, angles)
-
-
 @torch.no_grad()
-def mean_change(
-    model: Decoder, removals: Removals, calibration: Calibration, measure: Callable
-) -> list[float]:
-    """Mean of `measure(cosines, scored)` for each removal; both are (B, T), `scored` a mask."""
-    sums, count = np.zeros(len(removals)), 0
-    for batch in calibration.ranks.shard(calibration.windows, "states"):
-        states = list(half_outputs(model, to_device(batch.ids, model.device)))
+def score_in_one_pass(
+    model: Decoder, removals: Removals, calibration: Calibration
+) -> dict[str, np.ndarray]:
+    """Scores that compare what enters a removal with what leaves it, and its seconds, from one forward pass.
+
+    influence: 1 - cosine of the two, a mean over all positions. angular: the angle between the two over pi, a
+    mean over last positions.
+    """
+    sums, ranks = np.zeros((3, len(removals))), calibration.ranks
+    for batch in ranks.shard(calibration.windows, "states"):
+        x, rope, visible = model.block_inputs(to_device(batch.ids, model.device))
+        synchronize(model.device)
+        states, times = [x], [time.perf_counter()]
+        for layer, other in product(model.model.layers, ("mlp", "attn")):
+            states.append(layer(states[-1], rope, visible[layer.window], skip=other))
+            synchronize(model.device)
+            times.append(time.perf_counter())
         scored = to_device(batch.targets != IGNORE, model.device)
+        last_position = scored.sum(1, keepdim=True) - 1
         for k, removal in enumerate(removals):
-            first, last = removal[0], removal[-1]
-            before = states[2 * first.block + (first.half == "mlp")]
-            after = states[2 * last.block + 2 - (last.half == "attn")]
-            values = measure(F.cosine_similarity(before.double(), after.double(), dim=-1), scored)
-            sums[k] += float(values.sum())
-        count += values.numel()
-    *sums, count = calibration.ranks.sum([*sums.tolist(), count])
-    return [total / max(1, count) for total in sums]
-
-
-def half_outputs(model: Decoder, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Hidden states (B, T, D): the first block's input, then the output of each attention and each MLP."""
-    x, rope, visible = model.block_inputs(ids)
-    yield x
-    for layer in model.model.layers:
-        for other in ("mlp", "attn"):
-            x = layer(x, rope, visible[layer.window], skip=other)
-            yield x
+            before = 2 * removal[0].block + (removal[0].half == "mlp")
+            after = 2 * removal[-1].block + 2 - (removal[-1].half == "attn")
+            cosines = F.cosine_similarity(states[before].double(), states[after].double(), dim=-1)
+            angles = cosines.gather(1, last_position).clamp(-1, 1).arccos() / np.pi
+            changes = (1 - cosines)[scored]
+            sums[:, k] += float(changes.sum()), float(angles.sum()), times[after] - times[before]
+    changes, angles, seconds = ranks.sum(sums)
+    rows = sum(len(batch.ids) for batch in calibration.windows)
+    return {"influence": changes / calibration.tokens, "angular": angles / rows,
+            "seconds": seconds / ranks.size}
 
 
 def taylor(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
     """Sum of |weight x gradient of the mean loss| over a removal's weights; one backward pass."""
-    weights = dict(model.model.layers.named_parameters())
+    weights, tokens = dict(model.model.layers.named_parameters()), calibration.tokens
     gradients = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for batch in calibration.ranks.shard(calibration.windows, "gradient"):
         with torch.no_grad():
             inputs = model.block_inputs(to_device(batch.ids, model.device))
         x = model.model(*inputs, cache=None, recompute="blocks")
-        loss = model.loss(x, batch.targets, "sum", head=model.head_weight.detach()) / calibration.tokens
+        loss = model.loss(x, batch.targets, "sum", head=model.head_weight.detach()) / tokens
         addends = torch.autograd.grad(loss, weights.values())
         for gradient, addend in zip(gradients.values(), addends, strict=True):
             gradient += addend
@@ -215,32 +199,26 @@ def taylor(model: Decoder, removals: Removals, calibration: Calibration) -> list
     for name, weight in weights.items():
         calibration.ranks.sum_tensor(gradients[name])
         products[name] = float((weight.detach() * gradients[name]).abs().double().sum())
-    return sum_over_weights(model, removals, products)
+    return sum_over_weights(removals, products)
 
 
 def magnitude(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
     """Sum of |weight| over a removal's weights."""
     weights = model.model.layers.named_parameters()
     sizes = {name: float(weight.detach().abs().double().sum()) for name, weight in weights}
-    return sum_over_weights(model, removals, sizes)
+    return sum_over_weights(removals, sizes)
 
 
-def sum_over_weights(model: Decoder, removals: Removals, values: dict[str, float]) -> list[float]:
-    """Sums, for each removal, of values by parameter's name below `layers`."""
+def sum_over_weights(removals: Removals, values: dict[str, float]) -> list[float]:
+    """Sums of the values of each removal's weights, which are given by the weights' names below `layers`."""
     sums = []
     for removal in removals:
-        total = 0.0
+        total = 0
         for block, half in removal:
-            total += sum(values[f"{block}.{name}"] for name in weight_names(model, Part(block, half)))
+            names = tuple(f"{block}.{module}" for module in MODULES[half])
+            total += sum(value for name, value in values.items() if name.startswith(names))
         sums.append(total)
     return sums
-
-
-def weight_names(model: Decoder, part: Part) -> list[str]:
-    """Names, inside its block, of a part's parameters: each half takes the norm before it."""
-    names = [name for name, _ in model.model.layers[part.block].named_parameters()]
-    of_attention = ("self_attn", "input_layernorm")
-    return [name for name in names if not part.half or name.startswith(of_attention) == (part.half == "attn")]
 
 
 # ---------------------------------------------------------------- baselines
@@ -267,11 +245,12 @@ class Score:
 SCORES = {
     "loss": Score(mean_loss, "nats per token without the block (SLEB, arXiv:2402.09025)", estimate=False),
     "influence": Score(
-        influence, "1 - cosine of a block's input and output, mean over positions (ShortGPT, "
-                   "arXiv:2403.03853)"),
+        lambda *removed: score_in_one_pass(*removed)["influence"],
+        "1 - cosine of a block's input and output, mean over positions (ShortGPT, arXiv:2403.03853)"),
     "angular": Score(
-        angular, "angle between a block's input and output, over pi, mean over the windows' last positions "
-                 "(Gromov et al., arXiv:2403.17887); the last block's output is taken before the final norm"),
+        lambda *removed: score_in_one_pass(*removed)["angular"],
+        "angle between a block's input and output, over pi, mean over the windows' last positions "
+        "(Gromov et al., arXiv:2403.17887); the last block's output is taken before the final norm"),
     "taylor": Score(
         taylor, "sum of |weight x gradient of the mean loss| over the part's weights (shortened-llm, "
                 "arXiv:2402.02834)"),
@@ -313,25 +292,48 @@ def score_blocks(model: Decoder, calibration: Calibration, halves: bool = False)
 
     The model is left as it was. A loss that is not finite ranks last.
     """
+    # ---- measure
     parts = list_parts(model, halves)
     removals = [(part,) for part in parts]
     losses = losses_without(model, [(), *removals], calibration)
-    seconds, scores = dict(losses.seconds), {}
+    seconds, began = dict(losses.seconds), time.perf_counter()
+    scores = score_in_one_pass(model, removals, calibration)  # several estimates for the price of one
+    time_saved, seconds["states"] = scores.pop("seconds"), time.perf_counter() - began
     for name, score in estimates().items():
-        began = time.perf_counter()
-        scores[name] = score.function(model, removals, calibration)
-        seconds[name] = time.perf_counter() - began
-    shares = time_shares(model, parts, calibration, seconds["head"] / len(losses.nll))
-    rows = loss_rows(losses)
-    for k, (part, row) in enumerate(zip(parts, rows[1:], strict=True)):
-        original = Part(model.config.blocks[part.block], part.half)
-        layer = model.model.layers[part.block]
-        row |= {"block": part_name(part), "original": part_name(original), "time_saved": shares[k],
-                "parameters": sum(layer.get_parameter(name).numel() for name in weight_names(model, part))}
-        row |= {name: values[k] for name, values in scores.items()}
+        if name not in scores:
+            began = time.perf_counter()
+            scores[name] = score.function(model, removals, calibration)
+            seconds[name] = time.perf_counter() - began
+    whole_blocks = [not part.half for part in parts]
+    time_saved /= time_saved[whole_blocks].sum() + seconds["head"] / len(losses.nll)
+
+    # ---- columns: a value for the unpruned model, then one for each part
+    scored = losses.tokens > 0
+    nll, tokens = losses.nll[:, scored], losses.tokens[scored]
+    means, empty = nll.sum(1) / tokens.sum(), [""] * len(nll)
+    original = [Part(model.config.blocks[block], half) for block, half in parts]
+    columns = {"block": ["none", *map(part_name, parts)], "original": ["", *map(part_name, original)]}
+    for name, rows, mean in (("nll", nll, means), ("difference", nll - nll[0], means - means[0])):
+        low, high = bootstrap_rows(rows, tokens, range(len(tokens)))
+        columns |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+    columns |= {"perplexity": np.exp(means), "rank": empty}
+    for name, values in scores.items():
+        columns |= {name: ["", *values], f"{name}_rank": empty}
+    sizes = {name: weight.numel() for name, weight in model.model.layers.named_parameters()}
+    columns |= {"parameters": [0, *sum_over_weights(removals, sizes)], "time_saved": [0.0, *time_saved]}
+
+    # ---- rows, ranked among those of their kind
+    text = {"tokens": tokens.sum(), "documents": len(tokens)}
+    rows = [dict(zip(columns, row, strict=True)) | text for row in zip(*columns.values(), strict=True)]
     correlations = {}
     for half in dict.fromkeys(part.half for part in parts):
-        correlations |= rank_rows([rows[1 + k] for k, part in enumerate(parts) if part.half == half], half)
+        same = [row for part, row in zip(parts, rows[1:], strict=True) if part.half == half]
+        enter_ranks(same, "nll", "rank")
+        for name in scores:
+            enter_ranks(same, name, f"{name}_rank")
+            pairs = [row["nll"] for row in same], [row[name] for row in same]
+            correlations[f"{name} {half}".strip()] = {
+                "spearman": float(spearman(*pairs)), "interval": spearman_interval(*pairs), "of": len(same)}
     return BlockScores(rows, seconds, correlations)
 
 
@@ -339,61 +341,11 @@ def list_parts(model: Decoder, halves: bool) -> list[Part]:
     """Every block, with `halves` each followed by its attention and its MLP where it has both."""
     parts = []
     for block, lost in enumerate(model.config.without):
-        parts.append(Part(block))
-        if halves and not lost:
-            parts += [Part(block, "attn"), Part(block, "mlp")]
+        kinds = ("", "attn", "mlp") if halves and not lost else ("",)
+        parts += [Part(block, half) for half in kinds]
     return parts
 
 
-def time_shares(
-    model: Decoder, parts: list[Part], calibration: Calibration, head_seconds: float
-) -> list[float]:
-    """The share that each part has of the time of a forward pass with its loss."""
-    blocks = range(model.config.num_hidden_layers)
-    seconds = {Part(block, half): 0.0 for block in blocks for half in ("attn", "mlp")}
-    with torch.no_grad():
-        for batch in calibration.ranks.shard(calibration.windows, "time"):
-            steps = half_outputs(model, to_device(batch.ids, model.device))
-            next(steps)
-            for part in seconds:
-                synchronize(model.device)
-                began = time.perf_counter()
-                next(steps)
-                synchronize(model.device)
-                seconds[part] += time.perf_counter() - began
-    forward = sum(seconds.values()) + head_seconds
-    seconds |= {Part(block): seconds[block, "attn"] + seconds[block, "mlp"] for block in blocks}
-    return [seconds[part] / max(forward, 1e-9) for part in parts]
-
-
-def loss_rows(losses: RemovalLosses) -> list[dict]:
-    """Rows of the table for the unpruned model and each removal, filled in with their losses alone."""
-    scored = losses.tokens > 0
-    nll, tokens, documents = losses.nll[:, scored], losses.tokens[scored], np.flatnonzero(scored)
-    low, high = bootstrap_rows(nll, tokens, documents)
-    difference_low, difference_high = bootstrap_rows(nll - nll[0], tokens, documents)
-    means = [float(total / max(tokens.sum(), 1)) for total in nll.sum(1)]
-    empty = {f"{name}{end}": "" for name in estimates() for end in ("", "_rank")}
-    return [
-        {"block": "none", "original": "", "nll": mean, "nll_low": low[k], "nll_high": high[k],
-         "difference": mean - means[0], "difference_low": difference_low[k],
-         "difference_high": difference_high[k],
-         "perplexity": float(np.exp(mean)), "rank": "", **empty, "parameters": 0, "time_saved": 0.0,
-         "tokens": int(tokens.sum()), "documents": len(tokens)}
-        for k, mean in enumerate(means)
-    ]
-
-
-def rank_rows(rows: list[dict], half: str) -> dict[str, dict]:
-    """Enter ranks into the rows of one kind; return each estimate's rank correlation with the loss."""
-    correlations, losses = {}, [row["nll"] for row in rows]
-    for row, rank in zip(rows, average_ranks(losses), strict=True):
-        row["rank"] = f"{rank:g}"
-    for name in estimates():
-        values = [row[name] for row in rows]
-        for row, rank in zip(rows, average_ranks(values), strict=True):
-            row[f"{name}_rank"] = f"{rank:g}"
-        correlations[f"{name} {half}".strip()] = {
-            "spearman": float(spearman(losses, values)), "interval": spearman_interval(losses, values),
-            "of": len(rows)}
-    return correlations
+def enter_ranks(rows: list[dict], score: str, column: str) -> None:
+    for row, rank in zip(rows, average_ranks([row[score] for row in rows]), strict=True):
+        row[column] = f"{rank:g}"

@@ -8,7 +8,7 @@ answers are predicted.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -39,65 +39,45 @@ class EncodedQuestion(NamedTuple):
     choices: list[Choice]
 
 
-class Leaf(NamedTuple):
-    """A choice in a tree: its row among all choices, its nodes, the length of its prompt."""
-
-    row: int
-    nodes: list[int]
-    prompt: int
-
-    def predictions(self) -> list[tuple[int, int]]:
-        """Pairs of nodes: the one before each token of the answer, and that token's own."""
-        return [(self.nodes[t - 1], self.nodes[t]) for t in range(self.prompt, len(self.nodes))]
-
-
 class Tree:
-    """Choices laid out as a tree of tokens: ids, parents and depths, parents before their children."""
+    """Choices laid out as a tree of tokens, each node numbered after its parent."""
 
     def __init__(self):
-        self.ids, self.parents, self.depths, self.children = [], [], [], {}
-        self.leaves: list[Leaf] = []
+        self.nodes: dict[tuple[int, int], int] = {}  # numbers from 0, by parent (-1: none) and token
+        # by a choice's row among all choices: the nodes before each token of its answer, and that token's own
+        self.predictions: dict[int, list[tuple[int, int]]] = {}
 
     def add(self, row: int, choice: Choice) -> None:
         """Lay out a choice; nodes that are there already are shared."""
-        nodes, parent = [], -1
+        path, node = [], -1
         for token in choice.tokens:
-            if (node := self.children.get((parent, token))) is None:
-                node = self.children[parent, token] = len(self.ids)
-                self.ids.append(token)
-                self.parents.append(parent)
-                self.depths.append(self.depths[parent] + 1 if parent >= 0 else 0)
-            nodes.append(node)
-            parent = node
-        self.leaves.append(Leaf(row, nodes, choice.prompt))
+            node = self.nodes.setdefault((node, token), len(self.nodes))
+            path.append(node)
+        self.predictions[row] = list(pairwise(path))[choice.prompt - 1 :]
 
-    def layout(self, window: int | None, device) -> Layout:
-        """Depths as positions; each node sees itself and its ancestors.
-
-        In blocks with sliding attention it sees the `window` nearest of them.
-        """
-        visible = torch.eye(len(self.ids), dtype=torch.bool)
-        for node, parent in enumerate(self.parents):
+    def layout(self, model: Decoder) -> Layout:
+        """Depths as positions; each node sees itself and its ancestors, or the window's nearest of them."""
+        visible = torch.eye(len(self.nodes), dtype=torch.bool)
+        for (parent, _), node in self.nodes.items():
             if parent >= 0:
                 visible[node] |= visible[parent]
-        depths = torch.tensor(self.depths)
-        by_window = {None: Visible(to_device(visible, device))}
-        if window:
-            near = depths[:, None] - depths[None, :] < window
-            by_window[window] = Visible(to_device(visible & near, device))
-        return Layout(to_device(depths, device)[None], by_window)
+        depths = visible.sum(1) - 1
+        by_window = {None: Visible(to_device(visible, model.device))}
+        if window := model.config.sliding_window:
+            near = depths[:, None] - depths < window
+            by_window[window] = Visible(to_device(visible & near, model.device))
+        return Layout(to_device(depths, model.device)[None], by_window)
 
 
 def tree_loglikelihoods(model: Decoder, tree: Tree) -> list[float]:
-    """The summed log-likelihood in nats of each leaf's answer."""
-    ids = torch.tensor(tree.ids)
-    x = model.hidden_states(to_device(ids[None], model.device),
-                            layout=tree.layout(model.config.sliding_window, model.device))
-    predictions = sorted({pair for leaf in tree.leaves for pair in leaf.predictions()})  # leaves share some
+    """The summed log-likelihood in nats of the answer of each choice in the tree."""
+    ids = torch.tensor([[token for _, token in tree.nodes]])
+    x = model.hidden_states(to_device(ids, model.device), layout=tree.layout(model))
+    predictions = sorted(set(chain.from_iterable(tree.predictions.values())))  # choices share some
     before, after = torch.tensor(predictions).T
-    losses = model.loss(x[:, to_device(before, model.device)], ids[after][None], "none")
+    losses = model.loss(x[:, to_device(before, model.device)], ids[:, after], "none")
     nll = dict(zip(predictions, losses[0].cpu().double().tolist(), strict=True))
-    return [-sum(nll[pair] for pair in leaf.predictions()) for leaf in tree.leaves]
+    return [-sum(map(nll.get, answer)) for answer in tree.predictions.values()]
 
 
 @torch.no_grad()
@@ -114,15 +94,14 @@ def loglikelihoods(
     """
     first_rows, trees = np.cumsum([0, *map(len, groups)]), []
     for g in sorted(range(len(groups)), key=lambda g: groups[g][0].tokens):
-        if not trees or len(trees[-1].ids) >= tree_tokens:
+        if not trees or len(trees[-1].nodes) >= tree_tokens:
             trees.append(Tree())
         for row, choice in enumerate(groups[g], start=first_rows[g]):
             trees[-1].add(row, choice)
     values = np.zeros(first_rows[-1])
     for tree in ranks.shard(trees, label):
-        values[[leaf.row for leaf in tree.leaves]] = tree_loglikelihoods(model, tree)
-    values = np.array(ranks.sum(values.tolist()))
-    return [values[start:stop] for start, stop in pairwise(first_rows)]
+        values[list(tree.predictions)] = tree_loglikelihoods(model, tree)
+    return np.split(ranks.sum(values), first_rows[1:])[:-1]
 
 
 def encode_questions(
@@ -179,7 +158,11 @@ def question_row(number: int, question: dict, scores: np.ndarray) -> dict:
     characters = np.array([len(choice) for choice in choices])
     utf8_bytes = np.array([len(choice.encode()) for choice in choices])
     longest = characters == characters.max()
-    finite = bool(np.isfinite(scores).all())  # a broken model answers nothing: argmax would take the first
+    finite = np.isfinite(scores).all()  # a broken model answers nothing: argmax would take the first
+
+    def correct(values: np.ndarray) -> int:
+        return int(finite and values.argmax() == answer)
+
     return {
         "question": number,
         "category": question.get("category", ""),
@@ -187,9 +170,9 @@ def question_row(number: int, question: dict, scores: np.ndarray) -> dict:
         "source": str(question.get("source", number)),
         "chance": 1 / len(scores),
         "longest": float(longest[answer] / longest.sum()),
-        "correct": int(finite and scores.argmax() == answer),
-        "correct_norm": int(finite and (scores / characters).argmax() == answer),
-        "correct_bytes": int(finite and (scores / utf8_bytes).argmax() == answer),
+        "correct": correct(scores),
+        "correct_norm": correct(scores / characters),
+        "correct_bytes": correct(scores / utf8_bytes),
         "loglikelihood": float(scores[answer]),
         "margin": float(scores[answer] - np.delete(scores, answer).max()),
     }

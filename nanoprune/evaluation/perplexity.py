@@ -1,19 +1,20 @@
 """Negative log-likelihoods of text, by document and by position, under a named protocol.
 
-The one way to score text: `windows` cuts examples into batches, `score_text` sums the losses of each
-document.
+The one way to score text: a Protocol cuts examples into batches of windows, `score_text` sums the losses of
+each document.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from nanoprune.config import IGNORE, Config
 from nanoprune.data.dataset import Dataset
@@ -29,66 +30,23 @@ PROTOCOLS = ("documents", "stream", "rolling")
 
 
 # ---------------------------------------------------------------- windows
+class Window(NamedTuple):
+    """A piece of a document."""
+
+    document: int
+    position: int  # of its first token in the document
+    ids: torch.Tensor  # (time,) int64
+    targets: torch.Tensor  # (time,) int64: the token after each, IGNORE where it is not scored here
+
+
 @dataclass(frozen=True)
 class WindowBatch:
     """Windows of like length that are scored together."""
 
-    ids: torch.Tensor  # (rows, time) int64, 0 where padded
-    targets: torch.Tensor  # (rows, time) int64: the token after each, IGNORE where it is not scored here
-    documents: np.ndarray  # (rows,): the number of the example that each row is cut from
-    positions: np.ndarray  # (rows,): the position in its document of each row's first token
-
-
-class Window(NamedTuple):
-    """Tokens `first` to `end` of a document; those from `scored` on predict the token after them."""
-
-    document: int
-    first: int
-    scored: int
-    end: int
-
-
-def windows(
-    examples: Sequence[Example],
-    context: int,
-    batch_tokens: int = 8192,
-    *,
-    only: Collection[int] | None = None,
-    stride: int = 0,
-    reach_back: bool = False,
-    first_position: int = 0,
-) -> Iterator[WindowBatch]:
-    """Batches of windows in which every prediction is scored once; the same examples give the same batches.
-
-    An example longer than `context` is cut into windows of that many inputs, one every `stride` tokens (0:
-    without overlap). With `reach_back` the last window begins earlier, to be a whole one. `only`: the numbers
-    of the examples to score. Windows of like length share a batch of about `batch_tokens`, so little is
-    padding.
-    """
-    cuts = []
-    for document in range(len(examples)) if only is None else sorted(only):
-        predictions, start, scored = len(examples[document]) - 1, 0, 0
-        while scored < predictions:
-            end = min(start + context, predictions)
-            cuts.append(Window(document, max(0, end - context) if reach_back else start, scored, end))
-            scored, start = end, start + (stride or context)
-    cuts.sort(key=lambda window: window.first - window.end)
-    while cuts:
-        rows = max(1, batch_tokens // (cuts[0].end - cuts[0].first))
-        yield _batch(examples, cuts[:rows], first_position)
-        cuts = cuts[rows:]
-
-
-def _batch(examples: Sequence[Example], cuts: list[Window], first_position: int) -> WindowBatch:
-    """The batch of some windows, the longest first."""
-    ids = np.zeros((len(cuts), cuts[0].end - cuts[0].first), np.int64)
-    targets = np.full_like(ids, IGNORE)
-    for row, (document, first, scored, end) in enumerate(cuts):
-        example = examples[document]
-        ids[row, : end - first] = example.tokens[first:end]
-        targets[row, scored - first : end - first] = example.targets[scored + 1 : end + 1]
-    documents, positions = np.array([(cut.document, cut.first + first_position) for cut in cuts]).T
-    return WindowBatch(torch.from_numpy(ids), torch.from_numpy(targets), documents, positions)
+    ids: torch.Tensor  # (windows, time) int64, 0 where padded
+    targets: torch.Tensor  # (windows, time) int64, IGNORE where padded
+    documents: np.ndarray  # (windows,)
+    positions: np.ndarray  # (windows,)
 
 
 @dataclass(frozen=True)
@@ -127,20 +85,37 @@ class Protocol:
         cuts = joined[: len(joined) // self.context * self.context].reshape(-1, self.context)
         return [Example(tokens, np.ones(self.context, bool)) for tokens in cuts]
 
-    def windows(self, units: list[Example], end: int, batch_tokens: int = 8192) -> Iterator[WindowBatch]:
-        """Batches of the units' windows; `end` is the end-of-text token."""
-        return windows(
-            [self._as_read(unit, end) for unit in units], self.context, batch_tokens, stride=self.stride,
-            reach_back=self.name == "rolling", first_position=0 if self.prefix is None else -1,
-        )
+    def windows(
+        self, units: Sequence[Example], end: int | None = None, batch_tokens: int = 8192,
+        only: Collection[int] | None = None,
+    ) -> Iterator[WindowBatch]:
+        """Batches of windows in which every prediction is scored once; the same units give the same batches.
 
-    def _as_read(self, unit: Example, end: int) -> Example:
-        tokens, learned = unit.tokens, unit.learned
-        if self.name == "rolling" and len(tokens) and tokens[-1] == end:
-            tokens, learned = tokens[:-1], learned[:-1]
-        if self.prefix is not None:
-            tokens, learned = np.insert(tokens, 0, self.prefix), np.insert(learned, 0, False)
-        return Example(tokens, learned)
+        `end` is the end-of-text token. `only`: the numbers of the units to score. Windows of like length
+        share a batch of about `batch_tokens`, so little is padding.
+        """
+        windows = []
+        for document in range(len(units)) if only is None else sorted(only):
+            unit = units[document]
+            tokens, targets, start, scored = unit.tokens, unit.targets, 0, 0
+            if self.name == "rolling" and len(tokens) and tokens[-1] == end:
+                tokens, targets = tokens[:-1], targets[:-1]
+            if self.prefix is not None:
+                tokens, targets = np.insert(tokens, 0, self.prefix), np.insert(targets, 0, IGNORE)
+            while scored < len(tokens) - 1:
+                stop = min(start + self.context, len(tokens) - 1)
+                first = max(0, stop - self.context) if self.name == "rolling" else start
+                predicted = np.where(np.arange(first, stop) < scored, IGNORE, targets[first + 1 : stop + 1])
+                pieces = torch.from_numpy(tokens[first:stop]), torch.from_numpy(predicted)
+                windows.append(Window(document, first - (self.prefix is not None), *pieces))
+                scored, start = stop, start + (self.stride or self.context)
+        windows.sort(key=lambda window: -len(window.ids))
+        while windows:
+            rows = max(1, batch_tokens // len(windows[0].ids))
+            documents, positions, ids, targets = zip(*windows[:rows], strict=True)
+            yield WindowBatch(pad_sequence(ids, True), pad_sequence(targets, True, IGNORE),
+                              np.array(documents), np.array(positions))
+            windows = windows[rows:]
 
 
 # ---------------------------------------------------------------- losses
@@ -162,37 +137,43 @@ def score_text(
     model: Decoder, batches: Iterable[WindowBatch], documents: int, *, autocast=contextlib.nullcontext,
     ranks: Ranks = ALONE, label: str = "text",
 ) -> DocumentLosses:
-    """The losses of `documents` examples from the batches of their windows; `autocast` opens a context.
-
-    Each rank scores its share. Sums go from window to document in one order, so any number of ranks gives the
-    same.
-    """
+    """The losses of `documents` examples from the batches of their windows; `autocast` opens a context."""
     batches = list(batches)
     for _ in range(-len(batches) % ranks.size):  # FSDP needs as many forward passes of every rank
         batches.append(replace(batches[-1], targets=torch.full_like(batches[-1].targets, IGNORE)))
-    numbers = np.concatenate([np.empty(0, np.int64), *(batch.documents for batch in batches)])
-    first_rows = np.cumsum([0, *(len(batch.documents) for batch in batches)])
-    nll, by_position = np.zeros(len(numbers)), np.zeros((2, len(numbers), len(EDGES)))
+
+    def measure(batch: WindowBatch) -> np.ndarray:
+        losses = model(to_device(batch.ids, model.device), batch.targets, reduction="none").cpu().double()
+        predicted = batch.positions[:, None] + 1 + np.arange(losses.shape[1])
+        slices = np.searchsorted(EDGES, predicted, side="right") - 1
+        scored = batch.targets.numpy() != IGNORE
+        inside = scored & (slices == np.arange(len(EDGES))[:, None, None])  # (slices, windows, time)
+        by_slice = (losses.numpy() * inside).sum(-1)
+        return np.stack([losses.sum(1).numpy(), *by_slice, *inside.sum(-1)], axis=1)
+
     with autocast():  # around all batches: it casts the weights once
-        for i in ranks.shard(range(len(batches)), label):
-            batch, rows = batches[i], slice(first_rows[i], first_rows[i + 1])
-            ids = to_device(batch.ids, model.device)
-            losses = model(ids, batch.targets, reduction="none").cpu().double()
-            nll[rows] = losses.sum(1).numpy()
-            predicted = batch.positions[:, None] + 1 + np.arange(ids.shape[1])
-            slices = np.searchsorted(EDGES, predicted, side="right") - 1
-            for k in range(len(EDGES)):
-                inside = (slices == k) & (batch.targets.numpy() != IGNORE)
-                by_position[:, rows, k] = (losses.numpy() * inside).sum(1), inside.sum(1)
+        sums = sum_by_document(measure, 1 + 2 * len(EDGES), batches, documents, ranks, label)
+    nll, nll_by_position, tokens = np.split(sums, [1, 1 + len(EDGES)], axis=1)
+    tokens = tokens.astype(np.int64)
+    return DocumentLosses(nll[:, 0], tokens.sum(1), nll_by_position, tokens)
 
-    def by_document(values: np.ndarray) -> np.ndarray:
-        everywhere = np.array(ranks.sum(values.ravel().tolist())).reshape(values.shape)
-        sums = np.zeros((documents, *values.shape[1:]))
-        np.add.at(sums, numbers, everywhere)
-        return sums
 
-    tokens = by_document(by_position[1]).astype(np.int64)
-    return DocumentLosses(by_document(nll), tokens.sum(1), by_document(by_position[0]), tokens)
+def sum_by_document(
+    measure: Callable[[WindowBatch], np.ndarray], columns: int, batches: Sequence[WindowBatch],
+    documents: int, ranks: Ranks, label: str,
+) -> np.ndarray:
+    """Sums (documents, columns) over all windows of what `measure` gives for those of a batch.
+
+    Each rank measures its share of the batches. Sums go from window to document in one order, so any number
+    of ranks gives the same.
+    """
+    values = [np.zeros((len(batch.documents), columns)) for batch in batches]
+    for i in ranks.shard(range(len(batches)), label):
+        values[i] = measure(batches[i])
+    sums = np.zeros((documents, columns))
+    for batch, rows in zip(batches, values, strict=True):
+        np.add.at(sums, batch.documents, ranks.sum(rows))
+    return sums
 
 
 class Text(NamedTuple):
@@ -208,11 +189,11 @@ def text_rows(
     """A row per text: nll in nats and tokens, in all and from each position of EDGES on."""
     batches = protocol.windows([text.example for text in texts], end)
     losses = score_text(model, batches, len(texts), ranks=ranks, label=label)
-    rows = []
+    rows, columns = [], [f"{name}_{edge}" for name in ("nll", "tokens") for edge in EDGES]
     for text, nll, tokens in zip(texts, losses.nll_by_position, losses.tokens_by_position, strict=True):
-        row = text.about | {"nll": nll.sum(), "tokens": int(tokens.sum())}  # to the last bit the slices' sum
-        row |= {f"nll_{edge}": value for edge, value in zip(EDGES, nll, strict=True)}
-        rows.append(row | {f"tokens_{edge}": int(value) for edge, value in zip(EDGES, tokens, strict=True)})
+        totals = {"nll": nll.sum(), "tokens": int(tokens.sum())}  # to the last bit the slices' sum
+        slices = dict(zip(columns, [*nll, *tokens.tolist()], strict=True))
+        rows.append(text.about | totals | slices)
     return rows
 
 
@@ -228,13 +209,13 @@ class Validation:
     def __init__(self, dataset: Dataset, config: Config):
         split = dataset.split("val")
         count = min(config.eval_documents or len(split), len(split))
-        chosen = set(np.linspace(0, len(split) - 1, count).round().astype(int).tolist())
+        chosen = np.unique(np.linspace(0, len(split) - 1, count).round().astype(int))
         context = config.context
         if dataset.conversations:  # none is ever cut
             context = max(context, int(np.diff(split.offsets).max(initial=0)))
-        self.windows = list(windows(split, context, only=chosen))
+        self.windows = list(Protocol(context=context).windows(split, only=chosen))
         self.size, self.documents = len(split), len(chosen)
-        self.bytes = sum(int(split.bytes[i]) for i in chosen)
+        self.bytes = int(split.bytes[chosen].sum())
         if not self.windows:
             raise ValueError(f"{dataset.folder} has an empty validation split; prepare it from more articles")
 

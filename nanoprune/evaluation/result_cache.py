@@ -32,15 +32,17 @@ class ResultCache:
         rows = []
         for start in range(0, len(items), PIECE):
             piece = items[start : start + PIECE]
-            content = json.dumps(piece, sort_keys=True, default=example_as_lists)
-            identity = settings | {"items": hashlib.sha256(content.encode()).hexdigest()}
-            key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-            path = self.folder / f"{name}-{key}.csv"
+            identity = settings | {"items": json_hash(piece)}
+            path = self.folder / f"{name}-{json_hash(identity)[:16]}.csv"
             stored = self._read(path, identity)
             if stored is None:
                 self.ranks.barrier()  # until every rank has looked
                 stored = measure(piece, f"{name} {start + 1} to {start + len(piece)} of {len(items)}")
-                self._write(path, identity, stored)
+                if self.ranks.rank == 0:
+                    rows_of_text = [{key: json.dumps(value) for key, value in row.items()} for row in stored]
+                    write_csv(path, rows_of_text)
+                    write_json(path.with_suffix(".json"), {"about": identity, "sha256": file_hash(path)})
+                self.ranks.barrier()
             rows += stored
         return rows
 
@@ -49,21 +51,19 @@ class ResultCache:
         if not path.is_file():
             return None
         try:
-            record = read_json(path.with_suffix(".json"))
-            if record["about"] != json.loads(json.dumps(identity)) or record["sha256"] != file_hash(path):
+            if read_json(path.with_suffix(".json")) != {"about": identity, "sha256": file_hash(path)}:
                 raise ValueError(f"{path} does not match its checksum")
             with open(path, newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            return [{key: json.loads(value) for key, value in row.items()} for row in rows]
-        except (ValueError, KeyError, OSError) as error:
+                rows = csv.DictReader(file)
+                return [{key: json.loads(value) for key, value in row.items()} for row in rows]
+        except (ValueError, OSError) as error:
             print(f"warning: {error}; measuring it again")
             return None
 
-    def _write(self, path: Path, identity: dict, rows: list[dict]) -> None:
-        if self.ranks.rank == 0:
-            write_csv(path, [{key: json.dumps(value) for key, value in row.items()} for row in rows])
-            write_json(path.with_suffix(".json"), {"about": identity, "sha256": file_hash(path)})
-        self.ranks.barrier()
+
+def json_hash(content) -> str:
+    text = json.dumps(content, sort_keys=True, default=example_as_lists)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def example_as_lists(example: Example) -> list:
