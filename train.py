@@ -257,12 +257,11 @@ def count_steps(config: Config, epoch_tokens: int) -> Config:
 
 def make_optimizer(model: Decoder, config: Config) -> torch.optim.Optimizer:
     """AdamW (arXiv:1711.05101) with decay on matrices only; groups carry the parameters' names."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    matrices = [pair for pair in trained if pair[1].dim() >= 2]
-    vectors = [pair for pair in trained if pair[1].dim() < 2]
-    groups = [{"params": [parameter for _, parameter in pairs], "names": [name for name, _ in pairs],
-               "weight_decay": decay}
-              for pairs, decay in ((matrices, config.weight_decay), (vectors, 0.0))]
+    trained = [pair for pair in model.named_parameters() if pair[1].requires_grad]
+    matrices = [(name, parameter) for name, parameter in trained if parameter.dim() >= 2]
+    vectors = [(name, parameter) for name, parameter in trained if parameter.dim() < 2]
+    groups = [{"params": pairs, "weight_decay": decay}
+              for pairs, decay in ((matrices, config.weight_decay), (vectors, 0.0)) if pairs]
     settings = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if config.optimizer == "lean":
         optimizer = LeanAdamW(groups, **settings)

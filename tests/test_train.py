@@ -286,7 +286,7 @@ def test_learning_rate(world, tmp_path):
 
 def test_decay_on_matrices_only(world, tmp_path):
     model = Decoder.from_pretrained(world.model)
-    groups = {group["weight_decay"]: group["names"] for group in make_optimizer(model,
+    groups = {group["weight_decay"]: group["param_names"] for group in make_optimizer(model,
                                                                                 world.config(tmp_path)).param_groups}
     assert set(groups) == {0.1, 0.0}
     assert all("norm" in name for name in groups[0.0]) and not any("norm" in name for name in groups[0.1])

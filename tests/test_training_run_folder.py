@@ -357,7 +357,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    log = Log(tmp_path / "a.csv", None)
+    log = Log(tmp_path / "a.csv", 0)
     log.write(step=1, loss=2.5)
     log.file = Full(log.file)
     with pytest.raises(ValueError, match="No space left on device.*resume from the last saved state"):

@@ -31,6 +31,14 @@ class LeanAdamW(torch.optim.Optimizer):
         self.noise = torch.randint(0, 2**16, (2 * CHUNK,), generator=torch.Generator().manual_seed(0),
                                    dtype=torch.int32)
         self.noise = self.noise.to(next(iter(self.order)).device)
+        for parameter in self.order:
+            count, device = parameter.numel(), parameter.device
+            buckets = math.ceil(count / BUCKET)
+            self.state[parameter] = {
+                "step": torch.zeros(()),  # on the CPU: reading it does not wait for a GPU
+                "m": torch.zeros(buckets, BUCKET, dtype=torch.int8, device=device),
+                "m_scale": torch.zeros(buckets, 1, device=device),
+                "v": torch.zeros(count, dtype=torch.bfloat16, device=device)}
 
     def during_backward(self) -> None:
         """Update each parameter as soon as its gradient is complete, and free the gradient."""
@@ -58,14 +66,8 @@ class LeanAdamW(torch.optim.Optimizer):
         flat, grad = parameter.view(-1), parameter.grad.reshape(-1)
         self.norms.append(torch.linalg.vector_norm(grad, dtype=torch.float32))
         state, (beta1, beta2) = self.state[parameter], group["betas"]
-        if not state:
-            buckets = -(-len(flat) // BUCKET)
-            state["step"] = torch.zeros(())
-            state["m"] = torch.zeros(buckets, BUCKET, dtype=torch.int8, device=flat.device)
-            state["m_scale"] = torch.zeros(buckets, 1, device=flat.device)
-            state["v"] = torch.zeros(len(flat), dtype=torch.bfloat16, device=flat.device)
         state["step"] += 1
-        t = int(state["step"])  # kept on the CPU: reading it does not wait for a GPU
+        t = int(state["step"])
         draw = random.Random(t * len(self.order) + self.order[parameter])
         for start in range(0, len(flat), CHUNK):
             chunk = slice(start, min(start + CHUNK, len(flat)))
