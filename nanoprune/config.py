@@ -8,7 +8,6 @@ import difflib
 import math
 import runpy
 import traceback
-import types
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cache
@@ -138,7 +137,7 @@ class Config(Settings):
         problems += [f"{f.name}: missing; every config names it" for f in fields(cls)
                      if f.default is MISSING and f.name not in settings]
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ValueError("\n  ".join(problems))
         return super().__new__(cls)
 
     @property
@@ -216,9 +215,9 @@ STUDY_LISTS = ("learning_rates", "seeds", "blocks")  # settings of a study that 
 # ---------------------------------------------------------------- reading
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Config that a Python file binds, with overrides such as "--lr=1e-5"; ValueError lists all problems."""
-    config, problems = _load_file(path, "config", Config)
-    changes, wrong = _read_overrides(overrides, _types(Config))
-    return _checked(path, config and replace(config, **changes), problems + wrong)
+    config = _load_file(path, "config", Config)
+    changes, problems = _read_overrides(overrides, _types(Config))
+    return checked(replace(config, **changes), path, problems)
 
 
 def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
@@ -226,49 +225,48 @@ def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
 
     ValueError lists all problems.
     """
-    study, problems = _load_file(path, "study", Study)
+    study = _load_file(path, "study", Study)
     lists = {name: _types(Study)[name] for name in STUDY_LISTS}
-    changes, wrong = _read_overrides(overrides, lists | _types(Config))
+    changes, problems = _read_overrides(overrides, lists | _types(Config))
     of_study = {name: changes.pop(name) for name in STUDY_LISTS if name in changes}
-    if study and isinstance(study.training, Config):
+    if isinstance(study.training, Config):
         of_study["training"] = replace(study.training, **changes)
-    return _checked(path, study and replace(study, **of_study), problems + wrong)
+    return checked(replace(study, **of_study), path, problems)
 
 
 def config_from_dict(raw: dict, where: str) -> Config:
     """A config as `to_dict` gave it (a run's config.json); lists become tuples again."""
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
     try:
-        config, problems = Config(**settings), []
+        config = Config(**settings)
     except ValueError as error:
-        config, problems = None, str(error).splitlines()
-    return _checked(where, config, problems)
+        raise ValueError(f"{where}: {error}") from error
+    return checked(config, where)
 
 
-def _checked(where: str | Path, settings: Settings | None, problems: list[str]) -> Any:
-    """The settings; ValueError with all problems if there are some."""
-    if settings:
-        problems = problems + settings.problems()
+def checked(settings: Any, where: str | Path, problems: Iterable[str] = ()) -> Any:
+    """The settings; ValueError with their problems and those found before, if there are some."""
+    problems = [*problems, *settings.problems()]
     if problems:
         raise ValueError(f"{where}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
     return settings
 
 
-def _load_file(path: str | Path, name: str, kind: type) -> tuple[Any, list[str]]:
-    """(the value that a Python file binds to this name or None, problems)."""
+def _load_file(path: str | Path, name: str, kind: type) -> Any:
+    """The value that a Python file binds to this name."""
     if not Path(path).is_file():
         raise ValueError(f"there is no config file {path}; shipped ones are in configs/, and settings are "
                          "given as --key=value")
     try:
         value = runpy.run_path(str(path)).get(name)
     except ValueError as error:
-        return None, str(error).splitlines()
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # the user's own code: name the fault and its line rather than show our stack
         raise ValueError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
-    if isinstance(value, kind):
-        return value, []
-    return None, [f"binds no `{name}`; the file must end with {name} = {kind.__name__}(...) or "
-                  "replace(other, ...)"]
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} binds no `{name}`; the file must end with {name} = {kind.__name__}(...) or "
+                         "replace(other, ...)")
+    return value
 
 
 def _line_of(error: Exception, path: str | Path) -> str:
@@ -314,6 +312,11 @@ def _parse(text: str, kind) -> Any:
 
 
 # ---------------------------------------------------------------- checking
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Literal: "text",
+              str | None: "text or None", str | dict: "text or a dict",
+              tuple: "numbers with commas between, such as 13,25"}
+
+
 @cache
 def _types(cls: type, with_bounds: bool = False) -> dict[str, Any]:
     """The types of a class's fields."""
@@ -338,25 +341,16 @@ def _out_of_bounds(settings: Settings) -> list[str]:
 
 
 def _is_a(value: Any, kind) -> bool:
-    if isinstance(kind, types.UnionType):
-        return any(_is_a(value, option) for option in get_args(kind))
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_is_a(item, get_args(kind)[0]) for item in value)
-    if get_origin(kind) is Literal:
-        return isinstance(value, str)
     if kind is float:
         return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is kind
+    kind = str if get_origin(kind) is Literal else kind
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _type_name(kind) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "None",
-             dict: "a dict"}
-    if isinstance(kind, types.UnionType):
-        return " or ".join(_type_name(option) for option in get_args(kind))
-    if get_origin(kind) is tuple:
-        return "numbers with commas between, such as 13,25"
-    return names.get(kind, "text" if get_origin(kind) is Literal else f"a {kind}")
+    return TYPE_NAMES.get(kind) or TYPE_NAMES.get(get_origin(kind), f"a {kind}")
 
 
 def _unknown(name: str, names: Iterable[str]) -> str:

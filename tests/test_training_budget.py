@@ -46,13 +46,13 @@ def test_a_dry_run_checks_and_leaves_nothing(world, tmp_path, monkeypatch, capsy
     assert code == 0 and "memory some" in out and "disk" in out and "nothing is wrong" in out
     assert not (tmp_path / "runs").exists()
     monkeypatch.setattr(budget, "memory_left", lambda device: 1e6)
-    expected = r"too little memory some \d.* GB .*0.0 left on cpu: set recompute=blocks.*--anyway"
+    expected = r"too little memory, 0.0 of \d+\.\d GB on cpu: set recompute=blocks.*--anyway"
     with pytest.raises(ValueError, match=expected):
         train(world.config(tmp_path), dry_run=True)
     train(world.config(tmp_path), dry_run=True, anyway=True)
     monkeypatch.undo()
     monkeypatch.setattr(budget.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
-    with pytest.raises(ValueError, match="too little disk .* GB, 0.0 left in .*: make room"):
+    with pytest.raises(ValueError, match="too little disk, 0.0 of .* GB in .*: make room"):
         train(world.config(tmp_path))
 
 

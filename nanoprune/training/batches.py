@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from nanoprune.config import Config
+from nanoprune.config import Config, checked
 from nanoprune.distributed import Ranks
 
 
@@ -19,10 +19,8 @@ class MicroBatch(NamedTuple):
 
 
 def check_step(config: Config, ranks: Ranks) -> None:
-    """ValueError if the optimizer or the processes cannot make the steps of a config, its dtype decided."""
-    if config.optimizer == "lean" and config.dtype == "float16":
-        raise ValueError("optimizer: lean cannot scale the loss, as float16 needs; set another dtype or "
-                         "take adamw")
+    """ValueError if the processes cannot make the steps of a config, whose dtype is decided by now."""
+    checked(config, config.folder)
     if config.rows_per_step % ranks.size:
         raise ValueError(f"{ranks.size} processes cannot share the {config.rows_per_step} rows of a step "
                          f"(batch_size {config.batch_size} x accumulation {config.accumulation}): start as "
@@ -38,12 +36,10 @@ def check_step(config: Config, ranks: Ranks) -> None:
 def split_rows(rows: tuple[torch.Tensor, ...], first_row: int, size: int, ranks: Ranks) -> list[MicroBatch]:
     """This rank's part of a step's rows (ids, targets, documents), `size` at a time."""
     per_rank = len(rows[0]) // ranks.size
-    end = (ranks.rank + 1) * per_rank
-    micro_batches = []
-    for start in range(ranks.rank * per_rank, end, size):
-        parts = (tensor[start : min(start + size, end)] for tensor in rows)
-        micro_batches.append(MicroBatch(first_row + start, *parts))
-    return micro_batches
+    start = ranks.rank * per_rank
+    parts = (tensor[start : start + per_rank].split(size) for tensor in rows)
+    return [MicroBatch(first_row + start + i * size, *micro)
+            for i, micro in enumerate(zip(*parts, strict=True))]
 
 
 def seed_dropout(seed: int, first_row: int) -> None:

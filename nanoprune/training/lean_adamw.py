@@ -26,7 +26,7 @@ class LeanAdamW(torch.optim.Optimizer):
     def __init__(self, groups: Iterable[dict], lr: float, betas: tuple[float, float], eps: float):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         assert all(p.dtype == torch.float32 for group in self.param_groups for p in group["params"])
-        self.norms = []  # of the gradients since the last `grad_norm`
+        self.norms = []  # of the gradients since the last `take_norms`
         self.order = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
         self.noise = torch.randint(0, 2**16, (2 * CHUNK,), generator=torch.Generator().manual_seed(0),
                                    dtype=torch.int32)
@@ -56,10 +56,10 @@ class LeanAdamW(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     self._update(parameter, group)
 
-    def grad_norm(self) -> float:
-        """Norm of all gradients since the last call."""
+    def take_norms(self) -> list[torch.Tensor]:
+        """The norm of every gradient since the last call."""
         norms, self.norms = self.norms, []
-        return math.sqrt(sum(norm**2 for norm in torch.stack(norms).tolist()))
+        return norms
 
     @torch.no_grad()
     def _update(self, parameter: torch.Tensor, group: dict) -> None:
