@@ -127,8 +127,7 @@ def train(
         """Log the validation loss; save the model if it is the best so far and the config keeps the best."""
         loss = validation.measure(model, autocast, ranks)
         run.log("eval", step=progress.step, tokens=progress.step * config.tokens_per_step, split="val",
-                nll=loss.nll, perplexity=loss.perplexity, bits_per_byte=loss.bits_per_byte,
-                documents=validation.documents)
+                **loss._asdict(), documents=validation.documents)
         better = progress.count_validation(loss.nll)
         if better and config.keep == "best":
             run.save_model(model)

@@ -6,6 +6,7 @@ problems are reported together, before anything is downloaded or allocated.
 
 import difflib
 import math
+import re
 import runpy
 import traceback
 from collections.abc import Callable, Iterable
@@ -27,9 +28,9 @@ class Bound(NamedTuple):
 
 def _names_parts(blocks: tuple[int | str, ...]) -> bool:
     """True if every name is 25, "25.attn" or "25.mlp", and each block is named once."""
-    names = [str(block).partition(".") for block in blocks]
-    known = all(number.isdecimal() and (not dot or half in ("attn", "mlp")) for number, dot, half in names)
-    return known and len({number for number, _, _ in names}) == len(names)
+    names = [str(block) for block in blocks]
+    known = all(re.fullmatch(r"\d+(\.attn|\.mlp)?", name) for name in names)
+    return known and len({name.partition(".")[0] for name in names}) == len(names)
 
 
 def _once(values: tuple, holds: Callable[[Any], bool]) -> bool:
@@ -42,7 +43,7 @@ Base = Annotated[str | dict, Bound("a hub name, a folder, a run or a shape", boo
 Parts = Annotated[tuple[int | str, ...], Bound(
     "indices from 0 up, each once, or parts of these blocks such as 25.attn and 25.mlp", _names_parts)]
 Device = Annotated[str, Bound("auto, cpu, cuda, cuda:N or mps",
-                              lambda x: x.partition(":")[0] in ("auto", "cpu", "cuda", "mps"))]
+                              re.compile(r"auto|cpu|cuda(:\d+)?|mps").fullmatch)]
 Positive = Annotated[int, Bound("at least 1", lambda x: x >= 1)]
 Count = Annotated[int, Bound("0 or more", lambda x: x >= 0)]
 PositiveFloat = Annotated[float, Bound("above 0", lambda x: x > 0)]
@@ -217,7 +218,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Config that a Python file binds, with overrides such as "--lr=1e-5"; ValueError lists all problems."""
     config = _load_file(path, "config", Config)
     changes, problems = _read_overrides(overrides, _types(Config))
-    return checked(replace(config, **changes), path, problems)
+    return _checked(replace(config, **changes), path, problems)
 
 
 def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
@@ -231,7 +232,7 @@ def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
     of_study = {name: changes.pop(name) for name in STUDY_LISTS if name in changes}
     if isinstance(study.training, Config):
         of_study["training"] = replace(study.training, **changes)
-    return checked(replace(study, **of_study), path, problems)
+    return _checked(replace(study, **of_study), path, problems)
 
 
 def config_from_dict(raw: dict, where: str) -> Config:
@@ -241,10 +242,10 @@ def config_from_dict(raw: dict, where: str) -> Config:
         config = Config(**settings)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    return checked(config, where)
+    return _checked(config, where)
 
 
-def checked(settings: Any, where: str | Path, problems: Iterable[str] = ()) -> Any:
+def _checked(settings: Any, where: str | Path, problems: Iterable[str] = ()) -> Any:
     """The settings; ValueError with their problems and those found before, if there are some."""
     problems = [*problems, *settings.problems()]
     if problems:

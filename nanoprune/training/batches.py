@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from nanoprune.config import Config, checked
+from nanoprune.config import Config
 from nanoprune.distributed import Ranks
 
 
@@ -19,8 +19,10 @@ class MicroBatch(NamedTuple):
 
 
 def check_step(config: Config, ranks: Ranks) -> None:
-    """ValueError if the processes cannot make the steps of a config, whose dtype is decided by now."""
-    checked(config, config.folder)
+    """ValueError if the optimizer or the processes cannot make the steps of a config, its dtype decided."""
+    if config.optimizer == "lean" and config.dtype == "float16":
+        raise ValueError("optimizer: lean cannot scale the loss, as float16 needs; set another dtype or "
+                         "take adamw")
     if config.rows_per_step % ranks.size:
         raise ValueError(f"{ranks.size} processes cannot share the {config.rows_per_step} rows of a step "
                          f"(batch_size {config.batch_size} x accumulation {config.accumulation}): start as "

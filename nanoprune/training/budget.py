@@ -10,7 +10,6 @@ import torch
 from nanoprune.config import Config
 from nanoprune.device import memory_left
 from nanoprune.distributed import Ranks
-from nanoprune.nn.lora import LINEARS
 from nanoprune.nn.losses import HEAD_CHUNK, SLICE
 from nanoprune.nn.model_config import ModelConfig
 from nanoprune.training.base import Base
@@ -67,19 +66,13 @@ def matrix_parameters(model: ModelConfig) -> int:
     return blocks + model.vocab_size * model.hidden_size + separate_embedding(model)
 
 
-def adapted_share(pattern: str) -> float:
-    """Share of a block's linear layers that get adapters; a pattern for single blocks counts as all."""
-    kinds = {part.strip() for part in pattern.split(",")}
-    return len(kinds) / len(LINEARS) if kinds <= set(LINEARS) else 1.0
-
-
-def trained_parameters(config: Config, model: ModelConfig) -> float:
-    """Values that learn: all matrices, or adapters as if the adapted layers were of average size."""
+def trained_parameters(config: Config, model: ModelConfig) -> int:
+    """Values that learn: all matrices, or adapters, as if all linear layers had one."""
     if not config.lora:
         return matrix_parameters(model)
     # Widths of inputs and outputs of a block's layers.
     ends = 7 * model.hidden_size + 2 * _heads_width(model) + 3 * model.intermediate_size
-    return adapted_share(config.lora) * config.lora_rank * model.num_hidden_layers * ends
+    return config.lora_rank * model.num_hidden_layers * ends
 
 
 def training_memory(
@@ -101,9 +94,7 @@ def training_memory(
 
     # Activations: bytes that a token leaves in a block for the backward pass. These are inputs of norms (in
     # fp32), heads before and after norm and rotation, gate and up, and the inputs of what learns.
-    inputs = 9 * D + inner * width
-    if config.lora:
-        inputs = adapted_share(config.lora) * (2 * D + heads + inner) * width
+    inputs = (9 * D + inner * width) / (2 if config.lora else 1)
     whole = 8 * D + ((2 + model.qk_norm) * heads + 2 * inner) * width + inputs
     of_block = {"none": whole, "pointwise": 4 * D + 2 * (D + heads + inner) * width, "blocks": 4 * D}
     recomputed = 0 if config.recompute == "none" else 2 * whole  # one block, and its gradients

@@ -12,6 +12,7 @@ is used.
 
 import csv
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -19,7 +20,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -32,11 +33,6 @@ from nanoprune.nn.peft import save_adapter
 
 if TYPE_CHECKING:
     from model import Decoder
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks, so two processes can write to one folder there
-    fcntl = None
 
 STATES_KEPT = 2
 DECISIVE = ("device", "threads", "torch", "numpy")  # entries of env.json that change the last digits
@@ -87,9 +83,19 @@ class RunFolder:
         return str(self.path)
 
     def lock(self) -> None:
-        """Keep other processes out for as long as this one lives; ValueError if one is in already."""
-        if self.writes:
-            self._lock = lock_folder(self.path)
+        """Keep other processes out for as long as this object lives; ValueError if one is in already."""
+        if not self.writes:
+            return
+        self._lock = open(make_folder(self.path) / ".lock", "a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.seek(0)
+            raise ValueError(f"another process ({self._lock.read().strip()}) is writing to {self}: wait for "
+                             "it, or give this run another name") from error
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()}\n")
+        self._lock.flush()
 
     def start(self, config: Config, env: dict, *sources: Path | None) -> Progress:
         """Write what a new run begins with; of the tokenizer's files the last source's count."""
@@ -283,23 +289,6 @@ def load_state(folder: Path) -> tuple[Progress, Path]:
             print(f"warning: {error}; trying the state before it")
     raise ValueError(f"{folder} holds no complete state to resume from; start the run anew under another "
                      "name")
-
-
-def lock_folder(folder: Path) -> IO:
-    """A file that locks the folder until it is closed or the process ends; ValueError if another holds it."""
-    file = open(make_folder(folder) / ".lock", "a+")
-    if fcntl is None:
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        raise ValueError(f"another process ({file.read().strip()}) is writing to {folder}: wait for it, or "
-                         "give this run another name") from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()}\n")
-    file.flush()
-    return file
 
 
 def _hash(counters: dict) -> str:
