@@ -7,6 +7,7 @@ after all updates), accumulation, float16's scaled loss, and precision of the mo
 import math
 import random
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -41,20 +42,17 @@ class LeanAdamW(torch.optim.Optimizer):
                 "v": torch.zeros(count, dtype=torch.bfloat16, device=device)}
 
     def during_backward(self) -> None:
-        """Update each parameter as soon as its gradient is complete, and free the gradient."""
+        """Update each parameter as soon as its gradient is complete."""
         for group in self.param_groups:
-            def update(parameter: torch.Tensor, group: dict = group) -> None:
-                self._update(parameter, group)
-                parameter.grad = None
             for parameter in group["params"]:
-                parameter.register_post_accumulate_grad_hook(update)
+                parameter.register_post_accumulate_grad_hook(partial(self._update, group))
 
     def step(self, closure=None) -> None:
         """Update all parameters that have a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(group, parameter)
 
     def take_norms(self) -> list[torch.Tensor]:
         """The norm of every gradient since the last call."""
@@ -62,7 +60,8 @@ class LeanAdamW(torch.optim.Optimizer):
         return norms
 
     @torch.no_grad()
-    def _update(self, parameter: torch.Tensor, group: dict) -> None:
+    def _update(self, group: dict, parameter: torch.Tensor) -> None:
+        """Update a parameter, and free its gradient."""
         flat, grad = parameter.view(-1), parameter.grad.reshape(-1)
         self.norms.append(torch.linalg.vector_norm(grad, dtype=torch.float32))
         state, (beta1, beta2) = self.state[parameter], group["betas"]
@@ -85,6 +84,7 @@ class LeanAdamW(torch.optim.Optimizer):
             m = F.pad(m, (0, -size % BUCKET)).view(-1, BUCKET)
             state["m_scale"][rows] = scale = m.abs().amax(1, keepdim=True)
             state["m"][rows] = round_to_code(m / scale.clamp(min=1e-30), noise)
+        parameter.grad = None
 
 
 def round_to_bfloat16(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
