@@ -165,6 +165,17 @@ def test_a_run_killed_at_any_moment_is_the_run_that_was_not(world, tmp_path, dty
         assert_same_run(whole.folder, run)
 
 
+def test_a_run_that_broke_in_its_first_step_keeps_the_validation_before_it(world, tmp_path, monkeypatch):
+    config, forward = world.config(tmp_path), Decoder.forward
+    monkeypatch.setattr(Decoder, "forward", lambda self, *args, **options: (
+        forward(self, *args, **options) * (math.nan if self.training else 1)))
+    with pytest.raises(ValueError, match="step 1: the loss is nan"):
+        train(config)
+    monkeypatch.undo()
+    train(config, resume=True)
+    assert [row["step"] for row in read_rows(config.folder / "eval.csv")] == ["0", "4"]
+
+
 def test_what_a_kill_left_of_a_state_is_removed(world, tmp_path):
     config = world.config(tmp_path, save_every=2)
     left = config.folder / "state" / ".step-00000003.1.new"
@@ -368,7 +379,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    log = Log(tmp_path / "a.csv", 0)
+    log = Log(tmp_path / "a.csv", None)
     log.write(step=1, loss=2.5)
     log.file = Full(log.file)
     with pytest.raises(ValueError, match="No space left on device.*resume from the last saved state"):

@@ -104,7 +104,7 @@ class RunFolder:
             write_json(self.path / "env.json", env)
             for source in filter(None, sources):
                 copy_tokenizer(source, make_folder(self.path / "model"))
-        self._open_logs(0)
+        self._open_logs(None)
         return Progress(config=config.to_dict())
 
     def restore(self, config: Config, env: dict, optimizer: torch.optim.Optimizer, anyway: bool) -> Progress:
@@ -154,7 +154,7 @@ class RunFolder:
         elif began.get("git") != env["git"]:
             print(f"warning: the code changed since {self} began ({began.get('git')} then, {env['git']} now)")
 
-    def _open_logs(self, step: int) -> None:
+    def _open_logs(self, step: int | None) -> None:
         self.logs = {name: Log(self.path / f"{name}.csv", step) for name in ("train", "eval")}
 
     def log(self, name: str, **row) -> None:
@@ -203,12 +203,12 @@ class RunFolder:
 class Log:
     """A CSV file that grows by whole lines; its first row names the columns.
 
-    Rows of steps after `step` are dropped: a resumed run writes them again, a new run begins at 0.
+    A run resumed after `step` drops the rows of later steps; a new run (None) drops all.
     """
 
-    def __init__(self, path: Path, step: int):
+    def __init__(self, path: Path, step: int | None):
         self.path, self.file, self.rows = path, None, []
-        if step and path.is_file():
+        if step is not None and path.is_file():
             rows = csv.DictReader(path.read_text().splitlines())
             # A kill can leave half a last line: it has too few cells, or no step.
             self.rows = [row for row in rows if None not in row.values() and int(row["step"]) <= step]
