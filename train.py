@@ -78,14 +78,14 @@ def train(
     device = pick_device(config.device)
     config = replace(config, dtype=pick_dtype(config.dtype, device))
     check_step(config, ranks)
-    set_up(config)
+    set_up(config, device)
     run = RunFolder(config.folder, ranks, resume)
     dataset = Dataset(config.data)
     rows = dataset.rows(config.context, config.seed, config.pair_repeats, config.replay)
     config = count_steps(config, rows.epoch_tokens)
     validation = Validation(dataset, config)
     base = find_base(config, dataset, ranks, resume)
-    check_budget(config, base, device, ranks, anyway)
+    check_budget(config, base, device, ranks, anyway, Decoder.plain_head)
     model = load_base(config, base)
     env = environment(device) | {"ranks": ranks.size, "data": file_hashes(dataset.folder),
                                  "base": base.sha256}
@@ -104,6 +104,7 @@ def train(
     if config.compile:
         for block in model.model.layers:
             block.compile()
+    peak_flops = matmul_rate(device, getattr(torch, config.dtype))  # before there is anything to hold beside
     network = wrap(model, config.parallel, ranks, device)
     autocast = make_autocast(config, device, cache=ranks.size == 1 or config.parallel == "ddp")
     optimizer = make_optimizer(model, config)
@@ -116,7 +117,6 @@ def train(
     if progress.finished:
         print(f"{run} is finished, at step {progress.step}: nothing to resume, {run}/model is up to date")
         return True
-    peak_flops = matmul_rate(device, getattr(torch, config.dtype))
     epochs = config.max_steps * config.tokens_per_step / rows.epoch_tokens
     parameters = count_parameters(model)
     print(f"{run}: {model.config.num_hidden_layers} blocks, {parameters.total:,} parameters, "
@@ -127,8 +127,7 @@ def train(
         """Log the validation loss; save the model if it is the best so far and the config keeps the best."""
         loss = validation.measure(model, autocast, ranks)
         run.log("eval", step=progress.step, tokens=progress.step * config.tokens_per_step, split="val",
-                nll=loss.nll, perplexity=loss.perplexity, bits_per_byte=loss.bits_per_byte,
-                documents=validation.documents)
+                **loss._asdict(), documents=validation.documents)
         better = progress.count_validation(loss.nll)
         if better and config.keep == "best":
             run.save_model(model)
@@ -170,8 +169,10 @@ def train(
 
         # Update, unless the loss or its gradient is not finite.
         scaler.unscale_(optimizer)
-        grad_norm = clip_gradients(model, optimizer, config.clip)
-        loss, stop_requests = ranks.sum([float(loss), len(stop_signals)])
+        norms = clip_gradients(model, optimizer, config.clip)
+        loss, *norms = torch.stack([loss, *norms]).tolist()  # in one transfer: it waits for the device
+        grad_norm = math.sqrt(sum(norm**2 for norm in norms))
+        loss, stop_requests = ranks.sum([loss, len(stop_signals)])
         overflow = not (math.isfinite(loss) and math.isfinite(grad_norm))
         progress.count_overflow(overflow)
         if overflow and (not scaler.is_enabled() or progress.in_a_row >= MOST_OVERFLOWS):
@@ -256,12 +257,11 @@ def count_steps(config: Config, epoch_tokens: int) -> Config:
 
 def make_optimizer(model: Decoder, config: Config) -> torch.optim.Optimizer:
     """AdamW (arXiv:1711.05101) with decay on matrices only; groups carry the parameters' names."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    trained = [pair for pair in model.named_parameters() if pair[1].requires_grad]
     matrices = [pair for pair in trained if pair[1].dim() >= 2]
     vectors = [pair for pair in trained if pair[1].dim() < 2]
-    groups = [{"params": [parameter for _, parameter in pairs], "names": [name for name, _ in pairs],
-               "weight_decay": decay}
-              for pairs, decay in ((matrices, config.weight_decay), (vectors, 0.0))]
+    groups = [{"params": pairs, "weight_decay": decay}
+              for pairs, decay in ((matrices, config.weight_decay), (vectors, 0.0)) if pairs]
     settings = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if config.optimizer == "lean":
         optimizer = LeanAdamW(groups, **settings)
@@ -283,11 +283,11 @@ def learning_rate(step: int, config: Config) -> float:
     return config.lr * (config.min_lr + (1 - config.min_lr) * 0.5 * (1 + math.cos(math.pi * along)))
 
 
-def clip_gradients(model: Decoder, optimizer: torch.optim.Optimizer, limit: float) -> float:
-    """The norm of all gradients, which are scaled down to `limit` (0: no clipping) in place."""
+def clip_gradients(model: Decoder, optimizer: torch.optim.Optimizer, limit: float) -> list[torch.Tensor]:
+    """The norms of all parts of the gradient, which is scaled down to `limit` (0: no clipping) in place."""
     if isinstance(optimizer, LeanAdamW):  # has used its gradients already
-        return optimizer.grad_norm()
-    return float(full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), limit or math.inf)))
+        return optimizer.take_norms()
+    return [full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), limit or math.inf))]
 
 
 def main() -> int:

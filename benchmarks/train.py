@@ -210,7 +210,7 @@ def evaluate_ours(work: Path) -> dict:
     from nanoprune.evaluation.perplexity import Validation
 
     config = make_config("evaluate", work)
-    set_up(config)
+    set_up(config, torch.device("cpu"))
     model, validation = Decoder.from_pretrained(config.base), Validation(Dataset(config.data), config)
     autocast = make_autocast(config, torch.device("cpu"))
     seconds, losses = [], []

@@ -6,8 +6,9 @@ problems are reported together, before anything is downloaded or allocated.
 
 import difflib
 import math
+import re
 import runpy
-import types
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cache
@@ -27,9 +28,9 @@ class Bound(NamedTuple):
 
 def _names_parts(blocks: tuple[int | str, ...]) -> bool:
     """True if every name is 25, "25.attn" or "25.mlp", and each block is named once."""
-    names = [str(block).partition(".") for block in blocks]
-    known = all(number.isdecimal() and (not dot or half in ("attn", "mlp")) for number, dot, half in names)
-    return known and len({number for number, _, _ in names}) == len(names)
+    names = [str(block) for block in blocks]
+    known = all(re.fullmatch(r"\d+(\.attn|\.mlp)?", name) for name in names)
+    return known and len({name.partition(".")[0] for name in names}) == len(names)
 
 
 def _once(values: tuple, holds: Callable[[Any], bool]) -> bool:
@@ -42,7 +43,7 @@ Base = Annotated[str | dict, Bound("a hub name, a folder, a run or a shape", boo
 Parts = Annotated[tuple[int | str, ...], Bound(
     "indices from 0 up, each once, or parts of these blocks such as 25.attn and 25.mlp", _names_parts)]
 Device = Annotated[str, Bound("auto, cpu, cuda, cuda:N or mps",
-                              lambda x: x.partition(":")[0] in ("auto", "cpu", "cuda", "mps"))]
+                              re.compile(r"auto|cpu|cuda(:\d+)?|mps").fullmatch)]
 Positive = Annotated[int, Bound("at least 1", lambda x: x >= 1)]
 Count = Annotated[int, Bound("0 or more", lambda x: x >= 0)]
 PositiveFloat = Annotated[float, Bound("above 0", lambda x: x > 0)]
@@ -63,8 +64,16 @@ FROZEN = get_args(Frozen)
 
 
 # ---------------------------------------------------------------- the settings
+class Settings:
+    """What `Config` and `Study` share: the check of their values."""
+
+    def problems(self) -> list[str]:
+        """All problems of the values, one line each: field, value given, what is allowed."""
+        return _wrong_types(self) or _out_of_bounds(self) + self._conflicts()
+
+
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     # what is trained
     name: Name  # the run's name; its folder is runs/<name>
     base: Base  # hub name, folder or run; or the shape of a model with random weights (config.json's entries)
@@ -123,14 +132,13 @@ class Config:
     keep: Literal["best", "last"] = "best"  # which weights become model/; the same for both arms
     save_every: Count = 100  # steps between saves of the state that --resume needs (0: only at the end)
 
-    def __new__(cls, *args, **settings):
+    def __new__(cls, **settings):
         """Name every unknown or missing field at once; the dataclass itself would stop at the first."""
-        names = [f.name for f in fields(cls)]
-        problems = [_unknown(key, names) for key in settings if key not in names]
-        required = [f.name for f in fields(cls) if f.default is MISSING][len(args) :]
-        problems += [f"{name}: missing; every config names it" for name in required if name not in settings]
+        problems = [_unknown(name, _types(cls)) for name in settings if name not in _types(cls)]
+        problems += [f"{f.name}: missing; every config names it" for f in fields(cls)
+                     if f.default is MISSING and f.name not in settings]
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ValueError("\n  ".join(problems))
         return super().__new__(cls)
 
     @property
@@ -148,44 +156,35 @@ class Config:
     def to_dict(self) -> dict:
         return asdict(self)
 
-    def problems(self) -> list[str]:
-        """All problems of the values, one line each: field, value given, what is allowed."""
-        return wrong_types(self) or out_of_bounds(self) + self._conflicts()
-
     def _conflicts(self) -> list[str]:
         """Problems of settings that do not go together."""
-        conflicts = []
-        scratch = isinstance(self.base, dict)
-        most = math.inf if self.epochs else self.max_steps
-        if self.warmup_steps >= most:
-            conflicts.append(f"warmup_steps: given {self.warmup_steps}, must be from 0 to below max_steps "
-                             f"({most})")
-        if self.optimizer == "lean" and (self.clip or self.accumulation > 1 or self.dtype == "float16"):
-            conflicts.append("optimizer: lean updates during the backward pass, so it needs clip=0 (given "
-                             f"{self.clip}), accumulation=1 (given {self.accumulation}) and no float16 "
-                             f"(given {self.dtype})")
-        if self.patience and not self.eval_every:
-            conflicts.append(f"patience: given {self.patience}, has no effect without eval_every; set "
-                             "eval_every or patience=0")
-        if self.revision and (scratch or Path(self.base).exists()):
-            conflicts.append(f"revision: given {self.revision!r}, has no effect on a base that is no hub "
-                             "name; remove it")
-        if self.lora and (scratch or self.compile):
-            conflicts.append("lora: adapters need a trained base (a hub name, a folder or a run), and "
-                             "compile=false")
-        for f in fields(self):
-            adapters_only = f.name.startswith("lora_") or f.name == "frozen"
-            if adapters_only and not self.lora and getattr(self, f.name) != f.default:
-                conflicts.append(f"{f.name}: given {getattr(self, f.name)!r}, has no effect without lora; "
-                                 "set lora=q_proj,v_proj or all")
-        if scratch and self.drop_blocks:
-            conflicts.append("drop_blocks: a model trained from scratch has no blocks worth dropping; lower "
-                             "num_hidden_layers")
-        return conflicts
+        scratch, most = isinstance(self.base, dict), math.inf if self.epochs else self.max_steps
+        rules = [
+            (self.warmup_steps >= most,
+             f"warmup_steps: given {self.warmup_steps}, must be from 0 to below max_steps ({most})"),
+            (self.optimizer == "lean" and (self.clip or self.accumulation > 1 or self.dtype == "float16"),
+             f"optimizer: lean updates during the backward pass, so it needs clip=0 (given {self.clip}), "
+             f"accumulation=1 (given {self.accumulation}) and no float16 (given {self.dtype})"),
+            (self.patience and not self.eval_every,
+             f"patience: given {self.patience}, has no effect without eval_every; set eval_every or "
+             "patience=0"),
+            (self.revision and (scratch or Path(self.base).exists()),
+             f"revision: given {self.revision!r}, has no effect on a base that is no hub name; remove it"),
+            (self.lora and (scratch or self.compile),
+             "lora: adapters need a trained base (a hub name, a folder or a run), and compile=false"),
+            (scratch and self.drop_blocks,
+             "drop_blocks: a model trained from scratch has no blocks worth dropping; lower "
+             "num_hidden_layers"),
+        ]
+        rules += [(not self.lora and getattr(self, f.name) != f.default,
+                   f"{f.name}: given {getattr(self, f.name)!r}, has no effect without lora; set "
+                   "lora=q_proj,v_proj or all")
+                  for f in fields(self) if f.name.startswith("lora_") or f.name == "frozen"]
+        return [problem for broken, problem in rules if broken]
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Settings):
     """Each block removed and healed, beside the full model on the same tokens, as study.py runs it."""
 
     name: Name  # its folder is <training.runs>/<name>
@@ -196,20 +195,19 @@ class Study:
     distill: bool = True  # heal the block whose removal costs least with the full model as its teacher, too
     keep_models: bool = False  # keep the weights of every run
 
-    def problems(self) -> list[str]:
-        if found := wrong_types(self):
-            return found
-        found = out_of_bounds(self)
+    def _conflicts(self) -> list[str]:
         training = self.training
-        if training.drop_blocks or training.teacher or isinstance(training.base, dict):
-            found.append("training: drop_blocks and teacher are the study's to set, and base must be a "
-                         "trained model")
-        if training.lora:
-            found.append(f"training: given lora={training.lora!r}; a study heals and measures whole models, "
-                         "leave it out")
-        if training.keep != "last" or training.patience:
-            found.append("training: set keep='last' and patience=0, so that every run takes the same steps")
-        return found + [f"training.{problem}" for problem in training.problems()]
+        rules = [
+            (training.drop_blocks or training.teacher or isinstance(training.base, dict),
+             "training: drop_blocks and teacher are the study's to set, and base must be a trained model"),
+            (training.lora,
+             f"training: given lora={training.lora!r}; a study heals and measures whole models, leave it "
+             "out"),
+            (training.keep != "last" or training.patience,
+             "training: set keep='last' and patience=0, so that every run takes the same steps"),
+        ]
+        problems = [problem for broken, problem in rules if broken]
+        return problems + [f"training.{problem}" for problem in training.problems()]
 
 
 STUDY_LISTS = ("learning_rates", "seeds", "blocks")  # settings of a study that the command line may override
@@ -218,9 +216,9 @@ STUDY_LISTS = ("learning_rates", "seeds", "blocks")  # settings of a study that 
 # ---------------------------------------------------------------- reading
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Config that a Python file binds, with overrides such as "--lr=1e-5"; ValueError lists all problems."""
-    config, problems = _load_file(path, "config", Config)
-    changes, wrong = _read_overrides(overrides, Config)
-    return _checked(path, config and replace(config, **changes), problems + wrong)
+    config = _load_file(path, "config", Config)
+    changes, problems = _read_overrides(overrides, _types(Config))
+    return _checked(replace(config, **changes), path, problems)
 
 
 def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
@@ -228,111 +226,110 @@ def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
 
     ValueError lists all problems.
     """
-    study, problems = _load_file(path, "study", Study)
-    of_study = [text for text in overrides if _key(text) in STUDY_LISTS]
-    of_training = [text for text in overrides if text not in of_study]
-    changes, wrong = _read_overrides(of_study, Study)
-    training_changes, more_wrong = _read_overrides(of_training, Config)
-    if study and isinstance(study.training, Config):
-        changes["training"] = replace(study.training, **training_changes)
-    return _checked(path, study and replace(study, **changes), problems + wrong + more_wrong)
+    study = _load_file(path, "study", Study)
+    lists = {name: _types(Study)[name] for name in STUDY_LISTS}
+    changes, problems = _read_overrides(overrides, lists | _types(Config))
+    of_study = {name: changes.pop(name) for name in STUDY_LISTS if name in changes}
+    if isinstance(study.training, Config):
+        of_study["training"] = replace(study.training, **changes)
+    return _checked(replace(study, **of_study), path, problems)
 
 
 def config_from_dict(raw: dict, where: str) -> Config:
     """A config as `to_dict` gave it (a run's config.json); lists become tuples again."""
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
     try:
-        config = Config(**{key: tuple(value) if isinstance(value, list) else value for key,
-                           value in raw.items()})
+        config = Config(**settings)
     except ValueError as error:
-        return _checked(where, None, str(error).splitlines())
-    return _checked(where, config, [])
+        raise ValueError(f"{where}: {error}") from error
+    return _checked(config, where)
 
 
-def _checked(where: str | Path, settings: Config | Study | None, problems: list[str]) -> Any:
-    """The settings; ValueError with all problems if there are some."""
-    problems = problems + (settings.problems() if settings else [])
+def _checked(settings: Any, where: str | Path, problems: Iterable[str] = ()) -> Any:
+    """The settings; ValueError with their problems and those found before, if there are some."""
+    problems = [*problems, *settings.problems()]
     if problems:
         raise ValueError(f"{where}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
     return settings
 
 
-def _load_file(path: str | Path, name: str, kind: type) -> tuple[Any, list[str]]:
-    """(the value that a Python file binds to this name or None, problems)."""
+def _load_file(path: str | Path, name: str, kind: type) -> Any:
+    """The value that a Python file binds to this name."""
     if not Path(path).is_file():
         raise ValueError(f"there is no config file {path}; shipped ones are in configs/, and settings are "
                          "given as --key=value")
     try:
         value = runpy.run_path(str(path)).get(name)
     except ValueError as error:
-        return None, str(error).splitlines()
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # the user's own code: name the fault and its line rather than show our stack
         raise ValueError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
-    if isinstance(value, kind):
-        return value, []
-    return None, [f"binds no `{name}`; the file must end with {name} = {kind.__name__}(...) or "
-                  "replace(other, ...)"]
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} binds no `{name}`; the file must end with {name} = {kind.__name__}(...) or "
+                         "replace(other, ...)")
+    return value
 
 
 def _line_of(error: Exception, path: str | Path) -> str:
     """The last line of the file at which an error passed."""
-    line, trace = getattr(error, "lineno", None), error.__traceback__  # a SyntaxError names its line
-    while trace:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
+    passed = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+              if frame.filename == str(path)]
+    line = passed[-1] if passed else getattr(error, "lineno", None)  # a SyntaxError names its line
     return f", line {line}" if line else ""
 
 
-def _key(override: str) -> str:
-    return override.removeprefix("--").partition("=")[0].replace("-", "_")
-
-
-def _read_overrides(overrides: Iterable[str], cls: type) -> tuple[dict[str, Any], list[str]]:
-    """(values of `--key=value` by key, problems)."""
+def _read_overrides(overrides: Iterable[str], kinds: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """(values of `--key=value` by key, problems); `kinds` are the types of all keys."""
     changes, problems = {}, []
     for text in overrides:
-        key, (_, equals, value) = _key(text), text.partition("=")
+        key, equals, value = text.removeprefix("--").partition("=")
+        key = key.replace("-", "_")
         if not text.startswith("--") or not equals:
             problems.append(f"{text}: overrides are written --key=value, such as --max_steps=200")
-        elif key not in _types(cls):
-            problems.append(_unknown(key, list(_types(cls))))
+        elif key not in kinds:
+            problems.append(_unknown(key, kinds))
         else:
             try:
-                changes[key] = _parse(value, _types(cls)[key])
+                changes[key] = _parse(value, kinds[key])
             except (ValueError, KeyError):
-                problems.append(f"{key}: given {value!r}, must be {_type_name(_types(cls)[key])}")
+                problems.append(f"{key}: given {value!r}, must be {_type_name(kinds[key])}")
     return changes, problems
 
 
 def _parse(text: str, kind) -> Any:
     """The value that a text stands for in a field of this type; ValueError or KeyError if it is none."""
-    options = get_args(kind)
     if get_origin(kind) is tuple:
-        return tuple(_parse(part.strip(), options[0]) for part in text.strip("()").split(",") if part.strip())
+        parts = [part.strip() for part in text.strip("()").split(",")]
+        return tuple(_parse(part, get_args(kind)[0]) for part in parts if part)
     if kind is bool:
         return {"true": True, "false": False}[text.lower()]
     if kind in (int, float):
         return kind(text)
-    if type(None) in options and text.lower() == "none":
+    if kind == str | None and text.lower() == "none":
         return None
-    if int in options and "." not in text:  # a block; the parts of one have a dot
+    if kind == int | str and "." not in text:  # a block; the parts of one have a dot
         return int(text)
     return text
 
 
 # ---------------------------------------------------------------- checking
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Literal: "text",
+              str | None: "text or None", str | dict: "text or a dict",
+              tuple: "numbers with commas between, such as 13,25"}
+
+
 @cache
 def _types(cls: type, with_bounds: bool = False) -> dict[str, Any]:
     """The types of a class's fields."""
     return get_type_hints(cls, include_extras=with_bounds)
 
 
-def wrong_types(settings: Config | Study) -> list[str]:
+def _wrong_types(settings: Settings) -> list[str]:
     return [f"{name}: given {getattr(settings, name)!r}, must be {_type_name(kind)}"
             for name, kind in _types(type(settings)).items() if not _is_a(getattr(settings, name), kind)]
 
 
-def out_of_bounds(settings: Config | Study) -> list[str]:
+def _out_of_bounds(settings: Settings) -> list[str]:
     problems = []
     for name, kind in _types(type(settings), with_bounds=True).items():
         value, choices = getattr(settings, name), get_args(kind)
@@ -345,28 +342,19 @@ def out_of_bounds(settings: Config | Study) -> list[str]:
 
 
 def _is_a(value: Any, kind) -> bool:
-    if isinstance(kind, types.UnionType):
-        return any(_is_a(value, option) for option in get_args(kind))
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_is_a(item, get_args(kind)[0]) for item in value)
-    if get_origin(kind) is Literal:
-        return isinstance(value, str)
     if kind is float:
         return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is kind
+    kind = str if get_origin(kind) is Literal else kind
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _type_name(kind) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "None",
-             dict: "a dict"}
-    if isinstance(kind, types.UnionType):
-        return " or ".join(_type_name(option) for option in get_args(kind))
-    if get_origin(kind) is tuple:
-        return "numbers with commas between, such as 13,25"
-    return names.get(kind, "text" if get_origin(kind) is Literal else f"a {kind}")
+    return TYPE_NAMES.get(kind) or TYPE_NAMES.get(get_origin(kind), f"a {kind}")
 
 
-def _unknown(name: str, names: list[str]) -> str:
+def _unknown(name: str, names: Iterable[str]) -> str:
     return f"{name}: no such setting{_nearest(name, names) or '; there are ' + ', '.join(names)}"
 
 

@@ -5,6 +5,7 @@ import ctypes
 import math
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -21,19 +22,22 @@ from nanoprune.config import Config
 
 # ---------------------------------------------------------------- choices
 def pick_device(name: str) -> torch.device:
-    """The device of a name (cpu, cuda, cuda:1, mps), or the best for "auto"; ValueError if there is none."""
+    """The device of a name (cpu, cuda, cuda:1, mps), or the best for "auto"; ValueError if there is none.
+
+    A GPU that is named by its number becomes the current one, which pinned memory and torch's defaults use.
+    """
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
+        name = next(kind for kind, count in counts.items() if count)
+    if not re.fullmatch(r"(cuda|mps|cpu)(:\d+)?", name):
         raise ValueError(f"device: given {name!r}; allowed are auto, cpu, cuda, cuda:N and mps")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: given {name}, this machine has {torch.cuda.device_count()} CUDA device(s)")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device: given mps, this machine or this build of torch has none; use cpu")
+    device = torch.device(name)
+    count = counts[device.type]
+    if (device.index or 0) >= count:
+        raise ValueError(f"device: given {name}, this machine and this build of torch have {count} "
+                         f"{device.type} device(s); take another, or cpu")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 
@@ -48,10 +52,11 @@ def pick_dtype(name: str, device: torch.device) -> str:
     return "bfloat16" if fast_bfloat16(device) else "float32"
 
 
-def set_up(config: Config) -> None:
+def set_up(config: Config, device: torch.device) -> None:
     """Set torch and the allocator for a training run: seed, threads, results that repeat."""
     torch.manual_seed(config.seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # On CUDA also the backward pass of attention, which repeats its results in this strict mode alone.
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cuda")
     # a debugging aid that costs time and changes no result
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
@@ -104,14 +109,16 @@ def synchronize(device: torch.device) -> None:
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """The machine's FLOP/s: the best of some square products. MFU is the share of it that a step reaches."""
     n = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.ones(n, n, device=device, dtype=dtype) * 0.5 for _ in range(2))
-    best, began = math.inf, time.perf_counter()
-    while time.perf_counter() - began < 0.2:
+    a = torch.full((n, n), 0.5, device=device, dtype=dtype)
+
+    def clock() -> float:
         synchronize(device)
-        start = time.perf_counter()
-        a @ b
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
+        return time.perf_counter()
+
+    best, end = math.inf, clock() + 0.2
+    while (start := clock()) < end:
+        a @ a
+        best = min(best, clock() - start)
     return 2 * n**3 / best
 
 
@@ -128,11 +135,8 @@ def peak_memory(device: torch.device) -> float:
     """Peak so far in GB: of the GPU's allocator on CUDA, else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    for line in _lines("/proc/self/status"):
-        if line.startswith("VmHWM:"):  # getrusage would begin with the peak of the parent process
-            return int(line.split()[1]) * 1024 / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin"
-                                                                 else 1024) / 1e9
+    peak = _kibibytes("/proc/self/status", "VmHWM:")  # getrusage would begin with the peak of the parent
+    return (peak * 1024 if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1e9
 
 
 def reset_peak(device: torch.device) -> None:
@@ -150,22 +154,22 @@ def memory_left(device: torch.device) -> float:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    left = math.inf
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            left = int(line.split()[1]) * 1024
-    cgroups = Path("/sys/fs/cgroup")
+    left = (_kibibytes("/proc/meminfo", "MemAvailable:") or math.inf) * 1024
     for limit, used in (("memory.max", "memory.current"),
                         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        numbers = [int(line) for name in (limit, used) for line in _lines(cgroups / name)
-                   if line.strip().isdigit()]
-        if len(numbers) == 2:  # a limit of "max" is none
-            left = min(left, numbers[0] - numbers[1])
+        numbers = [line for name in (limit, used) for line in _lines(f"/sys/fs/cgroup/{name}")]
+        if len(numbers) == 2 and numbers[0].isdigit():  # a limit of "max" is none
+            left = min(left, int(numbers[0]) - int(numbers[1]))
     return left
 
 
-def _lines(path: str | Path) -> list[str]:
+def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if os.access(path, os.R_OK) else []
+
+
+def _kibibytes(path: str, label: str) -> int | None:
+    """The number after a label in one of Linux's lists of memory; None elsewhere."""
+    return next((int(line.split()[1]) for line in _lines(path) if line.startswith(label)), None)
 
 
 # ---------------------------------------------------------------- a record of it

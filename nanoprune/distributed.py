@@ -82,9 +82,10 @@ def join(device: str) -> Ranks:
     ranks = Ranks(*(int(os.environ[name]) for name in names))
     on_gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpus:
-        if ranks.here > torch.cuda.device_count():
-            raise ValueError(f"{ranks.here} processes on a machine with {torch.cuda.device_count()} GPUs: "
-                             "give torchrun --nproc-per-node of that many at most, or set device=cpu")
+        if ranks.here > torch.cuda.device_count() or ":" in device:
+            raise ValueError(f"{ranks.here} processes on a machine with {torch.cuda.device_count()} GPUs, "
+                             f"given device={device}: each needs its own. Give torchrun --nproc-per-node of "
+                             "that many at most, and set device=cuda or cpu")
         torch.cuda.set_device(ranks.local)
     elif os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's choice, which leaves most cores idle
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks.here))
@@ -93,8 +94,9 @@ def join(device: str) -> Ranks:
         # torchrun keeps the store when it starts processes again; a try would find the addresses of the dead
         # ones in it.
         attempt = dist.PrefixStore(f"try {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        gpu = torch.device("cuda", ranks.local) if on_gpus else None
         dist.init_process_group("nccl" if on_gpus else "gloo", store=attempt, rank=ranks.rank,
-                                world_size=ranks.size)
+                                world_size=ranks.size, device_id=gpu)
         # or its threads may outlive the interpreter, which aborts the process
         atexit.register(dist.destroy_process_group)
     if ranks.rank:

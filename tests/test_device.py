@@ -7,7 +7,7 @@ import pytest
 import torch
 from small import ROOT
 
-from nanoprune.device import pick_dtype
+from nanoprune.device import pick_device, pick_dtype, set_up
 from train import train
 
 
@@ -20,6 +20,30 @@ def test_products_are_in_the_type_the_device_has_units_for(monkeypatch, device, 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: units)
     assert pick_dtype("auto", torch.device(device)) == expected
     assert pick_dtype("float16", torch.device(device)) == "float16"
+
+
+def test_a_gpu_named_by_its_number_becomes_the_current_one(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda") and not chosen
+    assert pick_device("cuda:1") == torch.device("cuda:1") and chosen == [torch.device("cuda:1")]
+    for name, message in (("cuda:2", "given cuda:2, .* have 2 cuda device"), ("cpu:1", "have 1 cpu device"),
+                          ("cuda:", "allowed are"), ("meta", "allowed are"), ("gpu", "allowed are")):
+        with pytest.raises(ValueError, match=message):
+            pick_device(name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("kind, strict", [("cuda", True), ("cpu", False)])
+def test_attention_on_cuda_repeats_its_results_in_the_strict_mode(world, tmp_path, kind, strict):
+    """In the mode that only warns, its backward pass adds in any order."""
+    set_up(world.config(tmp_path), torch.device(kind))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled() is not strict
+    set_up(world.config(tmp_path), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("tf32", [True, False])

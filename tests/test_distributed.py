@@ -7,9 +7,12 @@ import sys
 import time
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from small import ROOT, read_rows
 
+from nanoprune import distributed
+from nanoprune.distributed import Ranks, join
 from train import train
 
 # train.py, whose rank 1 is killed in the third step of the first try
@@ -111,6 +114,28 @@ def test_a_process_that_dies_ends_the_run_and_a_restart_goes_on(world, tmp_path)
     done = torchrun(2, script, ROOT / "train.py", restarted, restarts=1)
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same_curve(tmp_path / "runs" / "whole", tmp_path / "runs" / "restarts")
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    """Seen from a CPU: what torch would be told."""
+    for name, value in (("RUN_ID", "x"), ("RESTART_COUNT", "0")):
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 4), ("LOCAL_RANK", 1), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    devices, groups = [], []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda url: iter([(store, 0, 4)]))
+    monkeypatch.setattr(torch.distributed, "init_process_group",
+                        lambda backend, **given: groups.append((backend, given["device_id"])))
+    monkeypatch.setattr(distributed.atexit, "register", lambda function: None)
+    assert join("cuda") == Ranks(rank=0, size=4, local=1, here=2)
+    assert devices == [1] and groups == [("nccl", torch.device("cuda", 1))]
+    for device, count in (("cuda:1", 2), ("cuda", 1)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        with pytest.raises(ValueError, match=f"2 processes .* {count} GPUs, given device={device}: each"):
+            join(device)
 
 
 def test_what_cannot_be_divided_is_said(world, tmp_path):

@@ -18,9 +18,11 @@ from nanoprune.config import IGNORE
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.packing import TrainingRows
 from nanoprune.data.token_file import Example, write_examples
+from nanoprune.device import to_device
 from nanoprune.evaluation.perplexity import Validation, ValidationLoss
 from nanoprune.io.files import write_json
-from train import MOST_OVERFLOWS, learning_rate, make_optimizer, train
+from nanoprune.nn.losses import SoftTargets
+from train import MOST_OVERFLOWS, clip_gradients, learning_rate, make_optimizer, train
 
 
 def weights(run) -> dict[str, torch.Tensor]:
@@ -82,6 +84,24 @@ def test_the_loop_is_plain_training(world, tmp_path):
         assert float(logged["grad_norm"]) == pytest.approx(norm.item(), rel=1e-3)
         assert float(logged["lr"]) == pytest.approx(lr) and int(logged["tokens"]) == 128 * (step + 1)
     assert_close_weights(weights(config.folder), dict(model.named_parameters()), 2e-4)
+
+
+@pytest.mark.parametrize("recompute", ["none", "pointwise", "blocks"])
+@pytest.mark.parametrize("taught", [False, True])
+def test_a_step_reads_nothing_from_its_device_before_it_logs(world, monkeypatch, recompute, taught):
+    """On the meta device nothing can be read: what would make a CPU wait for a GPU is an error."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # it knows no such device
+    model = Decoder.without_weights(world.model)
+    model.recompute, device = recompute, torch.device("meta")
+    ids, targets, documents = Dataset(world.data).rows(32, 0, 1, 0.0).batch(0, 4)
+    likeliest = torch.zeros(4, 32, 3, dtype=torch.int32)
+    teacher = SoftTargets(likeliest, likeliest - 3.0, 0.5, 1.0) if taught else None
+    loss = model(to_device(ids, device), targets, documents, reduction="sum", teacher=teacher)
+    loss.backward()
+    norms = clip_gradients(model, torch.optim.SGD(model.parameters()), 1.0)
+    assert [norm.device for norm in norms] == [device]
+    with pytest.raises(RuntimeError):
+        loss.item()
 
 
 def test_accumulation_equals_the_big_batch(world, tmp_path):
@@ -286,7 +306,7 @@ def test_learning_rate(world, tmp_path):
 
 def test_decay_on_matrices_only(world, tmp_path):
     model = Decoder.from_pretrained(world.model)
-    groups = {group["weight_decay"]: group["names"] for group in make_optimizer(model,
+    groups = {group["weight_decay"]: group["param_names"] for group in make_optimizer(model,
                                                                                 world.config(tmp_path)).param_groups}
     assert set(groups) == {0.1, 0.0}
     assert all("norm" in name for name in groups[0.0]) and not any("norm" in name for name in groups[0.1])

@@ -40,19 +40,28 @@ def test_the_memory_of_adapters_is_foretold(world, tmp_path, changes, measured):
     assert sum(need.values()) == pytest.approx(measured, rel=0.15)
 
 
+def test_the_plain_heads_logits_are_foretold(world, tmp_path):
+    """Measured beside a small model of this vocabulary: 12.1 bytes a logit in fp32, 12.3 in bf16."""
+    shape, cpu = ModelConfig.from_dict(QWEN3 | {"num_hidden_layers": 1}), torch.device("cpu")
+    for changes in ({}, {"dtype": "bfloat16"}, {"lora": "all"}):
+        config = world.config(tmp_path, context=1024, batch_size=1, **changes)
+        need = training_memory(config, shape, cpu, stored=1e9, plain_head=True)
+        assert need["logits"] == pytest.approx(12.2 * 1024 * 151_936, rel=0.02)
+
+
 def test_a_dry_run_checks_and_leaves_nothing(world, tmp_path, monkeypatch, capsys):
     path = world.config_file(tmp_path / "c.py")
     code, out, _ = run_main(monkeypatch, capsys, "train.py", path, "--dry-run")
     assert code == 0 and "memory some" in out and "disk" in out and "nothing is wrong" in out
     assert not (tmp_path / "runs").exists()
     monkeypatch.setattr(budget, "memory_left", lambda device: 1e6)
-    expected = r"too little memory some \d.* GB .*0.0 left on cpu: set recompute=blocks.*--anyway"
+    expected = r"too little memory, 0.0 of \d+\.\d GB on cpu: set recompute=blocks.*--anyway"
     with pytest.raises(ValueError, match=expected):
         train(world.config(tmp_path), dry_run=True)
     train(world.config(tmp_path), dry_run=True, anyway=True)
     monkeypatch.undo()
     monkeypatch.setattr(budget.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
-    with pytest.raises(ValueError, match="too little disk .* GB, 0.0 left in .*: make room"):
+    with pytest.raises(ValueError, match="too little disk, 0.0 of .* GB in .*: make room"):
         train(world.config(tmp_path))
 
 

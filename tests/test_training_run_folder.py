@@ -25,7 +25,8 @@ from small import ROOT, TIMING, make_model, read_rows, run_main
 
 from model import Decoder
 from nanoprune.device import environment
-from nanoprune.training.run_folder import Log, lock_folder
+from nanoprune.distributed import ALONE
+from nanoprune.training.run_folder import Log, RunFolder
 from train import train
 
 TRAIN_COLUMNS = ("step", "tokens", "epoch", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_gb",
@@ -164,6 +165,26 @@ def test_a_run_killed_at_any_moment_is_the_run_that_was_not(world, tmp_path, dty
         assert_same_run(whole.folder, run)
 
 
+def test_a_run_that_broke_in_its_first_step_keeps_the_validation_before_it(world, tmp_path, monkeypatch):
+    config, forward = world.config(tmp_path), Decoder.forward
+    monkeypatch.setattr(Decoder, "forward", lambda self, *args, **options: (
+        forward(self, *args, **options) * (math.nan if self.training else 1)))
+    with pytest.raises(ValueError, match="step 1: the loss is nan"):
+        train(config)
+    monkeypatch.undo()
+    train(config, resume=True)
+    assert [row["step"] for row in read_rows(config.folder / "eval.csv")] == ["0", "4"]
+
+
+def test_what_a_kill_left_of_a_state_is_removed(world, tmp_path):
+    config = world.config(tmp_path, save_every=2)
+    left = config.folder / "state" / ".step-00000003.1.new"
+    left.mkdir(parents=True)
+    train(config)
+    assert not left.exists()
+    assert sorted(state.name for state in left.parent.iterdir()) == ["step-00000002", "step-00000004"]
+
+
 @pytest.mark.parametrize("number, twice", [(signal.SIGTERM, False), (signal.SIGINT, False),
                                            (signal.SIGINT, True)])
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(world, tmp_path, number, twice):
@@ -198,10 +219,11 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(world, tmp_path, number, t
 
 def test_one_process_a_folder(world, tmp_path, monkeypatch, capsys):
     path = world.config_file(tmp_path / "c.py")
-    held = lock_folder(tmp_path / "runs" / "run")
+    holder = RunFolder(tmp_path / "runs" / "run", ALONE, resume=False)
+    holder.lock()
     code, _, err = run_main(monkeypatch, capsys, "train.py", path)
     assert code == 2 and f"another process (process {os.getpid()}) is writing to" in err
-    held.close()
+    del holder
     assert run_main(monkeypatch, capsys, "train.py", path)[0] == 0
 
 

@@ -38,12 +38,10 @@ def check_step(config: Config, ranks: Ranks) -> None:
 def split_rows(rows: tuple[torch.Tensor, ...], first_row: int, size: int, ranks: Ranks) -> list[MicroBatch]:
     """This rank's part of a step's rows (ids, targets, documents), `size` at a time."""
     per_rank = len(rows[0]) // ranks.size
-    end = (ranks.rank + 1) * per_rank
-    micro_batches = []
-    for start in range(ranks.rank * per_rank, end, size):
-        parts = (tensor[start : min(start + size, end)] for tensor in rows)
-        micro_batches.append(MicroBatch(first_row + start, *parts))
-    return micro_batches
+    start = ranks.rank * per_rank
+    parts = (tensor[start : start + per_rank].split(size) for tensor in rows)
+    return [MicroBatch(first_row + start + i * size, *micro)
+            for i, micro in enumerate(zip(*parts, strict=True))]
 
 
 def seed_dropout(seed: int, first_row: int) -> None:

@@ -10,7 +10,6 @@ import torch
 from nanoprune.config import Config
 from nanoprune.device import memory_left
 from nanoprune.distributed import Ranks
-from nanoprune.nn.lora import LINEARS
 from nanoprune.nn.losses import HEAD_CHUNK, SLICE
 from nanoprune.nn.model_config import ModelConfig
 from nanoprune.training.base import Base
@@ -20,7 +19,7 @@ from nanoprune.training.run_folder import STATES_KEPT
 if TYPE_CHECKING:
     from model import Decoder
 
-FROZEN_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "nf4": 0.52}  # of a value that does not learn
+FROZEN_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "nf4": 0.52}  # of a frozen value
 PROCESS_BYTES = 350e6  # Python and torch
 HEAP_HOLES = 0.15  # share of a CPU's heap that is lost between freed tensors
 
@@ -34,9 +33,8 @@ def training_flops(model: "Decoder", micro_batches: Iterable[MicroBatch]) -> flo
     """
     config = model.config
     trained = sum(p.numel() for p in model.parameters() if p.dim() == 2 and p.requires_grad)
-    if model.head_weight.requires_grad:
-        products = 6 * (trained - separate_embedding(config))
-    else:
+    products = 6 * (trained - separate_embedding(config))
+    if not model.head_weight.requires_grad:
         products = 6 * trained + 4 * (matrix_parameters(config) - separate_embedding(config))
     tokens = sum(micro.ids.numel() for micro in micro_batches)
     squares = sum(int((np.bincount(row) ** 2).sum()) for micro in micro_batches
@@ -68,75 +66,68 @@ def matrix_parameters(model: ModelConfig) -> int:
     return blocks + model.vocab_size * model.hidden_size + separate_embedding(model)
 
 
-def adapted_share(pattern: str) -> float:
-    """Share of a block's linear layers that get adapters; a pattern for single blocks counts as all."""
-    kinds = {part.strip() for part in pattern.split(",")}
-    return len(kinds) / len(LINEARS) if kinds <= set(LINEARS) else 1.0
-
-
-def adapter_parameters(config: Config, model: ModelConfig) -> float:
-    """Values of the adapters, if the adapted layers were of average size."""
+def trained_parameters(config: Config, model: ModelConfig) -> int:
+    """Values that learn: all matrices, or adapters, as if all linear layers had one."""
+    if not config.lora:
+        return matrix_parameters(model)
     # Widths of inputs and outputs of a block's layers.
     ends = 7 * model.hidden_size + 2 * _heads_width(model) + 3 * model.intermediate_size
-    return adapted_share(config.lora) * config.lora_rank * model.num_hidden_layers * ends
+    return config.lora_rank * model.num_hidden_layers * ends
 
 
 def training_memory(
-    config: Config, model: ModelConfig, device: torch.device, shards: int = 1, stored: float = 0.0
+    config: Config, model: ModelConfig, device: torch.device, shards: int = 1, stored: float = 0.0,
+    plain_head: bool = False,
 ) -> dict[str, float]:
     """Bytes at the peak of a step, by what they are for. The tests hold it to measured peaks.
 
     `shards`: among how many processes every tensor is divided. `stored`: bytes of the base's file, beside
-    adapters. The peak is at the end of the forward pass, with all activations, or of the backward pass, with
-    all gradients.
+    adapters. `plain_head`: the decoder's. The peak is at the end of the forward pass, with all activations,
+    or of the backward pass, with all gradients.
     """
     D, V, L, inner = model.hidden_size, model.vocab_size, model.num_hidden_layers, model.intermediate_size
-    heads = _heads_width(model)
-    parameters, tokens, width = matrix_parameters(model), config.batch_size * config.context, 4
+    heads, tokens, width = _heads_width(model), config.batch_size * config.context, 4
     if config.dtype != "float32":
         width = 2
+    parameters, trained = matrix_parameters(model), trained_parameters(config, model) / shards
+    head, moments = V * D + separate_embedding(model), moment_bytes(config) * trained
 
     # Activations: bytes that a token leaves in a block for the backward pass. These are inputs of norms (in
-    # fp32),
-    # heads before and after norm and rotation, gate and up, and the inputs of what learns.
-    inputs = 9 * D + inner * width
-    if config.lora:
-        inputs = adapted_share(config.lora) * (2 * D + heads + inner) * width
+    # fp32), heads before and after norm and rotation, gate and up, and the inputs of what learns.
+    inputs = (9 * D + inner * width) / (2 if config.lora else 1)
     whole = 8 * D + ((2 + model.qk_norm) * heads + 2 * inner) * width + inputs
-    saved = {"none": whole, "pointwise": 4 * D + 2 * (D + heads + inner) * width,
-             "blocks": 4 * D}[config.recompute]
+    of_block = {"none": whole, "pointwise": 4 * D + 2 * (D + heads + inner) * width, "blocks": 4 * D}
     recomputed = 0 if config.recompute == "none" else 2 * whole  # one block, and its gradients
-    activations = tokens * (L * saved + recomputed + 8 * D)
-    moments = moment_bytes(config)
+    activations = tokens * (L * of_block[config.recompute] + recomputed + 8 * D)
 
     if config.lora:
-        head = V * D + separate_embedding(model)
-        frozen = stored if config.frozen == "stored" else FROZEN_BYTES[config.frozen] * parameters
-        if config.frozen == "nf4":  # head and embedding stay as they are stored
-            frozen += head * (stored / parameters - FROZEN_BYTES["nf4"])
+        of_value = FROZEN_BYTES | {"stored": stored / parameters}
+        # in four bits, head and embedding stay as they are stored
+        of_head = of_value["stored" if config.frozen == "nf4" else config.frozen]
         need = {
-            "frozen weights": frozen,
-            "adapters, gradients and optimizer": (8 + moments) * adapter_parameters(config, model),
-            "activations": activations,
-            "weights and logits in use": 4 * max(heads, inner) * D + 4 * SLICE * (D + tokens),
+            "frozen weights": of_value[config.frozen] * (parameters - head) + of_head * head,
+            "adapters, gradients and optimizer": 8 * trained + moments,
+            "weights in use": 4 * max(heads, inner) * D,
+            "gradients and activations": activations,
+            "logits": 4 * SLICE * (D + tokens),
         }
     else:
-        at_once = parameters if shards == 1 else (parameters - V * D) / L + V * D  # a block and the head
-        logits = min(HEAD_CHUNK, tokens * V) * (width + (4 if device.type == "cuda" else 0))
-        if shards > 1:
-            peak = activations + 4 * (2 * at_once + parameters / shards)
-        elif config.accumulation > 1:
-            peak = activations + 4 * (parameters + V * D)
-        else:
-            gradients = max(V * D, D * inner) if config.optimizer == "lean" else parameters
-            peak = max(activations + 4 * V * D, 4 * gradients)
-        copied = at_once if config.recompute == "blocks" else parameters
+        block = (parameters - head) / L
+        gradients = max(V * D, block) if config.optimizer == "lean" else trained
+        copied = block + head if shards > 1 and config.recompute == "blocks" else parameters
+        # Gradients of the micro-batches before; fsdp shards them after the last one.
+        earlier = parameters if config.accumulation > 1 else 0
         need = {
-            "weights": 4 * parameters / shards,
-            "optimizer": moments * parameters / shards,
+            "weights": 4 * trained,
+            "optimizer": moments,
             "weights in half precision": 0 if width == 4 else 2 * copied,
-            "gradients and activations": logits + peak,
+            "gradients and activations": max(activations + 4 * (V * D + earlier), 4 * gradients),
+            "logits": min(HEAD_CHUNK, tokens * V) * (width + (4 if device.type == "cuda" else 0)),
         }
+        if shards > 1:
+            need["weights and gradients gathered from shards"] = 8 * (block + head)
+    if plain_head:  # logits, their softmax and its gradient in fp32
+        need["logits"] = 12 * tokens * V
     if device.type != "cuda":
         need["Python, torch and holes in the heap"] = PROCESS_BYTES + HEAP_HOLES * sum(need.values())
     return need
@@ -144,17 +135,18 @@ def training_memory(
 
 def disk_space(config: Config, model: ModelConfig) -> float:
     """Bytes that a run folder grows to: its states and the next, the model twice, a teacher's predictions."""
-    trained = adapter_parameters(config, model) if config.lora else matrix_parameters(model)
-    state = (4 + moment_bytes(config)) * trained
+    state = 4 + moment_bytes(config)  # bytes of a value that learns
     predictions = 8 * config.teacher_top * config.max_steps * config.tokens_per_step if config.teacher else 0
-    return (STATES_KEPT + 1) * state + 2 * 4 * trained + predictions
+    return ((STATES_KEPT + 1) * state + 2 * 4) * trained_parameters(config, model) + predictions
 
 
-def check_budget(config: Config, base: Base, device: torch.device, ranks: Ranks, anyway: bool) -> None:
+def check_budget(
+    config: Config, base: Base, device: torch.device, ranks: Ranks, anyway: bool, plain_head: bool
+) -> None:
     """Print what the run needs and what is free; ValueError (with `anyway` a warning) if it is too little."""
     stored = sum(path.stat().st_size for path in base.folder.glob("*.safetensors")) if base.folder else 0
     shards = ranks.size if config.parallel == "fsdp" else 1
-    need = training_memory(config, base.config, device, shards, stored)
+    need = training_memory(config, base.config, device, shards, stored, plain_head)
     memory, memory_free = sum(need.values()), memory_left(device)
     if device.type != "cuda":  # the processes of a machine share it
         memory_free /= ranks.here
@@ -162,15 +154,16 @@ def check_budget(config: Config, base: Base, device: torch.device, ranks: Ranks,
     place = next(folder for folder in [run, *run.parents] if folder.exists())
     disk, disk_free = disk_space(config, base.config), shutil.disk_usage(place).free
     parts = ", ".join(f"{name} {_gb(size)}" for name, size in need.items())
-    memory_line = f"memory some {_gb(memory)} GB ({parts}), {_gb(memory_free)} left on {device}"
-    disk_line = f"disk {_gb(disk)} GB, {_gb(disk_free)} left in {place}"
-    print(f"{config.folder}: {memory_line}; {disk_line}")
+    print(f"{config.folder}: memory some {_gb(memory)} GB ({parts}), {_gb(memory_free)} left on {device}; "
+          f"disk {_gb(disk)} GB, {_gb(disk_free)} left in {place}")
     if memory > memory_free:
         smaller = "frozen=nf4" if config.lora else "optimizer=lean (with clip=0, accumulation=1)"
-        problem = (f"too little {memory_line}: set recompute=blocks, lower batch_size (and raise "
-                   f"accumulation) or context, or take {smaller}; --anyway tries it as it is")
+        problem = (f"too little memory, {_gb(memory_free)} of {_gb(memory)} GB on {device}: set "
+                   "recompute=blocks, lower batch_size (and raise accumulation) or context, or take "
+                   f"{smaller}; --anyway tries it as it is")
     elif disk > disk_free:
-        problem = f"too little {disk_line}: make room or set runs to another disk; --anyway tries it as it is"
+        problem = (f"too little disk, {_gb(disk_free)} of {_gb(disk)} GB in {place}: make room or set runs "
+                   "to another disk; --anyway tries it as it is")
     else:
         return
     if not anyway:

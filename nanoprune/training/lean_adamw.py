@@ -7,6 +7,7 @@ after all updates), accumulation, float16's scaled loss, and precision of the mo
 import math
 import random
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,46 +27,46 @@ class LeanAdamW(torch.optim.Optimizer):
     def __init__(self, groups: Iterable[dict], lr: float, betas: tuple[float, float], eps: float):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         assert all(p.dtype == torch.float32 for group in self.param_groups for p in group["params"])
-        self.norms = []  # of the gradients since the last `grad_norm`
+        self.norms = []  # of the gradients since the last `take_norms`
         self.order = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
         self.noise = torch.randint(0, 2**16, (2 * CHUNK,), generator=torch.Generator().manual_seed(0),
                                    dtype=torch.int32)
         self.noise = self.noise.to(next(iter(self.order)).device)
+        for parameter in self.order:
+            count, device = parameter.numel(), parameter.device
+            buckets = math.ceil(count / BUCKET)
+            self.state[parameter] = {
+                "step": torch.zeros(()),  # on the CPU: reading it does not wait for a GPU
+                "m": torch.zeros(buckets, BUCKET, dtype=torch.int8, device=device),
+                "m_scale": torch.zeros(buckets, 1, device=device),
+                "v": torch.zeros(count, dtype=torch.bfloat16, device=device)}
 
     def during_backward(self) -> None:
-        """Update each parameter as soon as its gradient is complete, and free the gradient."""
+        """Update each parameter as soon as its gradient is complete."""
         for group in self.param_groups:
-            def update(parameter: torch.Tensor, group: dict = group) -> None:
-                self._update(parameter, group)
-                parameter.grad = None
             for parameter in group["params"]:
-                parameter.register_post_accumulate_grad_hook(update)
+                parameter.register_post_accumulate_grad_hook(partial(self._update, group))
 
     def step(self, closure=None) -> None:
         """Update all parameters that have a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(group, parameter)
 
-    def grad_norm(self) -> float:
-        """Norm of all gradients since the last call."""
+    def take_norms(self) -> list[torch.Tensor]:
+        """The norm of every gradient since the last call."""
         norms, self.norms = self.norms, []
-        return math.sqrt(sum(norm**2 for norm in torch.stack(norms).tolist()))
+        return norms
 
     @torch.no_grad()
-    def _update(self, parameter: torch.Tensor, group: dict) -> None:
+    def _update(self, group: dict, parameter: torch.Tensor) -> None:
+        """Update a parameter, and free its gradient."""
         flat, grad = parameter.view(-1), parameter.grad.reshape(-1)
         self.norms.append(torch.linalg.vector_norm(grad, dtype=torch.float32))
         state, (beta1, beta2) = self.state[parameter], group["betas"]
-        if not state:
-            buckets = -(-len(flat) // BUCKET)
-            state["step"] = torch.zeros(())
-            state["m"] = torch.zeros(buckets, BUCKET, dtype=torch.int8, device=flat.device)
-            state["m_scale"] = torch.zeros(buckets, 1, device=flat.device)
-            state["v"] = torch.zeros(len(flat), dtype=torch.bfloat16, device=flat.device)
         state["step"] += 1
-        t = int(state["step"])  # kept on the CPU: reading it does not wait for a GPU
+        t = int(state["step"])
         draw = random.Random(t * len(self.order) + self.order[parameter])
         for start in range(0, len(flat), CHUNK):
             chunk = slice(start, min(start + CHUNK, len(flat)))
@@ -83,6 +84,7 @@ class LeanAdamW(torch.optim.Optimizer):
             m = F.pad(m, (0, -size % BUCKET)).view(-1, BUCKET)
             state["m_scale"][rows] = scale = m.abs().amax(1, keepdim=True)
             state["m"][rows] = round_to_code(m / scale.clamp(min=1e-30), noise)
+        parameter.grad = None
 
 
 def round_to_bfloat16(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

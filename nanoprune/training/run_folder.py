@@ -12,32 +12,27 @@ is used.
 
 import csv
 import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import torch
 
 from nanoprune.config import Config, config_from_dict
 from nanoprune.distributed import Ranks, join_full_tensors, restarted, shard_like
-from nanoprune.io.files import file_hash, make_folder, read_json, write_csv, write_json
+from nanoprune.io.files import file_hash, make_folder, read_json, replace_folder, write_csv, write_json
 from nanoprune.io.hub import copy_tokenizer
 from nanoprune.io.tensors import file_order, open_tensors, write_tensors
 from nanoprune.nn.peft import save_adapter
 
 if TYPE_CHECKING:
     from model import Decoder
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks, so two processes can write to one folder there
-    fcntl = None
 
 STATES_KEPT = 2
 DECISIVE = ("device", "threads", "torch", "numpy")  # entries of env.json that change the last digits
@@ -88,9 +83,19 @@ class RunFolder:
         return str(self.path)
 
     def lock(self) -> None:
-        """Keep other processes out for as long as this one lives; ValueError if one is in already."""
-        if self.writes:
-            self._lock = lock_folder(self.path)
+        """Keep other processes out for as long as this object lives; ValueError if one is in already."""
+        if not self.writes:
+            return
+        self._lock = open(make_folder(self.path) / ".lock", "a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.seek(0)
+            raise ValueError(f"another process ({self._lock.read().strip()}) is writing to {self}: wait for "
+                             "it, or give this run another name") from error
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()}\n")
+        self._lock.flush()
 
     def start(self, config: Config, env: dict, *sources: Path | None) -> Progress:
         """Write what a new run begins with; of the tokenizer's files the last source's count."""
@@ -100,16 +105,16 @@ class RunFolder:
             for source in filter(None, sources):
                 copy_tokenizer(source, make_folder(self.path / "model"))
         self._open_logs(None)
-        return Progress(config=as_json(config))
+        return Progress(config=config.to_dict())
 
     def restore(self, config: Config, env: dict, optimizer: torch.optim.Optimizer, anyway: bool) -> Progress:
         """Put the newest complete state into the optimizer and its parameters.
 
         ValueError if the run began with other settings, or (unless `anyway`) other files or another machine.
         """
-        check_unchanged(self.path, env, anyway, self.writes)
+        self._check_unchanged(env, anyway)
         progress, tensors = load_state(self.path / "state")
-        now = as_json(config)
+        now = json.loads(json.dumps(config.to_dict()))  # tuples become lists, as in the state
         changed = [name for name, value in progress.config.items()
                    if now.get(name) != value and name not in FREE_TO_CHANGE]
         if changed:
@@ -118,6 +123,36 @@ class RunFolder:
         load_tensors(tensors, optimizer)
         self._open_logs(progress.step)
         return progress
+
+    def _check_unchanged(self, env: dict, anyway: bool) -> None:
+        """ValueError if the files or the machine changed since the run began: its numbers would differ.
+
+        With `anyway` a warning instead, and env.json tells.
+        """
+        began = read_json(self.path / "env.json")
+        if began.get("ranks", 1) != env["ranks"]:
+            print(f"note: {self} began with {began.get('ranks', 1)} processes and resumes with "
+                  f"{env['ranks']}: sums differ in the last digits")
+            began = began | {"threads": env["threads"]}  # which follow from the number of processes
+        changed = []
+        for name in ("data", "base", "teacher"):
+            before, now = began.get(name) or {}, env.get(name, {})
+            files = sorted(file for file in before | now if before.get(file) != now.get(file))
+            if files:
+                changed.append(f"{name} ({', '.join(files)})")
+        changed += [f"{name} ({began.get(name)} then, {env[name]} now)" for name in DECISIVE
+                    if began.get(name) != env[name]]
+        if changed and not anyway:
+            raise ValueError(f"{self} began with other files or another machine: {'; '.join(changed)}. Its "
+                             "numbers would not be those of a run that was never stopped: restore them, "
+                             f"start a new run under another name, or resume with --anyway, which {self}/"
+                             "env.json then records")
+        if changed:
+            print(f"warning: {self} resumes although this changed since it began: {'; '.join(changed)}")
+            if self.writes:
+                write_json(self.path / "env.json", env | {"began": began})
+        elif began.get("git") != env["git"]:
+            print(f"warning: the code changed since {self} began ({began.get('git')} then, {env['git']} now)")
 
     def _open_logs(self, step: int | None) -> None:
         self.logs = {name: Log(self.path / f"{name}.csv", step) for name in ("train", "eval")}
@@ -174,22 +209,21 @@ class Log:
     def __init__(self, path: Path, step: int | None):
         self.path, self.file, self.rows = path, None, []
         if step is not None and path.is_file():
-            with open(path, newline="") as file:
-                # A kill can leave half a last line: it has too few cells, or no step.
-                self.rows = [row for row in csv.DictReader(file) if None not in row.values()
-                             and int(row["step"]) <= step]
+            rows = csv.DictReader(path.read_text().splitlines())
+            # A kill can leave half a last line: it has too few cells, or no step.
+            self.rows = [row for row in rows if None not in row.values() and int(row["step"]) <= step]
 
     def write(self, **row) -> None:
         """Add one line, on the disk before this returns."""
         if self.file is None:
             write_csv(self.path, self.rows, row)
             self.file = open(self.path, "ab", buffering=0)
-        line, end = ",".join(map(str, row.values())) + "\n", self.file.seek(0, os.SEEK_END)
+        line, end = (",".join(map(str, row.values())) + "\n").encode(), self.file.seek(0, os.SEEK_END)
         try:
-            if self.file.write(line.encode()) < len(line):
+            if self.file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            os.ftruncate(self.file.fileno(), end)  # no half line
+            self.file.truncate(end)  # no half line
             raise ValueError(f"cannot write {self.path}: {error}; free some space and resume from the last "
                              "saved state") from error
 
@@ -211,12 +245,13 @@ def saved_config(run: Path) -> Config:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The tensors of a state in the order of its file; the optimizer's groups hold the parameters' names."""
+    """The tensors of a state in the order of its file; the optimizer knows its parameters' names."""
     tensors = {}
-    for name, parameter in _named_parameters(optimizer):
-        tensors[f"weights/{name}"] = parameter
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer/{name}/{key}"] = torch.as_tensor(value)
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            tensors[f"weights/{name}"] = parameter
+            for key, value in optimizer.state[parameter].items():
+                tensors[f"optimizer/{name}/{key}"] = value
     return file_order(tensors)
 
 
@@ -224,30 +259,17 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 def load_tensors(path: Path, optimizer: torch.optim.Optimizer) -> None:
     """Copy a state's tensors, or this rank's shards, one at a time into the optimizer and its parameters."""
     with open_tensors(path) as file:
-        for name, parameter in _named_parameters(optimizer):
-            parameter.copy_(shard_like(file.get_tensor(f"weights/{name}"), parameter))
-            prefix, state = f"optimizer/{name}/", optimizer.state[parameter]
-            for key in [key.removeprefix(prefix) for key in file.keys() if key.startswith(prefix)]:
-                value = file.get_tensor(prefix + key).clone()
-                if key != "step":
-                    state[key] = shard_like(value, parameter).to(parameter.device)
-                else:  # the lean optimizer counts its steps on the CPU
-                    state[key] = value.to(parameter.device) if key in state else value
+        for name, tensor in state_tensors(optimizer).items():
+            tensor.copy_(shard_like(file.get_tensor(name), tensor))
 
 
 def write_state(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress) -> None:
-    """Write one state, and remove all but the newest."""
-    state = make_folder(folder) / f"step-{progress.step:08d}"
-    temporary = state.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        counters = asdict(progress) | {"sha256": write_tensors(temporary / "training.safetensors", tensors)}
-        write_json(temporary / "state.json", {"counters": counters, "sha256": _hash(counters)})
-        shutil.rmtree(state, ignore_errors=True)
-        temporary.rename(state)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    """Write one state, and remove all but the newest, and what a kill has left of others."""
+    for unfinished in folder.glob(".step-*"):
+        shutil.rmtree(unfinished)
+    with replace_folder(folder / f"step-{progress.step:08d}") as state:
+        counters = asdict(progress) | {"sha256": write_tensors(state / "training.safetensors", tensors)}
+        write_json(state / "state.json", {"counters": counters, "sha256": _hash(counters)})
     for old in _states(folder)[:-STATES_KEPT]:
         shutil.rmtree(old)
 
@@ -269,69 +291,10 @@ def load_state(folder: Path) -> tuple[Progress, Path]:
                      "name")
 
 
-def check_unchanged(run: Path, env: dict, anyway: bool, write: bool) -> None:
-    """ValueError if the files or the machine changed since a run began, because its numbers would differ.
-
-    With `anyway` a warning instead, and env.json tells (if `write`).
-    """
-    began = read_json(run / "env.json")
-    if began.get("ranks", 1) != env["ranks"]:
-        print(f"note: {run} began with {began.get('ranks', 1)} processes and resumes with {env['ranks']}: "
-              "sums differ in the last digits")
-        began = began | {"threads": env["threads"]}  # which follow from the number of processes
-    changed = []
-    for name in ("data", "base", "teacher"):
-        before, now = began.get(name) or {}, env.get(name, {})
-        files = sorted(file for file in before | now if before.get(file) != now.get(file))
-        if files:
-            changed.append(f"{name} ({', '.join(files)})")
-    changed += [f"{name} ({began.get(name)} then, {env[name]} now)" for name in DECISIVE
-                if began.get(name) != env[name]]
-    if changed and not anyway:
-        raise ValueError(f"{run} began with other files or another machine: {'; '.join(changed)}. Its "
-                         "numbers would not be those of a run that was never stopped: restore them, start a "
-                         f"new run under another name, or resume with --anyway, which {run}/env.json then "
-                         "records")
-    if changed:
-        print(f"warning: {run} resumes although this changed since it began: {'; '.join(changed)}")
-        if write:
-            write_json(run / "env.json", env | {"began": began})
-    elif began.get("git") != env["git"]:
-        print(f"warning: the code changed since {run} began ({began.get('git')} then, {env['git']} now)")
-
-
-def lock_folder(folder: Path) -> IO:
-    """A file that locks the folder until it is closed or the process ends; ValueError if another holds it."""
-    file = open(make_folder(folder) / ".lock", "a+")
-    if fcntl is None:
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        raise ValueError(f"another process ({file.read().strip()}) is writing to {folder}: wait for it, or "
-                         "give this run another name") from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()}\n")
-    file.flush()
-    return file
-
-
-def as_json(config: Config) -> dict:
-    """A config's settings as config.json gives them back: lists for tuples."""
-    return json.loads(json.dumps(config.to_dict()))
-
-
 def _hash(counters: dict) -> str:
     return hashlib.sha256(json.dumps(counters, sort_keys=True).encode()).hexdigest()
 
 
-def _named_parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    for group in optimizer.param_groups:
-        yield from zip(group["names"], group["params"], strict=True)
-
-
 def _states(folder: Path) -> list[Path]:
     """Complete states, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp"
-                  and (path / "state.json").is_file())
+    return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from nanoprune.config import Config
@@ -50,9 +51,8 @@ class Teacher:
         _check_fit(config, dataset, source)
         self.sha256 = file_hashes(source)
         about = {"teacher": self.sha256, "data": file_hashes(dataset.folder),
-                 "temperature": config.teacher_temperature,
-                 "top": config.teacher_top, "context": config.context, "seed": config.seed,
-                 "pair_repeats": config.pair_repeats}
+                 "temperature": config.teacher_temperature, "top": config.teacher_top,
+                 "context": config.context, "seed": config.seed, "pair_repeats": config.pair_repeats}
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = Path(config.runs) / "teachers" / key
         meta = self.folder / "meta.json"
@@ -87,13 +87,12 @@ class Teacher:
 
     def soft_targets(self, first_row: int, count: int) -> SoftTargets:
         """The predictions for `count` rows, (count, context, k) each."""
-        ids, log_p = [], []
-        for start in range(first_row - first_row % ROWS, first_row + count, ROWS):
-            file = map_tensors(self._file(start))
-            inside = slice(max(0, first_row - start), first_row + count - start)
-            ids.append(torch.from_numpy(file["ids"][inside].copy()))
-            log_p.append(torch.from_numpy(file["log_p"][inside].copy()))
-        return SoftTargets(torch.cat(ids), torch.cat(log_p), self.config.teacher_share,
+        skipped = first_row % ROWS
+        starts = range(first_row - skipped, first_row + count, ROWS)
+        files = [map_tensors(self._file(start)) for start in starts]
+        ids, log_p = (np.concatenate([file[name] for file in files])[skipped : skipped + count]
+                      for name in ("ids", "log_p"))
+        return SoftTargets(torch.from_numpy(ids), torch.from_numpy(log_p), self.config.teacher_share,
                            self.config.teacher_temperature)
 
 
