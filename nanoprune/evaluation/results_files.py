@@ -38,14 +38,12 @@ def write_results(folder: Path, results: list[dict], protocol: str, prompts: lis
 def model_rows(models: list[dict]) -> list[dict]:
     rows = []
     for model in models:
-        test = model["test"]
-        perplexity, bits = test["perplexity_interval"], test["bits_per_byte_interval"]
-        rows.append({
-            "model": model["name"], "tokenizer": model["tokenizer"], "blocks": model["blocks"],
-            "params": model["params"], "nll": test["nll"],
-            "perplexity": test["perplexity"], "perplexity_low": perplexity[0],
-            "perplexity_high": perplexity[1], "bits_per_byte": test["bits_per_byte"], "bits_low": bits[0],
-            "bits_high": bits[1]} | model["cost"])
+        test, row = model["test"], {"model": model["name"]}
+        row |= {key: model[key] for key in ("tokenizer", "blocks", "params")} | {"nll": test["nll"]}
+        for key, short in (("perplexity", "perplexity"), ("bits_per_byte", "bits")):
+            low, high = test[f"{key}_interval"]
+            row |= {key: test[key], f"{short}_low": low, f"{short}_high": high}
+        rows.append(row | model["cost"])
     return rows
 
 
@@ -54,20 +52,21 @@ def accuracy_rows(models: list[dict]) -> list[dict]:
     rows = []
     for model in models:
         for name, questions in model["qa"].items():
-            if not questions["n"]:
-                continue
             whole = questions | {"interval": questions["accuracy_interval"]}
             for category, part in ({"": whole} | questions["by_category"]).items():
+                low, high = part["interval"]
                 rows.append({
                     "model": model["name"], "set": name, "category": category, "n": part["n"],
-                    "accuracy": part["accuracy"], "low": part["interval"][0], "high": part["interval"][1],
+                    "accuracy": part["accuracy"], "low": low, "high": high,
                     "chance": questions["chance"], "longest": questions["longest"]})
     return rows
 
 
 def raw_rows(results: list[dict]) -> dict[str, list[dict]]:
     """By file: the rows of every document, slice, question and answer."""
-    tables = {"documents.csv": [], "slices.csv": [], "questions.csv": [], "answers.csv": []}
+    tables = {"documents.csv": [], "slices.csv": [], "questions.csv": []}
+    if results[0]["written"]:
+        tables["answers.csv"] = []
     for result in results:
         model = {"model": result["name"]}
         for name in ("test", "general"):
@@ -75,9 +74,8 @@ def raw_rows(results: list[dict]) -> dict[str, list[dict]]:
         tables["slices.csv"] += slices(result)
         for name, rows in result["answers"].items():
             tables["questions.csv"] += [model | {"set": name} | row for row in rows]
-        tables["answers.csv"] += [model | row for row in result["written"]]
-    if not tables["answers.csv"]:
-        del tables["answers.csv"]
+        for row in result["written"]:
+            tables["answers.csv"].append(model | row)
     return tables
 
 
@@ -85,7 +83,7 @@ def side_by_side(results: list[dict]) -> list[dict]:
     """Each instruction with the answers of all models."""
     rows = []
     for i, first in enumerate(results[0]["written"]):
-        row = {key: first[key] for key in (*KINDS, "prompt", "reference") if key in first}
+        row = {key: first[key] for key in (*KINDS, "prompt", "reference")}
         rows.append(row | {"answers": {result["name"]: result["written"][i]["answer"] for result in results}})
     return rows
 

@@ -11,14 +11,12 @@ import string
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from nanoprune.data.dataset import SPLITS, Dataset
 from nanoprune.distributed import ALONE, Ranks
 from nanoprune.io.jsonl import read_jsonl
 from nanoprune.nn.sampling import generate
-from nanoprune.statistics import bootstrap
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -89,24 +87,20 @@ def overlap_scores(answer: str, reference: str) -> dict[str, float]:
     except ImportError:
         pass
     try:
-        from sacrebleu import sentence_bleu
-
-        scores["bleu"] = sentence_bleu(answer, [reference]).score / 100
+        scores["bleu"] = corpus_bleu([answer], [reference])
     except ImportError:
         pass
     return scores
 
 
-def corpus_bleu(answers: list[str], references: list[str]) -> float | None:
-    """BLEU (0 to 1) over all answers together; None without sacrebleu.
+def corpus_bleu(answers: list[str], references: list[str]) -> float:
+    """BLEU (0 to 1) over all answers together, by sacrebleu; ImportError without it.
 
     Of n-grams up to the longest that the answers have, four words at most: otherwise short answers always
     give 0.
     """
-    try:
-        from sacrebleu import BLEU
-    except ImportError:
-        return None
+    from sacrebleu import BLEU
+
     return BLEU(effective_order=True).corpus_score(answers, [references]).score / 100
 
 
@@ -129,37 +123,9 @@ def write_answers(
         except ValueError:  # logits that are not finite say nothing
             new_tokens = []
         answer = tokenizer.decode(new_tokens).strip()
-        rows[i] = {kind: instruction.get(kind) for kind in KINDS}
-        rows[i] |= {"prompt": prompt, "reference": reference, "answer": answer}
-        rows[i] |= {"exact_match": exact_match(answer, reference), "f1": token_f1(answer, reference)}
-        rows[i] |= overlap_scores(answer, reference)
-        rows[i] |= {"repetition": repetition(answer), "numbers": len(numbers(answer)),
-                    "invented": invented_numbers(answer, prompt, known)}
+        rows[i] = {kind: instruction.get(kind) for kind in KINDS} | {
+            "prompt": prompt, "reference": reference, "answer": answer,
+            "exact_match": exact_match(answer, reference), "f1": token_f1(answer, reference),
+            **overlap_scores(answer, reference), "repetition": repetition(answer),
+            "numbers": len(numbers(answer)), "invented": invented_numbers(answer, prompt, known)}
     return ranks.gather(rows)
-
-
-def summarize_by_task(rows: list[dict]) -> dict[str, dict]:
-    """Means of every measure over all answers, by task, by category and by difficulty."""
-    groups = {"all": rows}
-    for kind in KINDS:
-        for value in sorted({row[kind] for row in rows if row.get(kind)}):
-            name = value if kind == "task" else f"{kind} {value}"
-            groups[name] = [row for row in rows if row.get(kind) == value]
-    return {name: summarize_answers(group) for name, group in groups.items()}
-
-
-def summarize_answers(rows: list[dict]) -> dict:
-    """Means over answers, those of SCORES with intervals; `invented` is a share of the numbers written."""
-    summary = {"n": len(rows)}
-    for measure in MEANS:
-        if all(measure in row for row in rows):
-            summary[measure] = float(np.mean([row[measure] for row in rows]))
-    bleu = corpus_bleu([row["answer"] for row in rows], [row["reference"] for row in rows])
-    if bleu is not None:
-        summary["bleu"] = bleu
-    for measure in SCORES:
-        values = np.array([row[measure] for row in rows])
-        summary[f"{measure}_interval"] = bootstrap(values, np.ones(len(values)), range(len(values)))
-    written = sum(row["numbers"] for row in rows)
-    summary["invented"] = sum(row["invented"] for row in rows) / written if written else 0.0
-    return summary
