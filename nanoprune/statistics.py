@@ -40,7 +40,7 @@ def mean(values: np.ndarray) -> Ratio:
     return Ratio(values, np.ones(len(values)))
 
 
-def resample(parts: Sequence[np.ndarray], groups: Sequence | None) -> np.ndarray:
+def resample(parts: Sequence[np.ndarray], groups: Sequence | None = None) -> np.ndarray:
     """Sums (k, RESAMPLES) of the parts (k, n) over whole groups drawn with replacement (Efron 1979).
 
     `groups`: the group of each of the n units; None: each is its own. nan where there is a single group:

@@ -17,6 +17,7 @@ from nanoprune.statistics import (
     mcnemar,
     mean,
     percentiles,
+    resample,
 )
 
 RULES = {"correct": "accuracy", "correct_norm": "accuracy_norm", "correct_bytes": "accuracy_bytes"}
@@ -160,7 +161,8 @@ def compare(a: dict, b: dict, comparisons: int) -> dict:
     for text, label in (("test", ""), ("general", "general ")):
         before, after = a[text], b[text]
         if before:
-            drawn = bits(after).resampled() - bits(before).resampled()
+            total, size, total_after, size_after = resample([*bits(before), *bits(after)])
+            drawn = total_after / size_after - total / size
             gain = bits(after).value - bits(before).value
             differences[f"{label}bits_per_byte"] = verdict(gain, drawn, len(before), comparisons)
             if same_tokens:

@@ -16,7 +16,7 @@ def results_page(
     lines = ["# Results", "", conclusions(models, comparisons, seeds), "", protocol, ""]
     lines += [*overview(models), "", *sizes(models[0])]
     sections = {
-        "Size, speed, quality": costs(models),
+        "Size and speed": costs(models),
         "Text": texts(models),
         "Questions": questions_table(models),
         "Answers written to held-out instructions": written_table(models),
@@ -77,16 +77,14 @@ def costs(models: list[dict]) -> list[str]:
         cost = model["cost"]
         rows.append({
             "model": model["name"],
-            "parameters": f"{model['params']:,}",
-            "trained": known(cost["trained_params"], ","),
+            "trained parameters": known(cost["trained_params"], ","),
             "on disk, MB": f"{cost['disk_mb']:.1f}",
             "peak memory, MB": f"{cost['peak_mb']:,.0f}",
             "reading, tokens/s": f"{cost['prefill_tokens_per_s']:,.0f}",
             "writing, tokens/s": f"{cost['decode_tokens_per_s']:,.0f}",
             "a token, ms, p50 / p95": f"{cost['token_p50_ms']:.1f} / {cost['token_p95_ms']:.1f}",
-            "trained, s": known(cost["training_s"], ",.0f"),
-            "on tokens": known(cost["training_tokens"], ","),
-            "test nll": f"{model['test']['nll']:.4f}",
+            "trained for, s": known(cost["training_s"], ",.0f"),
+            "on, tokens": known(cost["training_tokens"], ","),
         })
     return [*table(rows), "", "Peak memory is the process's, on top of what the models before left; an "
             "adapter's size on disk is without its base."]
@@ -102,7 +100,7 @@ def texts(models: list[dict]) -> list[str]:
         "byte perplexity": f"{model[text]['byte_perplexity']:.3f}",
         "word perplexity": f"{model[text]['word_perplexity']:.4g}",
     } for text in ("test", "general") for model in models if model[text]]
-    return ["The test split, and general text that tells what was forgotten, if it was asked for.", "",
+    return ["test: the test split; general: text on many things, which tells what was forgotten.", "",
             *table(rows)]
 
 
@@ -117,8 +115,9 @@ def questions_table(models: list[dict]) -> list[str]:
                 "log-likelihood": f"{q['mean_loglikelihood']:.2f}", "margin": f"{q['mean_margin']:+.2f}"})
     if not rows:
         return []
-    return ["The choice of the highest log-likelihood; per character and per byte of the choice; "
-            "log-likelihood and margin of the true answer, in nats.", "", *table(rows)]
+    return ["accuracy takes the choice of the highest log-likelihood, accuracy_norm the highest per "
+            "character, accuracy_bytes per byte; log-likelihood and margin of the true answer, in nats.", "",
+            *table(rows)]
 
 
 def written_table(models: list[dict]) -> list[str]:
@@ -181,8 +180,7 @@ def conclusions(models: list[dict], comparisons: list[dict], seeds: dict) -> str
         if models[0][text]:
             bits = {model["name"]: model[text]["bits_per_byte"] for model in models}
             best = min(bits, key=lambda name: (math.isnan(bits[name]), bits[name]))
-            sentences.append(f"Of {len(models)} model(s) {best} predicts {label} best: {bits[best]:.3f} bits "
-                             "a byte.")
+            sentences.append(f"Fewest bits a byte on {label}: {best}, {bits[best]:.3f}.")
     sentences += [text_conclusion(comparison) for comparison in comparisons]
     for name in models[0]["qa"]:
         measure = f"{name} accuracy"
