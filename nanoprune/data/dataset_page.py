@@ -27,7 +27,7 @@ def write_dataset_page(folder: Path, meta: dict, corpus: Corpus) -> None:
     dataset = Dataset(folder)
     splits = {name: dataset.split(name) for name in SPLITS}
     documents = {name: JsonLines(folder / f"{name}.jsonl") for name in SPLITS}
-    lengths = {name: np.diff(split.offsets).tolist() for name, split in splits.items()}
+    lengths = {name: np.diff(split.offsets) for name, split in splits.items()}
     draw_lengths(lengths, folder / "lengths.png")
     articles = [(reason, len(names), "; ".join(shortened(name, 80) for name in names[:EXAMPLES]))
                 for reason, names in sorted(corpus.dropped.items())]
