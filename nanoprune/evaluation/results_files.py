@@ -13,8 +13,8 @@ from nanoprune.io.jsonl import write_jsonl
 OPTIONAL = ("answers.csv", "answers.jsonl", "categories.png", "curves.png")  # an earlier evaluation's
 
 
-def write_results(folder: Path, results: list[dict], protocol: str, prompts: list[str]) -> list[str]:
-    """Write everything about the models' results; return the names of the files."""
+def write_results(folder: Path, results: list[dict], protocol: str, prompts: list[str]) -> None:
+    """Write everything about the models' results."""
     for name in OPTIONAL:
         (folder / name).unlink(missing_ok=True)
     models = [summarize(result) for result in results]
@@ -25,14 +25,13 @@ def write_results(folder: Path, results: list[dict], protocol: str, prompts: lis
     write_json(folder / "results.json", finite_or_none(
         {"protocol": protocol, "models": models, "comparisons": comparisons, "over_seeds": seeds}))
     write_jsonl(folder / "samples.jsonl", samples)
-    tables = {"models.csv": model_rows(models), "accuracy.csv": accuracy_rows(models)} | raw_rows(results)
-    for name, rows in tables.items():
+    write_csv(folder / "models.csv", model_rows(models))
+    write_csv(folder / "accuracy.csv", accuracy_rows(models))
+    for name, rows in raw_rows(results).items():
         write_csv(folder / name, rows)
-    names = ["results.md", "results.json", "samples.jsonl", *tables]
     if results[0]["written"]:
         write_jsonl(folder / "answers.jsonl", side_by_side(results))
-        names.append("answers.jsonl")
-    return names + [path.name for path in draw_figures(folder, results)]
+    draw_figures(folder, results)
 
 
 def model_rows(models: list[dict]) -> list[dict]:
@@ -88,12 +87,12 @@ def side_by_side(results: list[dict]) -> list[dict]:
     return rows
 
 
-def draw_figures(folder: Path, results: list[dict]) -> list[Path]:
-    figures = [draw_results(folder, folder / "comparison.png"), draw_slices(folder, folder / "slices.png"),
-               draw_tradeoff(folder, folder / "tradeoff.png")]
+def draw_figures(folder: Path, results: list[dict]) -> None:
+    draw_results(folder, folder / "comparison.png")
+    draw_slices(folder, folder / "slices.png")
+    draw_tradeoff(folder, folder / "tradeoff.png")
     if any(row["category"] for result in results for rows in result["answers"].values() for row in rows):
-        figures.append(draw_categories(folder, folder / "categories.png"))
+        draw_categories(folder, folder / "categories.png")
     runs = [Path(result["path"]).parent for result in results if result["like"]]
     if runs:
-        figures.append(draw_curves(runs, folder / "curves.png"))
-    return figures
+        draw_curves(runs, folder / "curves.png")

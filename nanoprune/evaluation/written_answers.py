@@ -23,11 +23,9 @@ if TYPE_CHECKING:
 
     from model import Decoder
 
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 SCORES = ("exact_match", "f1")  # measures that get intervals and differences
 MEANS = (*SCORES, "rouge1", "rouge2", "rougeL", "repetition")
 KINDS = ("task", "category", "difficulty")  # the fields of an instruction that group its answers
-WORD = re.compile(r"\w+")
 
 
 # ---------------------------------------------------------------- one answer
@@ -52,13 +50,13 @@ def token_f1(answer: str, reference: str) -> float:
 
 def repetition(text: str, n: int = 4) -> float:
     """Share of the text's n-grams of words that stood in it before; 0 where it is shorter."""
-    words = WORD.findall(text.lower())
+    words = re.findall(r"\w+", text.lower())
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def numbers(text: str) -> list[str]:
-    return NUMBER.findall(text)
+    return re.findall(r"\d+(?:[.,]\d+)*", text)
 
 
 def corpus_numbers(dataset: Dataset) -> set[str]:

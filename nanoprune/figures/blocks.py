@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from nanoprune.figures.style import draw_intervals, numbers, read_csv, save
+from nanoprune.figures.style import draw_intervals, numbers, read_csv, save, scale_differences
 from nanoprune.statistics import spearman
 
 NAMES = {"influence": "block influence", "angular": "angular distance", "taylor": "Taylor importance",
@@ -41,27 +41,20 @@ def _draw_losses(axes, rows: list[dict], blocks: list[str]) -> None:
             at = [blocks.index(row["block"].partition(".")[0]) + 0.22 * k for row in part]
             draw_intervals(axes, at, part, INTERVAL, fmt=marker, color=f"C{k}", markersize=5,
                            label=LABELS[half])
-    rises = numbers(rows, "difference")
     whole = numbers([row for row in rows if row["block"] in blocks], "difference")
     best = np.nan_to_num(whole, nan=np.inf).argmin()
     axes.annotate("costs least", (best, whole[best]), xytext=(0, 14), textcoords="offset points", ha="center",
                   fontsize=8, arrowprops={"arrowstyle": "-", "linewidth": 0.6})
-    least, most = np.fmin.reduce(rises), np.fmax.reduce(rises)
-    if least > 0 and most > 20 * least:
-        axes.set_yscale("log")
-    else:
-        axes.axhline(0, color="black", linewidth=0.6)
+    scale_differences(axes)
     axes.legend()
     axes.set(title="The loss without each block (95 % intervals)", ylabel="rise, nats per token")
 
 
 def _draw_estimate(axes, rows: list[dict], estimate: str) -> None:
     values = numbers(rows, estimate)
-    axes.bar(range(len(rows)), values, 0.6)
-    low, high = np.fmin.reduce(values), np.fmax.reduce(values)
-    if low > 0.5 * high:  # else all bars look the same
-        axes.set_ylim(low - 0.3 * (high - low), high + 0.1 * (high - low))
+    axes.plot(values, "o", markersize=5)
     correlation = spearman(numbers(rows, "nll"), values)
     name = NAMES.get(estimate, estimate)
     axes.set_title(f"{name}: rank correlation with the loss {correlation:+.2f}", fontsize=9, loc="left")
     axes.ticklabel_format(axis="y", scilimits=(-2, 4))
+    axes.margins(y=0.2)

@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from nanoprune.figures.style import draw_intervals, read_csv, save
+from nanoprune.figures.style import draw_intervals, read_csv, save, scale_differences
 
 BEFORE = ("lost_before", "lost_before_low", "lost_before_high")
 AFTER = ("lost_after", "lost_after_low", "lost_after_high")
@@ -20,12 +20,9 @@ def draw_study(folder: Path, out: Path) -> Path:
     draw_intervals(axes, at - 0.08, rows, BEFORE, color="C1", markersize=5, label="before healing")
     draw_intervals(axes, at + 0.08, rows, AFTER, color="C0", markersize=5, fmt="s",
                    label="after, to the full model fine-tuned as long")
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_yscale("symlog", linthresh=0.01)
-    axes.yaxis.set_major_formatter("{x:g}")
+    scale_differences(axes)
     axes.set(title="What each block is worth (95 % intervals)", xlabel="block removed",
              ylabel="test loss lost to the full model, nats per token")
     axes.set_xticks(at, [row["block"] for row in rows])
-    axes.margins(y=0.1)
     axes.legend()
     return save(figure, out)

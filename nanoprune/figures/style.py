@@ -55,6 +55,14 @@ def draw_intervals(
     axes.errorbar(at, values, errors, **{"fmt": "o", "capsize": 3} | style)
 
 
+def scale_differences(axes) -> None:
+    """A line at 0, and a scale on which small and large differences of either sign can be read."""
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_yscale("symlog", linthresh=0.01)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.margins(y=0.1)
+
+
 def save(figure, out: Path) -> Path:
     """Write a figure and return its path, which ends in .png unless another ending is given."""
     out = out if out.suffix else out.with_suffix(".png")
