@@ -129,31 +129,26 @@ def written_table(models: list[dict]) -> list[str]:
 
 
 def differences(comparisons: list[dict]) -> list[str]:
-    rows, notes = [], set()
+    rows = []
     for comparison in comparisons:
         first, second = comparison["models"]
         for measure, d in comparison.items():
             in_nats = measure.replace("bits_per_byte", "nll")
-            if measure == "note":
-                notes.add(f"{first} and {second}: {d}.")
+            other_units = in_nats != measure and in_nats in comparison
+            if measure in ("models", "note") or other_units or measure.endswith(("_norm", "_bytes")):
                 continue
-            if measure == "models" or measure.endswith(("accuracy_norm", "accuracy_bytes")):
-                continue
-            if in_nats == measure or in_nats not in comparison:  # each difference of text once
-                rows.append({
-                    "first": first, "second": second,
-                    "measure": "test nll" if measure == "nll" else measure,
-                    "difference [95 %]": difference(d),
-                    "detectable": f"{d['detectable']:.{digits(*d['interval'])}f}",
-                    "McNemar p": known(d.get("mcnemar_p"), ".2g"),
-                    "": "*" if d["shown_among_all"] else "" if d["shown"] else "no difference shown"})
+            rows.append({
+                "first": first, "second": second, "measure": "test nll" if measure == "nll" else measure,
+                "difference [95 %]": difference(d),
+                "detectable": f"{d['detectable']:.{digits(*d['interval'])}f}",
+                "McNemar p": known(d.get("mcnemar_p"), ".2g"),
+                "": "*" if d["shown_among_all"] else "" if d["shown"] else "no difference shown"})
     if not rows:
         return []
-    about = ("Second model less first, paired; an interval that contains 0 shows no difference. Were there "
-             f"none at all, one in twenty would be shown all the same, {0.05 * len(rows):.1f} of these "
-             f"{len(rows)}; those that hold at 95 % for all of them together (Bonferroni) are marked *. "
-             "Detectable: the minimum detectable difference (80 % power).")
-    return [" ".join([about, *sorted(notes)]), "", *table(rows)]
+    return ["Second model less first, paired; an interval that contains 0 shows no difference. Were there "
+            f"none at all, one in twenty would be shown all the same, {0.05 * len(rows):.1f} of these "
+            f"{len(rows)}; those that hold at 95 % for all of them together (Bonferroni) are marked *. "
+            "Detectable: the minimum detectable difference (80 % power).", "", *table(rows)]
 
 
 def seeds_table(configs: list[dict]) -> list[str]:
