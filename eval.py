@@ -286,9 +286,9 @@ def main() -> None:
             break
     # ---- how sure are we?
     if results and ranks.rank == 0:
-        names = write_results(out, results, describe_evaluation(options, candidates, results), prompts)
+        write_results(out, results, describe_evaluation(options, candidates, results), prompts)
         print((out / "results.md").read_text(encoding="utf-8"))
-        print(f"wrote {out}/{', '.join(names)}")
+        print(f"wrote {out}: results.md, the same in results.json, tables and figures")
     if failure:
         raise failure
 

@@ -35,10 +35,9 @@ def draw(sources: list[Path], out: Path) -> Path:
             return TABLES[source.name](source.parent, out)
         if source.suffix == ".csv":
             return draw_blocks(source, out)
-    wrong = [str(source) for source in sources if not (source / "train.csv").is_file()]
-    raise ValueError(f"nothing to draw from {', '.join(wrong)}: give run folders (with train.csv), one "
-                     "results folder (with models.csv) or one of its tables, one study (with study.csv) or "
-                     "one table of block scores (.csv)")
+    raise ValueError(f"nothing to draw from {', '.join(map(str, sources))}: give run folders (with "
+                     "train.csv), one results folder (with models.csv) or one of its tables, one study (with "
+                     "study.csv) or one table of block scores (.csv)")
 
 
 def main() -> None:

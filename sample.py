@@ -50,9 +50,7 @@ def main() -> None:
     rows = []
     try:
         for name, folder in zip(tqdm(args.models, desc="models", disable=None), folders, strict=True):
-            texts = complete(name, folder, args.prompt, args.tokens, device, **sampling)
-            rows += [{"model": name, "prompt": prompt, "text": text}
-                     for prompt, text in zip(args.prompt, texts, strict=True)]
+            rows += complete(name, folder, args.prompt, args.tokens, device, **sampling)
     finally:  # one model's failure does not hide the texts of those before it
         print_texts(args.prompt, rows)
     if args.out:
@@ -62,29 +60,27 @@ def main() -> None:
 
 def complete(
     name: str, folder: Path, prompts: list[str], tokens: int, device: torch.device, **sampling
-) -> list[str]:
-    """A model's continuation of each prompt; `sampling` as in `generate`."""
+) -> list[dict]:
+    """A row for each prompt with a model's continuation of it; `sampling` as in `generate`."""
     model = Decoder.from_pretrained(folder, device=device).eval()
     tokenizer = load_tokenizer(config_folder(folder))
     ends = {tokenizer.token_to_id(token) for token in END_TOKENS + TURN_END_TOKENS}
     stop = model.stop_tokens | ends - {None}
     context = model.config.max_position_embeddings
-    texts = []
+    rows = []
     for prompt in prompts:
         ids = tokenizer.encode(prompt).ids or sorted(stop)[:1]  # an empty prompt begins with an end of text
         if not 0 < len(ids) <= context - tokens:
             raise ValueError(f"{name} was made for {context} tokens: a prompt of {len(ids)} and --tokens "
                              f"{tokens} do not fit; change one of them")
         continuation = generate(model, torch.tensor([ids]), tokens, stop=stop, **sampling)[0]
-        texts.append(tokenizer.decode(continuation))
-    return texts
+        rows.append({"model": name, "prompt": prompt, "text": tokenizer.decode(continuation)})
+    return rows
 
 
 def print_texts(prompts: list[str], rows: list[dict]) -> None:
     """Print all models' texts under each prompt."""
-    if not rows:
-        return
-    for prompt in prompts:
+    for prompt in prompts if rows else ():
         print(f"\n> {prompt}")
         for row in rows:
             if row["prompt"] == prompt:

@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import shutil
+from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from nanoprune.evaluation.perplexity import score_text
 from nanoprune.evaluation.study_page import RunResult, StudyResults, write_study
 from nanoprune.figures.blocks import draw_blocks
 from nanoprune.figures.style import read_csv
-from nanoprune.io.files import finite_or_none, make_folder, read_json, write_csv, write_json
+from nanoprune.io.files import finite_or_none, read_json, write_csv, write_json
 from nanoprune.io.hub import locate
 from nanoprune.nn.model_config import Part, read_parts
 from nanoprune.training.run_folder import has_state
@@ -44,14 +45,17 @@ def run_study(study: Study) -> None:
     training = study.training
     ranks, device = join(training.device), pick_device(training.device)
     folder, dataset = Path(training.runs) / study.name, Dataset(training.data)
-    check_folder(folder, study)
+    about, settings = folder / "study.json", {"study": asdict(study)}
+    if about.is_file() and read_json(about)["study"] != json.loads(json.dumps(settings))["study"]:
+        raise ValueError(f"{folder} holds another study of this name: give this one another name, or remove "
+                         "the folder")
     source = locate(training.base, training.revision)
     model = Decoder.from_pretrained(source, device=device).eval()
     dataset.check_model(training.base, source, model.config.vocab_size)
     blocks = [part.block for part in read_parts(study.blocks, model.config)]
     blocks = blocks or list(range(model.config.num_hidden_layers))
-    if ranks.rank == 0 and not (make_folder(folder) / "study.json").is_file():
-        write_json(folder / "study.json", {"study": asdict(study)})
+    if ranks.rank == 0 and not about.is_file():
+        write_json(about, settings)
     ranks.barrier()
 
     # ---- before healing: scores of all blocks on the validation split, losses without them on the test split
@@ -72,35 +76,27 @@ def run_study(study: Study) -> None:
     reduced_lr = tune_learning_rate(runs, f"less-{best}", (best,))
 
     # ---- after healing: all models take the same steps on the same tokens
-    full, healed = [], {block: [] for block in blocks}
+    results = defaultdict(list)
     for seed in study.seeds:
-        config = replace(training, lr=full_lr, seed=seed)
-        full.append(runs.result(f"full-s{seed}", config, keep_model=study.distill))
+        results["none"].append(runs.result(f"full-s{seed}", study.distill, lr=full_lr, seed=seed))
         for block in blocks:
-            config = replace(training, drop_blocks=(block,), lr=reduced_lr, seed=seed)
-            healed[block].append(runs.result(f"less-{block}-s{seed}", config))
+            results[block].append(
+                runs.result(f"less-{block}-s{seed}", drop_blocks=(block,), lr=reduced_lr, seed=seed))
 
     # ---- distillation: the full model teaches the one without the best block; plain healing for as long
-    distilled, longer = [], []
-    if study.distill:
-        for seed, plain in zip(study.seeds, healed[best], strict=True):
-            config = replace(training, drop_blocks=(best,), lr=reduced_lr, seed=seed)
-            taught = replace(config, teacher=str(folder / f"full-s{seed}" / "model"))
-            distilled.append(runs.result(f"distilled-{best}-s{seed}", taught))
-            steps = equal_time_steps(runs, f"longer-{best}-s{seed}", distilled[-1], plain)
-            longer.append(runs.result(f"longer-{best}-s{seed}", replace(config, max_steps=steps)))
+    for seed, plain in zip(study.seeds if study.distill else (), results[best], strict=False):
+        changes = {"drop_blocks": (best,), "lr": reduced_lr, "seed": seed}
+        teacher = str(folder / f"full-s{seed}" / "model")
+        taught = runs.result(f"distilled-{best}-s{seed}", teacher=teacher, **changes)
+        diverged = None in (taught.seconds, plain.seconds)  # it took no time worth comparing
+        ratio = 1.0 if diverged else max(1.0, taught.seconds / plain.seconds)
+        steps = round(training.max_steps * ratio)
+        results[f"{best}, distilled"].append(taught)
+        results[f"{best}, as long without"].append(
+            runs.result(f"longer-{best}-s{seed}", max_steps=steps, **changes))
 
     if ranks.rank == 0:
-        results = StudyResults(
-            study, blocks, best, scores, before, full_lr, reduced_lr, full, healed, distilled, longer)
-        write_study(results, folder)
-
-
-def check_folder(folder: Path, study: Study) -> None:
-    settings = json.loads(json.dumps(asdict(study)))
-    if (folder / "study.json").is_file() and read_json(folder / "study.json")["study"] != settings:
-        raise ValueError(f"{folder} holds another study of this name: give this one another name, or remove "
-                         "the folder")
+        write_study(StudyResults(study, best, scores, before, full_lr, reduced_lr, results), folder)
 
 
 class Runs:
@@ -109,12 +105,22 @@ class Runs:
     def __init__(self, study: Study, folder: Path, test: Calibration):
         self.study, self.folder, self.test, self.ranks = study, folder, test, test.ranks
 
-    def result(self, name: str, config: Config, keep_model: bool = False) -> RunResult:
-        """The kept result of this name, or that of a run trained as the config says."""
+    def result(self, name: str, keep_model: bool = False, **changes) -> RunResult:
+        """The kept result of this name, or that of a run trained with these changes of the study's config."""
         path = self.folder / "measured" / f"{name}.json"
-        config = replace(config, name=name, runs=str(self.folder))
-        if path.is_file():
-            return RunResult(**read_json(path))
+        if not path.is_file():
+            config = replace(self.study.training, name=name, runs=str(self.folder), **changes)
+            result = self.train_and_measure(config)
+            if self.ranks.rank == 0:
+                write_json(path, asdict(result))
+                shutil.rmtree(config.folder / "state", ignore_errors=True)
+                if not (keep_model or self.study.keep_models):
+                    shutil.rmtree(config.folder / "model", ignore_errors=True)
+            self.ranks.barrier()
+        return RunResult(**read_json(path))
+
+    def train_and_measure(self, config: Config) -> RunResult:
+        """Train a run, or resume it, and measure its test loss."""
         resume = has_state(config.folder / "state")
         if config.folder.exists() and not resume and self.ranks.rank == 0:
             shutil.rmtree(config.folder)  # killed before its first save
@@ -122,37 +128,25 @@ class Runs:
         try:
             if not train(config, resume=resume, listen=catch_signals):
                 raise Stopped(f"{self.folder}: the same command resumes it")
-            result = self.measure(config)
         except Diverged as error:  # perhaps in the first step, of which no log tells
             print(f"{config.folder}: {error}")
-            result = RunResult([None] * self.test.documents, None, None, None)
-        if self.ranks.rank == 0:
-            write_json(path, asdict(result))
-            shutil.rmtree(config.folder / "state", ignore_errors=True)
-            if not (keep_model or self.study.keep_models):
-                shutil.rmtree(config.folder / "model", ignore_errors=True)
-        self.ranks.barrier()
-        return result
-
-    def measure(self, config: Config) -> RunResult:
-        """The result of a finished run: its test loss, and what its logs say."""
+            return RunResult([None] * self.test.documents, None, None, None)
         model = Decoder.from_pretrained(config.folder / "model", device=pick_device(config.device)).eval()
         losses = score_text(model, self.test.windows, self.test.documents, ranks=self.ranks)
         last_step = read_csv(config.folder / "train.csv", ("step", "seconds"))[-1]
         last_validation = read_csv(config.folder / "eval.csv", ("nll",))[-1]
         teacher_seconds = read_json(config.folder / "env.json").get("teacher_seconds", 0.0)
-        seconds = float(last_step["seconds"]) + teacher_seconds
-        nll, validation = finite_or_none(losses.nll.tolist()), finite_or_none(float(last_validation["nll"]))
-        return RunResult(nll, validation, seconds, int(last_step["step"]))
+        return RunResult(
+            finite_or_none(losses.nll.tolist()), finite_or_none(float(last_validation["nll"])),
+            float(last_step["seconds"]) + teacher_seconds, int(last_step["step"]))
 
 
 def tune_learning_rate(runs: Runs, arm: str, drop_blocks: tuple[int, ...]) -> float:
     """The learning rate with the lowest validation loss, on the first seed; ValueError if all diverge."""
     study, losses = runs.study, {}
     for lr in study.learning_rates:
-        config = replace(study.training, drop_blocks=drop_blocks, seed=study.seeds[0], lr=lr)
-        validation = runs.result(f"sweep-{arm}-lr{lr:g}", config).val
-        losses[lr] = math.inf if validation is None else validation
+        run = runs.result(f"sweep-{arm}-lr{lr:g}", drop_blocks=drop_blocks, seed=study.seeds[0], lr=lr)
+        losses[lr] = math.inf if run.val is None else run.val
     best = min(losses, key=losses.get)
     if losses[best] == math.inf:
         raise ValueError(f"{arm} diverged with every learning rate of {study.learning_rates}: give lower "
@@ -160,17 +154,6 @@ def tune_learning_rate(runs: Runs, arm: str, drop_blocks: tuple[int, ...]) -> fl
     print(f"learning rate of {arm}: {best:g} of "
           + ", ".join(f"{lr:g} (validation {loss:.4f})" for lr, loss in losses.items()))
     return best
-
-
-def equal_time_steps(runs: Runs, name: str, distilled: RunResult, plain: RunResult) -> int:
-    """Steps that take as long without a teacher as the distilled run with one; decided once, and kept."""
-    path = runs.folder / "measured" / f"{name}-steps.json"
-    if runs.ranks.rank == 0 and not path.is_file():
-        diverged = None in (distilled.seconds, plain.seconds)  # it took no time worth comparing
-        ratio = 1.0 if diverged else max(1.0, distilled.seconds / plain.seconds)
-        write_json(path, {"steps": round(runs.study.training.max_steps * ratio)})
-    runs.ranks.barrier()
-    return read_json(path)["steps"]
 
 
 def main() -> int:

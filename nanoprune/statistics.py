@@ -1,7 +1,7 @@
 """Intervals of ratios and of rank correlations, by resampling; tests of paired answers."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,16 +25,32 @@ class Ratio(NamedTuple):
     def value(self) -> float:
         return self.numerators.sum() / self.denominators.sum()
 
+    def resampled(self, groups: Sequence | None = None) -> np.ndarray:
+        """Its values (RESAMPLES,) over resampled groups; ratios of the same groups share the resamples."""
+        numerators, denominators = resample(self, groups)
+        return numerators / denominators
 
-def resample(parts: Sequence[np.ndarray], groups: Iterable, seed: int = 0) -> np.ndarray | None:
+    def interval(self, groups: Sequence | None = None) -> Interval:
+        """95 % percentile interval; with the differences of two models as numerators it is paired."""
+        return percentiles(self.resampled(groups))
+
+
+def mean(values: np.ndarray) -> Ratio:
+    """The mean of values (n,) of equal weight."""
+    return Ratio(values, np.ones(len(values)))
+
+
+def resample(parts: Sequence[np.ndarray], groups: Sequence | None = None) -> np.ndarray:
     """Sums (k, RESAMPLES) of the parts (k, n) over whole groups drawn with replacement (Efron 1979).
 
-    None where there is a single group: resampling it says nothing.
+    `groups`: the group of each of the n units; None: each is its own. nan where there is a single group:
+    resampling it says nothing.
     """
-    _, index = np.unique(np.asarray(list(groups)), return_inverse=True)
+    units = range(len(parts[0])) if groups is None else groups
+    _, index = np.unique(units, return_inverse=True)
     if not index.any():
-        return None
-    size, rng, drawn_sums = index.max() + 1, np.random.default_rng(seed), []
+        return np.full((len(parts), RESAMPLES), math.nan)
+    size, rng, drawn_sums = index.max() + 1, np.random.default_rng(0), []
     sums = np.stack([np.bincount(index, weights=part) for part in parts])
     for _ in range(10):  # in ten parts, to bound the memory
         drawn = rng.integers(size, size=(RESAMPLES // 10, size)) + size * np.arange(RESAMPLES // 10)[:, None]
@@ -43,45 +59,21 @@ def resample(parts: Sequence[np.ndarray], groups: Iterable, seed: int = 0) -> np
     return np.concatenate(drawn_sums, axis=1)
 
 
-def percentiles(drawn: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """The ends between which a share `level` of the values along the last axis lies."""
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=-1)
-    return low, high
+def percentiles(drawn: np.ndarray, level: float = 0.95) -> Interval:
+    """The ends between which a share `level` of the drawn values lies."""
+    return Interval(*np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]).tolist())
 
 
 def bootstrap_rows(
-    rows: np.ndarray, denominators: np.ndarray, groups: Iterable, seed: int = 0, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile intervals of sum(row) / sum(denominators), for rows (k, n).
+    rows: np.ndarray, denominators: np.ndarray, groups: Sequence | None = None
+) -> tuple[list[float], list[float]]:
+    """95 % percentile intervals of sum(row) / sum(denominators) for rows (k, n), which share the resamples.
 
-    All rows share the resamples of groups.
-
-    Returns the lower and the upper ends, (k,) each; nan where there is a single group.
+    Returns the lower and the upper ends, k each; nan where there is a single group.
     """
-    drawn = resample([*rows, denominators], groups, seed)
-    if drawn is None:
-        return np.full(len(rows), math.nan), np.full(len(rows), math.nan)
-    return percentiles(drawn[:-1] / drawn[-1], level)
-
-
-def bootstrap(
-    numerators: np.ndarray, denominators: np.ndarray, groups: Iterable, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """Percentile interval of sum(numerators) / sum(denominators), each (n,), resampling whole groups.
-
-    With the differences of two models as numerators it is the paired bootstrap. (nan, nan) of a single group.
-    """
-    low, high = bootstrap_rows(numerators[None], denominators, groups, seed, level)
-    return Interval(float(low[0]), float(high[0]))
-
-
-def bootstrap_ratios(a: Ratio, b: Ratio, groups: Iterable, seed: int = 0, level: float = 0.95) -> Interval:
-    """Percentile interval of b.value - a.value, resampling the groups of both together."""
-    drawn = resample([*a, *b], groups, seed)
-    if drawn is None:
-        return Interval(math.nan, math.nan)
-    low, high = percentiles(drawn[2] / drawn[3] - drawn[0] / drawn[1], level)
-    return Interval(float(low), float(high))
+    *numerators, drawn = resample([*rows, denominators], groups)
+    low, high = zip(*(percentiles(row / drawn) for row in numerators), strict=True)
+    return low, high
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
@@ -89,7 +81,7 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
 
     a, b (n,): two models' answers to the same questions, 1 right and 0 wrong.
     """
-    only_a, only_b = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
+    only_a, only_b = int((a > b).sum()), int((b > a).sum())
     n, fewer = only_a + only_b, min(only_a, only_b)
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
 
@@ -126,13 +118,15 @@ def spearman(a, b) -> np.ndarray:
     return np.where(known, (a * b).sum(-1) / np.where(known, norm, 1), np.nan)
 
 
-def spearman_interval(a, b, seed: int = 0, resamples: int = 2000) -> Interval:
-    """95 % percentile interval of the rank correlation, resampling the pairs."""
+def spearman_interval(a, b) -> Interval:
+    """95 % percentile interval of the rank correlation, resampling the pairs.
+
+    nan where half of the resamples or more have no rank correlation.
+    """
     a, b = np.asarray(a, float), np.asarray(b, float)
-    drawn = np.random.default_rng(seed).integers(len(a), size=(resamples, len(a)))
-    correlations = np.concatenate([spearman(a[part], b[part]) for part in np.array_split(drawn, 10)])
+    drawn = np.random.default_rng(0).integers(len(a), size=(2000, len(a)))
+    correlations = spearman(a[drawn], b[drawn])
     correlations = correlations[np.isfinite(correlations)]
-    if len(correlations) <= resamples / 2:
+    if len(correlations) <= len(drawn) / 2:
         return Interval(math.nan, math.nan)
-    low, high = np.quantile(correlations, [0.025, 0.975])
-    return Interval(float(low), float(high))
+    return percentiles(correlations)

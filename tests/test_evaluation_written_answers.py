@@ -2,6 +2,7 @@
 
 import pytest
 
+from nanoprune.evaluation.comparison import summarize_by_task
 from nanoprune.evaluation.written_answers import (
     corpus_bleu,
     exact_match,
@@ -9,7 +10,6 @@ from nanoprune.evaluation.written_answers import (
     numbers,
     overlap_scores,
     repetition,
-    summarize_by_task,
     token_f1,
 )
 

@@ -138,4 +138,4 @@ def test_mistakes(tmp_path, monkeypatch, capsys):
 
 
 def test_running_mean():
-    assert running_mean([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
+    assert running_mean([1, 2, 3, 4], 2).tolist() == [1, 1.5, 2.5, 3.5]

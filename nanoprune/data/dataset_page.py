@@ -16,6 +16,7 @@ from nanoprune.data.token_file import TokenFile
 from nanoprune.figures.dataset import draw_lengths
 from nanoprune.io.files import write_text
 from nanoprune.io.jsonl import JsonLines
+from nanoprune.io.markdown import table
 
 EXAMPLES = 5  # of each kind
 RUN = 13  # words that make a leak, as in GPT-3's report (arXiv:2005.14165, appendix C)
@@ -27,64 +28,58 @@ def write_dataset_page(folder: Path, meta: dict, corpus: Corpus) -> None:
     dataset = Dataset(folder)
     splits = {name: dataset.split(name) for name in SPLITS}
     documents = {name: JsonLines(folder / f"{name}.jsonl") for name in SPLITS}
-    lengths = {name: np.diff(split.offsets).tolist() for name, split in splits.items()}
+    lengths = {name: np.diff(split.offsets) for name, split in splits.items()}
     draw_lengths(lengths, folder / "lengths.png")
-    articles = [(reason, len(names), "; ".join(shortened(name, 80) for name in names[:EXAMPLES]))
+    left_out = [{"reason": reason, "articles": len(names),
+                 "for example": "; ".join(shortened(name, 80) for name in names[:EXAMPLES])}
                 for reason, names in sorted(corpus.dropped.items())]
     lines = [
         *overview(meta, splits), "", "![Length of the documents](lengths.png)", "",
-        "## Articles left out", "", *table("reason | articles | for example", articles), "",
+        "## Articles left out", "", *table(left_out), "",
         "## Boilerplate", "", *boilerplate(corpus, meta["options"]["keep_boilerplate"]),
-        "## Was the test set seen?", "", *leakage(documents), "",
+        "## Was the test set seen?", "", *leakage(documents, meta["splits"]), "",
         "## Documents", "",
-    ]
-    for name, rows in documents.items():
-        lines.append(f"- {name}, {rows[0]['id']} ({rows[0]['date']}): {shortened(rows[0]['text'], 300)}")
-    lines += ["", "## Questions", ""]
+        *(f"- {name}, {rows[0]['id']} ({rows[0]['date']}): {shortened(rows[0]['text'], 300)}"
+          for name, rows in documents.items()), "",
+        "## Questions"]
     for name, rows in dataset.questions().items():
-        lines += [*question_set(name, rows), ""]
-    write_text(folder / "report.md", "\n".join(lines).rstrip() + "\n")
+        lines += ["", *question_set(name, rows)]
+    write_text(folder / "report.md", "\n".join(lines) + "\n")
 
 
 def overview(meta: dict, splits: dict[str, TokenFile]) -> list[str]:
-    source, entries = meta["source"], meta["splits"]
+    source, rows = meta["source"], []
     options = ", ".join(f"{key} {value}" for key, value in meta["options"].items())
-    rows = []
     for name, split in splits.items():
-        lengths, entry = np.diff(split.offsets), entries[name]
-        tokens = len(split.tokens)
-        rows.append((name, len(split), entry["first"], entry["last"], f"{tokens:,}", int(np.median(lengths)),
-                     int(lengths.max()), f"{tokens / split.bytes.sum():.3f}"))
+        lengths, entry, tokens = np.diff(split.offsets), meta["splits"][name], len(split.tokens)
+        rows.append({
+            "split": name, "documents": len(split), "first day": entry["first"], "last day": entry["last"],
+            "tokens": f"{tokens:,}", "median tokens": int(np.median(lengths)), "longest": lengths.max(),
+            "tokens per byte": f"{tokens / split.bytes.sum():.3f}"})
     return [
         f"# The dataset of {source['name']}", "",
         f"{source['articles']} articles (SHA-256 {source['sha256'][:16]}...), "
-        f"{sum(map(len, splits.values()))} documents "
-        f"kept. Tokenizer: {meta['tokenizer']}. Options: {options}.", "",
-        *table("split | documents | first day | last day | tokens | median tokens | longest | tokens per "
-               "byte", rows),
-    ]
+        f"{sum(map(len, splits.values()))} documents kept. Tokenizer: {meta['tokenizer']}. "
+        f"Options: {options}.", "", *table(rows)]
 
 
 def boilerplate(corpus: Corpus, in_documents: bool) -> list[str]:
     """The share of the text that is boilerplate, and the most frequent paragraphs of each kind."""
     removed = sum(document.boilerplate_chars for document in corpus.documents)
     chars = sum(document.chars for document in corpus.documents)
+    whole, fate = chars + removed, "They were taken out, and"
     if in_documents:
-        share = (f"They stand in the documents (--keep-boilerplate); without, {chars - removed:,} of "
-                 f"{chars:,} characters are left.")
-    else:
-        share = (f"They were taken out, and {chars:,} of {chars + removed:,} characters are left (see "
-                 "--keep-boilerplate).")
-    lines = [share, ""]
+        whole, fate = chars, "They stand in the documents (--keep-boilerplate); without"
+    lines = [f"{fate} {whole - removed:,} of {whole:,} characters are left. See --keep-boilerplate.", ""]
     for kind, counts in sorted(corpus.removed.items()):
         lines += [f"**{kind}**: {counts.total()} paragraphs, {len(counts)} different ones", ""]
-        for (beginning, _), count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:EXAMPLES]:
+        for (beginning, _), count in counts.most_common(EXAMPLES):
             lines.append(f"- {count} x {shortened(beginning, 160)}")
         lines.append("")
     return lines
 
 
-def leakage(documents: dict[str, JsonLines]) -> list[str]:
+def leakage(documents: dict[str, JsonLines], entries: dict[str, dict]) -> list[str]:
     """The share of each test document's runs of words that stand in training documents."""
     tested = evenly_spaced(documents["test"], LEAKAGE_DOCUMENTS)
     runs = [np.unique(shingles(words_of(document["text"]), RUN)) for document in tested]
@@ -96,11 +91,10 @@ def leakage(documents: dict[str, JsonLines]) -> list[str]:
         in_training[places[test_runs[places] == training_runs]] = True
     shares = [in_training[np.searchsorted(test_runs, own)].mean() for own in runs]
     by_share = sorted(zip(shares, tested, strict=True), key=lambda item: (-item[0], item[1]["id"]))
-    mean = sum(share for share, _ in by_share) / len(by_share)
     return [
-        f"Of the runs of {RUN} words in {len(tested)} test documents, {mean:.1%} on average stand in "
-        f"training documents. The last day of training is {documents['train'][-1]['date']}, the first of the "
-        f"test {documents['test'][0]['date']}. The most:", "",
+        f"Of the runs of {RUN} words in {len(tested)} test documents, {np.mean(shares):.1%} on average stand "
+        f"in training documents. The last day of training is {entries['train']['last']}, the first of the "
+        f"test {entries['test']['first']}. The most:", "",
         *(f"- {share:.1%} of {document['id']}: {shortened(document['title'], 80)}"
           for share, document in by_share[:EXAMPLES]),
     ]
@@ -123,8 +117,3 @@ def question_set(name: str, questions: list[dict]) -> list[str]:
 def shortened(text: str, length: int) -> str:
     text = " ".join(text.split()).replace("|", "/")
     return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + " ..."
-
-
-def table(head: str, rows: list[tuple]) -> list[str]:
-    width = head.count("|") + 1
-    return [f"| {head} |", "|" + "---|" * width, *("| " + " | ".join(map(str, row)) + " |" for row in rows)]

@@ -3,25 +3,54 @@
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
 from nanoprune.evaluation.perplexity import EDGES
-from nanoprune.evaluation.written_answers import SCORES, summarize_by_task
+from nanoprune.evaluation.written_answers import KINDS, MEANS, SCORES, corpus_bleu
 from nanoprune.statistics import (
     RESAMPLES,
-    Interval,
     Ratio,
-    bootstrap,
-    bootstrap_ratios,
     detectable_difference,
     mcnemar,
+    mean,
+    percentiles,
+    resample,
 )
 
 RULES = {"correct": "accuracy", "correct_norm": "accuracy_norm", "correct_bytes": "accuracy_bytes"}
 ABOUT = ("name", "path", "blocks", "original", "params", "tokenizer", "seed", "like")
+LENGTHS = ("shortest third", "middle third", "longest third")
+
+
+def column(rows: list[dict], key: str) -> np.ndarray:
+    return np.array([row[key] for row in rows], float)
+
+
+def sources(rows: list[dict]) -> list[str]:
+    """The text that each question rests on."""
+    return [row["source"] for row in rows]
+
+
+def grouped(rows: list[dict], key: str) -> dict[str, list[dict]]:
+    """Rows by a column; those without a value are left out."""
+    groups = defaultdict(list)
+    for row in rows:
+        if row.get(key) not in ("", None):
+            groups[str(row[key])].append(row)
+    return groups
+
+
+def nats(rows: list[dict]) -> Ratio:
+    """Nats per token."""
+    return Ratio(column(rows, "nll"), column(rows, "tokens"))
+
+
+def bits(rows: list[dict]) -> Ratio:
+    """Bits per byte."""
+    return Ratio(column(rows, "nll") / math.log(2), column(rows, "bytes"))
 
 
 # ---------------------------------------------------------------- one model
@@ -36,90 +65,83 @@ def summarize(result: dict) -> dict:
     }
 
 
-def column(rows: list[dict], key: str) -> np.ndarray:
-    return np.array([row[key] for row in rows], float)
-
-
-def nats(rows: list[dict]) -> Ratio:
-    """Nats per token."""
-    return Ratio(column(rows, "nll"), column(rows, "tokens"))
-
-
-def bits(rows: list[dict]) -> Ratio:
-    """Bits per byte."""
-    return Ratio(column(rows, "nll") / math.log(2), column(rows, "bytes"))
+def estimate(name: str, ratio: Ratio, groups: Sequence | None = None) -> dict:
+    """A measure and its interval, as they stand in results.json."""
+    return {name: ratio.value, f"{name}_interval": ratio.interval(groups)}
 
 
 def summarize_text(rows: list[dict]) -> dict:
-    total = {key: column(rows, key).sum() for key in ("nll", "tokens", "bytes", "words")}
-    mean, interval = nats(rows).value, bootstrap(*nats(rows), range(len(rows)))
-    return {
-        "nll": mean,
-        "nll_interval": interval,
-        "perplexity": math.exp(mean),
-        "perplexity_interval": [math.exp(end) for end in interval],
-        "bits_per_byte": total["nll"] / math.log(2) / total["bytes"],
-        "bits_per_byte_interval": bootstrap(*bits(rows), range(len(rows))),
-        "word_perplexity": math.exp(min(700, total["nll"] / total["words"])),
-        "byte_perplexity": math.exp(total["nll"] / total["bytes"]),
-        "tokens": int(total["tokens"]),
-        "bytes": int(total["bytes"]),
-        "words": int(total["words"]),
+    nll, tokens, size, words = (column(rows, key).sum() for key in ("nll", "tokens", "bytes", "words"))
+    loss = estimate("nll", nats(rows))
+    return loss | {
+        "perplexity": math.exp(loss["nll"]),
+        "perplexity_interval": [math.exp(end) for end in loss["nll_interval"]],
+        "bits_per_byte": nll / math.log(2) / size,
+        "bits_per_byte_interval": bits(rows).interval(),
+        "word_perplexity": math.exp(min(700, nll / words)),
+        "byte_perplexity": math.exp(nll / size),
+        "tokens": int(tokens),
+        "bytes": int(size),
+        "words": int(words),
         "documents": len(rows),
     }
 
 
 def summarize_questions(rows: list[dict]) -> dict:
-    n, sources = len(rows), [row["source"] for row in rows]
-    if not n:
-        return {"n": 0, "sources": 0, "accuracy": None, "chance": None}
-    summary = {"n": n, "sources": len(set(sources))}
+    n = len(rows)
+    summary = {"n": n, "sources": len(set(sources(rows)))}
     summary |= {key: column(rows, key).mean() for key in ("chance", "longest")}
     for key, name in RULES.items():
-        right = column(rows, key)
-        summary |= {name: right.mean(), f"{name}_interval": bootstrap(right, np.ones(n), sources)}
-    summary["mean_loglikelihood"] = column(rows, "loglikelihood").mean()
-    summary["mean_margin"] = column(rows, "margin").mean()
+        summary |= estimate(name, mean(column(rows, key)), sources(rows))
+    summary |= {f"mean_{key}": column(rows, key).mean() for key in ("loglikelihood", "margin")}
     summary["stderr"] = column(rows, "correct").std(ddof=1) / math.sqrt(n) if n > 1 else None
-    return summary | {f"by_{kind}": accuracy_by(rows, kind) for kind in ("category", "difficulty")}
+    for kind in ("category", "difficulty"):
+        accuracies = summary[f"by_{kind}"] = {}
+        for value, group in sorted(grouped(rows, kind).items()):
+            accuracy = mean(column(group, "correct"))
+            accuracies[value] = {"n": len(group), "accuracy": accuracy.value,
+                                 "interval": accuracy.interval(sources(group))}
+    return summary
 
 
-def accuracy_by(rows: list[dict], kind: str) -> dict[str, dict]:
-    """Accuracy by category or by difficulty."""
-    accuracies = {}
-    for value in sorted({str(row[kind]) for row in rows} - {""}):
-        group = [row for row in rows if str(row[kind]) == value]
-        right = column(group, "correct")
-        interval = bootstrap(right, np.ones(len(right)), [row["source"] for row in group])
-        accuracies[value] = {"n": len(group), "accuracy": right.mean(), "interval": interval}
-    return accuracies
+def summarize_by_task(rows: list[dict]) -> dict[str, dict]:
+    """Means of every measure over all answers, by task, by category and by difficulty."""
+    summaries = {"all": summarize_answers(rows)}
+    for kind in KINDS:
+        for value, group in sorted(grouped(rows, kind).items()):
+            summaries[value if kind == "task" else f"{kind} {value}"] = summarize_answers(group)
+    return summaries
+
+
+def summarize_answers(rows: list[dict]) -> dict:
+    """Means over answers, those of SCORES with intervals; `invented` is a share of the numbers written."""
+    means = {measure: mean(column(rows, measure)) for measure in MEANS if measure in rows[0]}
+    summary = {"n": len(rows)} | {measure: ratio.value for measure, ratio in means.items()}
+    if "bleu" in rows[0]:
+        summary["bleu"] = corpus_bleu([row["answer"] for row in rows], [row["reference"] for row in rows])
+    for measure in SCORES:
+        summary |= estimate(measure, means[measure])
+    written = column(rows, "numbers").sum()
+    return summary | {"invented": column(rows, "invented").sum() / written if written else 0.0}
 
 
 def slices(result: dict) -> list[dict]:
     """The rows of slices.csv: test loss by month, category, length, and position in a document."""
-    rows, lines = result["test"], []
-    thirds = np.quantile(column(rows, "tokens"), [1 / 3, 2 / 3]) if rows else []
-
-    def add(kind: str, value: str, documents: list[dict], suffix: str = "") -> None:
-        nll, tokens = column(documents, f"nll{suffix}"), column(documents, f"tokens{suffix}")
-        scored = tokens > 0
-        if scored.any():
-            loss = Ratio(nll[scored], tokens[scored])
-            low, high = bootstrap(*loss, range(int(scored.sum())))
+    thirds = np.quantile(column(result["test"], "tokens"), [1 / 3, 2 / 3])
+    rows = [row | {"length": LENGTHS[np.searchsorted(thirds, row["tokens"])]} for row in result["test"]]
+    parts = [(kind, value, "", documents) for kind in ("month", "category", "length")
+             for value, documents in sorted(grouped(rows, kind).items())]
+    for first, after in itertools.zip_longest(EDGES, EDGES[1:]):
+        parts.append(("position", f"{first} to {after - 1}" if after else f"from {first}", f"_{first}", rows))
+    lines = []
+    for kind, value, suffix, documents in parts:
+        scored = [row for row in documents if row[f"tokens{suffix}"]]
+        loss = Ratio(column(scored, f"nll{suffix}"), column(scored, f"tokens{suffix}"))
+        if scored:
+            low, high = loss.interval()
             lines.append({
                 "model": result["name"], "slice": kind, "value": value, "nll": loss.value, "low": low,
-                "high": high, "tokens": int(loss.denominators.sum()), "documents": int(scored.sum())})
-
-    def length(row: dict) -> str:
-        names = ("shortest third", "middle third", "longest third")
-        return names[int(np.searchsorted(thirds, row["tokens"]))]
-
-    groupings = {"month": lambda row: row["month"], "category": lambda row: row["category"], "length": length}
-    for kind, group_of in groupings.items():
-        for value in sorted({group_of(row) for row in rows} - {""}):
-            add(kind, value, [row for row in rows if group_of(row) == value])
-    for first, after in itertools.zip_longest(EDGES, EDGES[1:]):
-        add("position", f"{first} to {after - 1}" if after else f"from {first}", rows, f"_{first}")
+                "high": high, "tokens": int(loss.denominators.sum()), "documents": len(scored)})
     return lines
 
 
@@ -138,43 +160,41 @@ def compare(a: dict, b: dict, comparisons: int) -> dict:
     differences = {"models": [a["name"], b["name"]]}
     for text, label in (("test", ""), ("general", "general ")):
         before, after = a[text], b[text]
-        if not before:
-            continue
-        interval = partial(bootstrap_ratios, bits(before), bits(after), range(len(before)))
-        gain = bits(after).value - bits(before).value
-        differences[f"{label}bits_per_byte"] = verdict(gain, interval, len(before), comparisons)
-        if same_tokens:
-            gains = Ratio(column(after, "nll") - column(before, "nll"), column(before, "tokens"))
-            differences[f"{label}nll"] = mean_difference(gains, range(len(before)), comparisons)
+        if before:
+            total, size, total_after, size_after = resample([*bits(before), *bits(after)])
+            drawn = total_after / size_after - total / size
+            gain = bits(after).value - bits(before).value
+            differences[f"{label}bits_per_byte"] = verdict(gain, drawn, len(before), comparisons)
+            if same_tokens:
+                gains = Ratio(column(after, "nll") - column(before, "nll"), column(before, "tokens"))
+                differences[f"{label}nll"] = mean_difference(gains, None, comparisons)
     if not same_tokens:
         return differences | {"note": "different tokenizers: compared in bits per byte only"}
     for name, before in a["answers"].items():
-        after, sources = b["answers"][name], [row["source"] for row in before]
-        if not before:
-            continue
         for key, measure in RULES.items():
-            right, right_after = column(before, key), column(after, key)
-            gains = Ratio(right_after - right, np.ones(len(before)))
-            differences[f"{name} {measure}"] = mean_difference(gains, sources, comparisons) | {
+            right, right_after = column(before, key), column(b["answers"][name], key)
+            gains = mean(right_after - right)
+            differences[f"{name} {measure}"] = mean_difference(gains, sources(before), comparisons) | {
                 "mcnemar_p": mcnemar(right, right_after)}
     for key in SCORES if a["written"] else ():
-        gain = column(b["written"], key) - column(a["written"], key)
-        gains = Ratio(gain, np.ones(len(gain)))
-        differences[f"written {key}"] = mean_difference(gains, range(len(gain)), comparisons)
+        gains = mean(column(b["written"], key) - column(a["written"], key))
+        differences[f"written {key}"] = mean_difference(gains, None, comparisons)
     return differences
 
 
-def mean_difference(gains: Ratio, groups: Iterable, comparisons: int) -> dict:
-    groups = list(groups)
-    return verdict(gains.value, partial(bootstrap, *gains, groups), len(set(groups)), comparisons)
+def mean_difference(gains: Ratio, groups: Sequence | None, comparisons: int) -> dict:
+    count = len(set(groups)) if groups else len(gains.numerators)
+    return verdict(gains.value, gains.resampled(groups), count, comparisons)
 
 
-def verdict(value: float, interval: Callable[..., Interval], groups: int, comparisons: int) -> dict:
-    """A difference, its interval, and whether it holds alone and among all comparisons (Bonferroni)."""
-    low, high = interval(level=0.95)
-    wide = interval(level=1 - 0.05 / max(1, comparisons))
+def verdict(value: float, drawn: np.ndarray, groups: int, comparisons: int) -> dict:
+    """A difference, its interval from the resamples `drawn`, and whether it holds alone and among all
+    comparisons (Bonferroni).
+    """
+    low, high = percentiles(drawn)
+    wide = percentiles(drawn, 1 - 0.05 / comparisons)
     return {
-        "difference": float(value),
+        "difference": value,
         "interval": [low, high],
         "shown": low > 0 or high < 0,
         "groups": groups,
@@ -190,55 +210,35 @@ def over_seeds(results: list[dict]) -> dict[str, list[dict]]:
 
     Two sources of variance stand apart: `documents`, the standard error of the seeds' mean over resampled
     documents, and `seeds`, the standard deviation between them. The interval of a difference has both.
-
-    Of the test nll. The two sources of variance stand apart: `documents`, the standard error of the seeds'
-    mean over resampled documents, and `seeds`, the standard deviation between them. The interval of a
-    difference has both.
     """
-    by_config = {}
-    for result in results:
-        if result["like"]:
-            by_config.setdefault(result["like"], []).append(result)
-    groups = {}
-    for runs in by_config.values():
+    families = []  # of each config: its row, the losses of its runs' mean, their tokenizer
+    for runs in grouped(results, "like").values():
         if len(runs) > 1:
-            first = runs[0]["name"]
-            groups[re.sub(r"[-_]?s?\d+$", "", first) or first] = runs
-    configs = {name: summarize_seeds(name, runs) for name, runs in groups.items()}
-    losses = {name: mean_over_seeds(runs) for name, runs in groups.items()}
-    comparisons = []
-    for a, b in itertools.combinations(groups, 2):
-        if groups[a][0]["tokenizer"] == groups[b][0]["tokenizer"]:
-            comparisons.append(compare_seeds(configs[a], configs[b], losses[a], losses[b]))
-    return {"configs": list(configs.values()), "comparisons": comparisons}
+            nll, first = np.array([column(run["test"], "nll") for run in runs]), runs[0]
+            loss = Ratio(nll.mean(0), column(first["test"], "tokens"))
+            means = nll.sum(1) / loss.denominators.sum()
+            row = {"config": re.sub(r"[-_]?s?\d+$", "", first["name"]) or first["name"], "runs": len(runs),
+                   "nll": means.mean(), "documents": standard_error(loss), "seeds": means.std(ddof=1),
+                   "lowest": means.min(), "highest": means.max()}
+            families.append((row, loss, first["tokenizer"]))
+    comparisons = [compare_seeds(a, b, loss_a, loss_b) for (a, loss_a, tokenizer), (b, loss_b, other)
+                   in itertools.combinations(families, 2) if tokenizer == other]
+    return {"configs": [row for row, *_ in families], "comparisons": comparisons}
 
 
-def mean_over_seeds(runs: list[dict]) -> Ratio:
-    """Nats per token: of each document the mean over seeds, and its tokens."""
-    nll = np.mean([column(run["test"], "nll") for run in runs], axis=0)
-    return Ratio(nll, column(runs[0]["test"], "tokens"))
-
-
-def document_error(loss: Ratio) -> float:
+def standard_error(loss: Ratio) -> float:
     """Standard error over resampled documents."""
-    low, high = bootstrap(*loss, range(len(loss.numerators)))
+    low, high = loss.interval()
     return (high - low) / 3.92
-
-
-def summarize_seeds(name: str, runs: list[dict]) -> dict:
-    means = np.array([nats(run["test"]).value for run in runs])
-    return {"config": name, "runs": len(runs), "nll": float(means.mean()),
-            "documents": document_error(mean_over_seeds(runs)), "seeds": float(means.std(ddof=1)),
-            "lowest": float(means.min()), "highest": float(means.max())}
 
 
 def compare_seeds(a: dict, b: dict, loss_a: Ratio, loss_b: Ratio) -> dict:
     """The difference of config b from config a, from their rows and their mean losses."""
     gains = Ratio(loss_b.numerators - loss_a.numerators, loss_a.denominators)
-    documents = document_error(gains)
+    documents = standard_error(gains)
     seeds = sum(config["seeds"] ** 2 / config["runs"] for config in (a, b))
-    margin, difference = 1.96 * math.sqrt(documents**2 + seeds), float(gains.value)
+    margin, difference = 1.96 * math.sqrt(documents**2 + seeds), gains.value
     return {"configs": [a["config"], b["config"]], "difference": difference,
-            "interval": [difference - margin, difference + margin], "shown": abs(difference) > margin,
+            "interval": [difference - margin, difference + margin], "shown": bool(abs(difference) > margin),
             "documents": documents, "seeds": math.sqrt(seeds),
             "method": "normal, variances of documents and of seeds added"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,21 +9,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from nanoprune.figures.style import read_csv
 from nanoprune.nn.attention import KeyValueCache
 
 if TYPE_CHECKING:
     from model import Decoder
 
+PROMPT_TOKENS, NEW_TOKENS = 256, 32
 ROUNDS, SECONDS = 4, 3  # limits of a measurement; two rounds at least, of which the first warms up
 
 
 @torch.no_grad()
-def measure_cost(model: Decoder, folder: Path, prompt_tokens: int = 256, new_tokens: int = 32) -> dict:
+def measure_cost(model: Decoder, folder: Path) -> dict:
     """Size on disk, training time, and the speed of one sequence: medians over rounds."""
-    prompt_tokens = min(prompt_tokens, max(1, model.config.max_position_embeddings - new_tokens - 1))
+    prompt_tokens = min(PROMPT_TOKENS, max(1, model.config.max_position_embeddings - NEW_TOKENS - 1))
     rounds, began = [], time.perf_counter()
     while len(rounds) < 2 or (len(rounds) < ROUNDS and time.perf_counter() - began < SECONDS):
-        rounds.append(time_tokens(model, prompt_tokens, new_tokens))
+        rounds.append(time_tokens(model, prompt_tokens))
     seconds = np.array(rounds[1:])
     prefill, token = np.median(seconds[:, 0]), seconds[:, 1:].ravel()
     return {
@@ -33,17 +34,17 @@ def measure_cost(model: Decoder, folder: Path, prompt_tokens: int = 256, new_tok
         "token_p50_ms": 1000 * float(np.median(token)),
         "token_p95_ms": 1000 * float(np.quantile(token, 0.95)),
         "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
+        "new_tokens": NEW_TOKENS,
         "disk_mb": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6,
     } | training_cost(folder)
 
 
-def time_tokens(model: Decoder, prompt_tokens: int, new_tokens: int) -> np.ndarray:
+def time_tokens(model: Decoder, prompt_tokens: int) -> np.ndarray:
     """Seconds of reading a prompt, and then of each new token."""
-    cache = KeyValueCache(model.config, 1, prompt_tokens + new_tokens, model.device, model.dtype)
+    cache = KeyValueCache(model.config, 1, prompt_tokens + NEW_TOKENS, model.device, model.dtype)
     ids = torch.arange(prompt_tokens, device=model.device)[None] % model.config.vocab_size
     ends = [time.perf_counter()]
-    for _ in range(new_tokens + 1):
+    for _ in range(NEW_TOKENS + 1):
         ids = model.last_logits(ids, cache).argmax(-1, keepdim=True)
         ids.cpu()  # waits for the device
         ends.append(time.perf_counter())
@@ -52,9 +53,8 @@ def time_tokens(model: Decoder, prompt_tokens: int, new_tokens: int) -> np.ndarr
 
 def training_cost(folder: Path) -> dict:
     """Seconds and tokens that the run of a model's folder took; None for a model that is no run's."""
-    log, steps = folder.parent / "train.csv", []
-    if folder.name == "model" and log.is_file():
-        steps = list(csv.DictReader(log.read_text().splitlines()))
-    if not steps:
+    log = folder.parent / "train.csv"
+    if folder.name != "model" or not log.is_file():
         return {"training_s": None, "training_tokens": None}
-    return {"training_s": float(steps[-1]["seconds"]), "training_tokens": int(steps[-1]["tokens"])}
+    last = read_csv(log, ("seconds", "tokens"))[-1]
+    return {"training_s": float(last["seconds"]), "training_tokens": int(last["tokens"])}

@@ -98,7 +98,9 @@ class Items:
     def add_questions(self, cut: bool) -> None:
         for name, questions in self.dataset.questions().items():
             encoded, counts = encode_questions(self.tokenizer, questions, self.window, cut)
-            self.questions[name], self.counts[name] = encoded, counts
+            self.counts[name] = counts
+            if encoded:
+                self.questions[name] = encoded
 
     def add_instructions(self, most: int, max_new_tokens: int, cut: bool) -> None:
         """At most `most` held-out instructions: prompt, tokens, reference, kinds.

@@ -13,8 +13,8 @@ from nanoprune.io.jsonl import write_jsonl
 OPTIONAL = ("answers.csv", "answers.jsonl", "categories.png", "curves.png")  # an earlier evaluation's
 
 
-def write_results(folder: Path, results: list[dict], protocol: str, prompts: list[str]) -> list[str]:
-    """Write everything about the models' results; return the names of the files."""
+def write_results(folder: Path, results: list[dict], protocol: str, prompts: list[str]) -> None:
+    """Write everything about the models' results."""
     for name in OPTIONAL:
         (folder / name).unlink(missing_ok=True)
     models = [summarize(result) for result in results]
@@ -25,27 +25,24 @@ def write_results(folder: Path, results: list[dict], protocol: str, prompts: lis
     write_json(folder / "results.json", finite_or_none(
         {"protocol": protocol, "models": models, "comparisons": comparisons, "over_seeds": seeds}))
     write_jsonl(folder / "samples.jsonl", samples)
-    tables = {"models.csv": model_rows(models), "accuracy.csv": accuracy_rows(models)} | raw_rows(results)
-    for name, rows in tables.items():
+    write_csv(folder / "models.csv", model_rows(models))
+    write_csv(folder / "accuracy.csv", accuracy_rows(models))
+    for name, rows in raw_rows(results).items():
         write_csv(folder / name, rows)
-    names = ["results.md", "results.json", "samples.jsonl", *tables]
     if results[0]["written"]:
         write_jsonl(folder / "answers.jsonl", side_by_side(results))
-        names.append("answers.jsonl")
-    return names + [path.name for path in draw_figures(folder, results)]
+    draw_figures(folder, results)
 
 
 def model_rows(models: list[dict]) -> list[dict]:
     rows = []
     for model in models:
-        test = model["test"]
-        perplexity, bits = test["perplexity_interval"], test["bits_per_byte_interval"]
-        rows.append({
-            "model": model["name"], "tokenizer": model["tokenizer"], "blocks": model["blocks"],
-            "params": model["params"], "nll": test["nll"],
-            "perplexity": test["perplexity"], "perplexity_low": perplexity[0],
-            "perplexity_high": perplexity[1], "bits_per_byte": test["bits_per_byte"], "bits_low": bits[0],
-            "bits_high": bits[1]} | model["cost"])
+        test, row = model["test"], {"model": model["name"]}
+        row |= {key: model[key] for key in ("tokenizer", "blocks", "params")} | {"nll": test["nll"]}
+        for key, short in (("perplexity", "perplexity"), ("bits_per_byte", "bits")):
+            low, high = test[f"{key}_interval"]
+            row |= {key: test[key], f"{short}_low": low, f"{short}_high": high}
+        rows.append(row | model["cost"])
     return rows
 
 
@@ -54,20 +51,21 @@ def accuracy_rows(models: list[dict]) -> list[dict]:
     rows = []
     for model in models:
         for name, questions in model["qa"].items():
-            if not questions["n"]:
-                continue
             whole = questions | {"interval": questions["accuracy_interval"]}
             for category, part in ({"": whole} | questions["by_category"]).items():
+                low, high = part["interval"]
                 rows.append({
                     "model": model["name"], "set": name, "category": category, "n": part["n"],
-                    "accuracy": part["accuracy"], "low": part["interval"][0], "high": part["interval"][1],
+                    "accuracy": part["accuracy"], "low": low, "high": high,
                     "chance": questions["chance"], "longest": questions["longest"]})
     return rows
 
 
 def raw_rows(results: list[dict]) -> dict[str, list[dict]]:
     """By file: the rows of every document, slice, question and answer."""
-    tables = {"documents.csv": [], "slices.csv": [], "questions.csv": [], "answers.csv": []}
+    tables = {"documents.csv": [], "slices.csv": [], "questions.csv": []}
+    if results[0]["written"]:
+        tables["answers.csv"] = []
     for result in results:
         model = {"model": result["name"]}
         for name in ("test", "general"):
@@ -75,9 +73,8 @@ def raw_rows(results: list[dict]) -> dict[str, list[dict]]:
         tables["slices.csv"] += slices(result)
         for name, rows in result["answers"].items():
             tables["questions.csv"] += [model | {"set": name} | row for row in rows]
-        tables["answers.csv"] += [model | row for row in result["written"]]
-    if not tables["answers.csv"]:
-        del tables["answers.csv"]
+        for row in result["written"]:
+            tables["answers.csv"].append(model | row)
     return tables
 
 
@@ -85,17 +82,17 @@ def side_by_side(results: list[dict]) -> list[dict]:
     """Each instruction with the answers of all models."""
     rows = []
     for i, first in enumerate(results[0]["written"]):
-        row = {key: first[key] for key in (*KINDS, "prompt", "reference") if key in first}
+        row = {key: first[key] for key in (*KINDS, "prompt", "reference")}
         rows.append(row | {"answers": {result["name"]: result["written"][i]["answer"] for result in results}})
     return rows
 
 
-def draw_figures(folder: Path, results: list[dict]) -> list[Path]:
-    figures = [draw_results(folder, folder / "comparison.png"), draw_slices(folder, folder / "slices.png"),
-               draw_tradeoff(folder, folder / "tradeoff.png")]
+def draw_figures(folder: Path, results: list[dict]) -> None:
+    draw_results(folder, folder / "comparison.png")
+    draw_slices(folder, folder / "slices.png")
+    draw_tradeoff(folder, folder / "tradeoff.png")
     if any(row["category"] for result in results for rows in result["answers"].values() for row in rows):
-        figures.append(draw_categories(folder, folder / "categories.png"))
+        draw_categories(folder, folder / "categories.png")
     runs = [Path(result["path"]).parent for result in results if result["like"]]
     if runs:
-        figures.append(draw_curves(runs, folder / "curves.png"))
-    return figures
+        draw_curves(runs, folder / "curves.png")

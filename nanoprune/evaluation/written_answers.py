@@ -11,25 +11,21 @@ import string
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from nanoprune.data.dataset import SPLITS, Dataset
 from nanoprune.distributed import ALONE, Ranks
 from nanoprune.io.jsonl import read_jsonl
 from nanoprune.nn.sampling import generate
-from nanoprune.statistics import bootstrap
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from model import Decoder
 
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 SCORES = ("exact_match", "f1")  # measures that get intervals and differences
 MEANS = (*SCORES, "rouge1", "rouge2", "rougeL", "repetition")
 KINDS = ("task", "category", "difficulty")  # the fields of an instruction that group its answers
-WORD = re.compile(r"\w+")
 
 
 # ---------------------------------------------------------------- one answer
@@ -54,13 +50,13 @@ def token_f1(answer: str, reference: str) -> float:
 
 def repetition(text: str, n: int = 4) -> float:
     """Share of the text's n-grams of words that stood in it before; 0 where it is shorter."""
-    words = WORD.findall(text.lower())
+    words = re.findall(r"\w+", text.lower())
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def numbers(text: str) -> list[str]:
-    return NUMBER.findall(text)
+    return re.findall(r"\d+(?:[.,]\d+)*", text)
 
 
 def corpus_numbers(dataset: Dataset) -> set[str]:
@@ -89,24 +85,20 @@ def overlap_scores(answer: str, reference: str) -> dict[str, float]:
     except ImportError:
         pass
     try:
-        from sacrebleu import sentence_bleu
-
-        scores["bleu"] = sentence_bleu(answer, [reference]).score / 100
+        scores["bleu"] = corpus_bleu([answer], [reference])
     except ImportError:
         pass
     return scores
 
 
-def corpus_bleu(answers: list[str], references: list[str]) -> float | None:
-    """BLEU (0 to 1) over all answers together; None without sacrebleu.
+def corpus_bleu(answers: list[str], references: list[str]) -> float:
+    """BLEU (0 to 1) over all answers together, by sacrebleu; ImportError without it.
 
     Of n-grams up to the longest that the answers have, four words at most: otherwise short answers always
     give 0.
     """
-    try:
-        from sacrebleu import BLEU
-    except ImportError:
-        return None
+    from sacrebleu import BLEU
+
     return BLEU(effective_order=True).corpus_score(answers, [references]).score / 100
 
 
@@ -129,37 +121,9 @@ def write_answers(
         except ValueError:  # logits that are not finite say nothing
             new_tokens = []
         answer = tokenizer.decode(new_tokens).strip()
-        rows[i] = {kind: instruction.get(kind) for kind in KINDS}
-        rows[i] |= {"prompt": prompt, "reference": reference, "answer": answer}
-        rows[i] |= {"exact_match": exact_match(answer, reference), "f1": token_f1(answer, reference)}
-        rows[i] |= overlap_scores(answer, reference)
-        rows[i] |= {"repetition": repetition(answer), "numbers": len(numbers(answer)),
-                    "invented": invented_numbers(answer, prompt, known)}
+        rows[i] = {kind: instruction.get(kind) for kind in KINDS} | {
+            "prompt": prompt, "reference": reference, "answer": answer,
+            "exact_match": exact_match(answer, reference), "f1": token_f1(answer, reference),
+            **overlap_scores(answer, reference), "repetition": repetition(answer),
+            "numbers": len(numbers(answer)), "invented": invented_numbers(answer, prompt, known)}
     return ranks.gather(rows)
-
-
-def summarize_by_task(rows: list[dict]) -> dict[str, dict]:
-    """Means of every measure over all answers, by task, by category and by difficulty."""
-    groups = {"all": rows}
-    for kind in KINDS:
-        for value in sorted({row[kind] for row in rows if row.get(kind)}):
-            name = value if kind == "task" else f"{kind} {value}"
-            groups[name] = [row for row in rows if row.get(kind) == value]
-    return {name: summarize_answers(group) for name, group in groups.items()}
-
-
-def summarize_answers(rows: list[dict]) -> dict:
-    """Means over answers, those of SCORES with intervals; `invented` is a share of the numbers written."""
-    summary = {"n": len(rows)}
-    for measure in MEANS:
-        if all(measure in row for row in rows):
-            summary[measure] = float(np.mean([row[measure] for row in rows]))
-    bleu = corpus_bleu([row["answer"] for row in rows], [row["reference"] for row in rows])
-    if bleu is not None:
-        summary["bleu"] = bleu
-    for measure in SCORES:
-        values = np.array([row[measure] for row in rows])
-        summary[f"{measure}_interval"] = bootstrap(values, np.ones(len(values)), range(len(values)))
-    written = sum(row["numbers"] for row in rows)
-    summary["invented"] = sum(row["invented"] for row in rows) / written if written else 0.0
-    return summary

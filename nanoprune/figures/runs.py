@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import matplotlib.ticker
+import numpy as np
+from matplotlib.ticker import EngFormatter, LogLocator
 
 from nanoprune.figures.style import numbers, read_csv, save
 
@@ -22,15 +23,16 @@ def draw_curves(runs: list[Path], out: Path) -> Path:
     for axes, title in ((left, "Training loss (running mean)"), (right, "Validation loss")):
         axes.set(title=title, xlabel="tokens seen", ylabel="nats per token")
         axes.set_yscale("log")  # the first steps would flatten the rest, where the runs differ
-        axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
-        axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(axis="x")
         axes.legend(fontsize=10)
     return save(figure, out)
 
 
-def running_mean(values: list[float], width: int) -> list[float]:
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Mean over the last `width` values (fewer at the start)."""
-    return [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
+    counts = np.minimum(np.arange(len(values)) + 1, width)
+    return np.convolve(values, np.ones(width))[: len(values)] / counts

@@ -1,9 +1,11 @@
 """Style, tables and files that all figures share."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")  # no window, also where there is a display
 import matplotlib.pyplot as plt  # noqa: E402
@@ -33,8 +35,10 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict]:
     return rows
 
 
-def numbers(rows: list[dict], column: str) -> list[float]:
-    return [float(row[column]) for row in rows]
+def numbers(rows: list[dict], column: str) -> np.ndarray:
+    """The values of a column; nan, which is not drawn, where one is missing or not finite."""
+    values = np.array([float(row[column] or "nan") for row in rows])
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def distinct(rows: list[dict], column: str) -> list[str]:
@@ -42,12 +46,21 @@ def distinct(rows: list[dict], column: str) -> list[str]:
     return list(dict.fromkeys(row[column] for row in rows))
 
 
-def draw_intervals(axes, at: list[float], rows: list[dict], columns: tuple[str, str, str], **style) -> None:
+def draw_intervals(
+    axes, at: Sequence[float], rows: list[dict], columns: tuple[str, str, str], **style
+) -> None:
     """Points with error bars at these places; `columns` name the value and the ends of its interval."""
     values, lows, highs = (numbers(rows, column) for column in columns)
-    below = [max(0, value - low) for value, low in zip(values, lows, strict=True)]
-    above = [max(0, high - value) for value, high in zip(values, highs, strict=True)]
-    axes.errorbar(at, values, [below, above], **{"fmt": "o", "capsize": 3} | style)
+    errors = np.fmax(0, [values - lows, highs - values])
+    axes.errorbar(at, values, errors, **{"fmt": "o", "capsize": 3} | style)
+
+
+def scale_differences(axes) -> None:
+    """A line at 0, and a scale on which small and large differences of either sign can be read."""
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_yscale("symlog", linthresh=0.01)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.margins(y=0.1)
 
 
 def save(figure, out: Path) -> Path:
