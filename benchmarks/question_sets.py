@@ -26,7 +26,7 @@ from nanoprune.device import fast_bfloat16, keep_freed_memory
 from nanoprune.evaluation.multiple_choice import encode_questions, score_questions
 from nanoprune.io.files import write_csv
 from nanoprune.io.hub import locate
-from nanoprune.statistics import bootstrap
+from nanoprune.statistics import mean
 
 WAYS = ("with the passage", "from memory", "from the choices alone")
 GAP = "____"
@@ -67,9 +67,9 @@ def describe(rows: list[dict], metric: str) -> list[list[str]]:
 
 
 def interval_cells(values: list[float], sources: list[str]) -> list[str]:
-    values = np.array(values, float)
-    low, high = bootstrap(values, np.ones(len(values)), sources)
-    return [str(len(values)), str(len(set(sources))), f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"]
+    accuracy = mean(np.array(values, float))
+    low, high = accuracy.interval(sources)
+    return [str(len(values)), str(len(set(sources))), f"{accuracy.value:.3f} [{low:.3f}, {high:.3f}]"]
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ class Settings:
 
     def problems(self) -> list[str]:
         """All problems of the values, one line each: field, value given, what is allowed."""
-        return _wrong_types(self) or _out_of_bounds(self) + self._conflicts()
+        return wrong_types(self) or out_of_bounds(self) + self._conflicts()
 
 
 @dataclass(frozen=True)
@@ -324,12 +324,12 @@ def _types(cls: type, with_bounds: bool = False) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=with_bounds)
 
 
-def _wrong_types(settings: Settings) -> list[str]:
+def wrong_types(settings: Settings) -> list[str]:
     return [f"{name}: given {getattr(settings, name)!r}, must be {_type_name(kind)}"
             for name, kind in _types(type(settings)).items() if not _is_a(getattr(settings, name), kind)]
 
 
-def _out_of_bounds(settings: Settings) -> list[str]:
+def out_of_bounds(settings: Settings) -> list[str]:
     problems = []
     for name, kind in _types(type(settings), with_bounds=True).items():
         value, choices = getattr(settings, name), get_args(kind)
