@@ -85,10 +85,10 @@ def test_pages_and_plain_files(read):
     assert code == 0 and "new            3" in out and set(found) == {"a/page.html", "2025-12-05 note.txt",
                                                                       "old.txt"}
     page, note, old = found["a/page.html"], found["2025-12-05 note.txt"], found["old.txt"]
-    assert page["title"] == "The München plant" and page["text"] == "The München plant\n\nOne CO2.\n\nTwo."
+    assert page["title"] == "The München plant" and page["text"] == "One CO2.\n\nTwo."
     assert (page["date"], page["dated_by"]) == ("2024-02-03", "metadata")
     assert (note["title"], note["date"], note["dated_by"]) == ("A note", "2025-12-05", "name")
-    assert note["text"] == "A note\n\nWrapped lines, größer."
+    assert note["text"] == "Wrapped lines, größer."  # the title is there once
     assert old["text"] == "Grün in another code." and (old["date"], old["dated_by"]) == ("2023-11-14", "file")
     # nothing is lost
     assert "unchanged      3" in read({})[1] and list(read({}, "--since", "2024-01-01")[3]) == list(found)

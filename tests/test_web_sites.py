@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanoprune.web import sites
 from nanoprune.web.html import html_to_text
-from nanoprune.web.sites import SITES, is_complete, parse_article, parse_date, parse_feed, parse_sitemap, site_of
+from nanoprune.web.sites import SITES, is_complete, parse_article, parse_date, parse_feed, parse_sitemap
 
 BMW = SITES["bmw"]
 
@@ -25,12 +26,13 @@ def test_the_real_page(real):
 
 
 @pytest.mark.parametrize("article, site", [
-    ({"site": "bmw", "url": "http://127.0.0.1/x"}, BMW), ({"site": "no-such-site", "url": BMW.base_url}, None),
+    ({"site": "bmw", "url": "http://127.0.0.1/x"}, BMW),
+    ({"site": "no-such-site", "url": BMW.base_url}, None),
     ({"url": "https://www.press.bmwgroup.com/global/article/detail/T0454343EN/slug"}, BMW),
     ({"url": "https://www.press.bmwgroup.com.example/global"}, None), ({"url": "papers/a.txt"}, None),
     ({"url": None}, None), ({}, None)])
 def test_the_site_of_an_article(article, site):
-    assert site_of(article) is site
+    assert sites.site_of(article) is site
 
 
 def test_boilerplate_and_language_belong_to_the_site():
@@ -38,7 +40,8 @@ def test_boilerplate_and_language_belong_to_the_site():
     assert BMW.language_of("T0454343DE") == "DE" and BMW.language_of("PR-0001AG") is None
     for text, is_shared in (("With its four brands BMW, MINI and others, it is large.", True),
                             ("In 2024, the BMW Group sold over 2.4 million passenger vehicles.", True),
-                            ("BMW Group Corporate Communications", True), ("The BMW Group opens a plant.", False)):
+                            ("BMW Group Corporate Communications", True),
+                            ("The BMW Group opens a plant.", False)):
         assert any(re.fullmatch(pattern, text) for pattern in BMW.boilerplate) == is_shared
 
 
