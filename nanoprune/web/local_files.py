@@ -9,11 +9,8 @@ described among their menus.
 import logging
 import os
 import re
-import sys
 from collections import Counter
-from collections.abc import Callable
-from datetime import UTC, date, datetime
-from functools import cache
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -21,19 +18,19 @@ from typing import NamedTuple
 from lxml import etree
 
 from nanoprune.web.html import decode, html_to_text, read_html
-from nanoprune.web.sites import MONTHS, blank_article, parse_date
+from nanoprune.web.sites import MONTHS, blank_article, find_date
 
 MAX_BYTES = 200 * 2**20
 MAX_TITLE = 150  # characters
 FIRST_LINES = 10  # that may hold the title and the date
 MIN_EXTRACTED = 250  # characters; of a page with less, trafilatura takes everything, menus too
-DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])(?!\d)")
+DAY = r"(?<!\d)(?P<year>(?:19|20)\d\d)-?(?P<month>0[1-9]|1[0-2])-?(?P<day>0[1-9]|[12]\d|3[01])(?!\d)"
 
 # The dates that a line may begin with, behind a word such as "Published:" or a place. Only that word allows a
 # year of two digits, since 1.2.10 is a section's number. 05/12/2025 is none: it may be in May or in December.
 WORD = (r"(?i:(?:(?:release|publication|publishing|issue) )?date|date of (?:issue|publication|release)"
-        r"|published|publication|released|issued|posted|(?:veröffentlichungs|erscheinungs)?datum|veröffentlicht|erschienen"
-        r"|stand|(?:press|news|media|immediate) release|for (?:immediate )?release"
+        r"|published|publication|released|issued|posted|(?:veröffentlichungs|erscheinungs)?datum"
+        r"|veröffentlicht|erschienen|stand|(?:press|news|media|immediate) release|for (?:immediate )?release"
         r"|(?:presse|medien)(?:mitteilung|information|meldung))")
 CAPITALISED = r"[^\W\d_a-z][\w.'()/-]*"
 BEGINNING = (rf"^\W*(?:(?P<word>{WORD})(?: (?:on|at|am|vom|of))?[ :.–—|*-]*"
@@ -50,9 +47,9 @@ DATES = tuple(f"{BEGINNING}{pattern}(?(word)|(?![,\\s]*[a-zäöüß]))" for patt
     rf"(?P<day>1[3-9]|2\d|3[01])/(?P<month>\d{{1,2}})/{YEAR}",
     rf"(?P<month>\d{{1,2}})/(?P<day>1[3-9]|2\d|3[01])/{YEAR}"))
 LETTER = re.compile(r"[^\W\d_]")
-RULE = re.compile(r"[\W_]{3,}")  # a line of ===== or * * *
+RULE = re.compile(r"([=_*~#+.–—-] ?){3,}")  # a line of ===== or * * *
 TITLE_WORD = re.compile(r"(?i)^\W*(?:title|titel|headline|überschrift|subject|betreff) ?: *")
-PROSE = re.compile(r"[.,;]$|\w{4}\. ")  # in what is no title
+PROSE = re.compile(r"[.,;]$|[a-zäöüß]{4}\. [A-ZÄÖÜ]")  # in what is no title
 LEADERS = re.compile(r"(\. ?){5,}")  # the dots of a table of contents
 PAGE_NUMBERS = [re.compile(place) for place in (
     r"^(\W*)(\d{1,4})(?!\d)", r"(^|\D)(\d{1,4})\W*$", r"(?i)\b(page |seite )(\d{1,4})(?!\d)")]
@@ -112,20 +109,12 @@ def whole_characters(text: str) -> str:
 
 def day_in(text: str) -> str:
     """The first day of the form 2025-12-05 or 20251205 that exists; empty if there is none."""
-    for match in DAY.finditer(text):
-        try:
-            return date(*map(int, match.groups())).isoformat()
-        except ValueError:
-            continue
-    return ""
+    return find_date(text, (DAY,))
 
 
 def day_at_start(line: str) -> str:
     """The day that a line begins with, in English or German; empty if it begins with none."""
-    try:
-        return parse_date(line[:200], DATES)
-    except ValueError:
-        return ""
+    return find_date(line[:200], DATES)
 
 
 def split_title(lines: list[str]) -> tuple[str, list[str]]:
@@ -141,19 +130,6 @@ def split_title(lines: list[str]) -> tuple[str, list[str]]:
     return "", lines
 
 
-# ---------------------------------------------------------------- pages
-@cache
-def trafilatura_extract() -> Callable | None:
-    """trafilatura.extract; None, with a warning, if it is not installed."""
-    try:
-        from trafilatura import extract
-    except ImportError:
-        print('warning: pages are read by the own extractor; trafilatura reads them better: '
-              'pip install ".[pages]"', file=sys.stderr)
-        return None
-    return extract
-
-
 def read_page(path: Path) -> Content:
     """An HTML file, read by trafilatura, else by its elements."""
     root = read_html(path.read_bytes())
@@ -162,13 +138,19 @@ def read_page(path: Path) -> Content:
     stamps = root.xpath(
         "//meta[contains(@property, 'published') or contains(@name, 'date')]/@content | //time/@datetime")
     day = next(filter(None, map(day_in, stamps)), "")
-    text, read_by, extract = "", "trafilatura", trafilatura_extract()
-    if extract:
+    text, read_by = "", "trafilatura"
+    try:
+        from trafilatura import extract
         page = etree.tostring(root, encoding="unicode", method="html")
         found = extract(page, output_format="html", include_comments=False, favor_recall=True)
         text = html_to_text(found or "")
+        fallback = "own extractor"
+    except ImportError:
+        fallback = 'own extractor (pip install ".[pages]" brings trafilatura)'
+    except Exception as error:  # a strange page can fail anywhere in it
+        fallback = f"own extractor ({type(error).__name__} in trafilatura)"
     if len(text) < MIN_EXTRACTED:
-        text, read_by = main_text(root), "own extractor"
+        text, read_by = main_text(root), fallback
     return Content(title, day, text.split("\n"), text, read_by)
 
 
@@ -223,24 +205,18 @@ def without_running_lines(pages: list[list[str]], edge: int = 2) -> list[str]:
     half of the pages.
     """
     pages = [[line for line in map(str.strip, page) if line] for page in pages]
-    forms = [[forms_of_line(page, i, number) if i < edge or i >= len(page) - edge else set()
-              for i in range(len(page))] for number, page in enumerate(pages)]
-    counts = Counter(form for page in forms for form in set().union(*page))
+
+    def forms(line: str, number: int) -> set[str]:
+        """The line, and the line with what may be the page's number as its distance to `number`."""
+        return {line} | {place.sub(lambda match: f"{match[1]}#{int(match[2]) - number}", line)
+                         for place in PAGE_NUMBERS}
+
+    counts = Counter()
+    for number, page in enumerate(pages):
+        counts.update(set().union(*(forms(line, number) for line in page[:edge] + page[-edge:])))
     running = {form for form, pages_with_it in counts.items() if pages_with_it >= max(2, len(pages) / 2)}
-    return [line for page, forms_of_page in zip(pages, forms, strict=True)
-            for line, forms_of_it in zip(page, forms_of_page, strict=True) if running.isdisjoint(forms_of_it)]
-
-
-def forms_of_line(page: list[str], i: int, number: int) -> set[str]:
-    """The line as it stands, and with the number that may be the page's as its distance to `number`.
-
-    A row of a table has no such number: beside it is one that differs from it only in digits.
-    """
-    shapes = [re.sub(r"\d+", "#", line) for line in page[max(0, i - 1) : i + 2]]
-    if shapes.count(re.sub(r"\d+", "#", page[i])) > 1:
-        return {page[i]}
-    return {page[i]} | {place.sub(lambda match: f"{match[1]}#{int(match[2]) - number}", page[i])
-                        for place in PAGE_NUMBERS}
+    return [line for number, page in enumerate(pages) for i, line in enumerate(page)
+            if edge <= i < len(page) - edge or running.isdisjoint(forms(line, number))]
 
 
 def join_lines(lines: list[str]) -> str:

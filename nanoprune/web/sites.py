@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
+from itertools import chain
 from typing import NamedTuple
 from urllib.parse import urljoin
 
@@ -202,18 +203,14 @@ def _parse_item(item: etree._Element, site: Site, url: str, sound: bool) -> dict
     link = value("link")
     if not link and re.match(r"https?:|[\w./-]*/", identity) and value("guid", "isPermaLink") != "false":
         link = identity
-    day = ""
-    for name in ("pubDate", "published", "issued", DUBLIN_CORE_DATE, "updated", "modified"):
-        try:
-            day = day or parse_date(value(name), (*FEED_DATES, *site.dates))
-        except ValueError:
-            continue
+    stamps = map(value, ("pubDate", "published", "issued", DUBLIN_CORE_DATE, "updated", "modified"))
+    days = (find_date(stamp, (*FEED_DATES, *site.dates)) for stamp in stamps)
     text = text_of(WHOLE_TEXT)
     text = text[:-500] + FOOTER.sub("", text[-500:])  # below a description it shows a summary, and stays
     text = text or text_of("content") or text_of("description")  # the `summary` of Atom is none
     place = link and _join(_join(url, item.base or ""), link)
-    return blank_article(site.article_id(identity) or site.article_id(link), place, date=day, text=text,
-                         title=" ".join(text_of("title").split()))
+    return blank_article(site.article_id(identity) or site.article_id(link), place, text=text,
+                         date=next(filter(None, days), ""), title=" ".join(text_of("title").split()))
 
 
 def _join(url: str, link: str) -> str:
@@ -255,19 +252,25 @@ def parse_sitemap(xml: bytes) -> tuple[list[tuple[str, str]], list[str]]:
     return pages, nested
 
 
+def find_date(text: str, patterns: Iterable[str], months: tuple[str, ...] = MONTHS) -> str:
+    """The first day that exists by the first pattern that gives one, as YYYY-MM-DD; "" if there is none."""
+    for match in chain.from_iterable(re.finditer(pattern, text) for pattern in patterns):
+        month, year = match["month"].lower(), int(match["year"])
+        begins = [bool(re.match(name, month)) for name in months]
+        if year < 100:  # two digits, as RFC 2822 reads them
+            year += 2000 if year < 50 else 1900
+        try:
+            number = int(month) if month.isdigit() else begins.index(True) + 1
+            return date(year, number, int(match["day"])).isoformat()
+        except ValueError:
+            continue
+    return ""
+
+
 def parse_date(text: str, patterns: Iterable[str], months: tuple[str, ...] = MONTHS) -> str:
-    """The day as YYYY-MM-DD by the first pattern that matches, in any locale; ValueError if there is none."""
-    for pattern in patterns:
-        if match := re.search(pattern, text):
-            month, year = match["month"].lower(), int(match["year"])
-            begins = [bool(re.match(name, month)) for name in months]
-            if year < 100:  # two digits, as RFC 2822 reads them
-                year += 2000 if year < 50 else 1900
-            try:
-                number = int(month) if month.isdigit() else begins.index(True) + 1
-                return date(year, number, int(match["day"])).isoformat()
-            except ValueError:
-                break
+    """The day that a text names, in any locale, as by `find_date`; ValueError if there is none."""
+    if day := find_date(text, patterns, months):
+        return day
     raise ValueError(f"no date that can be read: {text[:60]!r}")
 
 
