@@ -1,6 +1,7 @@
 """HTML to plain text with its paragraphs, lists and tables."""
 
 import re
+from itertools import islice
 
 from lxml import etree
 
@@ -107,7 +108,8 @@ def read_html(html: str | bytes) -> etree._Element:
         raise ValueError(f"the HTML cannot be read whole: {parser.error_log.last_error.message}")
     if root is None:
         return etree.Element("html")
-    resolve_superscripts(root)
+    if root.find(".//sup") is not None:
+        resolve_superscripts(root)
     return root
 
 
@@ -130,15 +132,14 @@ def resolve_superscripts(root: etree._Element) -> None:
         if element.tag in BLOCK_TAGS:
             before = ""
         if event == "start" and element.tag == "sup":
-            mark = "".join(element.itertext()).strip()
-            is_power = element.find(".//a") is None and POWER.search(f"{before}^{mark}")
+            mark = "".join(islice(element.itertext(), 9)).strip()[:20]
+            is_power = POWER.search(f"{before}^{mark}") and not element.xpath(".//a | parent::a[not(text())]")
             attached = before and not before[-1].isspace()
             if MARK.fullmatch(mark) and not is_power and (attached or not (element.tail or " ")[0].isalnum()):
-                mark = ""
+                element.clear(keep_tail=True)
             elif before[-1:].isdigit() and re.fullmatch(r"[+−–-]?\d+|n", mark):
-                mark = mark.translate(RAISED)
-            element.clear(keep_tail=True)
-            element.text = mark
+                element.clear(keep_tail=True)
+                element.text = mark.translate(RAISED)
         before = (before + ((element.text if event == "start" else element.tail) or ""))[-40:]
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from lxml import etree
 
 from nanoprune.web.html import decode, html_to_text, read_html
-from nanoprune.web.sites import MONTHS, blank_article, find_date
+from nanoprune.web.sites import MONTHS, blank_article, parse_date
 
 MAX_BYTES = 200 * 2**20
 MAX_TITLE = 150  # characters
@@ -107,14 +107,17 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def day_in(text: str) -> str:
-    """The first day of the form 2025-12-05 or 20251205 that exists; empty if there is none."""
-    return find_date(text, (DAY,))
+def day_in(text: str, patterns: tuple[str, ...] = (DAY,)) -> str:
+    """The first day of the form 2025-12-05 or 20251205, or by other patterns; empty if there is none."""
+    try:
+        return parse_date(text, patterns)
+    except ValueError:
+        return ""
 
 
 def day_at_start(line: str) -> str:
     """The day that a line begins with, in English or German; empty if it begins with none."""
-    return find_date(line[:200], DATES)
+    return day_in(line[:200], DATES)
 
 
 def split_title(lines: list[str]) -> tuple[str, list[str]]:

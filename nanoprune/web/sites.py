@@ -106,7 +106,7 @@ def site_of(article: dict) -> Site | None:
 MAX_SITEMAP = 50 * 2**20  # bytes unpacked, the protocol's own limit (https://www.sitemaps.org/protocol.html)
 FEED_DATES = (
     # Fri, 05 Dec 2025 08:34:40 +0100, in old feeds 05-Dec-25
-    r"(?P<day>\d{1,2})[ -](?P<month>[^\W\d]+)\.?[ -](?P<year>\d{4}|\d\d)\b",
+    r"(?P<day>\d{1,2})\.?[ -](?P<month>[^\W\d]+)\.?[ -](?P<year>\d{4}|\d\d)\b",
     r"(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)",  # 2025-12-05T08:34:40Z
 )
 RDF_ABOUT = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}about"
@@ -204,13 +204,16 @@ def _parse_item(item: etree._Element, site: Site, url: str, sound: bool) -> dict
     if not link and re.match(r"https?:|[\w./-]*/", identity) and value("guid", "isPermaLink") != "false":
         link = identity
     stamps = map(value, ("pubDate", "published", "issued", DUBLIN_CORE_DATE, "updated", "modified"))
-    days = (find_date(stamp, (*FEED_DATES, *site.dates)) for stamp in stamps)
+    try:
+        day = parse_date("\n".join(stamps), (*FEED_DATES, *site.dates))
+    except ValueError:
+        day = ""
     text = text_of(WHOLE_TEXT)
     text = text[:-500] + FOOTER.sub("", text[-500:])  # below a description it shows a summary, and stays
     text = text or text_of("content") or text_of("description")  # the `summary` of Atom is none
     place = link and _join(_join(url, item.base or ""), link)
     return blank_article(site.article_id(identity) or site.article_id(link), place, text=text,
-                         date=next(filter(None, days), ""), title=" ".join(text_of("title").split()))
+                         date=day, title=" ".join(text_of("title").split()))
 
 
 def _join(url: str, link: str) -> str:
@@ -252,8 +255,11 @@ def parse_sitemap(xml: bytes) -> tuple[list[tuple[str, str]], list[str]]:
     return pages, nested
 
 
-def find_date(text: str, patterns: Iterable[str], months: tuple[str, ...] = MONTHS) -> str:
-    """The first day that exists by the first pattern that gives one, as YYYY-MM-DD; "" if there is none."""
+def parse_date(text: str, patterns: Iterable[str], months: tuple[str, ...] = MONTHS) -> str:
+    """The first day that exists by the first pattern that gives one, as YYYY-MM-DD, in any locale.
+
+    ValueError if there is none.
+    """
     for match in chain.from_iterable(re.finditer(pattern, text) for pattern in patterns):
         month, year = match["month"].lower(), int(match["year"])
         begins = [bool(re.match(name, month)) for name in months]
@@ -264,13 +270,6 @@ def find_date(text: str, patterns: Iterable[str], months: tuple[str, ...] = MONT
             return date(year, number, int(match["day"])).isoformat()
         except ValueError:
             continue
-    return ""
-
-
-def parse_date(text: str, patterns: Iterable[str], months: tuple[str, ...] = MONTHS) -> str:
-    """The day that a text names, in any locale, as by `find_date`; ValueError if there is none."""
-    if day := find_date(text, patterns, months):
-        return day
     raise ValueError(f"no date that can be read: {text[:60]!r}")
 
 
