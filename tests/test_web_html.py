@@ -88,7 +88,8 @@ def test_one_damaged_byte_is_one_sign(frame):
 @pytest.mark.parametrize("charset, words", [
     ("gb2312", "新工厂"), ("iso-8859-2", "Łódź"), ("shift_jis", "新しい工場")])
 def test_the_charset_is_the_pages_own(before, charset, words):
-    page = f"""<html><head>{before}<meta http-equiv="Content-Type" content="text/html; charset={charset}"></head>
+    page = f"""<html><head>{before}
+        <meta http-equiv="Content-Type" content="text/html; charset={charset}"></head>
         <p>{words * 9}</p></html>"""
     assert html_to_text(page.encode(charset)) == words * 9
 

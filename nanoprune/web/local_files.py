@@ -226,7 +226,7 @@ def join_lines(lines: list[str]) -> str:
     """Paragraphs from typeset lines: one ends with a sentence on a line that is not full, or before a bullet.
 
     A line is full if the next word would not have fitted in. Lines that go on in lower case are wrapped for
-    certain, so that they tell the width; a line of a table of contents ends a paragraph.
+    certain, so that they tell the width.
     """
     pairs = list(zip(lines, [*lines[1:], ""], strict=False))
     wrapped = [len(line) for line, following in pairs if following[:1].islower()]
@@ -236,9 +236,10 @@ def join_lines(lines: list[str]) -> str:
         if re.search(r"[^\W\d_]-$", line) and following[:1].islower():
             text += line[:-1]  # a divided word
             continue
-        is_full = len(line) + len(following.split(" ")[0]) >= 0.85 * width
+        is_full = len(line) + min(len(following.split(" ")[0]), width / 4) >= 0.85 * width
         ends = not is_full and (line[-1] in ".!?:;" or not following[:1].islower())
-        ends = ends or LEADERS.search(line) or re.match(r"[•▪–-] ", following)
+        is_odd = len(line) > 1.4 * width or LEADERS.search(line)  # such as a table's row
+        ends = ends or is_odd or re.match(r"[•▪–-] ", following)
         text += line + ("\n\n" if ends else " ")
     return text.strip()
 
