@@ -32,6 +32,7 @@ def test_html_to_text(html, text):
     ("5 km<a href='#n'><sup>3</sup></a> and 7 m<sup><a href='#n'>2</a></sup> wide<sup>*</sup>.",
      "5 km and 7 m wide."),
     ("<a>24 m<sup>2</sup></a>", "24 m2"),
+    ("6 l/100 km<sup>2</sup>, CO<sup>2</sup>", "6 l/100 km, CO2"),
     ("120 g/km<sup>2</sup>, 400 Nm<sup>2</sup>, in 5.9 s<sup>3</sup>", "120 g/km, 400 Nm, in 5.9 s"),
     ("10<sup>1</sup> cars, 2025<sup>12</sup>, CO<sub>2</sub><sup>1</sup>", "10 cars, 2025, CO2"),
     ("24 m<sup>2</sup>, 10<sup>3</sup> cells, 120 g CO<sub>2</sub>", "24 m2, 10³ cells, 120 g CO2"),

@@ -165,7 +165,8 @@ def test_titles_and_dates_of_plain_files(read, lines, title, day, text):
     ("Woodcliff Lake, NJ – December 18th, 2025", "2025-12-18"), ("(Elbach, 18 December 2025)", "2025-12-18"),
     ("Published on Thursday, December 18, 2025 by X", "2025-12-18"), ("12/18/2025", "2025-12-18"),
     ("Date: 05/12/2025", ""), ("Date of birth: 18.12.1975", ""), ("1.2.10 Installation", ""),
-    ("31.02.2025", ""),
+    ("31.02.2025", ""), ("Datum der Veröffentlichung: 18.12.2025", "2025-12-18"),
+    ("Munich. 18 December 2025", "2025-12-18"), ("Date published: 2025/12/18", "2025-12-18"),
     ("On 18 December 2025 the plant opens", ""), ("18 December 2025 was a day", ""), ("", ""),
     ("In the plant, 18 December 2025 is remembered", ""), ("Elbach, im Dezember 2025", "")])
 def test_the_day_at_the_start_of_a_line(line, day):

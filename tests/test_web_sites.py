@@ -83,7 +83,8 @@ ITEM = ("<item><title>Silence</title><link>http://x/T0000001EN/s</link>"
     "[&amp;#8230;] Continue reading &amp;rarr;", "… Weiterlesen", "[…] [mehr]", "[...]", "…", "(more)",
     "and silent [more]", "fell. Continue reading “A new shop opens” →", "fell. Read the full story",
     "still. Mehr »", "still. Mehr lesen", "still.&lt;p&gt;Der Beitrag T erschien zuerst auf Elbach.",
-    "still. Lire la suite", "still. Zum Artikel", "silent Read more"])
+    "still. Lire la suite", "still. Zum Artikel", "still. Learn more",
+    "still.&lt;p&gt;View the full release", "still. Lesen Sie mehr", "silent Read more"])
 def test_a_summary_needs_its_page(end):
     for text in (f"The crowd fell silent {end}", f"&lt;p&gt;The crowd fell.&lt;/p&gt;&lt;p&gt;Then {end}"):
         feed = f"<rss><channel>{ITEM.format(f'<description>{text}</description>')}</channel></rss>"

@@ -116,9 +116,10 @@ def read_html(html: str | bytes) -> etree._Element:
 # The mark of a footnote, such as 1, 2), [3], a, * or 1, 2: no ordinal (st, e), ion (2+) or sign (-1).
 NOTE = r"(\d{1,3}|[a-df-h]|[*†‡§¶]+)"
 MARK = re.compile(rf"[\[(]?{NOTE}(\s*[,;–-]\s*{NOTE})*[\])]?|[\[(]?[a-z][\])]|[,;]")
-# A power of ten, of a unit or of a variable. A footnote is likelier after the km of g/km and the s of 5 s.
-POWER = re.compile(
-    r"(?<![\d.,])10\^(?!1$)\d+$|(?<![^\W\d_])([cdmµ]?m|(?<!/)km|in|ft|yd|mi|(?<=/)s|mc|[xyzrncR])\^[23]$")
+# A power of ten, of a unit or of a variable, and CO² for CO₂. A footnote is likelier after the km of g/km and
+# of l/100 km, and after the s of 5 s.
+POWER = re.compile(r"(?<![\d.,])10\^(?!1$)\d+$|(?<![^\W\d_])"
+                   r"([cdmµ]?m|(?<!/)(?<!/100.)km|in|ft|yd|mi|(?<=/)s|mc|CO|[xyzrncR])\^[23]$")
 RAISED = str.maketrans("0123456789+-−–n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁻ⁿ")
 
 

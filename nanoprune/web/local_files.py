@@ -28,19 +28,20 @@ DAY = r"(?<!\d)(?P<year>(?:19|20)\d\d)-?(?P<month>0[1-9]|1[0-2])-?(?P<day>0[1-9]
 
 # The dates that a line may begin with, behind a word such as "Published:" or a place. Only that word allows a
 # year of two digits, since 1.2.10 is a section's number. 05/12/2025 is none: it may be in May or in December.
-WORD = (r"(?i:(?:(?:release|publication|publishing|issue) )?date|date of (?:issue|publication|release)"
-        r"|published|publication|released|issued|posted|(?:veröffentlichungs|erscheinungs)?datum"
-        r"|veröffentlicht|erschienen|stand|(?:press|news|media|immediate) release|for (?:immediate )?release"
+WORD = (r"(?i:(?:(?:release|publication|publishing|issue) )?date(?: (?:published|posted))?"
+        r"|date of (?:issue|publication|release)|published(?: date)?|publication|released|issued|posted|dated"
+        r"|(?:veröffentlichungs|erscheinungs)?datum(?: der veröffentlichung)?|veröffentlicht|"
+        r"erschienen|stand|(?:press|news|media|immediate) release|for (?:immediate )?release"
         r"|(?:presse|medien)(?:mitteilung|information|meldung))")
 CAPITALISED = r"[^\W\d_a-z][\w.'()/-]*"
 BEGINNING = (rf"^\W*(?:(?P<word>{WORD})(?: (?:on|at|am|vom|of))?[ :.–—|*-]*"
              rf"|(?:{CAPITALISED}[ ,]+(?:(?:am|an|de[rs]?|of|on|upon|in|im|bei) )?){{0,3}}"
-             rf"{CAPITALISED}(?:,|:| [–—|(-]) *)?"
+             rf"{CAPITALISED}(?:,|:|(?<=\.)| [–—|(-]) *)?"
              r"(?:(?i:\w{2,8}(?:day|tag)|mittwoch|mon|tue|wed|thu|fri|sat|sun)\.?,? )?(?:den |the |on )?")
 YEAR = r"(?P<year>(?:19|20)\d\d)(?!\d)"
 MONTH = rf"(?P<month>(?i:{'|'.join(MONTHS)})[^\W\d_]{{0,6}})\.?"
 DATES = tuple(f"{BEGINNING}{pattern}(?(word)|(?![,\\s]*[a-zäöüß]))" for pattern in (
-    r"(?P<year>(?:19|20)\d\d)-(?P<month>\d\d)-(?P<day>\d\d)",
+    r"(?P<year>(?:19|20)\d\d)[-/.](?P<month>\d\d)[-/.](?P<day>\d\d)",
     r"(?P<day>\d{1,2})\. ?(?P<month>\d{1,2})\. ?(?P<year>(?:19|20)\d\d|(?(word)\d\d|(?!)))(?!\d)",
     rf"(?P<day>\d{{1,2}})(?:st|nd|rd|th|\.)? (?:of )?{MONTH},? {YEAR}",
     rf"{MONTH} (?P<day>\d{{1,2}})(?:st|nd|rd|th)?,? {YEAR}",

@@ -122,7 +122,9 @@ SUMMARY_END = re.compile(r"""(?ix) (\.\.\.|…) \s* [\])]? \W* $
     | \b (read \ (more|on) | (continue|keep) \ reading | weiterlesen | lire \ la \ suite | leer \ más
         | seguir \ leyendo | leggi \ tutto | continua \ a \ leggere | lees \ (meer|verder)) \W* $
     | (^ | [\n.!?…:|()\[\]}"”»>]) \W* (
-        more | mehr (\ lesen | \ erfahren | \ dazu)? | weiter | (zum|den) \ (\w+ \ )? artikel (\ lesen)?
+        ((find \ out|learn|see) \ )? more | (full|whole) \ (story|article|release|text) | view \ .{0,100}
+        | mehr (\ lesen | \ erfahren | \ dazu)? | weiter | lesen \ sie \ (mehr|weiter)
+        | (zum|den) \ (\w+ \ )? artikel (\ lesen)?
         | ((to \ )? read \ (more|on|the|full) | (continue|keep) \ reading | weiterlesen | lire \ la \ suite)
           \b [^\n]{0,150}) \W* $""")
 
@@ -285,7 +287,7 @@ def _parse_xml(xml: bytes) -> tuple[etree._Element, bool]:
                 return root, not recover
         except etree.LxmlError:
             pass
-    raise ValueError("not XML")
+    raise ValueError(f"not XML: it begins with {text[:30]!r}")
 
 
 def _inner(element: etree._Element) -> str:
