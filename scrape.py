@@ -7,10 +7,11 @@
     python scrape.py --out data/raw/articles.jsonl --reparse           # parse what is stored, offline
     python scrape.py --out data/raw/manuals.jsonl manuals/             # a folder's .html, .txt and .pdf files
 
-A line has `id, url, title, teaser, date, category, tags, text`, and lines are in order of date and id. An
-empty line separates paragraphs, list items start with "- ", " | " separates the cells of a table's row; a
-line break inside a paragraph stays one. Nothing is cleaned here: prepare.py removes contact blocks and the
-like, since it sees the whole corpus.
+A line has `id, url, title, teaser, date, category, tags, text`, and lines are in order of date and id. A
+newsroom's articles also have `site` and `language`, a folder's `dated_by` and `read_by`. An empty line
+separates paragraphs, list items start with "- ", " | " separates the cells of a table's row; a line break
+inside a paragraph stays one. Nothing is cleaned here: prepare.py removes contact blocks and the like, since
+it sees the whole corpus.
 
 The feed carries the full text, so one request gives twenty articles. An article's own page is fetched only if
 the feed's text is missing or cut short, and only pages give teaser, category and tags (empty otherwise).
@@ -34,7 +35,7 @@ from nanoprune.io.jsonl import json_line, read_log
 from nanoprune.web.archive import Archive
 from nanoprune.web.http import MAX_UNANSWERED, Disallowed, Fetcher, FetchError
 from nanoprune.web.listing import fetch_article, from_feed, from_sitemap
-from nanoprune.web.local_files import READERS, read_article, readable_files
+from nanoprune.web.local_files import READERS, file_name, files_below, read_article
 from nanoprune.web.sites import SITES, Site, blank_article, is_complete, parse_article, parse_feed
 
 
@@ -50,6 +51,7 @@ class Report:
     new: int = 0
     updated: int = 0
     unchanged: int = 0
+    read_by: Counter[str] = field(default_factory=Counter)  # articles by what found their text
     skipped: Counter[str] = field(default_factory=Counter)  # by reason
     failed: list[str] = field(default_factory=list)  # "URL: reason"
 
@@ -62,7 +64,8 @@ class Report:
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(self.skipped.items()))
-        lines = [f"new       {self.new:6}", f"updated   {self.updated:6}", f"unchanged {self.unchanged:6}",
+        lines = [*(f"read      {number:6}  by {name}" for name, number in sorted(self.read_by.items())),
+                 f"new       {self.new:6}", f"updated   {self.updated:6}", f"unchanged {self.unchanged:6}",
                  f"skipped   {self.skipped.total():6}" + (f"  ({reasons})" if reasons else ""),
                  f"failed    {len(self.failed):6}", *map("  {}".format, self.failed)]
         return "\n".join(lines)
@@ -105,7 +108,7 @@ def collect(site: Site, out: Path, report: Report, selection: Selection, *, sour
     ids, seen = set(previous), set()
     try:
         for listed, version in tqdm(listing, desc="articles", unit="", disable=None):
-            url = listed["url"]
+            url = listed["url"] or listed["id"] or listed["title"]
             if url in seen:  # topics overlap
                 continue
             seen.add(url)
@@ -143,6 +146,8 @@ def whole_article(listed: dict, version: str, site: Site, fetcher: Fetcher, sele
         return listed
     if listed["date"] and listed["date"] < selection.since:  # no article is newer than its last change
         selection.check(listed["date"])
+    if not listed["url"]:
+        raise FetchError("the feed gives neither a link nor the whole text with title, date and id")
     return fetch_article(fetcher, site, listed["url"], version)
 
 
@@ -150,13 +155,17 @@ def collect_folder(folder: Path, out: Path, report: Report, selection: Selection
     """Write the articles of a folder's files; those of files that are gone stay. ValueError if there is none.
     """
     previous, articles = read_articles(out), {}
-    for path in tqdm(readable_files(folder), desc="files", unit="", disable=None):
+    for path in tqdm(files_below(folder), desc="files", unit="", disable=None):
         report.listed += 1
         try:
+            if path.suffix.lower() not in READERS:
+                raise Skipped("of a kind that is not read")
             article = read_article(path, folder)
             selection.check(article["date"])
+            if article["id"] in articles:
+                raise ValueError("another file has this name, in another charset")
         except ValueError as error:
-            report.miss(path, error)
+            report.miss(file_name(path), error)
             continue
         if selection.limit is None or len(articles.keys() - previous.keys()) < selection.limit:
             articles[article["id"]] = article
@@ -201,12 +210,13 @@ def parse_archive(
             continue
         try:
             if answer["kind"] == "feed":
-                versions = filter(is_complete, parse_feed(body, site).articles)
+                versions = filter(is_complete, parse_feed(body, site, answer["url"]).articles)
             else:
                 versions = [parse_article(body, site, answer["url"])]
         except ValueError:  # reported when it was fetched
             continue
         for article in versions:
+            article |= {"site": site.name, "language": site.language_of(article["id"]) or site.language}
             before = articles.get(article["id"], article)
             if includes(article["id"]) and article["date"] >= before["date"]:
                 articles[article["id"]] = {key: value or before[key] for key, value in article.items()}
@@ -223,6 +233,8 @@ def write_articles(out: Path, previous: dict[str, dict], articles: dict[str, dic
     report.new = len(articles.keys() - previous.keys())
     report.updated = sum(i in articles and articles[i] != article for i, article in previous.items())
     report.unchanged = len(previous) - report.updated
+    report.read_by = Counter(article.get("read_by") or f"the definition of {article['site']}"
+                             for article in articles.values())
     rows = sorted((previous | articles).values(), key=lambda row: (row.get("date", ""), row["id"]))
     data = "".join(map(json_line, rows)).encode()
     if rows and not (out.is_file() and out.read_bytes() == data):
@@ -251,7 +263,8 @@ def main() -> None:
     args = parser.parse_args()
     site = SITES[args.site]
     site = replace(
-        site, base_url=(args.base_url or site.base_url).rstrip("/"), topics=args.topics or site.topics,
+        site, name=args.site, base_url=(args.base_url or site.base_url).rstrip("/"),
+        topics=args.topics or site.topics,
         language=(args.lang or site.language).upper(), tables=args.tables)
     if not re.match(r"https?://[^/]", site.base_url):
         raise ValueError(f"--base-url {args.base_url!r} is no web address; "

@@ -407,6 +407,42 @@ def test_a_feed_that_breaks_in_the_middle_is_named(tmp_path, monkeypatch, capsys
         for n in (0, 1, 2, 4, 5)}
 
 
+def test_items_without_a_link(tmp_path, monkeypatch, capsys):
+    """Items that only a guid names are items; one that nothing names is named by its title."""
+    item = ("<item><title>Release {n}</title>{guid}<pubDate>Fri, {n:02} Dec 2025 08:00:00 +0100</pubDate>"
+            "<description>Text {n}, whole.</description></item>")
+    answers = {"/robots.txt": ok("")}
+    with server(answers) as (url, _):
+        guids = [f'<guid isPermaLink="true">{url}/global/article/detail/T{n:07d}EN/slug</guid>'
+                 for n in range(1, 7)]
+        guids += ["<guid>T0000007EN</guid>", "<guid isPermaLink='false'>T0000008EN</guid>", "",
+                  "<guid>x-9</guid>"]
+        items = [item.format(n=n, guid=guid) for n, guid in enumerate(guids, start=1)]
+        answers[site_feed("803", 1)] = ok(f"<rss><channel>{''.join(items)}</channel></rss>")
+        code, out, _ = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--topics", "803",
+                                "--delay", "0", "--out", tmp_path / "a.jsonl")
+    found = read_jsonl(tmp_path / "a.jsonl")
+    assert code == 0 and [a["id"] for a in found] == [f"T{n:07d}EN" for n in range(1, 9)]
+    assert len({a["url"] for a in found[:6]}) == 6
+    assert all((a["site"], a["language"]) == ("bmw", "EN") for a in found)
+    assert "failed         2" in out and "Release 9: the feed gives neither" in out
+    assert "read           8  by the definition of bmw" in out
+
+
+@pytest.mark.parametrize("end", ["[…]", "Continue reading", "[mehr]"])
+def test_the_page_of_a_summary_is_fetched(tmp_path, monkeypatch, capsys, end):
+    path = "/global/article/detail/T0000001EN/slug"
+    answers = {"/robots.txt": ok(""), path: ok(PAGE.format(n=1, date="05.12.2025"))}
+    with server(answers) as (url, seen):
+        answers[site_feed("803", 1)] = ok(f"""<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+            xmlns="http://purl.org/rss/1.0/"><item><title>Title 1</title><link>{path}</link><description>
+            Text of article 1 {end}</description><pubDate>5 Dec 25</pubDate></item></rdf:RDF>""")
+        code, out, _ = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--topics", "803",
+                                "--delay", "0", "--out", tmp_path / "a.jsonl")
+    assert code == 0 and path in [asked for asked, _ in seen]
+    assert [a["text"] for a in read_jsonl(tmp_path / "a.jsonl")] == ["Text of article 1, which is whole."]
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--source", "sitemap"], "declares no sitemap"), (["--source", "urls"], "takes URLs of articles"),
     ([], "nothing collected"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanoprune.web.html import html_to_text
+from nanoprune.web.html import decode, html_to_text
 from nanoprune.web.sites import SITES, parse_feed
 
 
@@ -22,6 +22,25 @@ from nanoprune.web.sites import SITES, parse_feed
     ("", ""),
 ])
 def test_html_to_text(html, text):
+    assert html_to_text(html) == text
+
+
+@pytest.mark.parametrize("html, text", [
+    ("805<sup>1</sup> km, 45,900<sup>2)</sup> euros, 12.5<sup>a</sup> percent.",
+     "805 km, 45,900 euros, 12.5 percent."),
+    ("<p>805 <sup>[1]</sup> km</p><p><b>310</b><sup>1, 2</sup> kW.</p>", "805 km\n\n310 kW."),
+    ("5 km<a href='#n'><sup>3</sup></a> and 7 m<sup><a href='#n'>2</a></sup> wide<sup>*</sup>.",
+     "5 km and 7 m wide."),
+    ("<a>24 m<sup>2</sup></a>", "24 m2"),
+    ("6 l/100 km<sup>2</sup>, CO<sup>2</sup>", "6 l/100 km, CO2"),
+    ("120 g/km<sup>2</sup>, 400 Nm<sup>2</sup>, in 5.9 s<sup>3</sup>", "120 g/km, 400 Nm, in 5.9 s"),
+    ("10<sup>1</sup> cars, 2025<sup>12</sup>, CO<sub>2</sub><sup>1</sup>", "10 cars, 2025, CO2"),
+    ("24 m<sup>2</sup>, 10<sup>3</sup> cells, 120 g CO<sub>2</sub>", "24 m2, 10³ cells, 120 g CO2"),
+    ("80 cm<sup>3</sup>, 3 × 10<sup>-6</sup>, 9.8 m/s<sup>2</sup>", "80 cm3, 3 × 10⁻⁶, 9.8 m/s2"),
+    ("24 m<sup>2</sup><sup>1</sup>, x<sup>2</sup>, 2<sup>n</sup>", "24 m2, x2, 2ⁿ"),
+    ("1<sup>st</sup> X<sup>®</sup> with Ca<sup>2+</sup> and <sup>14</sup>C", "1st X® with Ca2+ and 14C"),
+])
+def test_marks_of_footnotes_go_and_exponents_stay(html, text):
     assert html_to_text(html) == text
 
 
@@ -47,3 +66,37 @@ def test_a_page_that_is_wrong_about_its_charset(said, encoding):
         <description>{words}</description></item></channel></rss>""".encode(encoding)
     [article], _, sound = parse_feed(feed, SITES["bmw"])
     assert sound and article["title"] == article["text"] == words
+
+
+GERMAN = "Die Größe der Fabrik{} in München: 5 € für „neue“ Straßen."
+
+
+@pytest.mark.parametrize("frame", [
+    "<html><meta charset='utf-8'><p>{}</p></html>", "<?xml version='1.0' encoding='utf-8'?><p>{}</p>", "{}"])
+def test_one_damaged_byte_is_one_sign(frame):
+    for damage in (b"\xe9", b"\xff", b"\xe2\x82"):  # the last is a character that is cut off
+        data = frame.format(GERMAN).encode().replace(b"{}", damage)
+        assert html_to_text(data) == GERMAN.format("\ufffd")
+    assert decode(b"<meta charset=utf-8>The caf\xe9.") == "<meta charset=utf-8>The caf\ufffd."
+    assert decode(b"The caf\xe9.") == "The café."  # nobody said UTF-8, and nothing looks like it
+    assert decode("genuine \ufffd".encode() + GERMAN.encode()) == "genuine \ufffd" + GERMAN
+
+
+@pytest.mark.parametrize("before", [
+    '<script charset="utf-8" src="a.js"></script>', "<!-- charset=koi8-r -->",
+    "<script>var page = '<meta charset=koi8-r>';</script><style>p { }</style>",
+    "<script>" + "x();" * 999 + "</script>"])
+@pytest.mark.parametrize("charset, words", [
+    ("gb2312", "新工厂"), ("iso-8859-2", "Łódź"), ("shift_jis", "新しい工場")])
+def test_the_charset_is_the_pages_own(before, charset, words):
+    page = f"""<html><head>{before}
+        <meta http-equiv="Content-Type" content="text/html; charset={charset}"></head>
+        <p>{words * 9}</p></html>"""
+    assert html_to_text(page.encode(charset)) == words * 9
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16(encoding):
+    mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"")
+    assert decode(mark + "Über uns, 5 €".encode(encoding)) == "Über uns, 5 €"
+    assert decode(mark + "Über uns, 5 €".encode(encoding) + b"\0") == "Über uns, 5 €\ufffd"

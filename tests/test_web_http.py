@@ -31,6 +31,37 @@ def test_manners(archive, quick):
     assert 0.8 < quick[1] <= 1.25 and 2.5 < quick[2] <= 3.75
 
 
+@pytest.mark.parametrize("rules, allowed, refused", [
+    ("Disallow: /\nAllow: /global/article/", ["/global/article/x"], ["/", "/global/x"]),
+    ("Disallow: /a\nAllow: /a/b\nDisallow: /a/b/c", ["/a/b/x", "/x"], ["/a/x", "/a/b/c"]),
+    ("Allow: /page\nDisallow: /page", ["/page"], []),
+    ("Disallow: /*?print=\nDisallow: /*/print/\nDisallow: /*.pdf$", ["/x", "/x.pdf?y", "/print"],
+     ["/x?print=1", "/a/print/b", "/x.pdf"]),
+    ("Disallow: /*.html$\nAllow: /news*/index.html$", ["/news1/index.html", "/a.html5"], ["/news/b.html"]),
+    ("\nDisallow: /private\n\nDisallow: /other", ["/x"], ["/private", "/other"]),
+    ("\n\n# a comment\n\nUser-agent: nanoprune\n\nDisallow: /private", ["/x"], ["/private"]),
+])
+def test_robots_txt(archive, rules, allowed, refused):
+    answers = {path: ok("page") for path in allowed + refused}
+    with server(answers | {"/robots.txt": ok(f"User-agent: *\n{rules}\n")}) as (url, _):
+        fetcher = Fetcher(url, archive, 0)
+        for path in allowed:
+            assert fetcher.get(url + path) == b"page"
+        for path in refused:
+            with pytest.raises(Disallowed):
+                fetcher.get(url + path)
+
+
+@pytest.mark.parametrize("asked, delay, said", [
+    ("2.5", 2.5, False), ("0.5", 1.0, False), ("30", 30, False), ("1000000000", 30, True),
+    ("86400.5", 30, True), ("1e9", 30, True), ("-5", 1.0, False), ("soon", 1.0, False)])
+def test_a_crawl_delay_is_bounded(archive, capsys, asked, delay, said):
+    with server({"/robots.txt": ok(f"User-agent: *\nCrawl-delay: {asked}\n")}) as (url, _):
+        assert Fetcher(url, archive, 1.0).delay == delay
+        assert Fetcher(url, archive, 90.0).delay == 90  # asked for by the user
+    assert ("robots.txt asks for" in capsys.readouterr().out) == said
+
+
 def test_no_robots_txt_allows_all_and_a_broken_one_stops(archive):
     with server({"/a": ok("a")}) as (url, _):
         assert Fetcher(url, archive, 0).get(url + "/a") == b"a"

@@ -1,6 +1,9 @@
 """A folder of files: pages, plain files and PDFs as they come, and those that cannot be read."""
 
 import os
+import sys
+import textwrap
+from io import BytesIO
 
 import pytest
 from corpora import pdf
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from small import run_main
 
 from nanoprune.io.jsonl import read_jsonl
-from nanoprune.web.local_files import day_in, join_lines, without_running_lines
+from nanoprune.web.local_files import day_at_start, day_in, join_lines, without_running_lines
 
 
 @pytest.fixture
@@ -85,13 +88,185 @@ def test_pages_and_plain_files(read):
     assert code == 0 and "new            3" in out and set(found) == {"a/page.html", "2025-12-05 note.txt",
                                                                       "old.txt"}
     page, note, old = found["a/page.html"], found["2025-12-05 note.txt"], found["old.txt"]
-    assert page["title"] == "The München plant" and page["text"] == "The München plant\n\nOne CO2.\n\nTwo."
+    assert page["title"] == "The München plant" and page["text"] == "One CO2.\n\nTwo."
     assert (page["date"], page["dated_by"]) == ("2024-02-03", "metadata")
     assert (note["title"], note["date"], note["dated_by"]) == ("A note", "2025-12-05", "name")
-    assert note["text"] == "A note\n\nWrapped lines, größer."
+    assert note["text"] == "Wrapped lines, größer."  # the title is there once
     assert old["text"] == "Grün in another code." and (old["date"], old["dated_by"]) == ("2023-11-14", "file")
     # nothing is lost
     assert "unchanged      3" in read({})[1] and list(read({}, "--since", "2024-01-01")[3]) == list(found)
+
+
+PARAGRAPHS = [f"Sentence {i}: the press shop in Elbach runs in two shifts and employs {300 + i} people."
+              for i in range(8)]
+BODY = "".join(map("<p>{}</p>".format, PARAGRAPHS))
+PAGES = {
+    "form": f"<form method=post><input type=hidden value=x><div><h1>New press shop</h1>{BODY}</div></form>",
+    "form with a menu": f"<form><select><option>Menu</select><h1>New press shop</h1><div>{BODY}</div></form>",
+    "empty article": f"<article></article><div><h1>New press shop</h1>{BODY}</div>",
+    "article of a headline": f"<main><article><h1>New press shop</h1></article><div>{BODY}</div></main>",
+    "empty main": f"<main> </main><form><h1>New press shop</h1>{BODY}<button>Send</button></form>",
+}
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("kind", PAGES)
+def test_the_text_of_pages_nobody_described(read, monkeypatch, kind, installed):
+    if installed:
+        pytest.importorskip("trafilatura", exc_type=ImportError)
+    else:
+        monkeypatch.setitem(sys.modules, "trafilatura", None)  # which makes its import fail
+    page = f"<html><head><title>News</title></head><body>{PAGES[kind]}<footer>Imprint</footer></body></html>"
+    code, out, _, found = read({"page.html": page.encode()})
+    assert code == 0 and found["page.html"]["title"] == "New press shop"
+    assert found["page.html"]["text"].split("\n\n") == PARAGRAPHS
+    reader = "trafilatura" if installed else 'own extractor (pip install ".[pages]" brings trafilatura)'
+    assert found["page.html"]["read_by"] == reader and f"read           1  by {reader}" in out
+
+
+def test_a_page_that_breaks_trafilatura_is_read_by_its_elements(read, monkeypatch):
+    trafilatura = pytest.importorskip("trafilatura", exc_type=ImportError)
+    monkeypatch.setattr(trafilatura, "extract", lambda *_, **__: [][0])
+    code, out, _, found = read({"page.html": PAGES["form"].encode(), "a.txt": b"Good text.\n"})
+    assert code == 0 and len(found) == 2 and "by own extractor (IndexError in trafilatura)" in out
+    assert found["page.html"]["text"].split("\n\n") == PARAGRAPHS
+
+
+RULE = "=" * 40
+
+
+@pytest.mark.parametrize("lines, title, day, text", [
+    ((RULE, "Elbach builds a car", RULE, "Date: 18.12.2025", "Topic: Plants", "", "It has", "been built."),
+     "Elbach builds a car", "2025-12-18", "Date: 18.12.2025 Topic: Plants\n\nIt has been built."),
+    (("* * *", "", "# Elbach builds a car", "", "Munich, 18 December 2025", "", "It has."),
+     "Elbach builds a car", "2025-12-18", "Munich, 18 December 2025\n\nIt has."),
+    (("18. Dezember 2025", "-----", "Title: Elbach baut", "", "Es ist gebaut."),
+     "Elbach baut", "2025-12-18", "18. Dezember 2025\n\nEs ist gebaut."),
+    (("Pressemitteilung vom 5. März 2025", "", "Elbach baut", "", "Es ist gebaut."),
+     "Elbach baut", "2025-03-05", "Pressemitteilung vom 5. März 2025\n\nEs ist gebaut."),
+    (("Elbach builds", "Published: December 5, 2025", "It has."),
+     "Elbach builds", "2025-12-05", "Published: December 5, 2025 It has."),
+    (("The plant in Elbach has built", "its millionth car."), "a", "",
+     "The plant in Elbach has built its millionth car."),
+    (("One sentence is no title.", "", "Nor is this."), "a", "", "One sentence is no title.\n\nNor is this."),
+    (("A title alone",), "a", "", "A title alone"),
+])
+def test_titles_and_dates_of_plain_files(read, lines, title, day, text):
+    article = read({"a.txt": "\n".join(lines).encode()})[3]["a.txt"]
+    assert (article["title"], article["text"]) == (title, text)
+    assert (article["date"], article["dated_by"]) == ((day, "text") if day else ("2023-11-14", "file"))
+
+
+@pytest.mark.parametrize("line, day", [
+    ("Date: 18.12.2025", "2025-12-18"), ("Datum: 18.12.25", "2025-12-18"),
+    ("Veröffentlicht am 18.12.2025", "2025-12-18"), ("München, den 18. Dezember 2025", "2025-12-18"),
+    ("Donnerstag, 18. Dezember 2025", "2025-12-18"),
+    ("Frankfurt am Main, 18. Dez. 2025 – Das Werk", "2025-12-18"), ("**Date:** 2025-12-18", "2025-12-18"),
+    ("Woodcliff Lake, NJ – December 18th, 2025", "2025-12-18"), ("(Elbach, 18 December 2025)", "2025-12-18"),
+    ("Published on Thursday, December 18, 2025 by X", "2025-12-18"), ("12/18/2025", "2025-12-18"),
+    ("Date: 05/12/2025", ""), ("Date of birth: 18.12.1975", ""), ("1.2.10 Installation", ""),
+    ("31.02.2025", ""), ("Datum der Veröffentlichung: 18.12.2025", "2025-12-18"),
+    ("Munich. 18 December 2025", "2025-12-18"), ("Date published: 2025/12/18", "2025-12-18"),
+    ("On 18 December 2025 the plant opens", ""), ("18 December 2025 was a day", ""), ("", ""),
+    ("In the plant, 18 December 2025 is remembered", ""), ("Elbach, im Dezember 2025", "")])
+def test_the_day_at_the_start_of_a_line(line, day):
+    assert day_at_start(line) == day
+
+
+def test_files_in_other_charsets(read):
+    files = {"notepad.txt": "\ufeffÜber uns\r\n\r\nDie neue Fabrik kostet 5 €.\r\n".encode("utf-16-le"),
+             "big.txt": "\ufeffÜber uns\n\nDie neue Fabrik kostet 5 €.".encode("utf-16-be"),
+             "byte.txt": "Über uns\n\nDie neue Fabrik kostet 5 €.".encode().replace(b"neue", b"ne\xfce")}
+    found = read(files)[3]
+    assert {name: (row["title"], row["text"]) for name, row in found.items()} == {
+        "notepad.txt": ("Über uns", "Die neue Fabrik kostet 5 €."),
+        "big.txt": ("Über uns", "Die neue Fabrik kostet 5 €."),
+        "byte.txt": ("Über uns", "Die ne\ufffde Fabrik kostet 5 €.")}
+
+
+def test_names_in_another_charset(read, tmp_path):
+    (tmp_path / "papers").mkdir()
+    folder = os.fsencode(tmp_path / "papers")
+    for name in (b"Gr\xf6\xdfe.txt", b"Stra\xdfe.pdf", "Straße.txt".encode(), b"Stra\xdfe.txt"):
+        with open(folder + b"/" + name, "wb") as file:
+            file.write(b"A note\n\nIt is short.")
+    code, out, err, found = read({"a.docx": b"x"})
+    assert code == 0 and set(found) == {"Größe.txt", "Straße.txt"} and "Traceback" not in err
+    assert "Straße.pdf: not a PDF" in out and "Straße.txt: another file has this name" in out
+    assert "failed         2" in out and "(1 of a kind that is not read)" in out
+    assert found["Größe.txt"]["url"].endswith("papers/Größe.txt")
+
+
+def with_glyphs(data: bytes, **codes: str) -> bytes:
+    """A PDF whose font maps letters to code units of UTF-16."""
+    pairs = " ".join(f"<{ord(letter):02x}> <{code}>" for letter, code in codes.items())
+    units = (f"begincmap 1 begincodespacerange <00> <FF> endcodespacerange {len(codes)} beginbfchar {pairs} "
+             "endbfchar endcmap").encode()
+    data = data.replace(b"/BaseFont /Helvetica", b"/BaseFont /Helvetica /ToUnicode 99 0 R")
+    stream = b"99 0 obj\n<< /Length %d >>\nstream\n%s\nendstream\nendobj\nxref\n" % (len(units), units)
+    return data.replace(b"xref\n", stream, 1)
+
+
+@pytest.mark.parametrize("code, sign", [("D835", "\ufffd"), ("DC00", "\ufffd"), ("D835DC00", "\U0001d400")])
+def test_half_a_character_in_a_pdf_costs_one_sign(read, code, sign):
+    whole = pdf([[(50, 700, "Number Q is here.")]])
+    code, out, _, found = read({"half.pdf": with_glyphs(whole, Q=code), "good.pdf": whole})
+    assert code == 0 and set(found) == {"half.pdf", "good.pdf"}
+    assert found["half.pdf"]["text"] == f"Number {sign} is here."
+
+
+def test_encrypted_pdfs(read, monkeypatch):
+    pypdf = pytest.importorskip("pypdf")
+    pytest.importorskip("cryptography")
+    from pypdf import _encryption
+    from pypdf._crypt_providers import _fallback
+
+    files = {}
+    for password in ("", "secret"):
+        for algorithm in ("AES-128", "AES-256"):
+            writer = pypdf.PdfWriter(clone_from=BytesIO(pdf([[(50, 700, "Text of it.")]])))
+            writer.encrypt(password, "owner", algorithm=algorithm)
+            writer.write(data := BytesIO())
+            files[f"{algorithm}{password}.pdf"] = data.getvalue()
+    code, out, _, found = read(files)
+    assert set(found) == {"AES-128.pdf", "AES-256.pdf"} and out.count("not been decrypted") == 2
+    for name in ("CryptAES", "aes_cbc_decrypt", "aes_ecb_encrypt", "aes_cbc_encrypt"):
+        monkeypatch.setattr(_encryption, name, getattr(_fallback, name))  # as without cryptography
+    code, out, _, _ = read({})
+    # The password of AES-128 is checked without AES.
+    assert code == 0 and out.count('pip install "pypdf[crypto]"') == 3
+
+
+def lines_of(*paragraphs: str, width: int = 60) -> list[str]:
+    return [line for text in paragraphs for line in textwrap.wrap(text, width)]
+
+
+ENGLISH = ("The plant in Elbach has built its millionth car, and the mayor came to see it leave the line on "
+           "a cold morning in December, with all the workers of the early shift around it. They sang.")
+GERMAN = ("Das Werk in Elbach hat sein millionstes Fahrzeug gebaut, und die Bürgermeisterin der kleinen "
+          "Stadt kam an einem kalten Morgen im Dezember in die Halle, um die Auslieferung an eine Kundin "
+          "zu sehen. Alle sangen.")
+
+
+@pytest.mark.parametrize("odd", [
+    "1.2 Maintenance of the press shop and of its tools " + "." * 90 + " 17",
+    "https://www.example.com/" + "a" * 150,
+    " ".join(f"{i} Nm" for i in range(40))])
+@pytest.mark.parametrize("text", [ENGLISH, GERMAN])
+def test_one_long_line_breaks_no_paragraph(odd, text):
+    for lines in ([odd, *lines_of(text, text)], [*lines_of(text), odd, *lines_of(text)]):
+        paragraphs = join_lines(lines).split("\n\n")
+        assert [part for part in paragraphs if part.startswith(text[:9])] == [text] * 2
+
+
+def test_rows_at_the_ends_of_pages_stay():
+    pages = [["Service manual 2025", *(f"Bolt {row} has {7 * row} Nm" for row in range(4 * n, 4 * n + 4)),
+              f"Torque of step {n}: {20 + n} Nm", f"Page {n + 5} of 30"] for n in range(6)]
+    lines = without_running_lines(pages)
+    assert len(lines) == 30 and not any("manual" in line or "Page" in line for line in lines)
+    for footer in ("{} | Manual 2025", "- {} -", "Manual 2025   {}", "Seite {} von 30", "{}"):
+        pages = [[f"Text {'abcde'[n]}.", f"Total {100 * n} Nm", footer.format(n + 3)] for n in range(5)]
+        assert without_running_lines(pages) == [line for page in pages for line in page[:2]]
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_comes(read):

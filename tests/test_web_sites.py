@@ -1,12 +1,14 @@
 """Newsrooms' pages, feeds, sitemaps and dates, and what no parser may do."""
 
 import json
+import re
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanoprune.web import sites
 from nanoprune.web.html import html_to_text
 from nanoprune.web.sites import SITES, is_complete, parse_article, parse_date, parse_feed, parse_sitemap
 
@@ -21,6 +23,26 @@ def test_the_real_page(real):
     assert found["tags"] == ["BMW M Motorsport", "Customer Racing"]
     assert abs(len(found["text"]) - 6587) <= 66
     assert "Corporate Communications" not in found["text"].split("\n")[0]
+
+
+@pytest.mark.parametrize("article, site", [
+    ({"site": "bmw", "url": "http://127.0.0.1/x"}, BMW),
+    ({"site": "no-such-site", "url": BMW.base_url}, None),
+    ({"url": "https://www.press.bmwgroup.com/global/article/detail/T0454343EN/slug"}, BMW),
+    ({"url": "https://www.press.bmwgroup.com.example/global"}, None), ({"url": "papers/a.txt"}, None),
+    ({"url": None}, None), ({}, None)])
+def test_the_site_of_an_article(article, site):
+    assert sites.site_of(article) is site
+
+
+def test_boilerplate_and_language_belong_to_the_site():
+    assert BMW.language_of("T0454343EN") == BMW.language_of("T0454343EN_US") == "EN"
+    assert BMW.language_of("T0454343DE") == "DE" and BMW.language_of("PR-0001AG") is None
+    for text, is_shared in (("With its four brands BMW, MINI and others, it is large.", True),
+                            ("In 2024, the BMW Group sold over 2.4 million passenger vehicles.", True),
+                            ("BMW Group Corporate Communications", True),
+                            ("The BMW Group opens a plant.", False)):
+        assert any(re.fullmatch(pattern, text) for pattern in BMW.boilerplate) == is_shared
 
 
 @pytest.mark.parametrize("text, day", [
@@ -52,6 +74,112 @@ def test_a_feed():
             parse_feed(wrong, BMW)
 
 
+ITEM = ("<item><title>Silence</title><link>http://x/T0000001EN/s</link>"
+        "<pubDate>Fri, 05 Dec 2025 08:34:40 +0100</pubDate>{}</item>")
+
+
+@pytest.mark.parametrize("end", [
+    "[&amp;#8230;]&lt;p&gt;The post &lt;a&gt;T&lt;/a&gt; first appeared on &lt;a&gt;Elbach&lt;/a&gt;.",
+    "[&amp;#8230;] Continue reading &amp;rarr;", "… Weiterlesen", "[…] [mehr]", "[...]", "…", "(more)",
+    "and silent [more]", "fell. Continue reading “A new shop opens” →", "fell. Read the full story",
+    "still. Mehr »", "still. Mehr lesen", "still.&lt;p&gt;Der Beitrag T erschien zuerst auf Elbach.",
+    "still. Lire la suite", "still. Zum Artikel", "still. Learn more",
+    "still.&lt;p&gt;View the full release", "still. Lesen Sie mehr", "silent Read more"])
+def test_a_summary_needs_its_page(end):
+    for text in (f"The crowd fell silent {end}", f"&lt;p&gt;The crowd fell.&lt;/p&gt;&lt;p&gt;Then {end}"):
+        feed = f"<rss><channel>{ITEM.format(f'<description>{text}</description>')}</channel></rss>"
+        [article], _, sound = parse_feed(feed.encode(), BMW)
+        assert sound and article["text"] and not is_complete(article)
+
+
+@pytest.mark.parametrize("end", [
+    "We hope that you read this.", "Es wird immer mehr.", "More information: www.x.example", "nothing more",
+    "Mehr Informationen stehen auf der Seite.", "She told us to keep it.", "The post first opened."])
+def test_a_whole_text_needs_no_page(end):
+    feed = f"<rss><channel>{ITEM.format(f'<description>{end}</description>')}</channel></rss>"
+    assert is_complete(parse_feed(feed.encode(), BMW).articles[0])
+
+
+def test_the_footer_below_a_whole_text_is_no_part_of_it():
+    body = ("<content:encoded xmlns:content='http://purl.org/rss/1.0/modules/content/'>&lt;p&gt;Whole.&lt;/p&gt;"
+            "&lt;p&gt;The post &lt;a&gt;T&lt;/a&gt; appeared first on Elbach.&lt;/p&gt;</content:encoded>")
+    [article], _, _ = parse_feed(f"<rss><channel>{ITEM.format(body)}</channel></rss>".encode(), BMW)
+    assert article["text"] == "Whole." and is_complete(article)
+
+
+DC, RDF = "http://purl.org/dc/elements/1.1/", "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+FEEDS = {
+    "guid": """<rss><channel><item><title>A</title><guid isPermaLink="true">http://h/T0000001EN/a</guid>
+        <pubDate>Fri, 05 Dec 2025 08:34:40 +0100</pubDate><description>Whole.</description></item>
+        </channel></rss>""",
+    "guid is a link by default": """<rss><channel><item><title>A</title><guid>http://h/T0000001EN/a</guid><link/>
+        <pubDate>05 Dec 25 08:34 GMT</pubDate><description>Whole.</description></item>
+        </channel></rss>""",
+    "relative link": """<rss><channel><item><title>A</title><link> ../T0000001EN/a </link>
+        <pubDate>Friday, 05-Dec-25 08:34:40 GMT</pubDate><description>Whole.</description></item>
+        </channel></rss>""",
+    "namespace": """<rss xmlns="http://backend.userland.com/rss2" xmlns:media="http://m/"><channel><item>
+        <media:title>No</media:title><title>A</title><link>/T0000001EN/a</link>
+        <pubDate>Fr, 5. Dezember 2025</pubDate><description>Whole.</description></item>
+        </channel></rss>""",
+    "dc:date": f"""<rss xmlns:dc="{DC}"><channel><item><title>A</title><link>//h/T0000001EN/a</link>
+        <dc:date>2025-12-05T08:34:40+01:00</dc:date><description>Whole.</description></item>
+        </channel></rss>""",
+    "RSS 1.0": f"""<rdf:RDF xmlns:rdf="{RDF}" xmlns="http://purl.org/rss/1.0/" xmlns:dc="{DC}">
+        <channel><title>F</title></channel><item rdf:about="http://h/T0000001EN/a"><title>A</title><description>Whole.</description>
+        <dc:date>2025-12-05</dc:date></item></rdf:RDF>""",
+    "RSS 0.90": f"""<rdf:RDF xmlns:rdf="{RDF}" xmlns="http://my.netscape.com/rdf/simple/0.9/"><item>
+        <title>A</title><link>http://h/T0000001EN/a</link><description>Whole.</description>
+        <pubDate>5 Dec 2025</pubDate></item>
+        </rdf:RDF>""",
+    "Atom": """<feed xmlns="http://www.w3.org/2005/Atom" xml:base="http://h/x/"><title>F</title><entry>
+        <title>A</title><link rel="self" href="no"/><link href="../T0000001EN/a"/><id>tag:T0000001EN</id>
+        <summary>S.</summary>
+        <published>2025-12-05T08:34:40Z</published><updated>2025-12-09T00:00:00Z</updated>
+        <content type="html">&lt;p&gt;Whole.&lt;/p&gt;</content></entry></feed>""",
+    "Atom with elements": """<a:feed xmlns:a="http://www.w3.org/2005/Atom"><a:entry>
+        <a:title type="html">&lt;b&gt;A</a:title><a:id>http://h/T0000001EN/a</a:id><a:updated>2025-12-05T08:34:40Z</a:updated>
+        <a:content type="xhtml"><div xmlns="http://www.w3.org/1999/xhtml"><p>Whole.</p></div></a:content></a:entry></a:feed>""",
+}
+
+
+@pytest.mark.parametrize("kind", FEEDS)
+def test_feeds_of_every_kind(kind):
+    [article], _, sound = parse_feed(FEEDS[kind].encode(), BMW, "http://h/feeds/all")
+    assert sound and is_complete(article)
+    assert (article["id"], article["url"]) == ("T0000001EN", "http://h/T0000001EN/a")
+    assert (article["title"], article["date"], article["text"]) == ("A", "2025-12-05", "Whole.")
+
+
+def test_what_a_feed_cannot_say():
+    """The summary of Atom is no text, a guid that is none no link, and a bad link costs its item alone."""
+    feed = """<feed xmlns="http://www.w3.org/2005/Atom"><entry><title>A</title><link href="http://[/T0000001EN"/>
+        <updated>2025-12-05</updated><summary>Short.</summary></entry></feed>"""
+    [article], _, _ = parse_feed(feed.encode(), BMW, "http://h/")
+    assert article["text"] == "" and article["url"] == "http://[/T0000001EN"
+    for guid in ("<guid>T0000001EN</guid>", '<guid isPermaLink="false">http://h/?p=T0000001EN</guid>'):
+        [article], _, _ = parse_feed(f"<rss><channel><item>{guid}</item></channel></rss>".encode(), BMW)
+        assert (article["id"], article["url"]) == ("T0000001EN", "")
+    with pytest.raises(ValueError, match="not XML"):
+        parse_feed(b'{"version": "https://jsonfeed.org/version/1.1", "items": []}', BMW)
+
+
+@pytest.mark.parametrize("text, day", [
+    ("Fri, 05 Dec 49 08:00", "2049-12-05"), ("05 Dec 50 08:00", "1950-12-05"), ("5. März 2025", "2025-03-05"),
+    ("Fr, 05 Okt 2025", "2025-10-05"), ("05 Xyz 2025 then 06 Dec 2025", "2025-12-06")])
+def test_dates_of_feeds(text, day):
+    assert parse_date(text, sites.FEED_DATES) == day
+
+
+def test_a_title_that_begins_the_text_leaves_it():
+    def text(title: str, whole: str) -> str:
+        return sites.blank_article("1", "u", title=title, text=whole)["text"]
+    for whole in ("NEW  plant\n\nIt opens.", "New plant\nIt opens."):
+        assert text("New plant", whole) == "It opens."
+    assert text("New plant", "New plant") == "New plant" and text("", "\n\nIt opens.") == "It opens."
+    assert text("New plant", "New plant opens.\n\nYes.") == "New plant opens.\n\nYes."
+
+
 def test_entities_do_not_read_files(tmp_path):
     (tmp_path / "secret").write_text("secret words")
     xml = (f'<!DOCTYPE rss [<!ENTITY x SYSTEM "file://{tmp_path}/secret"> <!ENTITY a "{"a" * 1000}">]>'
@@ -76,7 +204,8 @@ SNIPPETS = ["<table><tr><td>", "<td>a</td>", "</tr>", "<li>", "<ul>", "</ul>", "
             "</item>",
             "<item><guid>T0000001EN</guid>", "<description>", "</description>", "<loc>http://a/</loc>",
             "<url>",
-            "</url>", "<?x", "\u00e4", "\0", "read more "]
+            "</url>", "<?x", "\u00e4", "\0", "read more ", "<sup>1</sup>", "<entry>", "The post ",
+            " first appeared on ", "Weiterlesen ", "5 December 2025 "]
 
 PARSERS = {
     "text": html_to_text, "text without tables": lambda d: html_to_text(d, tables=False),

@@ -1,6 +1,7 @@
 """HTML to plain text with its paragraphs, lists and tables."""
 
 import re
+from itertools import islice
 
 from lxml import etree
 
@@ -105,30 +106,66 @@ def read_html(html: str | bytes) -> etree._Element:
         raise ValueError(f"not HTML: {error}") from error
     if any(entry.level_name == "FATAL" for entry in parser.error_log):
         raise ValueError(f"the HTML cannot be read whole: {parser.error_log.last_error.message}")
-    return etree.Element("html") if root is None else root
+    if root is None:
+        return etree.Element("html")
+    if root.find(".//sup") is not None:
+        resolve_superscripts(root)
+    return root
 
 
-CHARSET = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?([\w-]{2,20})""", re.IGNORECASE)
+# The mark of a footnote, such as 1, 2), [3], a, * or 1, 2: no ordinal (st, e), ion (2+) or sign (-1).
+NOTE = r"(\d{1,3}|[a-df-h]|[*†‡§¶]+)"
+MARK = re.compile(rf"[\[(]?{NOTE}(\s*[,;–-]\s*{NOTE})*[\])]?|[\[(]?[a-z][\])]|[,;]")
+# A power of ten, of a unit or of a variable, and CO² for CO₂. A footnote is likelier after the km of g/km and
+# of l/100 km, and after the s of 5 s.
+POWER = re.compile(r"(?<![\d.,])10\^(?!1$)\d+$|(?<![^\W\d_])"
+                   r"([cdmµ]?m|(?<!/)(?<!/100.)km|in|ft|yd|mi|(?<=/)s|mc|CO|[xyzrncR])\^[23]$")
+RAISED = str.maketrans("0123456789+-−–n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁻ⁿ")
+
+
+def resolve_superscripts(root: etree._Element) -> None:
+    """Remove the marks of footnotes: 805<sup>1</sup> km is 805 km. Raise the exponents of numbers: 10³.
+
+    Other superscripts stay as they are, such as the 2 of m2.
+    """
+    before = ""  # the end of the text so far
+    for event, element in etree.iterwalk(root, events=("start", "end", "comment", "pi")):
+        if element.tag in BLOCK_TAGS:
+            before = ""
+        if event == "start" and element.tag == "sup":
+            mark = "".join(islice(element.itertext(), 9)).strip()[:20]
+            is_power = POWER.search(f"{before}^{mark}") and not element.xpath(".//a | parent::a[not(text())]")
+            attached = before and not before[-1].isspace()
+            if MARK.fullmatch(mark) and not is_power and (attached or not (element.tail or " ")[0].isalnum()):
+                element.clear(keep_tail=True)
+            elif before[-1:].isdigit() and re.fullmatch(r"[+−–-]?\d+|n", mark):
+                element.clear(keep_tail=True)
+                element.text = mark.translate(RAISED)
+        before = (before + ((element.text if event == "start" else element.tail) or ""))[-40:]
+
+
+HIDDEN = re.compile(rb"<!--.*?(?:-->|\Z)|<(script|style)\b.*?(?:</\1|\Z)", re.IGNORECASE | re.DOTALL)
+CHARSET = re.compile(
+    rb"""<(?:\?xml|meta)\b[^>]{0,300}?(?:charset|encoding)\s*=\s*["']?\s*([\w-]{2,20})""", re.IGNORECASE)
+# ISO 8859-1 is not among them: browsers read it as windows-1252, as they read all that is unknown.
 CHARSETS = re.compile(
-    r"iso-?8859-?\d+|(windows-?|cp)125\d|koi8-[ru]|gb(2312|k|18030)|big5|shift_jis|euc-\w\w")
+    r"iso-?8859-([2-9]|1[013-6])|(windows-|cp)125[0-8]|koi8-[ru]|gb(k|18030)|big5|shift_jis|euc-(jp|kr)")
 
 
 def decode(data: bytes) -> str:
-    """The text of a page or feed, even if it declares a wrong charset.
+    """The text of a page, feed or file, even if it declares a wrong charset or some of its bytes are damaged.
 
-    UTF-8 is never valid by accident, so it is tried before the declared charset. The last is windows-1252,
-    which browsers read ISO 8859-1 as, too (https://encoding.spec.whatwg.org/#names-and-labels).
+    UTF-8 is hardly ever valid by accident: it is tried before the declared charset, and stands if at least
+    half of its characters beyond ASCII are sound. A damaged character is U+FFFD. The last is windows-1252
+    (https://encoding.spec.whatwg.org/#names-and-labels).
     """
-    encodings = ["utf-8-sig", "cp1252"]
-    match = CHARSET.search(data[:2048])
-    declared = match[1].decode().lower() if match else ""
-    if CHARSETS.fullmatch(declared) and not declared.endswith("8859-1"):
-        encodings.insert(1, declared)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encodings.insert(0, "utf-16")
-    for encoding in encodings:
-        try:
-            return data.decode(encoding)
-        except (ValueError, LookupError):
-            pass
-    return data.decode("latin-1")
+        return data.decode("utf-16", "replace")
+    text = data.decode("utf-8-sig", "replace")
+    damaged = text.count("\ufffd") - data.count("\ufffd".encode())
+    sound = len(text) - len(text.encode("ascii", "ignore")) - damaged
+    match = CHARSET.search(HIDDEN.sub(b"", data[: 2**14])) if damaged else None
+    declared = match[1].decode().lower().replace("gb2312", "gbk") if match else ""
+    if damaged <= sound + (declared == "utf-8"):
+        return text
+    return data.decode(declared if CHARSETS.fullmatch(declared) else "cp1252", "replace")

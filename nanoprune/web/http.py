@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from time import monotonic, sleep
 from urllib.parse import urljoin, urlsplit
-from urllib.robotparser import RobotFileParser
 
 import requests
+from protego import Protego
 
 from nanoprune.web.archive import Archive
 
@@ -27,6 +27,7 @@ RETRIES = 3  # after the first try
 BACKOFF = 1.0  # seconds before the first retry, doubled each time
 JITTER = 1.25  # a pause is up to this many times the delay, so that requests are not periodic
 MAX_WAIT = 120  # seconds; a server that asks for more is left alone
+MAX_CRAWL_DELAY = 30  # seconds; more is a mistake, or is meant for crawlers that return for ever
 MAX_UNANSWERED = 3  # URLs in a row without any answer: the network or the host is gone
 
 
@@ -101,15 +102,14 @@ class Fetcher:
             raise FetchError(f"not a URL: {error}") from error
         if urlsplit(url).scheme not in ("http", "https") or not names & self.hosts:
             raise FetchError(f"refused: {url} is on another host; --allow-host would allow it")
-        if not self._robots(url).can_fetch(USER_AGENT, url):
+        if not self._robots(url).can_fetch(url, USER_AGENT):
             raise Disallowed("disallowed by robots.txt")
 
-    def _robots(self, url: str) -> RobotFileParser:
+    def _robots(self, url: str) -> Protego:
         """The rules of a URL's host, requested once; RFC 9309: a host without rules allows all."""
         host, parts = _host(url), urlsplit(url)
         if host not in self.rules:
-            rules = self.rules[host] = RobotFileParser()
-            rules.parse([])  # allows all: no rule can forbid the request for robots.txt
+            self.rules[host] = Protego()  # allows all: no rule can forbid the request for robots.txt
             try:
                 body = self.get(f"{parts.scheme}://{parts.netloc}/robots.txt", "robots")
             except FetchError as error:
@@ -117,8 +117,12 @@ class Fetcher:
                     del self.rules[host]
                     raise
                 body = b""
-            rules.parse(body.decode("utf-8-sig", "replace").splitlines())
-            self.delay = max(self.delay, float(rules.crawl_delay(USER_AGENT) or 0))
+            self.rules[host] = Protego.parse(body.decode("utf-8-sig", "replace"))
+            delay = self.rules[host].crawl_delay(USER_AGENT) or 0
+            if delay > MAX_CRAWL_DELAY:
+                print(f"{parts.netloc}/robots.txt asks for {delay:g} s between requests; "
+                      f"waiting {MAX_CRAWL_DELAY} s, the most that is usual (--delay waits longer)")
+            self.delay = max(self.delay, min(delay, MAX_CRAWL_DELAY))
         return self.rules[host]
 
     def _get_patiently(self, url: str, headers: dict) -> tuple[requests.Response, bytes]:

@@ -48,7 +48,7 @@ def from_sitemap(fetcher: Fetcher, site: Site, miss: Miss) -> Iterator[tuple[dic
 
     Of each only its URL is known, and the time of its last change, which is its version.
     """
-    declared = [urljoin(site.base_url, url) for url in fetcher.robots.site_maps() or []]
+    declared = [urljoin(site.base_url, url) for url in fetcher.robots.sitemaps]
     if not declared:
         raise ValueError(f"{site.base_url}/robots.txt declares no sitemap; "
                          "use --source feed or give the articles' URLs")

@@ -1,7 +1,6 @@
 """Newsrooms: the places of their articles, and the parsers of their feeds, pages and sitemaps.
 
-Another newsroom is one more entry of SITES, a dozen lines; scraping it changes nothing else. Paragraphs that
-all its releases share are named in nanoprune/data/cleaning.py.
+Another newsroom is one more entry of SITES, a dozen lines; scraping it changes nothing else.
 """
 
 import re
@@ -9,6 +8,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
+from itertools import chain
 from typing import NamedTuple
 from urllib.parse import urljoin
 
@@ -16,7 +16,8 @@ from lxml import etree
 
 from nanoprune.web.html import decode, html_to_text, read_html
 
-MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+MONTHS = ("jan|jän", "feb", "mar|mär|mrz", "apr", "may|mai", "jun", "jul", "aug", "sep", "oct|okt", "nov",
+          "dec|dez")  # patterns of how the names of months begin, in English and German
 NOWHERE = "/.."  # XPath that matches nothing
 
 
@@ -38,12 +39,14 @@ class Site:
     date: str
     body: str
     dates: tuple[str, ...]  # patterns of its dates, with the groups `day`, `month` and `year`
+    name: str = ""  # in SITES; scrape.py fills it in
     teaser: str = NOWHERE
     category: str = NOWHERE
     tags: str = NOWHERE
     language: str = ""  # of the articles to collect, as in their ids
     sitemaps: str = ""  # pattern of the sitemaps in robots.txt that hold its articles
-    months: tuple[str, ...] = MONTHS  # how the names of months in its dates begin
+    months: tuple[str, ...] = MONTHS  # patterns of how the names of months in its dates begin
+    boilerplate: tuple[str, ...] = ()  # patterns of whole paragraphs that its releases share; (?i) if need be
     tables: bool = True  # False leaves out tables of several columns
 
     def article_id(self, text: str) -> str:
@@ -51,10 +54,14 @@ class Site:
         match = re.search(rf"(?<![A-Za-z0-9])(?:{self.id})(?![A-Za-z0-9])", text)
         return match[0] if match else ""
 
+    def language_of(self, article_id: str) -> str | None:
+        """The language that an article's id names, in upper case; None if it names none."""
+        match = re.fullmatch(self.id, article_id)
+        return match and match.groupdict().get("language")
+
     def in_language(self, article_id: str) -> bool:
         """False if the id is one of an article in another language."""
-        match = re.fullmatch(self.id, article_id)
-        return match is None or match.groupdict().get("language", self.language) == self.language
+        return self.language_of(article_id) in (None, self.language)
 
 
 SITES = {
@@ -78,17 +85,59 @@ SITES = {
             r"(?P<month>[A-Z][a-z]{2}) (?P<day>\d{1,2}) \d\d:\d\d:\d\d \S+ (?P<year>\d{4})",
             r"(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})",  # 05.12.2025
         ),
+        boilerplate=(
+            r"(?is)with its (three|four) brands,? BMW.*|the BMW Group",
+            r"(?is)in 20\d\d, the BMW Group (sold|delivered) .{0,40}million passenger.*",
+            r"(?is)the (economic )?success of the BMW Group has always been based on.*",
+            r"(?i)BMW Group,? corporate communications",
+        ),
     ),
 }
+
+
+def site_of(article: dict) -> Site | None:
+    """The newsroom that an article comes from: its `site`, else the one of its url; None if none is known."""
+    if name := article.get("site"):
+        return SITES.get(name)
+    url = f"{article.get('url')}/"
+    return next((site for site in SITES.values() if url.startswith(f"{site.base_url}/")), None)
+
+
 MAX_SITEMAP = 50 * 2**20  # bytes unpacked, the protocol's own limit (https://www.sitemaps.org/protocol.html)
-# Fri, 05 Dec 2025 08:34:40 +0100: the dates of every RSS feed
-RFC_822 = r"(?P<day>\d{1,2}) (?P<month>[A-Za-z]{3}) (?P<year>\d{4})"
+FEED_DATES = (
+    # Fri, 05 Dec 2025 08:34:40 +0100, in old feeds 05-Dec-25
+    r"(?P<day>\d{1,2})\.?[ -](?P<month>[^\W\d]+)\.?[ -](?P<year>\d{4}|\d\d)\b",
+    r"(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)",  # 2025-12-05T08:34:40Z
+)
+RDF_ABOUT = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}about"
+DUBLIN_CORE_DATE = "{http://purl.org/dc/elements/1.1/}date"
+WHOLE_TEXT = "{http://purl.org/rss/1.0/modules/content/}encoded"
+# What WordPress writes below an item, in the language of the site.
+FOOTER = re.compile(
+    r"\s*\b(The post .{1,250} (appeared first|first appeared) on|Der Beitrag .{1,250} erschien zuerst auf"
+    r"|L.article .{1,250} est apparu en premier sur|La entrada .{1,250} se publicó primero en"
+    r"|L.articolo .{1,250} proviene da|Het bericht .{1,250} verscheen eerst op) .{1,150}$", re.DOTALL)
+# The end of a summary: dots, or the words of a link to the page, which may hold the page's title.
+SUMMARY_END = re.compile(r"""(?ix) (\.\.\.|…) \s* [\])]? \W* $
+    | \b (read \ (more|on) | (continue|keep) \ reading | weiterlesen | lire \ la \ suite | leer \ más
+        | seguir \ leyendo | leggi \ tutto | continua \ a \ leggere | lees \ (meer|verder)) \W* $
+    | (^ | [\n.!?…:|()\[\]}"”»>]) \W* (
+        ((find \ out|learn|see) \ )? more | (full|whole) \ (story|article|release|text) | view \ .{0,100}
+        | mehr (\ lesen | \ erfahren | \ dazu)? | weiter | lesen \ sie \ (mehr|weiter)
+        | (zum|den) \ (\w+ \ )? artikel (\ lesen)?
+        | ((to \ )? read \ (more|on|the|full) | (continue|keep) \ reading | weiterlesen | lire \ la \ suite)
+          \b [^\n]{0,150}) \W* $""")
 
 
 def blank_article(article_id: str, url: str, **fields) -> dict:
-    """An article with every key; those that are not given are empty."""
+    """An article with every key; those that are not given are empty. A title that begins the text leaves it.
+    """
     blank = {"title": "", "teaser": "", "date": "", "category": "", "tags": [], "text": ""}
-    return {"id": article_id, "url": url} | blank | fields
+    article = {"id": article_id, "url": url} | blank | fields
+    first_line, _, rest = article["text"].partition("\n")
+    if rest and " ".join(first_line.split()).casefold() == article["title"].casefold():
+        article["text"] = rest.lstrip("\n")
+    return article
 
 
 def parse_article(html: bytes, site: Site, url: str) -> dict:
@@ -114,7 +163,7 @@ def parse_article(html: bytes, site: Site, url: str) -> dict:
 
 
 class FeedPage(NamedTuple):
-    """One page of an RSS feed. Its articles have every key; what the feed lacks is empty."""
+    """One page of a feed. Its articles have every key; what the feed lacks is empty."""
 
     articles: list[dict]
     next_url: str | None
@@ -122,39 +171,66 @@ class FeedPage(NamedTuple):
 
 
 def parse_feed(xml: bytes, site: Site, url: str = "") -> FeedPage:
-    """The page of an RSS feed at `url`; ValueError if it is none."""
+    """The page of an RSS or Atom feed at `url`; ValueError if it is none."""
     root, sound = _parse_xml(xml)
-    if root.tag != "rss":
-        raise ValueError(f"not an RSS feed: its first element is <{root.tag}>")
-    articles = []
-    for item in root.iter("item"):
-        link = (item.findtext("link") or "").strip()
-        if not (sound or link):
-            continue
-        content = item.find("{http://purl.org/rss/1.0/modules/content/}encoded")
-        description = item.find("description") if content is None else content
-        try:
-            day = parse_date(item.findtext("pubDate") or "", (RFC_822, *site.dates))
-        except ValueError:
-            day = ""
-        try:  # broken XML may lack any part of a text, which then comes from the article's page
-            text = html_to_text(_inner(description), site.tables) if sound and description is not None else ""
-            title = " ".join(html_to_text(item.findtext("title") or "").split())
-        except ValueError:
-            title = text = ""
-        article_id = site.article_id(item.findtext("guid") or "") or site.article_id(link)
-        articles.append(blank_article(article_id, link, title=title, date=day, text=text))
+    if etree.QName(root).localname not in ("rss", "RDF", "feed"):
+        raise ValueError(f"not an RSS or Atom feed: its first element is <{root.tag}>")
+    articles = [_parse_item(item, site, url, sound) for item in root.iter("{*}item", "{*}entry")]
     next_page = root.find(".//{http://www.w3.org/2005/Atom}link[@rel='next']")
     link = None if next_page is None else next_page.get("href")
-    return FeedPage(articles, link and urljoin(url, link), sound)
+    return FeedPage([article for article in articles if sound or article["url"]], link and _join(url, link),
+                    sound)
+
+
+def _parse_item(item: etree._Element, site: Site, url: str, sound: bool) -> dict:
+    """The article of an item of RSS or an entry of Atom."""
+    fields = {}  # the first of each name; names of the item's own namespace without it
+    for child in item.iterchildren("*"):
+        name = etree.QName(child)
+        if child.get("rel", "alternate") == "alternate":  # of Atom's links, the one to the page
+            own = name.namespace == etree.QName(item).namespace
+            fields.setdefault(name.localname if own else name.text, child)
+
+    def value(name: str, attribute: str = "href") -> str:
+        child = fields.get(name)
+        return "" if child is None else (child.get(attribute) or child.text or "").strip()
+
+    def text_of(name: str) -> str:
+        try:  # broken XML may lack any part of a text, which then comes from the article's page
+            return html_to_text(_inner(fields[name]), site.tables) if sound and name in fields else ""
+        except ValueError:
+            return ""
+
+    identity = value("guid") or value("id") or item.get(RDF_ABOUT, "")
+    link = value("link")
+    if not link and re.match(r"https?:|[\w./-]*/", identity) and value("guid", "isPermaLink") != "false":
+        link = identity
+    stamps = map(value, ("pubDate", "published", "issued", DUBLIN_CORE_DATE, "updated", "modified"))
+    try:
+        day = parse_date("\n".join(stamps), (*FEED_DATES, *site.dates))
+    except ValueError:
+        day = ""
+    text = text_of(WHOLE_TEXT)
+    text = text[:-500] + FOOTER.sub("", text[-500:])  # below a description it shows a summary, and stays
+    text = text or text_of("content") or text_of("description")  # the `summary` of Atom is none
+    place = link and _join(_join(url, item.base or ""), link)
+    return blank_article(site.article_id(identity) or site.article_id(link), place, text=text,
+                         date=day, title=" ".join(text_of("title").split()))
+
+
+def _join(url: str, link: str) -> str:
+    """The link in full; as it stands if it is none, which shows when it is fetched."""
+    try:
+        return urljoin(url, link)
+    except ValueError:
+        return link
 
 
 def is_complete(article: dict) -> bool:
-    """True if a feed's article needs no page: it has title, date and a text that does not break off with
-    dots.
-    """
-    cut = re.search(r"(\.\.\.|…)\s*[\])]?$|\bread more\W*$", article["text"][-40:], re.IGNORECASE)
-    return bool(article["id"] and article["title"] and article["date"] and article["text"]) and not cut
+    """True if a feed's article needs no page: it has title, date and a text that is no summary by its end."""
+    end = article["text"][-500:]
+    whole = bool(end) and not (SUMMARY_END.search(end[-200:]) or FOOTER.search(end))
+    return bool(article["id"] and article["title"] and article["date"]) and whole
 
 
 def parse_sitemap(xml: bytes) -> tuple[list[tuple[str, str]], list[str]]:
@@ -182,16 +258,20 @@ def parse_sitemap(xml: bytes) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def parse_date(text: str, patterns: Iterable[str], months: tuple[str, ...] = MONTHS) -> str:
-    """The day as YYYY-MM-DD by the first pattern that matches, in any locale; ValueError if there is none."""
-    for pattern in patterns:
-        if match := re.search(pattern, text):
-            month = match["month"].lower()
-            begins = [month.startswith(name) for name in months]
-            try:
-                number = int(month) if month.isdigit() else begins.index(True) + 1
-                return date(int(match["year"]), number, int(match["day"])).isoformat()
-            except ValueError:
-                break
+    """The first day that exists by the first pattern that gives one, as YYYY-MM-DD, in any locale.
+
+    ValueError if there is none.
+    """
+    for match in chain.from_iterable(re.finditer(pattern, text) for pattern in patterns):
+        month, year = match["month"].lower(), int(match["year"])
+        begins = [bool(re.match(name, month)) for name in months]
+        if year < 100:  # two digits, as RFC 2822 reads them
+            year += 2000 if year < 50 else 1900
+        try:
+            number = int(month) if month.isdigit() else begins.index(True) + 1
+            return date(year, number, int(match["day"])).isoformat()
+        except ValueError:
+            continue
     raise ValueError(f"no date that can be read: {text[:60]!r}")
 
 
@@ -207,7 +287,7 @@ def _parse_xml(xml: bytes) -> tuple[etree._Element, bool]:
                 return root, not recover
         except etree.LxmlError:
             pass
-    raise ValueError("not XML")
+    raise ValueError(f"not XML: it begins with {text[:30]!r}")
 
 
 def _inner(element: etree._Element) -> str:
