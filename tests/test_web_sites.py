@@ -1,6 +1,7 @@
 """Newsrooms' pages, feeds, sitemaps and dates, and what no parser may do."""
 
 import json
+import re
 import time
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanoprune.web.html import html_to_text
-from nanoprune.web.sites import SITES, is_complete, parse_article, parse_date, parse_feed, parse_sitemap
+from nanoprune.web.sites import SITES, is_complete, parse_article, parse_date, parse_feed, parse_sitemap, site_of
 
 BMW = SITES["bmw"]
 
@@ -21,6 +22,24 @@ def test_the_real_page(real):
     assert found["tags"] == ["BMW M Motorsport", "Customer Racing"]
     assert abs(len(found["text"]) - 6587) <= 66
     assert "Corporate Communications" not in found["text"].split("\n")[0]
+
+
+@pytest.mark.parametrize("article, site", [
+    ({"site": "bmw", "url": "http://127.0.0.1/x"}, BMW), ({"site": "no-such-site", "url": BMW.base_url}, None),
+    ({"url": "https://www.press.bmwgroup.com/global/article/detail/T0454343EN/slug"}, BMW),
+    ({"url": "https://www.press.bmwgroup.com.example/global"}, None), ({"url": "papers/a.txt"}, None),
+    ({"url": None}, None), ({}, None)])
+def test_the_site_of_an_article(article, site):
+    assert site_of(article) is site
+
+
+def test_boilerplate_and_language_belong_to_the_site():
+    assert BMW.language_of("T0454343EN") == BMW.language_of("T0454343EN_US") == "EN"
+    assert BMW.language_of("T0454343DE") == "DE" and BMW.language_of("PR-0001AG") is None
+    for text, is_shared in (("With its four brands BMW, MINI and others, it is large.", True),
+                            ("In 2024, the BMW Group sold over 2.4 million passenger vehicles.", True),
+                            ("BMW Group Corporate Communications", True), ("The BMW Group opens a plant.", False)):
+        assert any(re.fullmatch(pattern, text) for pattern in BMW.boilerplate) == is_shared
 
 
 @pytest.mark.parametrize("text, day", [

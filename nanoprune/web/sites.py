@@ -1,7 +1,6 @@
 """Newsrooms: the places of their articles, and the parsers of their feeds, pages and sitemaps.
 
-Another newsroom is one more entry of SITES, a dozen lines; scraping it changes nothing else. Paragraphs that
-all its releases share are named in nanoprune/data/cleaning.py.
+Another newsroom is one more entry of SITES, a dozen lines; scraping it changes nothing else.
 """
 
 import re
@@ -44,6 +43,7 @@ class Site:
     language: str = ""  # of the articles to collect, as in their ids
     sitemaps: str = ""  # pattern of the sitemaps in robots.txt that hold its articles
     months: tuple[str, ...] = MONTHS  # how the names of months in its dates begin
+    boilerplate: tuple[str, ...] = ()  # patterns of whole paragraphs that its releases share; (?i) if need be
     tables: bool = True  # False leaves out tables of several columns
 
     def article_id(self, text: str) -> str:
@@ -51,10 +51,14 @@ class Site:
         match = re.search(rf"(?<![A-Za-z0-9])(?:{self.id})(?![A-Za-z0-9])", text)
         return match[0] if match else ""
 
+    def language_of(self, article_id: str) -> str | None:
+        """The language that an article's id names, in upper case; None if it names none."""
+        match = re.fullmatch(self.id, article_id)
+        return match and match.groupdict().get("language")
+
     def in_language(self, article_id: str) -> bool:
         """False if the id is one of an article in another language."""
-        match = re.fullmatch(self.id, article_id)
-        return match is None or match.groupdict().get("language", self.language) == self.language
+        return self.language_of(article_id) in (None, self.language)
 
 
 SITES = {
@@ -78,8 +82,24 @@ SITES = {
             r"(?P<month>[A-Z][a-z]{2}) (?P<day>\d{1,2}) \d\d:\d\d:\d\d \S+ (?P<year>\d{4})",
             r"(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})",  # 05.12.2025
         ),
+        boilerplate=(
+            r"(?is)with its (three|four) brands,? BMW.*|the BMW Group",
+            r"(?is)in 20\d\d, the BMW Group (sold|delivered) .{0,40}million passenger.*",
+            r"(?is)the (economic )?success of the BMW Group has always been based on.*",
+            r"(?i)BMW Group,? corporate communications",
+        ),
     ),
 }
+
+
+def site_of(article: dict) -> Site | None:
+    """The newsroom that an article comes from: its `site`, else the one of its url; None if none is known."""
+    if name := article.get("site"):
+        return SITES.get(name)
+    url = f"{article.get('url')}/"
+    return next((site for site in SITES.values() if url.startswith(f"{site.base_url}/")), None)
+
+
 MAX_SITEMAP = 50 * 2**20  # bytes unpacked, the protocol's own limit (https://www.sitemaps.org/protocol.html)
 # Fri, 05 Dec 2025 08:34:40 +0100: the dates of every RSS feed
 RFC_822 = r"(?P<day>\d{1,2}) (?P<month>[A-Za-z]{3}) (?P<year>\d{4})"
