@@ -35,7 +35,7 @@ def write_dataset_page(folder: Path, meta: dict, corpus: Corpus) -> None:
         *overview(meta, splits), "", "![Length of the documents](lengths.png)", "",
         "## Articles left out", "", *table("reason | articles | for example", articles), "",
         "## Boilerplate", "", *boilerplate(corpus, meta["options"]["keep_boilerplate"]),
-        "## Was the test set seen?", "", *leakage(documents), "",
+        "## Was the test set seen?", "", *leakage(documents, meta["splits"]), "",
         "## Documents", "",
     ]
     for name, rows in documents.items():
@@ -84,7 +84,7 @@ def boilerplate(corpus: Corpus, in_documents: bool) -> list[str]:
     return lines
 
 
-def leakage(documents: dict[str, JsonLines]) -> list[str]:
+def leakage(documents: dict[str, JsonLines], entries: dict[str, dict]) -> list[str]:
     """The share of each test document's runs of words that stand in training documents."""
     tested = evenly_spaced(documents["test"], LEAKAGE_DOCUMENTS)
     runs = [np.unique(shingles(words_of(document["text"]), RUN)) for document in tested]
@@ -99,8 +99,8 @@ def leakage(documents: dict[str, JsonLines]) -> list[str]:
     mean = sum(share for share, _ in by_share) / len(by_share)
     return [
         f"Of the runs of {RUN} words in {len(tested)} test documents, {mean:.1%} on average stand in "
-        f"training documents. The last day of training is {documents['train'][-1]['date']}, the first of the "
-        f"test {documents['test'][0]['date']}. The most:", "",
+        f"training documents. The last day of training is {entries['train']['last']}, the first of the test "
+        f"{entries['test']['first']}. The most:", "",
         *(f"- {share:.1%} of {document['id']}: {shortened(document['title'], 80)}"
           for share, document in by_share[:EXAMPLES]),
     ]
