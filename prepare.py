@@ -38,6 +38,7 @@ from nanoprune.data.dataset_page import write_dataset_page
 from nanoprune.data.dataset_writer import DatasetWriter
 from nanoprune.data.language import ANY, known_languages
 from nanoprune.data.llm_questions import write_questions
+from nanoprune.data.question_check import trivial_accuracies
 from nanoprune.data.rule_questions import open_and_closed_book, training_pairs
 from nanoprune.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 from nanoprune.io.files import file_hash, replace_folder, write_json
@@ -177,12 +178,14 @@ def write_document_dataset(writer: DatasetWriter, corpus: Corpus, inputs: Inputs
     """Write documents, with pairs and questions made from them; return the content of meta.json."""
     entries = {name: writer.write_split(name, corpus) for name in SPLITS}
 
-    pairs, questions = inputs.pairs, inputs.questions
+    pairs, questions, quality = inputs.pairs, inputs.questions, {}
     if options.generated:
         chosen = {name: corpus.sample(name, options.generated_documents) for name in SPLITS}
         pairs = training_pairs(chosen["train"], options.seed) + pairs
-        generated = open_and_closed_book(chosen, options.seed)
+        refused = Counter()
+        generated = open_and_closed_book(chosen, options.seed, refused=refused)
         questions = {name: rows for name, rows in generated.items() if rows} | questions
+        quality = describe_quality([row for rows in generated.values() for row in rows], refused)
     if options.questions_from:
         chosen = corpus.sample("train", options.questions_documents)
         endpoint = options.questions_from, options.questions_model
@@ -204,11 +207,24 @@ def write_document_dataset(writer: DatasetWriter, corpus: Corpus, inputs: Inputs
         tokens = writer.write_replay([row["text"] for row in inputs.replay])
         print(f"{len(inputs.replay)} general documents to mix in, {tokens:,} tokens")
 
-    return describe(questions, training, held_out, writer, options) | {
+    return describe(questions, training, held_out, writer, options) | quality | {
         "dropped": {reason: len(articles) for reason, articles in corpus.dropped.items()},
         "paragraphs_removed": {kind: counts.total() for kind, counts in sorted(corpus.removed.items())},
         "splits": entries,
     }
+
+
+def describe_quality(questions: list[dict], refused: Counter) -> dict:
+    """Candidates for questions that were refused, and what those that were made give away by their choices."""
+    reasons = "".join(f"\n  {count:6d}  {reason}" for reason, count in refused.most_common())
+    print(f"{len(questions)} questions made by rule; candidates refused: {refused.total()}{reasons}")
+    accuracies = trivial_accuracies(questions) if questions else {}
+    for name, (accuracy, (low, high)) in accuracies.items():
+        verdict = "as chance, 25 %" if low <= 0.25 <= high else "not chance, 25 %: the choices tell"
+        print(f"  the {name} choice is right in {accuracy:.1%} [{low:.1%}, {high:.1%}]: {verdict}")
+    return {"questions_refused": dict(sorted(refused.items())),
+            "choices_alone": {name: {"accuracy": accuracy, "interval": list(interval)}
+                              for name, (accuracy, interval) in accuracies.items()}}
 
 
 # ---------------------------------------------------------------- a dataset of conversations alone
