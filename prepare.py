@@ -38,7 +38,7 @@ from nanoprune.data.dataset_page import write_dataset_page
 from nanoprune.data.dataset_writer import DatasetWriter
 from nanoprune.data.language import ANY, known_languages
 from nanoprune.data.llm_questions import write_questions
-from nanoprune.data.question_check import trivial_accuracies
+from nanoprune.data.question_check import accuracies_by_choices
 from nanoprune.data.rule_questions import open_and_closed_book, training_pairs
 from nanoprune.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 from nanoprune.io.files import file_hash, replace_folder, write_json
@@ -215,10 +215,10 @@ def write_document_dataset(writer: DatasetWriter, corpus: Corpus, inputs: Inputs
 
 
 def describe_quality(questions: list[dict], refused: Counter) -> dict:
-    """Candidates for questions that were refused, and what those that were made give away by their choices."""
+    """Candidates for questions that were refused, and what the choices of the others give away."""
     reasons = "".join(f"\n  {count:6d}  {reason}" for reason, count in refused.most_common())
     print(f"{len(questions)} questions made by rule; candidates refused: {refused.total()}{reasons}")
-    accuracies = trivial_accuracies(questions) if questions else {}
+    accuracies = accuracies_by_choices(questions) if questions else {}
     for name, (accuracy, (low, high)) in accuracies.items():
         verdict = "as chance, 25 %" if low <= 0.25 <= high else "not chance, 25 %: the choices tell"
         print(f"  the {name} choice is right in {accuracy:.1%} [{low:.1%}, {high:.1%}]: {verdict}")

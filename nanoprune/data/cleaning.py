@@ -85,7 +85,8 @@ def paragraphs_of(text: str) -> list[str]:
 
 # A raised number after a word or a figure, or "[3]"; but those of m², x³ and 10⁶ are exponents.
 FOOTNOTE_MARK = re.compile(
-    r"(?<=[\w.,;:!?%)”\"])(?:(?<!\b\w)(?<!\b[^\W\d]\w)(?<!\b10)[⁰¹²³⁴-⁹]+|¹(?![⁰¹²³⁴-⁹])|\[\d{1,2}\](?!\w))")
+    r"(?<=[\w.,;:!?%)”\"])(?:(?<!\b\w)(?<!\b[^\W\d]\w)(?<!\b10)[⁰¹²³⁴-⁹]+|¹(?![⁰¹²³⁴-⁹])"
+    r"|\[\d{1,2}\](?!\w))")
 HAS_CONTENT = re.compile(r"[^\W_]")
 WIDEST = 120  # characters of a line in a text that is taken for hard-wrapped
 LIST_ITEM = re.compile(r"[*•▪] |[-–] [A-Z]")
@@ -94,8 +95,8 @@ LIST_ITEM = re.compile(r"[*•▪] |[-–] [A-Z]")
 def unwrapped(lines: list[str]) -> list[str]:
     """The lines, and where a text is hard-wrapped, its paragraphs in their place.
 
-    A break is forced where the next line's first word does not fit in the width of the text. In a hard-wrapped
-    text nearly all breaks inside paragraphs are.
+    A break is forced where the next line's first word does not fit in the width of the text. In a
+    hard-wrapped text nearly all breaks inside paragraphs are.
     """
     breaks = [(line, following) for line, following in pairwise(lines) if line and following]
     width = max((max(len(line), len(following)) for line, following in breaks), default=0)

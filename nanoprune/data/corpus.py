@@ -17,7 +17,7 @@ from datetime import date
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -49,15 +49,8 @@ class CleaningOptions:
     keep_boilerplate: bool = False
 
 
-class Newsroom(Protocol):
-    """The part of a newsroom's definition that cleaning needs."""
-
-    boilerplate: Sequence[str]  # patterns of whole paragraphs
-
-    def language_of(self, article_id: str) -> str | None: ...
-
-
-NewsroomOf = Callable[[dict], Newsroom | None]  # of an article
+# The newsroom of an article: its `boilerplate` (patterns of whole paragraphs) and `language_of(id)`; or None.
+NewsroomOf = Callable[[dict], Any]
 
 
 @dataclass(slots=True)

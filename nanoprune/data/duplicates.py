@@ -9,7 +9,7 @@ from nanoprune.data.language import words_of
 
 
 def signature(words: list[str]) -> np.ndarray:
-    """(64,) uint32: the MinHash of a text's words (Broder 1997), the least of 64 permutations of its shingles.
+    """(64,) uint32: the MinHash of a text's words (Broder 1997): of all permutations the least shingle.
 
     The share of equal numbers in two signatures estimates the Jaccard similarity of the texts.
     """
@@ -17,7 +17,7 @@ def signature(words: list[str]) -> np.ndarray:
 
 
 PERMUTATIONS = np.random.default_rng(1).integers(1, 2**32, (64, 1), dtype=np.uint32) | np.uint32(1)
-LEAST_SIMILARITY = 0.2  # estimated, of texts worth an exact comparison: one may hold another of a quarter its size
+LEAST_SIMILARITY = 0.2  # estimated, of texts worth an exact comparison: one may be a quarter of the other
 
 
 def near_duplicates(
@@ -27,8 +27,8 @@ def near_duplicates(
 
     Nearly equal: the Jaccard similarity of their five-word shingles is at least `similarity`. Contained: one
     has at least the share `containment` of the other's. Texts of a similarity s agree in one of 32 bands of
-    two permutations with probability 1 - (1 - s^2)^32, 99.6 % for 0.4. Of the texts that agree in a band, each
-    is compared with the first and with the one before, so time and memory grow linearly. `signatures`:
+    two permutations with probability 1 - (1 - s^2)^32, 99.6 % for 0.4. Of the texts that agree in a band,
+    each is compared with the first and with the one before, so time and memory grow linearly. `signatures`:
     (texts, 64); `text(i)`: the i-th.
     """
     candidates, n = [np.empty(0, np.int64)], len(signatures)
