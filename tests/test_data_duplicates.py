@@ -1,6 +1,7 @@
 """Near-duplicates: those of the plain comparison, at linear cost."""
 
 import numpy as np
+import pytest
 from small import article, text
 
 from nanoprune.data.dataset import Dataset
@@ -41,3 +42,21 @@ def test_many_versions_of_one_text_leave_one_at_linear_cost(prepare):
     articles = [article(i, text=t, date="2024-01-01") for i, t in enumerate(versions)]
     folder = prepare(articles + [article(i) for i in range(200, 260)])[3]
     assert Dataset(folder).meta["dropped"] == {"near-duplicate": 199}
+
+
+@pytest.mark.parametrize("share, cut", [(0.4, 0), (0.6, 0), (0.75, 1)])
+def test_a_version_that_the_other_holds_is_dropped(prepare, share, cut):
+    """Whole or but for a few words; the longer one stays, whichever is the earlier."""
+    whole = text(3, 400)
+    words = whole.split(" ")
+    part = words[: int(share * len(words))]
+    part[50 : 50 + cut] = ["other"] * cut
+    texts = [whole, " ".join(part), *(text(i, 400) for i in range(10, 40))]
+    found = near_duplicates(np.stack([signature(words_of(t)) for t in texts]), texts.__getitem__)
+    assert found == [(0, 1)]
+    for first, second in ((whole, " ".join(part)), (" ".join(part), whole)):
+        folder = prepare([article(0, text=first), article(1, text=second), *map(article, range(10, 50))])[3]
+        bodies = {d["id"]: d["text"] for d in Dataset(folder).documents("train")}
+        assert Dataset(folder).meta["dropped"] == {"near-duplicate": 1}
+        assert [whole in bodies.get(article(i)["id"], "").replace("\n\n", " ") or whole in bodies.get(
+            article(i)["id"], "") for i in (0, 1)] == [first == whole, second == whole]

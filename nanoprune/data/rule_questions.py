@@ -33,7 +33,8 @@ QUANTITIES = (  # the units of each: a figure in one of them tells that in anoth
     r"cc|ccm|cm³|lit(?:re|er)s?", r"%|per ?cent", r"euros?|EUR", r"square met(?:re|er)s|m²|sqm",
     r"seconds?|minutes?|hours?", r"days|weeks|months|years?",
     r"vehicles|cars|automobiles|motorcycles|units|models",
-    r"employees|associates|people|trainees|apprentices", r"visitors|guests", r"countries|markets", r"cities", r"laps", r"races", r"points", r"drivers|riders",
+    r"employees|associates|people|trainees|apprentices", r"visitors|guests",
+    r"countries|markets", r"cities", r"laps", r"races", r"points", r"drivers|riders",
     r"teams", r"artists")
 FIGURE = re.compile(
     r"(?<![\w.,:/+–-])(?P<number>\d{1,3}(?:,\d{3})+|\d+(?:\.\d{1,2})?)(?P<scale> (?:million|billion))? ?(?:"
