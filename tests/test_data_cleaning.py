@@ -69,7 +69,7 @@ def test_hard_wrapped_lines_are_joined(width):
 
 @pytest.mark.parametrize("text", [
     "1. Anna Berg 25\n2. Boris Klee 20\n3. Carla Voss 16\n4. David Roth 12\n5. Elena Marsh 9\n6. Leo Falk 7",
-    "\n".join(["A line of a feed that keeps a paragraph on each of its lines, however long it may be. " * 2] * 6),
+    "\n".join(["A line of a feed that keeps a paragraph on each of its lines, however long it is. " * 2] * 6),
     "Munich.\nThe first line is long enough to be the longest of them all.\nShort.\nAlso short.\nThe end."])
 def test_lines_that_are_not_wrapped_stay(text):
     assert paragraphs_of(text) == [line.strip() for line in text.split("\n")]

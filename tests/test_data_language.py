@@ -16,7 +16,8 @@ TABLE = "1 | 25.3 | 7:25.5 | +0.4\n" * 20
 
 @pytest.mark.parametrize("found, language", [
     (text(3), "EN"), ("El coche es de la marca y se fabrica en el sur con un motor para los clientes", "ES"),
-    ("新款车型" * 9, "ZH"), (POLISH, "PL"), (FINNISH, "FI"), (SWEDISH, "SV"), (TABLE, None), ("BMW iX3 M60", None)])
+    ("新款车型" * 9, "ZH"), (POLISH, "PL"), (FINNISH, "FI"), (SWEDISH, "SV"), (TABLE, None),
+    ("BMW iX3 M60", None)])
 def test_languages(found, language):
     assert language_of(found) == language
 

@@ -88,7 +88,7 @@ FOOTNOTE_MARK = re.compile(
     r"(?<=[\w.,;:!?%)”\"])(?:(?<!\b\w)(?<!\b[^\W\d]\w)(?<!\b10)[⁰¹²³⁴-⁹]+|¹(?![⁰¹²³⁴-⁹])"
     r"|\[\d{1,2}\](?!\w))")
 HAS_CONTENT = re.compile(r"[^\W_]")
-WIDEST = 120  # characters of a line in a text that is taken for hard-wrapped
+WIDTHS = range(40, 121)  # of texts that are taken for hard-wrapped
 LIST_ITEM = re.compile(r"[*•▪] |[-–] [A-Z]")
 
 
@@ -96,18 +96,18 @@ def unwrapped(lines: list[str]) -> list[str]:
     """The lines, and where a text is hard-wrapped, its paragraphs in their place.
 
     A break is forced where the next line's first word does not fit in the width of the text. In a
-    hard-wrapped text nearly all breaks inside paragraphs are.
+    hard-wrapped text most breaks inside paragraphs are.
     """
     breaks = [(line, following) for line, following in pairwise(lines) if line and following]
     width = max((max(len(line), len(following)) for line, following in breaks), default=0)
-    if len(breaks) < 4 or width > WIDEST:
+    if len(breaks) < 4 or width not in WIDTHS:
         return lines
 
     def forced(line: str, following: str) -> bool:
         fits = len(line) + 1 + len(following.split(" ", 1)[0]) <= width
         return not fits and not LIST_ITEM.match(following)
 
-    if sum(forced(*pair) for pair in breaks) < 0.8 * len(breaks):
+    if sum(forced(*pair) for pair in breaks) < 0.7 * len(breaks):
         return lines
     paragraphs = [""]
     for line, following in pairwise([*lines, ""]):

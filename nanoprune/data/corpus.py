@@ -128,7 +128,7 @@ def clean_article(
         del own_paragraphs[0]
     paragraphs, boilerplate = remove_boilerplate(own_paragraphs, newsroom.boilerplate if newsroom else ())
     body = "\n\n".join(own_paragraphs if options.keep_boilerplate else paragraphs)
-    if options.language != ANY:
+    if options.language != ANY and len(body) >= options.min_chars:  # a stub is dropped later
         language = language_of(body, declared)
         if not language:
             return CleanedArticle(document, "language cannot be told")
@@ -361,17 +361,18 @@ def split_by_hash(documents: list[Document], shares: Sequence[float]) -> dict[st
 
 
 def drop_near_duplicates(corpus: Corpus) -> None:
-    """Drop the shorter one within a split, and the one on the training side across splits.
+    """Drop the later one within a split, or the earlier if the later holds far more than it, and the one on
+    the training side across splits.
 
-    So nothing in the test was seen in training. A document that resembles a dropped one is dropped, too,
-    unless it is longer: a chain of versions leaves one.
+    So nothing in the test was seen in training. A document that resembles a dropped one is dropped, too: a
+    chain of versions leaves one.
     """
     placed = [(name, document) for name, documents in corpus.splits.items() for document in documents]
     dropped = set()
     for i, j in corpus.near_duplicates([document for _, document in placed]):
         same_split = placed[i][0] == placed[j][0]
-        shorter = j if placed[j][1].chars <= placed[i][1].chars else i
-        document = placed[shorter if same_split else i][1]
+        is_part = placed[i][1].chars < 0.8 * placed[j][1].chars
+        document = placed[j if same_split and not is_part else i][1]
         if document.number not in dropped:
             dropped.add(document.number)
             reason = "near-duplicate" if same_split else "near-duplicate across the split"

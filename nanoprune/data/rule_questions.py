@@ -43,7 +43,7 @@ SCALES = {None: 1, " million": 1e6, " billion": 1e9}
 DIGIT = re.compile(r"\d")
 SENTENCE_END = re.compile(
     r"(?:(?<=[.!?])|(?<=[.!?][”\"]))(?<!^[A-Z]\.)(?<! [A-Z]\.)(?<!\b[DM]r\.)\s+(?=[A-Z“\"])")
-LEAST_STEP, LARGEST_STEP = 0.08, 0.25  # between a figure and the next wrong one, as shares of it
+LEAST_STEP, LARGEST_STEP = 0.08, 0.16  # between a figure and the next wrong one, as shares of it
 LARGEST_RATIO = 1.85  # of a wrong figure and the right one, or the other way round
 
 
