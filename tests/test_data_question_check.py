@@ -53,7 +53,8 @@ def flaws(sentence: str, title: str = "") -> list[str | None]:
 
 
 def first_question(sentence: str, seed: int) -> dict:
-    return open_and_closed_book({"train": [document(0, sentence)], "val": [], "test": []}, seed)["closed_book"][0]
+    splits = {"train": [document(0, sentence)], "val": [], "test": []}
+    return open_and_closed_book(splits, seed)["closed_book"][0]
 
 
 @pytest.mark.parametrize("sentence", GOOD)
@@ -80,7 +81,7 @@ def test_a_title_that_tells(sentence, title):
 @pytest.mark.parametrize("figure", [
     "18,000 Nm", "1,400 vehicles", "350 kW", "6.9 seconds", "57%", "250 employees"])
 def test_wrong_choices_are_of_the_size_of_the_right_one_and_as_round(figure):
-    sentence = f"The new hall of the plant in Elbach comes with around {figure} in the first year of its work."
+    sentence = f"The new hall of the plant in Elbach comes with around {figure} in the first year of work."
     found = [first_question(sentence, seed) for seed in range(8)]
     places = set()
     for question in found:
@@ -100,7 +101,8 @@ def test_what_is_asked_twice(prepare):
     for row, body in zip(first, (lead, lead), strict=True):
         row["text"] = f"{row['title']}\n\n{body}"
     pairs = training_pairs(first, 0)
-    assert not any("What is the title" in pair["messages"][0]["content"] for pair in pairs) and len(pairs) == 4
+    asked = [pair["messages"][0]["content"] for pair in pairs]
+    assert not any("What is the title" in question for question in asked) and len(asked) == 4
     same = [document(0, f"{GOOD[0]} {GOOD[0]}"), document(1, GOOD[1])]
     questions = open_and_closed_book({"train": same, "val": [], "test": []}, 0)["closed_book"]
     assert len({question["question"] for question in questions}) == len(questions)
@@ -130,7 +132,8 @@ def test_choices_that_tell():
     accuracies = accuracies_by_choices(rows)
     assert accuracies["longest"][0] == accuracies["roundest"][0] == 1.0
     assert accuracies["nearest to the median"][0] == 0.0
-    rows = [row | {"choices": ["10 kW", "20 kW", "30 kW", "40 kW"], "answer": i % 4} for i, row in enumerate(rows)]
+    rows = [row | {"choices": ["10 kW", "20 kW", "30 kW", "40 kW"], "answer": i % 4}
+            for i, row in enumerate(rows)]
     accuracies = accuracies_by_choices(rows)
     assert accuracies["longest"][0] == accuracies["roundest"][0] == 0.25
     assert accuracies["nearest to the median"][0] == 0.25

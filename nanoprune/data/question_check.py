@@ -38,7 +38,7 @@ FLAWS = {  # patterns in a text with its gap
 NEEDS_CONTEXT = re.compile(
     r"^(?:Its?|They|Their|He|His|She|Her|This|These|That|Those|There|Here|Then|Thus|Such|Both|We|Our|I|My|You"
     r"|Your|Another|Also|But|And|However|Meanwhile|Afterwards|Later|The (?:result|same|population)"
-    r"|As a result|(?:Since|By|From|Until|At) th\w+)\b|^[^,]*, it\b|\bI\b"
+    r"|As a result|In addition|(?:Since|By|From|Until|At) th\w+)\b|^[^,]*, it\b|\bI\b"
     r"|(?i:\b(?:th(?:is|ese) (?!year|week|month)|(?:they|them|he|she|him|we|our|my|the (?:two )?other)\b"
     r"|\d+-year-old|the latter|the former\b))")
 VERB = re.compile(  # sentences of newsrooms have one of these, or one in -ed
