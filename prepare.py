@@ -9,7 +9,7 @@ options give the same bytes.
 
 import argparse
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import date
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from nanoprune.data.corpus import (
     CleaningOptions,
     Corpus,
     drop_near_duplicates,
+    first_and_last_day,
     read_corpus,
     split_by_date,
     split_by_hash,
@@ -35,13 +36,15 @@ from nanoprune.data.corpus import (
 from nanoprune.data.dataset import SPLITS, foreign_files, read_questions
 from nanoprune.data.dataset_page import write_dataset_page
 from nanoprune.data.dataset_writer import DatasetWriter
-from nanoprune.data.language import STOP_WORDS
+from nanoprune.data.language import ANY, known_languages
 from nanoprune.data.llm_questions import write_questions
+from nanoprune.data.question_check import accuracies_by_choices
 from nanoprune.data.rule_questions import open_and_closed_book, training_pairs
 from nanoprune.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 from nanoprune.io.files import file_hash, replace_folder, write_json
 from nanoprune.io.hub import TOKENIZER_FILES, copy_tokenizer, locate
 from nanoprune.io.jsonl import read_jsonl
+from nanoprune.web.sites import site_of
 
 GENERAL = Path(__file__).parent / "qa" / "general.jsonl"  # the text on which eval.py measures forgetting
 
@@ -102,7 +105,13 @@ def prepare(options: Options, folder: Path) -> dict:
     # ---- read, clean and split the articles
     corpus, cleaned = None, folder / "cleaned.jsonl"
     if options.articles:
-        corpus = read_corpus(options.articles, cleaned, options.cleaning)
+        corpus = read_corpus(options.articles, cleaned, options.cleaning, site_of)
+        guesses = sum(document.guessed_date for document in corpus.documents)
+        if options.split_by == "date" and guesses:
+            print(f"{guesses} documents have no known day, only that of their file's last change: ", end="")
+            if guesses == len(corpus.documents):
+                options = replace(options, split_by="hash")
+            print(f"{'--split-by hash' if options.split_by == 'hash' else 'only training'} takes them")
         split = split_by_date if options.split_by == "date" else split_by_hash
         corpus.splits = split(corpus.documents, options.split)
         drop_near_duplicates(corpus)
@@ -160,7 +169,8 @@ def print_counts(corpus: Corpus, keep_boilerplate: bool) -> None:
     print(f"{counts.total()} paragraphs of boilerplate {'kept' if keep_boilerplate else 'removed'}: "
           + (", ".join(f"{count} {kind}" for kind, count in counts.most_common()) or "none"))
     for name, documents in corpus.splits.items():
-        print(f"  {name:5s}  {len(documents):6d} documents  {documents[0].date} to {documents[-1].date}")
+        first, last = first_and_last_day(documents)
+        print(f"  {name:5s}  {len(documents):6d} documents  {first} to {last}")
 
 
 # ---------------------------------------------------------------- a dataset of documents
@@ -168,12 +178,14 @@ def write_document_dataset(writer: DatasetWriter, corpus: Corpus, inputs: Inputs
     """Write documents, with pairs and questions made from them; return the content of meta.json."""
     entries = {name: writer.write_split(name, corpus) for name in SPLITS}
 
-    pairs, questions = inputs.pairs, inputs.questions
+    pairs, questions, quality = inputs.pairs, inputs.questions, {}
     if options.generated:
         chosen = {name: corpus.sample(name, options.generated_documents) for name in SPLITS}
         pairs = training_pairs(chosen["train"], options.seed) + pairs
-        generated = open_and_closed_book(chosen, options.seed)
+        refused = Counter()
+        generated = open_and_closed_book(chosen, options.seed, refused=refused)
         questions = {name: rows for name, rows in generated.items() if rows} | questions
+        quality = describe_quality([row for rows in generated.values() for row in rows], refused)
     if options.questions_from:
         chosen = corpus.sample("train", options.questions_documents)
         endpoint = options.questions_from, options.questions_model
@@ -195,11 +207,24 @@ def write_document_dataset(writer: DatasetWriter, corpus: Corpus, inputs: Inputs
         tokens = writer.write_replay([row["text"] for row in inputs.replay])
         print(f"{len(inputs.replay)} general documents to mix in, {tokens:,} tokens")
 
-    return describe(questions, training, held_out, writer, options) | {
+    return describe(questions, training, held_out, writer, options) | quality | {
         "dropped": {reason: len(articles) for reason, articles in corpus.dropped.items()},
         "paragraphs_removed": {kind: counts.total() for kind, counts in sorted(corpus.removed.items())},
         "splits": entries,
     }
+
+
+def describe_quality(questions: list[dict], refused: Counter) -> dict:
+    """Candidates for questions that were refused, and what the choices of the others give away."""
+    reasons = "".join(f"\n  {count:6d}  {reason}" for reason, count in refused.most_common())
+    print(f"{len(questions)} questions made by rule; candidates refused: {refused.total()}{reasons}")
+    accuracies = accuracies_by_choices(questions) if questions else {}
+    for name, (accuracy, (low, high)) in accuracies.items():
+        verdict = "as chance, 25 %" if low <= 0.25 <= high else "not chance, 25 %: the choices tell"
+        print(f"  the {name} choice is right in {accuracy:.1%} [{low:.1%}, {high:.1%}]: {verdict}")
+    return {"questions_refused": dict(sorted(refused.items())),
+            "choices_alone": {name: {"accuracy": accuracy, "interval": list(interval)}
+                              for name, (accuracy, interval) in accuracies.items()}}
 
 
 # ---------------------------------------------------------------- a dataset of conversations alone
@@ -297,7 +322,8 @@ def parse_options() -> Options:
     add("--train-tokenizer", type=int, metavar="SIZE", help="train a byte-level BPE of this size instead")
     add("--since", type=parse_date, help="first day, such as 2025-09-01")
     add("--until", type=parse_date, help="last day")
-    add("--language", default="EN", choices=sorted(STOP_WORDS), help="language of the documents")
+    add("--language", default="EN", type=str.upper, help="language of the documents, such as DE; 'any' drops "
+        "none, not even where no language can be told")
     add("--min-chars", type=int, default=450, help="drop shorter texts as stubs")
     add("--split", type=parse_shares, default=(0.8, 0.1, 0.1), help="shares of train, val and test")
     add("--split-by", choices=("date", "hash"), default="date",
@@ -366,6 +392,9 @@ def check_options(options: Options) -> None:
     for name, value in {"balance": options.balance, "max-pair-tokens": options.max_pair_tokens}.items():
         if value is not None and not value >= 1:
             raise ValueError(f"--{name} must be at least 1, given {value}")
+    if options.articles and options.cleaning.language not in (ANY, *known_languages()):
+        raise ValueError(f"--language {options.cleaning.language} is unknown; give any, or one of "
+                         f"{', '.join(known_languages())}")
     if options.cleaning.min_chars < 0:
         raise ValueError(f"--min-chars must be 0 or more, given {options.cleaning.min_chars}")
     if foreign := foreign_files(options.out):

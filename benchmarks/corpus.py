@@ -23,6 +23,7 @@ from benchmarks.tables import markdown
 from nanoprune import command_line
 
 WORDS, BATCH = 300, 1024
+STOP_WORDS = "the and of to in is for with that on as are from this by at has was it its be will".split()
 MAX_DOCUMENTS = 50_000  # for `tokenizers` alone, whose speed does not depend on their number
 BATCH_CALLS = ("encode_batch", "encode_batch_fast")
 
@@ -30,12 +31,10 @@ BATCH_CALLS = ("encode_batch", "encode_batch_fast")
 def write_articles(path: Path, count: int, tokenizer) -> None:
     """Write synthetic articles, always the same; stop words are among the frequent ones, which gives the
     language."""
-    from nanoprune.data.language import STOP_WORDS
-
     rng = np.random.default_rng(0)
     spaced = sorted(token[1:] for token in tokenizer.get_vocab() if token.startswith("Ġ") and len(token) > 3)
     spaced = [word for word in spaced if word.isascii() and word.isalpha() and word.islower()]
-    words = np.array(STOP_WORDS["EN"] + [spaced[i] for i in rng.permutation(len(spaced))[:30_000]])
+    words = np.array(STOP_WORDS + [spaced[i] for i in rng.permutation(len(spaced))[:30_000]])
     ends = np.cumsum(1 / np.arange(1, len(words) + 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:

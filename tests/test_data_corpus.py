@@ -13,6 +13,7 @@ from small import article, text
 from nanoprune.data import corpus as corpus_module
 from nanoprune.data.corpus import Document, over_processes, split_by_date, split_by_hash
 from nanoprune.data.dataset import Dataset
+from nanoprune.io.jsonl import read_jsonl
 
 GOOD = [article(i) for i in range(40)]
 
@@ -114,3 +115,57 @@ def test_a_split_by_hash_stays_when_articles_come(prepare):
     assert all(few.get(d["id"], name) == name for name in many for d in Dataset(folder).documents(name))
     with pytest.raises(ValueError, match="1 documents are too few"):
         split_by_hash(documents[:1], (0.8, 0.1, 0.1))
+
+
+def guessed(count: int, **changes) -> list[dict]:
+    return [article(i, dated_by="file", **changes) for i in range(count)]
+
+
+def asked_days(folder) -> list[str]:
+    pairs = [row["messages"][0]["content"] for row in read_jsonl(folder / "pairs.jsonl")]
+    questions = [q["question"] for rows in Dataset(folder).questions().values() for q in rows]
+    return [text for text in pairs + questions if "published?" in text or "come out?" in text]
+
+
+def test_guessed_days_are_no_facts(prepare):
+    """Neither asked for nor a place in time: all of them guessed, the split is by hash."""
+    code, out, _, folder = prepare(guessed(60))
+    meta = Dataset(folder).meta
+    assert code == 0 and "60 documents have no known day" in out and "--split-by hash takes them" in out
+    assert meta["options"]["split_by"] == "hash" and asked_days(folder) == []
+    assert {entry[key] for entry in meta["splits"].values() for key in ("first", "last")} == {"unknown"}
+    one_day = [article(i, date="2025-12-18") for i in range(60)]
+    code, _, err, _ = prepare(one_day)
+    assert code == 2 and "or take --split-by hash" in err
+    assert prepare(one_day, "--train-tokenizer", "400", "--split-by", "hash")[0] == 0
+    assert prepare(guessed(60, date="2025-12-18"))[0] == 0
+
+
+def test_documents_with_guessed_days_among_others_are_for_training_alone(prepare):
+    articles = [article(i, dated_by="file" if i % 4 == 3 else "name") for i in range(60)]
+    code, out, _, folder = prepare(articles)
+    data = Dataset(folder)
+    held_out = {document["id"] for name in ("val", "test") for document in data.documents(name)}
+    assert code == 0 and "15 documents have no known day" in out and "only training takes them" in out
+    assert not held_out & {row["id"] for row in articles if row["dated_by"] == "file"} and len(held_out) > 8
+    assert data.meta["splits"]["train"]["last"] < data.meta["splits"]["val"]["first"]
+    assert asked_days(folder) and not any(f"number {i} " in text for text in asked_days(folder)
+                                          for i in range(3, 60, 4))
+
+
+def test_titles(prepare):
+    """A rule is none, one that several documents share is not asked about, one in the text is there once."""
+    articles = [article(i) for i in range(60)]
+    for i in range(0, 15, 3):
+        articles[i]["title"] = "=" * (40 + i)
+    for i in range(1, 15, 3):
+        articles[i]["title"] = "Weekly news"
+    articles[2]["text"] = f"{articles[2]['title'].upper()}!\n\n{articles[2]['text']}"
+    folder = prepare(articles)[3]
+    data = Dataset(folder)
+    documents = {document["id"]: document for document in data.documents("train")}
+    assert documents[articles[0]["id"]]["title"] == ""
+    assert documents[articles[2]["id"]]["text"].lower().count(articles[2]["title"].lower()) == 1
+    asked = {row["source"] for row in [*read_jsonl(folder / "pairs.jsonl"), *data.questions()["closed_book"]]}
+    assert not asked & {articles[i]["id"] for i in range(15) if i % 3 < 2} and articles[2]["id"] in asked
+    assert "===" not in (folder / "pairs.jsonl").read_text()

@@ -42,8 +42,8 @@ def test_the_report_on_what_is_odd(prepare, tmp_path):
                 [{"question": "q", "choices": ["a", "b"], "answer": 0, "source": ["x"]}])
     company = "\n\nWith its four brands BMW, MINI and others the company is large."
     company += " It is very large." * 200
-    articles = [article(i) for i in range(30)] + [article(i, id=f"T9{i:06d}EN", text=text(i) + company)
-                                                  for i in range(30)]
+    articles = [article(i) for i in range(30)]
+    articles += [article(i, id=f"T9{i:06d}EN", text=text(i) + company, site="bmw") for i in range(30)]
     code, _, err, folder = prepare(articles, "--train-tokenizer", "400", "--report", "--questions",
                                    tmp_path / "none.jsonl",
                                    tmp_path / "own.jsonl")

@@ -1,7 +1,10 @@
 """Near-duplicates: those of the plain comparison, at linear cost."""
 
+import random
+
 import numpy as np
-from small import article, text
+import pytest
+from small import WORDS, article, text
 
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.duplicates import near_duplicates, signature
@@ -41,3 +44,24 @@ def test_many_versions_of_one_text_leave_one_at_linear_cost(prepare):
     articles = [article(i, text=t, date="2024-01-01") for i, t in enumerate(versions)]
     folder = prepare(articles + [article(i) for i in range(200, 260)])[3]
     assert Dataset(folder).meta["dropped"] == {"near-duplicate": 199}
+
+
+@pytest.mark.parametrize("share, cut", [(0.4, 0), (0.6, 0), (0.75, 1)])
+def test_a_version_that_the_other_holds_is_dropped(prepare, share, cut):
+    """Whole or but for a few words; the longer one stays, whichever is the earlier."""
+    def news(seed: int) -> str:
+        words = random.Random(seed).choices([*WORDS, "the", "of", "and", "in", "is", "with", "for"], k=400)
+        return "\n\n".join(" ".join(words[k : k + 50]) + "." for k in range(0, 400, 50))
+
+    whole = news(0)
+    words = whole.split(" ")
+    part = words[: int(share * len(words))]
+    part[50 : 50 + cut] = ["other"] * cut
+    texts = [whole, " ".join(part), *map(news, range(10, 40))]
+    found = near_duplicates(np.stack([signature(words_of(t)) for t in texts]), texts.__getitem__)
+    assert found == [(0, 1)]
+    for first, second in ((whole, " ".join(part)), (" ".join(part), whole)):
+        articles = [article(0, text=first), article(1, text=second)]
+        data = Dataset(prepare(articles + [article(i) for i in range(10, 50)])[3])
+        stays = articles[first != whole]["id"]
+        assert data.meta["dropped"] == {"near-duplicate": 1} and data.documents("train")[0]["id"] == stays

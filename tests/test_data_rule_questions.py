@@ -5,7 +5,7 @@ import time
 import pytest
 from small import article
 
-from nanoprune.data.cleaning import remove_boilerplate
+from nanoprune.data.cleaning import paragraphs_of, remove_boilerplate
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.rule_questions import long_date, open_and_closed_book, training_pairs
 
@@ -43,7 +43,7 @@ def test_another_spelling_of_the_truth_is_no_wrong_choice():
     def document(i: int, figure: str) -> dict:
         body = (f"On the long road of the test in the north the car of this year drove for {figure} and then "
                 "came to a stop.")
-        return {"id": str(i), "title": "News", "date": f"2024-01-{i + 1:02d}", "text": f"News\n\n{body}"}
+        return {"id": str(i), "title": f"News {i}", "date": f"2024-01-{i + 1:02d}", "text": f"News\n\n{body}"}
     documents = [document(i, figure) for i,
                  figure in enumerate(["1,500 km", "1500 km", "1,400 km", "1,300 km", "1,200 km"])]
     found = open_and_closed_book({"train": documents, "val": [], "test": []}, seed=0)["closed_book"]
@@ -60,7 +60,7 @@ def test_cleaning_and_questions_take_linear_time(unit):
     def seconds(size: int) -> float:
         document = {"id": "a", "title": "T", "date": "2024-01-01", "text": "T\n\n" + (unit * size)[: size]}
         began = time.process_time()
-        remove_boilerplate(document["text"])
+        remove_boilerplate(paragraphs_of(document["text"]))
         training_pairs([document], 0)
         return time.process_time() - began
 

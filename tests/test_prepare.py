@@ -99,7 +99,8 @@ def test_what_is_dropped_and_why(prepare):
     good = [article(i) for i in range(40)]
     german = "Das ist der Text für die Presse und er ist nicht auf Englisch, das Werk ist mit dem Zug. " * 8
     bad = [
-        article(50, id="T0000050DE"), article(51, id="T0000051EN_US"), article(52, text=german),
+        article(50, id="T0000050DE", site="bmw"), article(51, id="T0000051EN_US", site="bmw"),
+        article(52, text=german),
         article(53, text="Short."),
         article(0, id="T0000054EN", date=article(3)["date"]), article(0, date="2023-12-30"),
         article(57, text="宝马集团在慕尼黑发布了新款车型。" * 50),

@@ -17,7 +17,7 @@ from datetime import date
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -32,7 +32,7 @@ from nanoprune.data.cleaning import (
 )
 from nanoprune.data.dataset import SPLITS
 from nanoprune.data.duplicates import near_duplicates, signature
-from nanoprune.data.language import language_of, words_of
+from nanoprune.data.language import ANY, language_of, words_of
 from nanoprune.io.jsonl import JsonLines, json_line, parse_lines
 
 CHUNK = 256  # articles cleaned at a time
@@ -44,9 +44,13 @@ class CleaningOptions:
 
     since: str | None = None  # first day, such as 2025-09-01
     until: str | None = None  # last day
-    language: str = "EN"
+    language: str = "EN"  # or ANY
     min_chars: int = 450  # shorter texts are stubs
     keep_boilerplate: bool = False
+
+
+# The newsroom of an article: its `boilerplate` (patterns of whole paragraphs) and `language_of(id)`; or None.
+NewsroomOf = Callable[[dict], Any]
 
 
 @dataclass(slots=True)
@@ -60,6 +64,7 @@ class Document:
     chars: int = 0  # of its body
     boilerplate_chars: int = 0  # of its paragraphs of boilerplate
     body_hash: int = 0
+    guessed_date: bool = False  # its day is a file's last change
     has_recurring: bool = False  # it holds paragraphs that recur in other articles and are left out
 
     def __str__(self) -> str:
@@ -90,7 +95,9 @@ def paragraph_key(paragraph: str) -> tuple[str, int]:
 
 
 # ---------------------------------------------------------------- cleaning
-def clean_article(article: dict, where: str, options: CleaningOptions) -> CleanedArticle:
+def clean_article(
+    article: dict, where: str, options: CleaningOptions, newsroom_of: NewsroomOf
+) -> CleanedArticle:
     """One article by itself; ValueError if its date or text is unusable."""
     if not all(isinstance(article[key], str) for key in ("id", "title", "text")):
         raise ValueError(f"{where}: id, title and text must be texts")
@@ -102,33 +109,47 @@ def clean_article(article: dict, where: str, options: CleaningOptions) -> Cleane
     if not usable_date:
         raise ValueError(f"{where}: date {article['date']!r} is not of the form 2025-12-05")
     title = " ".join(article["title"].split())
+    if not any(map(str.isalpha, title)):  # a rule such as =====
+        title = ""
     document = Document(0, article["id"], title, article["date"])
+    document.guessed_date = article.get("dated_by") == "file"
     if article["date"] < (options.since or "") or article["date"] > (options.until or "9999-12-31"):
         return CleanedArticle(document, "outside the period")
-    suffix = re.fullmatch(r".*\d([A-Z]{2})(_[A-Z]{2})?", article["id"])
-    if suffix and suffix[1] != options.language:
-        return CleanedArticle(document, "other language (id)")
-    if suffix and suffix[2]:
+    newsroom = newsroom_of(article)
+    named = newsroom and newsroom.language_of(article["id"])
+    declared = re.split("[-_]", str(article.get("language") or named or ""))[0].upper()  # "en-GB" is "EN"
+    if options.language != ANY and declared not in ("", options.language):
+        return CleanedArticle(document, f"other language ({'id' if named else 'declared'})")
+    if named and not article["id"].endswith(named):
         return CleanedArticle(document, "other market (id)")
 
-    paragraphs, boilerplate = remove_boilerplate(article["text"])
-    body = "\n\n".join(paragraphs_of(article["text"]) if options.keep_boilerplate else paragraphs)
-    words = words_of(f"{title}\n{body}")
-    if language_of(body, words) not in (None, options.language):
-        return CleanedArticle(document, "other language (text)")
+    own_paragraphs = paragraphs_of(article["text"])
+    if title and own_paragraphs and letters_only(own_paragraphs[0]) == letters_only(title):
+        del own_paragraphs[0]
+    paragraphs, boilerplate = remove_boilerplate(own_paragraphs, newsroom.boilerplate if newsroom else ())
+    body = "\n\n".join(own_paragraphs if options.keep_boilerplate else paragraphs)
+    if options.language != ANY and len(body) >= options.min_chars:  # a stub is dropped later
+        language = language_of(body, declared)
+        if not language:
+            return CleanedArticle(document, "language cannot be told")
+        if language != options.language:
+            return CleanedArticle(document, "other language (text)")
     letters = letters_only("\n".join(paragraphs)).split("\n")  # by paragraph; [""] without any
     document.chars, document.body_hash = len(body), fingerprint("".join(letters))
     document.boilerplate_chars = sum(len(paragraph) for _, paragraph in boilerplate)
-    line = json_line({"id": article["id"], "title": title, "date": article["date"],
-                      "category": article.get("category"), "url": article.get("url"), "text": body})
+    row = {"id": article["id"], "title": title, "date": article["date"],
+           "category": article.get("category"), "url": article.get("url"), "text": body}
+    if document.guessed_date:
+        row["dated_by"] = "file"
     hashes = {fingerprint(text) for text, paragraph in zip(letters, paragraphs, strict=False)
               if may_recur(paragraph)}
     keys = [(kind, paragraph_key(paragraph)) for kind, paragraph in boilerplate]
-    return CleanedArticle(document, None, line.encode(), keys, signature(words).tobytes(), hashes)
+    words = words_of(f"{title}\n{body}")
+    return CleanedArticle(document, None, json_line(row).encode(), keys, signature(words).tobytes(), hashes)
 
 
 def clean_chunk(
-    articles: Path, options: CleaningOptions, chunk: tuple[int, int, int]
+    articles: Path, options: CleaningOptions, newsroom_of: NewsroomOf, chunk: tuple[int, int, int]
 ) -> list[CleanedArticle]:
     """The articles of a chunk of lines, given as its first line's number, its first byte and its end."""
     first, begin, end = chunk
@@ -138,7 +159,8 @@ def clean_chunk(
     if len(data) < end - begin:
         raise ValueError(f"{articles} changed while it was read; run again when nothing writes to it")
     rows = parse_lines(data, articles, first, ("id", "title", "date", "text"))
-    return [clean_article(row, f"{articles}, line {i}", options) for i, row in enumerate(rows, start=first)]
+    return [clean_article(row, f"{articles}, line {i}", options, newsroom_of)
+            for i, row in enumerate(rows, start=first)]
 
 
 def over_processes(function: Callable, tasks: list) -> Iterator:
@@ -197,9 +219,11 @@ class Corpus:
         return near_duplicates(self.signatures[numbers], lambda i: self[documents[i]]["text"])
 
 
-def read_corpus(articles: Path, cleaned: Path, options: CleaningOptions) -> Corpus:
+def read_corpus(
+    articles: Path, cleaned: Path, options: CleaningOptions, newsroom_of: NewsroomOf
+) -> Corpus:
     """Clean every article, write the texts to `cleaned`, and choose the documents, before the split."""
-    corpus, paragraphs = clean_articles(articles, cleaned, options)
+    corpus, paragraphs = clean_articles(articles, cleaned, options, newsroom_of)
     drop_older_versions(corpus)
     find_recurring(corpus, paragraphs, options.keep_boilerplate)
     drop_stubs_and_copies(corpus, options.min_chars)
@@ -211,7 +235,9 @@ def read_corpus(articles: Path, cleaned: Path, options: CleaningOptions) -> Corp
     return corpus
 
 
-def clean_articles(articles: Path, cleaned: Path, options: CleaningOptions) -> tuple[Corpus, Paragraphs]:
+def clean_articles(
+    articles: Path, cleaned: Path, options: CleaningOptions, newsroom_of: NewsroomOf
+) -> tuple[Corpus, Paragraphs]:
     """Clean the articles one by one, in several processes, and write them to `cleaned`."""
     lines = JsonLines(articles)
     if not len(lines):
@@ -221,7 +247,7 @@ def clean_articles(articles: Path, cleaned: Path, options: CleaningOptions) -> t
     documents, dropped, removed, days = [], defaultdict(list), defaultdict(Counter), set()
     signatures, hashes, holders = bytearray(), array("Q"), array("Q")
     with open(cleaned, "wb") as file:
-        results = over_processes(partial(clean_chunk, articles, options), chunks)
+        results = over_processes(partial(clean_chunk, articles, options, newsroom_of), chunks)
         for chunk in tqdm(results, "cleaning", len(chunks), disable=None):
             for article in chunk:
                 document = article.document
@@ -241,8 +267,8 @@ def clean_articles(articles: Path, cleaned: Path, options: CleaningOptions) -> t
         raise ValueError(f"{articles} has no articles of that period; its {len(lines)} are of {min(days)} to "
                          f"{max(days)}")
     documents.sort(key=lambda document: (document.date, document.id))
-    bands = np.frombuffer(signatures, np.uint64).reshape(-1, 16)
-    corpus = Corpus(documents, JsonLines(cleaned), bands, dropped, removed, len(lines))
+    minima = np.frombuffer(signatures, np.uint32).reshape(-1, 64)
+    corpus = Corpus(documents, JsonLines(cleaned), minima, dropped, removed, len(lines))
     return corpus, Paragraphs(np.frombuffer(hashes, np.uint64), np.frombuffer(holders, np.uint64))
 
 
@@ -292,20 +318,31 @@ def drop_stubs_and_copies(corpus: Corpus, min_chars: int) -> None:
 
 # ---------------------------------------------------------------- the split
 def split_by_date(documents: list[Document], shares: Sequence[float]) -> dict[str, list[Document]]:
-    """Train, val and test in order of date; a day is never divided, so no dates overlap."""
-    days = [document.date for document in documents]
+    """Train, val and test in order of date; a day is never divided, so no dates overlap.
+
+    Documents whose day is a guess have no place in time: they are for training alone.
+    """
+    dated = [document for document in documents if not document.guessed_date]
+    days = [document.date for document in dated]
     bounds = [0]
     for share in np.cumsum(shares)[:-1]:
-        bound = min(max(1, round(share * len(documents))), len(documents) - 1)
-        while bound < len(documents) and days[bound] == days[bound - 1]:
+        bound = min(max(1, round(share * len(dated))), len(dated) - 1)
+        while 0 < bound < len(dated) and days[bound] == days[bound - 1]:
             bound += 1
         bounds.append(bound)
-    spans = pairwise([*bounds, len(documents)])
-    splits = {name: documents[first:end] for name, (first, end) in zip(SPLITS, spans, strict=True)}
+    spans = pairwise([*bounds, len(dated)])
+    splits = {name: dated[first:end] for name, (first, end) in zip(SPLITS, spans, strict=True)}
     if empty := [name for name, chosen in splits.items() if not chosen]:
-        raise ValueError(f"{len(documents)} documents of {len(set(days))} days are too few for three splits: "
-                         f"{', '.join(empty)} would be empty; collect more articles")
+        raise ValueError(f"{len(dated)} documents of {len(set(days))} days are too few for three splits: "
+                         f"{', '.join(empty)} would be empty; collect more articles, or take --split-by hash")
+    splits["train"] = [document for document in documents if document.guessed_date] + splits["train"]
     return splits
+
+
+def first_and_last_day(documents: list[Document]) -> tuple[str, str]:
+    """The days between which the documents were published, as far as known."""
+    days = [document.date for document in documents if not document.guessed_date] or ["unknown"]
+    return min(days), max(days)
 
 
 def split_by_hash(documents: list[Document], shares: Sequence[float]) -> dict[str, list[Document]]:
@@ -324,7 +361,8 @@ def split_by_hash(documents: list[Document], shares: Sequence[float]) -> dict[st
 
 
 def drop_near_duplicates(corpus: Corpus) -> None:
-    """Drop the later one within a split, and the one on the training side across splits.
+    """Drop the later one within a split, or the earlier if the later holds far more than it, and the one on
+    the training side across splits.
 
     So nothing in the test was seen in training. A document that resembles a dropped one is dropped, too: a
     chain of versions leaves one.
@@ -333,7 +371,8 @@ def drop_near_duplicates(corpus: Corpus) -> None:
     dropped = set()
     for i, j in corpus.near_duplicates([document for _, document in placed]):
         same_split = placed[i][0] == placed[j][0]
-        name, document = placed[j if same_split else i]
+        is_part = placed[i][1].chars < 0.8 * placed[j][1].chars
+        document = placed[j if same_split and not is_part else i][1]
         if document.number not in dropped:
             dropped.add(document.number)
             reason = "near-duplicate" if same_split else "near-duplicate across the split"

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from nanoprune.data.chat_format import ChatForm
 from nanoprune.data.conversations import Conversation, encode_pairs, with_task
-from nanoprune.data.corpus import Corpus
+from nanoprune.data.corpus import Corpus, first_and_last_day
 from nanoprune.data.token_file import write_documents, write_examples
 from nanoprune.data.tokenizer import end_token, first_token, load_tokenizer, vocabulary
 from nanoprune.io.files import make_folder
@@ -57,8 +57,9 @@ class DatasetWriter:
         with open(self.folder / f"{name}.jsonl", "w", encoding="utf-8") as lines:
             path = self.folder / f"{name}.safetensors"
             write_documents(path, encoded_documents(lines), len(documents), self.vocab_size)
+        first, last = first_and_last_day(documents)
         return {"documents": len(documents), "tokens": totals["tokens"], "bytes": totals["bytes"],
-                "first": documents[0].date, "last": documents[-1].date}
+                "first": first, "last": last}
 
     def _encode_ahead(self, name: str, corpus: Corpus) -> Iterator[tuple[dict, Encoding]]:
         """The documents and their encodings; the next batch is tokenized while one is written."""

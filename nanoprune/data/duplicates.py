@@ -1,4 +1,4 @@
-"""Near-duplicates by MinHash, confirmed by the Jaccard similarity of their shingles."""
+"""Near-duplicates by MinHash, confirmed by what their shingles have in common."""
 
 import zlib
 from collections.abc import Callable
@@ -9,42 +9,46 @@ from nanoprune.data.language import words_of
 
 
 def signature(words: list[str]) -> np.ndarray:
-    """(16,) uint64: bands of the MinHash of a text's words (Broder 1997), 64 permutations in bands of 4.
+    """(64,) uint32: the MinHash of a text's words (Broder 1997): of all permutations the least shingle.
 
-    Texts whose shingles have a Jaccard similarity of s share a band with probability 1 - (1 - s^4)^16.
+    The share of equal numbers in two signatures estimates the Jaccard similarity of the texts.
     """
-    minima = (PERMUTATIONS * (shingles(words) >> np.uint64(32)).astype(np.uint32)).min(1)  # wraps modulo 2^32
-    return (minima.reshape(16, 4) * BAND_MIX).sum(1)
+    return (PERMUTATIONS * (shingles(words) >> np.uint64(32)).astype(np.uint32)).min(1)  # wraps modulo 2^32
 
 
-_RNG = np.random.default_rng(1)
-PERMUTATIONS = _RNG.integers(1, 2**32, (64, 1), dtype=np.uint32) | np.uint32(1)
-BAND_MIX = _RNG.integers(1, 2**61, 4, dtype=np.uint64) | np.uint64(1)
+PERMUTATIONS = np.random.default_rng(1).integers(1, 2**32, (64, 1), dtype=np.uint32) | np.uint32(1)
+LEAST_SIMILARITY = 0.2  # estimated, of texts worth an exact comparison: one may be a quarter of the other
 
 
 def near_duplicates(
-    signatures: np.ndarray, text: Callable[[int], str], threshold: float = 0.8
+    signatures: np.ndarray, text: Callable[[int], str], similarity: float = 0.8, containment: float = 0.95
 ) -> list[tuple[int, int]]:
-    """Pairs (i < j) of texts whose five-word shingles have a Jaccard similarity of at least `threshold`.
+    """Pairs (i < j) of texts that are nearly equal, or of which one is nearly contained in the other.
 
-    Of the texts that share a band, each is compared exactly with the first and with the one before. So time
-    and memory grow linearly. `signatures`: (texts, 16); `text(i)`: the i-th.
+    Nearly equal: the Jaccard similarity of their five-word shingles is at least `similarity`. Contained: one
+    has at least the share `containment` of the other's. Texts of a similarity s agree in one of 32 bands of
+    two permutations with probability 1 - (1 - s^2)^32, 99.6 % for 0.4. Of the texts that agree in a band,
+    each is compared with the first and with the one before, so time and memory grow linearly. `signatures`:
+    (texts, 64); `text(i)`: the i-th.
     """
     candidates, n = [np.empty(0, np.int64)], len(signatures)
-    for column in np.ascontiguousarray(signatures.T):
+    for column in np.ascontiguousarray(signatures.view(np.uint64).T):
         order = np.argsort(column, kind="stable")
         same = column[order[1:]] == column[order[:-1]]
         starts = np.maximum.accumulate(np.where(np.r_[True, ~same], np.arange(n), 0))
-        for other in (order[:-1], order[starts][1:]):
-            candidates.append(other[same] * n + order[1:][same])
+        later = order[1:][same]
+        for earlier in (order[:-1][same], order[starts][1:][same]):
+            estimate = (signatures[earlier] == signatures[later]).mean(1)
+            candidates.append((earlier * n + later)[estimate >= LEAST_SIMILARITY])
 
-    def jaccard(i: int, j: int) -> float:
+    def alike(i: int, j: int) -> bool:
         first, second = np.unique(shingles(words_of(text(i)))), np.unique(shingles(words_of(text(j))))
         common = len(np.intersect1d(first, second, assume_unique=True))
-        return common / (len(first) + len(second) - common)
+        is_contained = common >= containment * min(len(first), len(second))
+        return is_contained or common >= similarity * (len(first) + len(second) - common)
 
     pairs = (divmod(pair, n) for pair in np.unique(np.concatenate(candidates)).tolist())
-    return [(i, j) for i, j in pairs if jaccard(i, j) >= threshold]
+    return [(i, j) for i, j in pairs if alike(i, j)]
 
 
 def shingles(words: list[str], size: int = 5) -> np.ndarray:

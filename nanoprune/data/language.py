@@ -1,23 +1,13 @@
-"""The language of a text, by its script and its stop words."""
+"""The language of a text, by py3langid: n-grams of bytes, 97 languages (BSD licence)."""
 
-import re
-from collections import Counter
+from functools import cache
 
-STOP_WORDS = {
-    "EN": "the and of to in is for with that on as are from this by at has was it its be will".split(),
-    "DE": "der die das und ist mit von für auf den dem ein eine im zu nicht sich auch wird als".split(),
-    "ES": "el la los las de que en y del con por para una un se es su al como más".split(),
-    "FR": "le la les des du et est une dans pour que sur avec par au ce qui en un pas".split(),
-    "IT": "il la di che e del della per con un una sono nel dei le al da si gli più".split(),
-    "NL": "de het een en van in is op te dat met voor zijn niet aan er om ook als bij".split(),
-}
-SCRIPTS = {  # letters of their own; Japanese before Chinese, whose characters it uses too
-    "JA": "\u3040-\u30ff", "ZH": "\u4e00-\u9fff", "KO": "\uac00-\ud7af", "RU": "\u0400-\u04ff",
-    "EL": "\u0370-\u03ff", "AR": "\u0600-\u06ff", "HE": "\u0590-\u05ff", "TH": "\u0e00-\u0e7f",
-    "HI": "\u0900-\u097f",
-}
-LANGUAGES_OF = {word: [language for language, words in STOP_WORDS.items() if word in words]
-                for word in sum(STOP_WORDS.values(), [])}
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+ANY = "ANY"  # in place of a language: all of them
+MAIN_PART = 1000  # characters in the middle of a text: its beginning and end are often in another language
+LIKELY = 0.3  # confidence below which a language cannot be told, as in tables and lists of names
+CLEAR = 0.9  # confidence from which a text is believed rather than its newsroom
 
 
 def words_of(text: str) -> list[str]:
@@ -27,19 +17,20 @@ def words_of(text: str) -> list[str]:
 TO_SPACE = dict.fromkeys((i for i in range(0x3100) if not (chr(i).isalnum() or chr(i) == "_")), " ")
 
 
-def language_of(text: str, words: list[str]) -> str | None:
-    """The language of a text; None if there are too few words to tell.
+def language_of(text: str, declared: str | None = None) -> str | None:
+    """The language of a text as "EN"; the declared one unless the text is clearly in another.
 
-    It is the one whose script has a fifth of the letters, else the one with the most stop words in the text.
+    None if nobody declared one and the text does not tell.
     """
-    if not text.isascii():
-        letters = sum(map(str.isalpha, text))
-        for language, span in SCRIPTS.items():
-            if len(re.findall(f"[{span}]", text)) > 0.2 * letters:
-                return language
-    counts = dict.fromkeys(STOP_WORDS, 0)
-    for word, times in Counter(filter(LANGUAGES_OF.__contains__, words)).items():
-        for language in LANGUAGES_OF[word]:
-            counts[language] += times
-    best = max(counts, key=counts.get)
-    return best if counts[best] >= 5 else None
+    start = max(0, (len(text) - MAIN_PART) // 2)
+    code, confidence = identifier().classify(text[start : start + MAIN_PART])
+    return code.upper() if confidence >= (CLEAR if declared else LIKELY) else declared
+
+
+def known_languages() -> list[str]:
+    return sorted(code.upper() for code in identifier().labels)
+
+
+@cache
+def identifier() -> LanguageIdentifier:
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,52 +1,60 @@
 """Questions by rule: from articles to training pairs and four-choice questions, each resting on a named
 article.
 
-Two kinds of facts are found: figures with a unit ("250 kW") and days ("5 December 2025"). A wrong choice is
-of the same kind and not true: a figure of the same unit, or a day, of another article that this article never
-names.
+Two kinds of facts are found: figures with a unit ("250 kW") and days ("5 December 2025"). A candidate with a
+flaw is refused and counted (`question_check`). A wrong choice is of the right one's size and as round, and
+the article does not hold it; the right one's place among the four by size is balanced.
 """
 
 import random
 import re
-from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
-from heapq import merge
-from itertools import islice
+from itertools import pairwise
 
-MONTHS = ("January", "February", "March", "April", "May", "June",
-          "July", "August", "September", "October", "November", "December")
-UNITS = {  # one name per unit; a figure is compared with figures of its unit only
-    "kW": r"kW|kilowatts?", "hp": r"hp|horsepower", "PS": r"PS", "Nm": r"Nm|newton metres?",
-    "km/h": r"km/h|kph", "mph": r"mph", "km": r"km|kilomet(?:re|er)s?", "miles": r"miles",
-    "mm": r"mm|millimet(?:re|er)s?",
-    "cm": r"cm|centimet(?:re|er)s?", "kg": r"kg|kilograms?", "kWh": r"kWh|kilowatt[- ]hours?",
-    "percent": r"%|per ?cent", "euros": r"euros?|EUR", "litres": r"lit(?:re|er)s?", "seconds": r"seconds?",
-    "minutes": r"minutes?", "hours": r"hours?", "years": r"years?", "vehicles": r"vehicles|cars|automobiles",
-    "motorcycles": r"motorcycles", "units": r"units", "employees": r"employees|associates",
-    "countries": r"countries", "laps": r"laps", "points": r"points", "inches": r"inch(?:es)?",
-}
-UNIT_NAMES = list(UNITS)
+from nanoprune.data.question_check import (
+    DAY,
+    GAP,
+    MONTHS,
+    NAMES_A_DAY,
+    NEEDS_CONTEXT,
+    flaw_of,
+    gives_away,
+    value_of,
+)
+
+QUANTITIES = (  # the units of each: a figure in one of them tells that in another
+    r"kW|kilowatts?|hp|HP|horsepower|bhp|PS", r"Nm|newton metres?|ft[-. ]?lbs?|lbs?[-. ]?ft|pound-feet",
+    r"km/h|kph|mph", r"km|kilomet(?:re|er)s?|miles|met(?:re|er)s?",
+    r"mm|millimet(?:re|er)s?|cm|centimet(?:re|er)s?|inch(?:es)?",
+    r"kg|kilograms?|lbs?|pounds|tonnes|(?:metric )?tons", r"kWh|kilowatt[- ]hours?",
+    r"cc|ccm|cm³|lit(?:re|er)s?", r"%|per ?cent", r"euros?|EUR", r"square met(?:re|er)s|m²|sqm",
+    r"seconds?|minutes?|hours?", r"days|weeks|months|years?",
+    r"vehicles|cars|automobiles|motorcycles|units|models",
+    r"employees|associates|people|trainees|apprentices", r"visitors|guests",
+    r"countries|markets", r"cities", r"laps", r"races", r"points", r"drivers|riders",
+    r"teams", r"artists")
 FIGURE = re.compile(
-    r"(?<![\w.,:/+–-])(?P<number>\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?)(?P<scale> (?:million|billion))? ?(?:"
-    + "|".join(f"(?P<u{i}>{pattern})" for i, pattern in enumerate(UNITS.values())) + r")(?![\w/])")
+    r"(?<![\w.,:/+–-])(?P<number>\d{1,3}(?:,\d{3})+|\d+(?:\.\d{1,2})?)(?P<scale> (?:million|billion))? ?(?:"
+    + "|".join(f"(?P<q{i}>{pattern})" for i, pattern in enumerate(QUANTITIES)) + r")(?![\w/])")
 SCALES = {None: 1, " million": 1e6, " billion": 1e9}
-DAY = re.compile(rf"(?<!\w)(?P<day>[1-9]|[12]\d|3[01]) (?P<month>{'|'.join(MONTHS)}) (?P<year>20\d\d)(?!\d)")
 DIGIT = re.compile(r"\d")
-GAP = "____"
+SENTENCE_END = re.compile(
+    r"(?:(?<=[.!?])|(?<=[.!?][”\"]))(?<!^[A-Z]\.)(?<! [A-Z]\.)(?<!\b[DM]r\.)\s+(?=[A-Z“\"])")
+LEAST_STEP, LARGEST_STEP = 0.08, 0.16  # between a figure and the next wrong one, as shares of it
+LARGEST_RATIO = 1.85  # of a wrong figure and the right one, or the other way round
 
 
 @dataclass(frozen=True)
 class Mention:
     """A figure or day in a text."""
 
-    kind: str  # a unit of UNITS, "day" or "published"
-    shape: str  # unit, scale and decimals: only figures of one shape are choices of one question
+    kind: str  # of QUANTITIES, or "day"
     number: str  # "250", and the text after it:
     rest: str  # " kW"; empty for a day
-    value: float  # tells true from wrong, and near from far
+    value: float  # tells true from wrong; for days their ordinal number
 
     @property
     def answer(self) -> str:
@@ -54,7 +62,7 @@ class Mention:
 
     @property
     def category(self) -> str:
-        return "day" if self.kind in ("day", "published") else "figure"
+        return "day" if self.kind == "day" else "figure"
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ class Fact:
 
     mention: Mention
     sentence: str
+    before: str  # the sentence before it in its paragraph
     paragraph: str
 
     @property
@@ -77,6 +86,7 @@ class Question:
     text: str
     mention: Mention  # the right answer
     document: dict
+    flaw: str | None
     context: str | None = None
 
 
@@ -91,18 +101,20 @@ def facts_of(document: dict) -> list[Fact]:
     """Figures and days of a document's body that stand alone in a sentence of handy length."""
     facts = []
     for paragraph in document["text"].split("\n\n")[1:]:
-        for sentence in sentences_of(paragraph):
+        sentences = sentences_of(paragraph)
+        for before, sentence in pairwise(["", *sentences]):
             if not (50 <= len(sentence) <= 260 and sentence[0].isalnum()):
                 continue
             mentions = mentions_in(sentence)
             kinds = Counter(mention.kind for mention in mentions)
-            facts += [Fact(mention, sentence, paragraph) for mention in mentions
+            facts += [Fact(mention, sentence, before, paragraph) for mention in mentions
                       if kinds[mention.kind] == 1 and sentence.count(mention.answer) == 1]
     return facts
 
 
 def sentences_of(paragraph: str) -> list[str]:
-    return re.split(r"(?<=[.!?”\"])\s+(?=[A-Z“\"])", paragraph)
+    """The sentences; an initial (A. Lange) and a title (Dr.) end none."""
+    return SENTENCE_END.split(paragraph)
 
 
 def mentions_in(text: str) -> list[Mention]:
@@ -111,21 +123,31 @@ def mentions_in(text: str) -> list[Mention]:
         return []
     mentions = []
     for match in FIGURE.finditer(text):
-        unit = UNIT_NAMES[int(match.lastgroup[1:])]
-        number, scale = match["number"], match["scale"]
-        shape = f"{unit}{scale or ''} .{len(number.partition('.')[2])}"
-        value = float(number.replace(",", "")) * SCALES[scale]
-        mentions.append(Mention(unit, shape, number, match[0].removeprefix(number), value))
+        number = match["number"]
+        quantity = QUANTITIES[int(match.lastgroup[1:])]
+        value = value_of(number) * SCALES[match["scale"]]
+        mentions.append(Mention(quantity, number, match[0].removeprefix(number), value))
     for match in DAY.finditer(text):
-        # A day of a misprint need not exist (31 April): the value has to order days, no more.
-        value = int(match["year"]) * 372 + MONTHS.index(match["month"]) * 31 + int(match["day"])
-        mentions.append(Mention("day", "day", match[0], "", value))
+        try:
+            mentions.append(Mention("day", match[0], "", value_of(match[0])))
+        except ValueError:  # a misprint, such as 31 April
+            continue
     return mentions
 
 
 def publication_day(document: dict) -> Mention:
-    value = date.fromisoformat(document["date"]).toordinal()
-    return Mention("published", "published", long_date(document["date"]), "", value)
+    return Mention("day", long_date(document["date"]), "", date.fromisoformat(document["date"]).toordinal())
+
+
+def is_dated(document: dict) -> bool:
+    """False if the document's day is a guess, which is no fact."""
+    return document.get("dated_by") != "file"
+
+
+def titles_once(documents: Iterable[dict]) -> set[str]:
+    """The titles that name one document each."""
+    counts = Counter(document["title"] for document in documents)
+    return {title for title, count in counts.items() if title and count == 1}
 
 
 # ---------------------------------------------------------------- training pairs
@@ -135,24 +157,26 @@ def training_pairs(
     """Chat examples from training documents: day of publication, first sentence, title, and figures to
     complete.
 
-    With `context` the document's text stands before the question.
+    With `context` the document's text stands before the question. What is asked twice stands there once, and
+    not at all if the answers differ.
     """
-    rng, pairs = random.Random(seed), []
+    rng, pairs, titles = random.Random(seed), {}, titles_once(documents)
     for document in documents:
-        if not document["title"]:  # the questions call a document by its title
+        if document["title"] not in titles:  # the questions call a document by its title
             continue
         for task, question, answer in _tasks_on(document, rng, per_document):
             if context:
                 question = f"{document['text']}\n\n{question}"
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-            pairs.append({"messages": messages, "task": task, "source": document["id"]})
-    return pairs
+            pair = {"messages": messages, "task": task, "source": document["id"]}
+            pairs.setdefault(question, {}).setdefault(answer, pair)
+    return [pair for answers in pairs.values() if len(answers) == 1 for pair in answers.values()]
 
 
 def _tasks_on(document: dict, rng: random.Random, facts: int) -> Iterator[tuple[str, str, str]]:
     """(task, question, answer) of a document."""
     title, day = document["title"], long_date(document["date"])
-    if not gives_away(title, day):
+    if is_dated(document) and not gives_away(title, day):
         yield "date", f"When was “{title}” published?", day
     lead = document["text"].split("\n\n")[1]
     first = next((sentence for sentence in sentences_of(lead) if len(sentence) >= 60), "")
@@ -162,56 +186,75 @@ def _tasks_on(document: dict, rng: random.Random, facts: int) -> Iterator[tuple[
             yield "title", f"What is the title of the press release that begins: “{first}”", title
     candidates = facts_of(document)
     for fact in rng.sample(candidates, min(facts, len(candidates))):
-        yield fact.mention.category, f"Complete this: “{fact.with_gap}”", fact.mention.answer
+        question = f"Complete this sentence from “{title}”: “{fact.with_gap}”"
+        yield fact.mention.category, question, fact.mention.answer
 
 
 # ---------------------------------------------------------------- four-choice questions
-def open_and_closed_book(splits: dict[str, list[dict]], seed: int, limit: int = 300) -> dict[str, list[dict]]:
+def open_and_closed_book(
+    splits: dict[str, list[dict]], seed: int, limit: int = 300, refused: Counter | None = None
+) -> dict[str, list[dict]]:
     """Two sets of questions: on facts of training documents from memory, and of test documents with the
     passage.
+
+    The candidates that are refused are counted in `refused`, by reason.
     """
+    titles = titles_once(document for documents in splits.values() for document in documents)
+    holders = Counter(
+        (fact.sentence, fact.mention) for document in splits["train"] for fact in facts_of(document))
     closed, on_days = [], []
     for document in splits["train"]:
         title = document["title"]
-        if title:
-            closed += [Question(f"Which figure belongs in the gap of this sentence from “{title}”? "
-                                f"“{fact.with_gap}”",
-                                fact.mention, document) for fact in facts_of(document)]
-            on_days.append(Question(f"On which day did the press release “{title}” come out?",
-                                    publication_day(document), document))
+        if title not in titles:
+            continue
+        for fact in facts_of(document):
+            told, context, flaw = fact.with_gap, "", None
+            if NEEDS_CONTEXT.search(told):
+                told, context = f"{fact.before} {told}", fact.before or told
+            if NEEDS_CONTEXT.search(context):
+                flaw = "needs more of the text"
+            elif holders[fact.sentence, fact.mention] > 1:
+                flaw = "stands in several documents"
+            text = f"Which figure belongs in the gap of this text from “{title}”? “{told}”"
+            flaw = flaw or flaw_of(told, fact.mention.kind, fact.mention.answer, title)
+            closed.append(Question(text, fact.mention, document, flaw))
+        if is_dated(document):
+            text = f"On which day did the press release “{title}” come out?"
+            flaw = "a day beside it tells the answer" if NAMES_A_DAY.search(title) else None
+            on_days.append(Question(text, publication_day(document), document, flaw))
     opened = [Question(f"Going by the text, what is missing here? “{fact.with_gap}”", fact.mention, document,
-                       fact.paragraph)
+                       flaw_of(fact.with_gap, fact.mention.kind, fact.mention.answer), fact.paragraph)
               for document in splits["test"] for fact in facts_of(document) if len(fact.paragraph) <= 1500]
-    numbers = numbers_by_shape(document for documents in splits.values() for document in documents)
-    return {"closed_book": with_choices(closed + on_days, numbers, seed, limit),
-            "open_book": with_choices(opened, numbers, seed + 1, limit)}
-
-
-def numbers_by_shape(documents: Iterator[dict]) -> dict[str, dict[float, str]]:
-    """The numbers of each shape by value, ascending."""
-    numbers = defaultdict(dict)
-    for document in documents:
-        for mention in [*mentions_in(document["text"]), publication_day(document)]:
-            numbers[mention.shape][mention.value] = mention.number
-    return {shape: dict(sorted(by_value.items())) for shape, by_value in numbers.items()}
+    refused = Counter() if refused is None else refused
+    on_facts = with_choices(closed, seed, limit, refused)
+    return {"closed_book": on_facts + with_choices(on_days, seed, limit // 3, refused),
+            "open_book": with_choices(opened, seed + 1, limit, refused)}
 
 
 def with_choices(
-    candidates: list[Question], numbers: dict[str, dict[float, str]], seed: int, limit: int,
-    per_document: int = 2,
+    candidates: list[Question], seed: int, limit: int, refused: Counter, per_document: int = 4
 ) -> list[dict]:
     """At most `limit` questions, `per_document` of a kind from each document; right answers balanced over
-    positions.
+    positions and over places by size.
     """
-    rng, chosen, counts = random.Random(seed), [], Counter()
+    answers = defaultdict(set)
+    for question in candidates:
+        answers[question.text, question.context].add(question.mention.answer)
+    rng, chosen, counts, ranks = random.Random(seed), [], Counter(), Counter()
     for question in rng.sample(candidates, len(candidates)):
-        mention = question.mention
-        key = question.document["id"], mention.kind
-        if len(chosen) == limit or counts[key] == per_document or gives_away(question.text, mention.answer):
+        key, kind = (question.text, question.context), (question.document["id"], question.mention.kind)
+        if len(chosen) == limit or counts[kind] == per_document or key not in answers:
             continue
-        if wrong := wrong_choices(mention, question.document, numbers[mention.shape], rng):
-            counts[key] += 1
+        wrong, flaw = None, question.flaw
+        if len(answers.pop(key)) > 1:
+            flaw = "asked again with another answer"
+        if not flaw:
+            wrong = wrong_choices(question.mention, question.document, ranks, rng)
+        if wrong:
+            counts[kind] += 1
             chosen.append((question, wrong))
+        else:
+            refused[flaw or "no wrong choices of its size"] += 1
     positions = [i % 4 for i in range(len(chosen))]
     rng.shuffle(positions)
     rows = []
@@ -225,26 +268,52 @@ def with_choices(
 
 
 def wrong_choices(
-    right: Mention, document: dict, numbers: dict[float, str], rng: random.Random
+    right: Mention, document: dict, ranks: Counter, rng: random.Random
 ) -> list[str] | None:
-    """Three answers near the right one that the document does not contain; None if there are fewer."""
-    true_values = {mention.value for mention in mentions_in(document["text"]) if mention.kind == right.kind}
-    true_values.add(right.value)
-    values = list(numbers)
-    place = bisect_left(values, right.value)
-    below, above = reversed(values[:place]), values[place:]
-    nearest = merge(below, above, key=lambda value: (abs(value - right.value), value))
-    answers = (numbers[value] + right.rest for value in nearest if value not in true_values)
-    near = list(islice((answer for answer in answers if answer not in document["text"]), 8))
-    return rng.sample(near, 3) if len(near) >= 3 else None
+    """Three answers like the right one that the document does not contain; None if there are fewer.
+
+    Of the right one's possible places among the four by size, it takes the one that `ranks` counts least.
+    """
+    published = publication_day(document).value
+    true_values = {mention.value for mention in mentions_in(document["text"])} | {published}
+    smaller, larger = [], []
+    for sign, answers in ((-1, smaller), (1, larger)):
+        for number, value in like(right, sign, rng):
+            if right.kind == "day" and right.value != published:  # it is to come, or it is past
+                if (value > published) != (right.value > published):
+                    continue
+            if value not in true_values and number + right.rest not in document["text"]:
+                answers.append(number + right.rest)
+    possible = [rank for rank in range(4) if len(smaller) >= rank and len(larger) >= 3 - rank]
+    if not possible:
+        return None
+    rank = min(possible, key=lambda rank: (ranks[rank], rng.random()))
+    ranks[rank] += 1
+    return rng.sample(smaller[:rank] + larger[: 3 - rank], 3)
 
 
-def gives_away(question: str, answer: str) -> bool:
-    """True if the answer stands in the question: the whole, its number, or of a day the month and year."""
-    number, day = re.match(r"[\d.,]*\d", answer), DAY.fullmatch(answer)
-    if day:
-        parts = [day["month"], day["year"]]
-    else:
-        parts = [number[0] if number else answer]
-    return all(part in question and re.search(rf"(?<![\w.,]){re.escape(part)}(?![\w]|[.,]\d)", question)
-               for part in parts)
+def like(right: Mention, sign: int, rng: random.Random) -> Iterator[tuple[str, float]]:
+    """(text, value) of larger (1) or smaller (-1) figures or days that could stand in the right one's place,
+    the nearest first.
+
+    Days are on the same weekday. Figures are as long and as round: as many zeros at the end, and from 25 on
+    a 5 before them or not, as 250 and 350 but not 240 or 300.
+    """
+    if right.kind == "day":
+        for weeks in sorted(rng.sample(range(1, 7), 4)):
+            day = right.value + sign * 7 * weeks
+            yield long_date(date.fromordinal(day).isoformat()), day
+        return
+    decimals, comma = len(right.number.partition(".")[2]), "," if "," in right.number else ""
+    digits = right.number.replace(",", "").replace(".", "")
+    places = lead = int(digits.rstrip("0") or 0)  # 38 of 3,800
+    ends_in_5 = lead >= 25 and lead % 5 == 0
+    unit = 10 if ends_in_5 else 1
+    while lead:
+        places += sign * unit * max(1, round(places * rng.uniform(LEAST_STEP, LARGEST_STEP) / unit))
+        if not 1 / LARGEST_RATIO <= places / lead <= LARGEST_RATIO:
+            return
+        number = f"{places * int(digits) // lead / 10**decimals:{comma}.{decimals}f}"
+        as_round = places % 10 and (lead < 20 or ends_in_5 == (places % 5 == 0))
+        if as_round and len(number) == len(right.number):
+            yield number, value_of(number) * right.value / value_of(right.number)
