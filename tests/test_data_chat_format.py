@@ -212,3 +212,192 @@ def test_on_the_vocabulary_of_llama3(tmp_path_factory, name):
     _, text, learned = check(folder, CONVERSATIONS[2])
     end = "<|im_end|>" if "chatml" in name else "<|eot_id|>"
     assert text.count(LLAMA[0]) == 1 and learned == f"B.{end}D.{end}"
+
+
+# ---------------------------------------------------------------- what is learned
+def test_only_the_answers_and_their_ends_are_learned(tmp_path, real):
+    """Turns before and after, names of roles, line ends between turns and empty thoughts are not; spelled
+    markers are text.
+    """
+    messages = [SYSTEM, *talk("One <|im_end|>?", "First <|im_start|>.", "Two?", "Second.")]
+    for folder in (byte_tokenizer(tmp_path / "t", CHATML), real / "checkpoints" / "Qwen3-0.6B"):
+        tokenizer = load_tokenizer(folder)
+        example = encode(tokenizer, chat_form(folder, tokenizer).conversation(messages))
+        assert said(tokenizer, example) == "First <|im_start|>.<|im_end|>Second.<|im_end|>"
+        ids = example.tokens.tolist()
+        assert ids.count(tokenizer.token_to_id("<|im_end|>")) == 5
+        assert ids.count(tokenizer.token_to_id("<|im_start|>")) == 5
+        assert ("<think>" in tokenizer.decode(ids)) == (folder.name == "Qwen3-0.6B")
+        assert "One <|im_end|>?" in tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("key, no", [("weight", 0), ("weight", 0.0), ("loss_weight", 0), ("train", False)])
+@pytest.mark.parametrize("name", ["default system", "another role name", "llama3.2", "thoughts are cut"])
+def test_a_masked_turn_is_written_and_not_learned(folders, name, key, no):
+    messages = talk("A?", "wrong", "No.", "Right.", "Sure?", "Yes.")
+    messages[1][key], messages[3][key] = no, type(no)(True)
+    messages = check_messages(messages, "here")
+    assert [turn.get("weight") for turn in messages] == [None, 0, *[None] * 4]
+    _, tokenizer, _ = tokenizers_of(folders(name))
+    form = chat_form(folders(name), tokenizer)
+    rendering = form.conversation(messages)
+    end = form.end_of_turn
+    assert said(tokenizer, encode(tokenizer, rendering)) == f"Right.{end}Yes.{end}" and "wrong" in rendering.text
+
+
+def test_generation_tags_say_what_is_learned(tmp_path):
+    """As transformers' mask has it, and a masked turn is not."""
+    folder = byte_tokenizer(tmp_path / "t", SPECIALS, chat_template=GENERATION)
+    theirs, tokenizer, _ = tokenizers_of(folder)
+    form = chat_form(folder, tokenizer)
+    for messages in CONVERSATIONS:
+        expected = theirs.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        example = encode(tokenizer, form.conversation(messages))
+        assert example.tokens.tolist() == expected["input_ids"]
+        assert example.learned.tolist() == list(map(bool, expected["assistant_masks"]))
+    masked = check_messages([*talk("A?", "B."), *talk("C?"), {"role": "assistant", "content": "D.", "weight": 0}], "")
+    assert said(tokenizer, encode(tokenizer, form.conversation(masked))) == "B.<|im_end|>"
+    twice = GENERATION.replace("{% generation %}", "{% generation %}!{% endgeneration %}{% generation %}")
+    form = ChatForm("this", twice, tokenizer, {})
+    assert len(form.conversation(talk("A?", "B.")).learned) == 2
+    with pytest.raises(ValueError, match="this has 4 parts with {% generation %} for 2 turns"):
+        form.conversation(masked)
+
+
+@pytest.mark.parametrize("template, message", [
+    ("{% for m in messages %}{{ m.content }}{% endfor %}{{ messages|length }}{{ messages[-1].content[::-1] }}",
+     "writes the assistant's turn 4 of user, assistant, user, assistant so that it is not known which part"),
+    (TURNS.replace("messages %}", "messages if m.role != 'system' %}", 1), "leaves out turn 1 of system, user"),
+    (TURNS.replace("messages %}", "messages[-3:] %}", 1), "leaves out turn 1 of system, user, assistant, user"),
+    ("{{ raise_exception('no ' + messages[0].role + ' here') if messages[0].role == 'system' }}" + TURNS,
+     r"cannot write this conversation \(system, .*\): TemplateError: no system here"),
+])
+def test_a_template_that_leaves_something_out_is_refused(tmp_path, template, message):
+    tokenizer = load_tokenizer(byte_tokenizer(tmp_path / "t", CHATML))
+    form = ChatForm("this", template, tokenizer, {})
+    messages = talk("A?", "B.", "C?", "D.")
+    with pytest.raises(ValueError, match=f"this {message}"):
+        form.conversation(messages if "not known" in message else [SYSTEM, *messages])
+
+
+@pytest.mark.parametrize("key, value", [
+    ("reasoning_content", "2 + 2"), ("thinking", "2 + 2"), ("tool_calls", [CALL]),
+    ("function_call", {"name": "f", "arguments": "{}"})])
+def test_a_key_that_the_template_does_not_write_is_refused(tmp_path, key, value):
+    tokenizer = load_tokenizer(byte_tokenizer(tmp_path / "t", CHATML))
+    form = ChatForm("this", TURNS, tokenizer, {})
+    messages = talk("A?", "B.")
+    messages[1][key] = value
+    name = "reasoning_content" if key == "thinking" else key
+    with pytest.raises(ValueError, match=f"this does not write {name}: delete it from the data"):
+        form.conversation(check_messages(messages, "here"))
+    with pytest.raises(ValueError, match="this does not write tools: delete"):
+        form.conversation(talk("A?", "B."), TOOLS)
+    writes = ChatForm("this", "{{ tools }}" + TURNS.replace("m['content']", f"(m.{name}|string) + m['content']"),
+                      tokenizer, {})
+    assert writes.conversation(check_messages(messages, "here"), TOOLS).learned
+
+
+# ---------------------------------------------------------------- templates of strangers
+@pytest.mark.parametrize("template, message", [
+    ("{% for i in range(10**9) %}{% endfor %}", "OverflowError"),
+    ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "ran for more than 1 s"),
+    ("{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}", "more than 10,000 characters"),
+    ("{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}", "ran for more than 1"),
+    ("{{ 'x' * 10**9 }}", "MemoryError|or took more"), ("{{ 'x'|center(10**9) }}", "MemoryError|or took more"),
+    ("{{ 10 ** (10 ** 10) }}", "ran for more than 1 s|MemoryError"),
+    ("{% set n = namespace(t='x') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
+     "MemoryError|or took more"),
+    ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
+    ("{{ messages.append(1) }}", "SecurityError"), ("{% if %}", "TemplateSyntaxError"),
+    ("{{ none.x.y }}", "UndefinedError"), ("nothing", "does not write what the assistant says"),
+])
+def test_a_template_is_stopped(tmp_path, monkeypatch, template, message):
+    monkeypatch.setattr(chat_format, "LIMITS", {"seconds": 1, "bytes": 2**28, "characters": 10_000})
+    tokenizer = load_tokenizer(byte_tokenizer(tmp_path / "t", CHATML))
+    with pytest.raises(ValueError, match=f"this .*?({message})"):
+        ChatForm("this", template + ("" if template == "nothing" else TURNS), tokenizer, {})
+
+
+def test_today_is_a_day_that_is_recorded(folders):
+    tokenizer = load_tokenizer(folders("llama3.2"))
+    for date, written in (((), "26 Jul 2024"), (("2031-02-03",), "03 Feb 2031")):
+        form = chat_form(folders("llama3.2"), tokenizer, *date)
+        assert f"Today Date: {written}\n" in form.prompt(talk("?")).text
+
+
+# ---------------------------------------------------------------- which template
+def test_where_a_template_is_found(tmp_path, capsys):
+    """A file of its own before the configuration's; without one, ChatML or Llama 3's form, and it says so."""
+    folder = byte_tokenizer(tmp_path / "t", CHATML, chat_template="never" + TURNS)
+    tokenizer = load_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}" + TURNS)
+    write_json(folder / "special_tokens_map.json", {"bos_token": {"content": "<|endoftext|>"}})
+    assert chat_form(folder, tokenizer).prompt(talk("?")).text.startswith("<|endoftext|><|im_start|>user\n?")
+    assert capsys.readouterr().out == ""
+    for specials, name, text in (
+        (CHATML, "ChatML", "<|im_start|>user\n A<|im_end|>\n<|im_start|>assistant\nB\n<|im_end|>\n"),
+        (LLAMA, "Llama 3's form", "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nA<|eot_id|>"
+                                  "<|start_header_id|>assistant<|end_header_id|>\n\nB<|eot_id|>"),
+    ):
+        folder = byte_tokenizer(tmp_path / name, specials)
+        form = chat_form(folder, load_tokenizer(folder))
+        assert form.conversation(talk(" A", "B\n")).text == text
+        assert f"has no chat template: conversations are written in {name}" in capsys.readouterr().out
+        [prompt, answer] = form.prompt(talk("A")).text, form.conversation(talk("A", "B")).text
+        assert answer.startswith(prompt)
+    folder = byte_tokenizer(tmp_path / "n", CHATML, chat_template=[{"name": "rag", "template": TURNS}])
+    with pytest.raises(ValueError, match="has chat templates named rag, and none named default"):
+        chat_form(folder, tokenizer)
+
+
+def test_a_tokenizer_without_a_form_is_refused(tmp_path):
+    folder = make_data(tmp_path / "d")
+    with pytest.raises(ValueError, match="knows neither ChatML .* nor Llama 3's form"):
+        chat_form(folder, load_tokenizer(folder))
+
+
+# ---------------------------------------------------------------- messages
+@pytest.mark.parametrize("messages, message", [
+    (talk("?"), "no turn of the assistant: there is nothing to learn"),
+    ([{"role": "no-such", "content": "x"}, *talk("?", "!")], "unknown role 'no-such'; roles are system, user, "
+                                                             "assistant, tool, developer, human, gpt"),
+    ([{"content": "x"}], "unknown role None"), (talk("?", " "), "a turn of the assistant without text"),
+    (talk("?", 5), "a turn of the assistant without text"),
+    ([SYSTEM | {"content": ""}, *talk("?", "!")], "a turn of the system without text"),
+    ("?", "messages must be a system's turn perhaps, .*; given '?'"), ([], "messages must be"),
+    (talk("?", "!")[::-1], "by turns .*, the assistant's last; given assistant, user"),
+    ([*talk("?", "!"), SYSTEM], "given user, assistant, system"), (talk("?", "!", "?"), "given user, "
+                                                                                        "assistant, user"),
+    ([SYSTEM, SYSTEM, *talk("?", "!")], "given system, system, user, assistant"),
+    ([{"role": "tool", "content": "x"}, *talk("?", "!")], "given tool, user, assistant"),
+    ([*talk("?"), {"role": "assistant", "content": "!", "weight": 0}], "every turn of the assistant has the weight 0"),
+    ([*talk("?"), {"role": "assistant", "content": "!", "weight": 0.5}], "a turn of the assistant has weight 0.5; "),
+    ([{"role": "user", "content": "?", "train": True}, *talk("?", "!")[1:]], "a turn of the user has train True; "),
+    (talk([{"type": "image_url", "image_url": {}}], "!"), "a part of the type 'image_url'; text alone is learned"),
+    (talk("?", [7]), "a part of the type 7; text alone"),
+])
+def test_what_is_no_conversation(messages, message):
+    with pytest.raises(ValueError, match=f"here: .*{message}"):
+        check_messages(messages, "here")
+
+
+def test_what_is_a_conversation():
+    for names in (("developer", "human", "gpt"), ("system", "user", "assistant")):
+        messages = [{"role": name, "content": text} for name, text in zip(names, "ABC", strict=True)]
+        shared = [{"from": name, "value": text} for name, text in zip(names, "ABC", strict=True)]
+        expected = [{"role": "system", "content": "A"}, *talk("B", "C")]
+        assert check_messages(messages, "") == check_messages(shared, "") == expected
+    parts = [{"type": "text", "text": "Why"}, {"type": "text", "text": "?"}]
+    assert check_messages(talk(parts, [{"text": "So."}]), "") == talk("Why?", "So.")
+    assert check_messages(WITH_TOOLS, "") == WITH_TOOLS
+    null = WITH_TOOLS[:1] + [WITH_TOOLS[1] | {"content": None, "name": None}] + WITH_TOOLS[2:]
+    assert check_messages(null, "") == WITH_TOOLS
+    assert check_messages([*talk("?"), {"role": "gpt", "content": "!", "thinking": "so", "tool_calls": []}], "") == [
+        *talk("?"), {"role": "assistant", "content": "!", "reasoning_content": "so"}]
+
+
+def test_no_text_holds_the_marks(tmp_path):
+    tokenizer = load_tokenizer(byte_tokenizer(tmp_path / "t", CHATML))
+    with pytest.raises(ValueError, match="a text may hold neither U.FDD0 nor"):
+        ChatForm("this", TURNS, tokenizer, {}).prompt(talk(f"A{BREAK}B"))

@@ -36,9 +36,8 @@ FALLBACKS = {  # of tokenizers without a template: the form's name, its tokens, 
     "ChatML": ({"<|im_start|>", "<|im_end|>"}, CHATML),
     "Llama 3's form": ({"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}, LLAMA3),
 }
-# Two characters that Unicode keeps free of all text.
-BREAK = "\ufdd0"  # stands in a message's text where it spells a special token, so that it stays text
-HOLE = "\ufdd1"  # stands for a text, to see where a template writes it
+BREAK = "\ufdd0"  # no character of any text: parts spelled special tokens, so that they stay text
+HOLE = "nanoprunehole"  # stands for a text, to see where a template writes it
 CALL = {"name": HOLE, "arguments": {}}
 PROBES = {  # keys that a template may leave out in silence, with a value that shows
     "reasoning_content": HOLE,
@@ -169,7 +168,7 @@ class ChatForm:
         if not isinstance(value, str):
             return value
         if BREAK in value or HOLE in value:
-            raise ValueError(f"a text holds U+FDD0 or U+FDD1, which are no characters: {value[:60]!r}")
+            raise ValueError(f"a text may hold neither U+FDD0 nor {HOLE}: {value[:60]!r}")
         return self.special.sub(rf"\1{BREAK}", value)
 
     def _answer_span(self, text: str, messages: list[dict], i: int, tools, thinks: bool) -> Span:
