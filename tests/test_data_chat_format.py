@@ -259,18 +259,17 @@ def test_generation_tags_say_what_is_learned(tmp_path):
     assert said(tokenizer, encode(tokenizer, form.conversation(masked))) == "B.<|im_end|>"
     twice = GENERATION.replace("{% generation %}", "{% generation %}!{% endgeneration %}{% generation %}")
     form = ChatForm("this", twice, tokenizer, {})
-    assert len(form.conversation(talk("A?", "B.")).learned) == 2
     with pytest.raises(ValueError, match="this has 4 parts with {% generation %} for 2 turns"):
         form.conversation(masked)
 
 
 @pytest.mark.parametrize("template, message", [
     ("{% for m in messages %}{{ m.content }}{% endfor %}{{ messages|length }}{{ messages[-1].content[::-1] }}",
-     "writes the assistant's turn 4 of user, assistant, user, assistant so that it is not known which part"),
-    (TURNS.replace("messages %}", "messages if m.role != 'system' %}", 1), "leaves out turn 1 of system, user"),
-    (TURNS.replace("messages %}", "messages[-3:] %}", 1), "leaves out turn 1 of system, user, assistant, user"),
+     "writes turn 4 so that it is not known which part"),
+    (TURNS.replace("messages %}", "messages if m.role != 'system' %}", 1), "leaves out turn 1, the system's"),
+    (TURNS.replace("messages %}", "messages[-3:] %}", 1), "leaves out turn 1, the system's"),
     ("{{ raise_exception('no ' + messages[0].role + ' here') if messages[0].role == 'system' }}" + TURNS,
-     r"cannot write this conversation \(system, .*\): TemplateError: no system here"),
+     r"cannot write this conversation: TemplateError: no system here"),
 ])
 def test_a_template_that_leaves_something_out_is_refused(tmp_path, template, message):
     tokenizer = load_tokenizer(byte_tokenizer(tmp_path / "t", CHATML))
@@ -313,7 +312,7 @@ def test_a_key_that_the_template_does_not_write_is_refused(tmp_path, key, value)
     ("{{ none.x.y }}", "UndefinedError"), ("nothing", "does not write what the assistant says"),
 ])
 def test_a_template_is_stopped(tmp_path, monkeypatch, template, message):
-    monkeypatch.setattr(chat_format, "LIMITS", {"seconds": 1, "bytes": 2**28, "characters": 10_000})
+    monkeypatch.setattr(chat_format, "LIMITS", (1, 2**28, 10_000))
     tokenizer = load_tokenizer(byte_tokenizer(tmp_path / "t", CHATML))
     with pytest.raises(ValueError, match=f"this .*?({message})"):
         ChatForm("this", template + ("" if template == "nothing" else TURNS), tokenizer, {})

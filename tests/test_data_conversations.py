@@ -211,8 +211,10 @@ def test_no_prompt_is_on_both_sides(share):
     assert round(share * 66) - 2 <= len(held) <= round(share * 66)
 
 
-def test_prompts_that_are_all_alike_are_not_held_out():
-    alike = [Conversation(chat("Why?", str(i)), None) for i in range(10)]
-    with pytest.raises(ValueError, match="--hold-out 0.2: the prompts of 10 pairs are too much alike"):
-        hold_out(alike, 0.2, 1)
-    assert hold_out(alike[:1], 0.2, 1) == (alike[:1], []) and hold_out([], 0.2, 1) == ([], [])
+def test_prompts_that_are_all_alike(capsys):
+    """None can be held out; to be divided, each is drawn by itself, and this is said."""
+    alike = [chat("Why?", str(i)) for i in range(10)]
+    pairs = [Conversation(pair, None) for pair in alike]
+    assert hold_out(pairs, 0.2, 1) == (pairs, []) and hold_out([], 0.2, 1) == ([], [])
+    assert [len(divide(alike, (0.8, 0.1, 0.1), 1)[name]) for name in ("train", "val", "test")] == [8, 1, 1]
+    assert "warning: 10 conversations have prompts so much alike that each is drawn" in capsys.readouterr().out

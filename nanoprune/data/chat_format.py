@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from nanoprune.data.token_file import Example
 from nanoprune.io.files import read_json
 
 CHAT_DATE = "2024-07-26"  # today for templates that write the date, so that every day gives the same bytes
-LIMITS = {"seconds": 10, "bytes": 2**30, "characters": 2**24}  # of a rendering; bytes: memory
+LIMITS = (10, 2**30, 2**24)  # of a rendering: seconds, bytes of memory, characters
 CHATML = """{% for message in messages %}<|im_start|>{{ message.role }}
 {{ message.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
@@ -70,65 +71,51 @@ class ChatForm:
         special = "|".join(re.escape(token.content) for token in added if token.special)
         self.special = re.compile(f"(?=(?:{special or '(?!)'}))(.)", re.DOTALL)
         question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": HOLE}
-        _, hole, tail = self._ask([question, answer]).text.rpartition(HOLE)
+        _, hole, tail = self._ask([question, answer])[0].rpartition(HOLE)
         if not hole:
             raise ValueError(f"{source} does not write what the assistant says; take another model's")
         names = "|".join(re.escape(token.content) for token in added)
         end = re.match(rf"\s*({names or '(?!)'})", tail)
         self.end_of_turn = end[1] if end else None  # None: no token of its own ends the assistant's turn
 
-    def _ask(self, messages: list[dict], tools: list | None = None, **variables) -> Rendering:
-        """The rendering of these messages by the template's process; ValueError if there is none."""
+    def _ask(self, messages: list[dict], tools: list | None = None, **variables) -> tuple[str, list[Span]]:
+        """(text, spans of generation tags) of these messages, by the template's process; ValueError without."""
         if not self.process or self.process.poll() is not None:
             command = [sys.executable, "-P", str(Path(__file__).with_name("template_process.py"))]
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            self._send({"template": self.template, "date": self.date} | LIMITS)
-        # As transformers does: keys without a value are left out, thoughts have a second name.
-        turns = [{key: value for key, value in turn.items()
-                  if value is not None and (key, value) != ("content", "")} for turn in messages]
-        turns = [turn | ({"thinking": turn["reasoning_content"]} if "reasoning_content" in turn else {})
-                 for turn in turns]
-        self._send(self.tokens | {"messages": turns, "tools": tools, "documents": None,
-                                  "add_generation_prompt": False, "enable_thinking": False} | variables)
+            self.process = subprocess.Popen(command + list(map(str, LIMITS)), stdin=subprocess.PIPE,
+                                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        # As transformers does, keys without a value are left out.
+        turns = [{key: value for key, value in turn.items() if (key, value) != ("content", "")} for turn in messages]
+        variables = self.tokens | {"messages": turns, "tools": tools, "documents": None, "enable_thinking": False,
+                                   "add_generation_prompt": False} | variables
+        request = {"template": self.template, "date": self.date, "variables": variables}
+        with suppress(BrokenPipeError):
+            print(json.dumps(request), file=self.process.stdin, flush=True)
         reply = json.loads(self.process.stdout.readline() or "null")
-        if reply is None:
+        if not reply:
             self.process.wait()
-            raise ValueError(f"{self.source} ran for more than {LIMITS['seconds']} s or took more than "
-                             f"{LIMITS['bytes'] / 1e9:.1f} GB and was stopped; mend it or take another model's")
+            raise ValueError(f"{self.source} ran for more than {LIMITS[0]} s or took more than "
+                             f"{LIMITS[1] / 1e9:.1f} GB and was stopped; mend it or take another model's")
         if "error" in reply:
-            raise ValueError(f"{self.source} cannot write this conversation ({', '.join(roles(messages))}): "
-                             f"{reply['error']}")
-        return Rendering(reply["text"], [tuple(span) for span in reply["spans"]])
-
-    def _send(self, content: dict) -> None:
-        try:
-            self.process.stdin.write(json.dumps(content) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it was stopped: there will be no reply
+            raise ValueError(f"{self.source} cannot write this conversation: {reply['error']}")
+        return reply["text"], reply["spans"]
 
     def conversation(self, messages: list[dict], tools: list[dict] | None = None) -> Rendering:
         """A conversation to learn from; ValueError if the template leaves out a part of it."""
         messages, tools = self._checked(messages, tools)
-        answers = [turn for turn in messages if turn["role"] == "assistant"]
-        thinks = any("reasoning_content" in turn or "</think>" in turn["content"] for turn in answers)
+        answers = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
+        thinks = any("reasoning_content" in messages[i] or "</think>" in messages[i]["content"] for i in answers)
         text, spans = self._ask(messages, tools, enable_thinking=thinks)
-        masked = not all(map(is_learned, answers))
-        if spans and masked and len(spans) != len(answers):
+        if spans and len(spans) != len(answers):
             raise ValueError(f"{self.source} has {len(spans)} parts with {{% generation %}} for {len(answers)} "
-                             "turns of the assistant: which one a weight is for is not known")
-        if spans:
-            return Rendering(text, [span for span, turn in zip(spans, answers, strict=masked)
-                                    if is_learned(turn)] if masked else spans)
-        return Rendering(text, [
-            self._answer_span(text, messages, i, tools, thinks) for i, turn in enumerate(messages)
-            if turn["role"] == "assistant" and is_learned(turn)])
+                             "turns of the assistant: take another model's")
+        spans = spans or [self._answer_span(text, messages, i, tools, thinks) for i in answers]
+        return Rendering(text, [span for i, span in zip(answers, spans, strict=True) if is_learned(messages[i])])
 
     def prompt(self, messages: list[dict], tools: list[dict] | None = None) -> Rendering:
         """A conversation up to the beginning of the assistant's next turn."""
         messages, tools = self._checked(messages, tools)
-        return Rendering(self._ask(messages, tools, add_generation_prompt=True).text, [])
+        return Rendering(self._ask(messages, tools, add_generation_prompt=True)[0], [])
 
     def renders(self, key: str) -> bool:
         """The template writes this key of PROBES."""
@@ -136,7 +123,7 @@ class ChatForm:
         messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"} | probe]
         tools = PROBES[key] if key == "tools" else None
         try:
-            return HOLE in self._ask(messages, tools, enable_thinking=True).text
+            return HOLE in self._ask(messages, tools, enable_thinking=True)[0]
         except ValueError:
             return True  # it looks at the key; the conversation's own will show
 
@@ -151,11 +138,11 @@ class ChatForm:
         if structure not in self.complete:
             holes = [turn | {"content": turn["content"] and f"{HOLE}{i}{HOLE}"}
                      for i, turn in enumerate(messages)]
-            text = self._ask(holes, tools).text
+            text = self._ask(holes, tools)[0]
             for number, turn in enumerate(holes, start=1):
                 if turn["content"] not in text:
-                    raise ValueError(f"{self.source} leaves out turn {number} of {', '.join(roles(messages))}: "
-                                     "delete such turns from the data, or take another model's")
+                    raise ValueError(f"{self.source} leaves out turn {number}, the {turn['role']}'s: delete such "
+                                     "turns from the data, or take another model's")
             self.complete.add(structure)
         return messages, tools
 
@@ -175,19 +162,19 @@ class ChatForm:
         """The part of the text that is the assistant's turn i, from what it says to the end of the turn."""
         until = text
         if i + 1 < len(messages):
-            until = self._ask(messages[: i + 1], tools, enable_thinking=thinks).text
+            until = self._ask(messages[: i + 1], tools, enable_thinking=thinks)[0]
         for thinking in (False, True):
-            start = self._ask(messages[:i], tools, add_generation_prompt=True, enable_thinking=thinking).text
+            start = self._ask(messages[:i], tools, add_generation_prompt=True, enable_thinking=thinking)[0]
             if text.startswith(until) and until.startswith(start):
                 end = len(until.rstrip())  # a line end after the turn is nothing that is said
                 whole_turn = self.end_of_turn and until[:end].endswith(self.end_of_turn)
                 return len(start), end if whole_turn else len(until)
         # The template writes earlier turns anew (Qwen3 without their thoughts): put another text in its place.
         other = messages[:i] + [{"role": "assistant", "content": HOLE}] + messages[i + 1 :]
-        before, _, after = self._ask(other, tools, enable_thinking=thinks).text.partition(HOLE)
+        before, _, after = self._ask(other, tools, enable_thinking=thinks)[0].partition(HOLE)
         if not (text.startswith(before) and text.endswith(after) and len(before) + len(after) < len(text)):
-            raise ValueError(f"{self.source} writes the assistant's turn {i + 1} of {', '.join(roles(messages))} "
-                             "so that it is not known which part to learn: take another model's")
+            raise ValueError(f"{self.source} writes turn {i + 1} so that it is not known which part to learn: take "
+                             "another model's")
         end = len(text) - len(after)
         if self.end_of_turn and after.lstrip().startswith(self.end_of_turn):
             end += after.index(self.end_of_turn) + len(self.end_of_turn)
@@ -196,15 +183,13 @@ class ChatForm:
 
 def chat_form(folder: str | Path, tokenizer: Tokenizer, date: str = CHAT_DATE) -> ChatForm:
     """The chat form of a tokenizer's folder; ValueError without one."""
-    folder, config, tokens = Path(folder), {}, {}
+    folder, config = Path(folder), {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             config |= read_json(folder / name)
-    extra = config.get("extra_special_tokens")
-    for name, token in (config | (extra if isinstance(extra, dict) else {})).items():
-        text = token.get("content") if isinstance(token, dict) else token
-        if name.endswith("_token") and isinstance(text, str):
-            tokens[name] = text
+    texts = {name: token["content"] if isinstance(token, dict) else token
+             for name, token in config.items() if name.endswith("_token")}
+    tokens = {name: text for name, text in texts.items() if isinstance(text, str)}
     template, path = config.get("chat_template"), folder / "chat_template.jinja"
     if path.is_file():
         template = path.read_text(encoding="utf-8")
@@ -254,10 +239,6 @@ ORDER = re.compile("s?(ua(t+a)*)+")  # of the roles, by their first letters
 READ_KEYS = {"role", "content", "from", "value", *WEIGHTS, *THOUGHTS, *PROBES}
 
 
-def roles(messages: list[dict]) -> list[str]:
-    return [turn["role"] for turn in messages]
-
-
 def is_learned(turn: dict) -> bool:
     return turn.get("weight") != 0
 
@@ -267,12 +248,12 @@ def check_messages(messages, where: str) -> list[dict]:
     write; ValueError if they are no conversation to learn from.
     """
     is_list = isinstance(messages, list) and all(isinstance(turn, dict) for turn in messages)
-    turns = [_check_turn(turn, where) for turn in (messages if is_list else [])]
+    turns = [_check_turn(turn, where) for turn in messages] if is_list else []
     answers = [turn for turn in turns if turn["role"] == "assistant"]
     if turns and not answers:
         raise ValueError(f"{where}: messages has no turn of the assistant: there is nothing to learn from it")
-    if not ORDER.fullmatch("".join(role[0] for role in roles(turns))):
-        given = ", ".join(roles(turns)) or repr(messages)[:60]
+    if not ORDER.fullmatch("".join(turn["role"][0] for turn in turns)):
+        given = ", ".join(turn["role"] for turn in turns) or repr(messages)[:60]
         raise ValueError(f"{where}: messages must be a system's turn perhaps, then the user's and the "
                          f"assistant's by turns (tools between two of the assistant), the assistant's last; "
                          f"given {given}")

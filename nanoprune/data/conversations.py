@@ -104,17 +104,14 @@ def with_task(pair: dict) -> dict:
 
 
 def drop_questions_of(test_pairs: list[dict], pairs: list[dict]) -> list[dict]:
-    """The pairs that do not ask a question of the test's."""
-    asked_in_test = {question_of(pair) for pair in test_pairs}
-    others = [pair for pair in pairs if question_of(pair) not in asked_in_test]
+    """The pairs that ask no prompt of the test's, nor nearly one."""
+    groups = prompt_groups(test_pairs + pairs) if test_pairs else range(len(pairs))
+    asked_in_test = set(groups[: len(test_pairs)])
+    others = [pair for pair, group in zip(pairs, groups[len(test_pairs) :], strict=True)
+              if group not in asked_in_test]
     if len(others) < len(pairs):
         print(f"{len(pairs) - len(others)} pairs left out of training: they stand among the test's")
     return others
-
-
-def question_of(pair: dict) -> tuple[tuple[str, str], ...]:
-    """All turns but the last answer."""
-    return tuple((turn["role"], turn["content"]) for turn in pair["messages"][:-1])
 
 
 class Conversation(NamedTuple):
@@ -182,15 +179,11 @@ def hold_out(
     groups = prompt_groups([pair.row for pair in pairs])
     sizes, most, draw = Counter(groups), round(share * len(pairs)), random.Random(seed)
     drawn = draw.sample(range(len(sizes)), round(share * len(sizes)))
-    drawn += draw.sample(range(len(sizes)), len(sizes))  # where the groups drawn are small
-    held_out, count = set(), 0
-    for group in dict.fromkeys(drawn):
-        if count + sizes[group] <= most:
+    held_out = set()
+    for group in drawn + draw.sample(range(len(sizes)), len(sizes)):
+        if group not in held_out and sizes[group] <= most:
             held_out.add(group)
-            count += sizes[group]
-    if most and not held_out:
-        raise ValueError(f"--hold-out {share}: the prompts of {len(pairs)} pairs are too much alike to hold some "
-                         "of them out; leave it out, or give --test-pairs")
+            most -= sizes[group]
     training = [pair for pair, group in zip(pairs, groups, strict=True) if group not in held_out]
     return training, [pair for pair, group in zip(pairs, groups, strict=True) if group in held_out]
 
@@ -216,6 +209,10 @@ def balance(pairs: list[Conversation], ratio: float) -> list[Conversation]:
 def divide(pairs: list[dict], shares: tuple[float, float, float], seed: int) -> dict[str, list[dict]]:
     """Train, val and test by a draw; pairs with the same or nearly the same prompt go to the same side."""
     groups = prompt_groups(pairs)
+    if len(set(groups)) < len(SPLITS) <= len(pairs):
+        print(f"warning: {len(pairs)} conversations have prompts so much alike that each is drawn by itself: the "
+              "test's stand in training too")
+        groups = list(range(len(pairs)))
     order = list(dict.fromkeys(groups))
     random.Random(seed).shuffle(order)
     ends = [round(shares[0] * len(order)), round((shares[0] + shares[1]) * len(order))]

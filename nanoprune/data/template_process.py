@@ -1,8 +1,9 @@
 """A process of its own for a chat template, a stranger's program: bounded in time, memory and output.
 
-The first line of its input is {template, date, seconds, bytes, characters}, each further one holds a
-rendering's variables. Each of these is answered by a line: {text, spans} (of `{% generation %}`, in
-characters) or {error}. `chat_format` starts it. It imports no other file of the package.
+    python template_process.py SECONDS BYTES CHARACTERS
+
+Each line of its input is {template, date, variables}. Each is answered by a line: {text, spans} (of
+`{% generation %}`, in characters) or {error}. `chat_format` starts it. It imports no other file of the package.
 """
 
 import json
@@ -10,9 +11,9 @@ import signal
 import sys
 from contextlib import suppress
 from datetime import datetime
+from functools import cache
 
 import jinja2.debug  # noqa: F401  Jinja would import it at the first error
-from jinja2 import TemplateError
 from jinja2.ext import Extension
 from jinja2.nodes import CallBlock
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -34,8 +35,9 @@ class Generation(Extension):
         return text
 
 
-def make_environment(day: datetime) -> ImmutableSandboxedEnvironment:
-    """The filters, functions and tags that transformers gives to templates; but today is always `day`."""
+@cache
+def compiled(template: str, date: str) -> jinja2.Template:
+    """The template with the filters, functions and tags of transformers; but today is always the same."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
 
@@ -44,11 +46,12 @@ def make_environment(day: datetime) -> ImmutableSandboxedEnvironment:
                           sort_keys=sort_keys)
 
     def raise_exception(message):
-        raise TemplateError(message)
+        raise jinja2.TemplateError(message)
 
     environment.filters["tojson"] = tojson
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": day.strftime}
-    return environment
+    today = datetime.fromisoformat(date)
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": today.strftime}
+    return environment.from_string(template)
 
 
 def render(template: jinja2.Template, variables: dict, most: int) -> dict:
@@ -62,20 +65,18 @@ def render(template: jinja2.Template, variables: dict, most: int) -> dict:
     return {"text": "".join(chunks), "spans": environment.spans}
 
 
-def main() -> None:
-    settings, template = json.loads(sys.stdin.readline()), None
+def main(seconds: int, memory: int, characters: int) -> None:
     with suppress(ImportError, ValueError, OSError):  # not every system has this bound
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (settings["bytes"], settings["bytes"]))
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     alarm = getattr(signal, "alarm", abs)  # ends the process, whatever it is doing; Windows has none
     for line in sys.stdin:
-        alarm(settings["seconds"])
+        alarm(seconds)
         try:
-            if not template:
-                environment = make_environment(datetime.fromisoformat(settings["date"]))
-                template = environment.from_string(settings["template"])
-            reply = render(template, json.loads(line), settings["characters"])
+            request = json.loads(line)
+            template = compiled(request["template"], request["date"])
+            reply = render(template, request["variables"], characters)
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
         alarm(0)
@@ -83,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))
