@@ -305,8 +305,8 @@ def parse_options() -> Options:
     add("--report", action="store_true", help="also write report.md, a page about the dataset, with a figure")
     add("--keep-boilerplate", action="store_true", help="remove no paragraphs")
     add("--pairs", type=Path,
-        help="further training pairs: JSONL, a JSON array, CSV or Parquet of messages, conversations (ShareGPT), "
-             "prompt and response, or instruction, input and output")
+        help="further training pairs: JSONL, a JSON array, CSV or Parquet of messages, conversations "
+             "(ShareGPT), prompt and response, or instruction, input and output")
     add("--chat", action="store_true",
         help="write pairs by the chat template of the tokenizer's model, not plainly")
     add("--conversations", action="store_true",

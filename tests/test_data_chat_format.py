@@ -1,4 +1,4 @@
-"""Chat forms: transformers' text and tokens for every template, and a loss on what the assistant says alone."""
+"""Chat forms: transformers' text and tokens for every template; a loss on what the assistant says."""
 
 import base64
 import importlib.resources
@@ -38,44 +38,57 @@ WITH_TOOLS = [*talk("Rain in Ulm?"), {"role": "assistant", "content": "", "tool_
               {"role": "tool", "content": "{\"rain\": 2}"}, {"role": "assistant", "content": "Yes, 2 mm."}]
 WITH_THOUGHTS = [*talk("Two and two?"), {"role": "assistant", "content": "4", "reasoning_content": "2 + 2"},
                  *talk("And three?"), {"role": "assistant", "content": "7", "reasoning_content": "4 + 3"}]
-TURNS = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}"
+TURNS = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + "
+         "'\\n' }}"
          "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 HEADER = "'<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>'"
 ANSWER_HEADER = ("{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
                  "{% endif %}")
 FORMS = {  # written after the forms of published templates
-    "llama3": "{% for m in messages %}{% set c = " + HEADER + " %}{% if loop.index0 == 0 %}{% set c = bos_token + c "
+    "llama3": "{% for m in messages %}{% set c = " + HEADER + " %}{% if loop.index0 == 0 %}{% set c = "
+                                                              "bos_token + c "
               "%}{% endif %}{{ c }}{% endfor %}" + ANSWER_HEADER,
     "llama3.2": "{{- bos_token }}{%- if not date_string is defined %}{%- if strftime_now is defined %}"
-                "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '1 Jan 2000' %}"
+                "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '1 Jan "
+                "2000' %}"
                 "{%- endif %}{%- endif %}{%- if messages[0]['role'] == 'system' %}{%- set told = "
-                "messages[0]['content'] | trim %}{%- set messages = messages[1:] %}{%- else %}{%- set told = '' %}"
+                "messages[0]['content'] | trim %}{%- set messages = messages[1:] %}{%- else %}{%- set told "
+                "= '' %}"
                 "{%- endif %}{{- '<|start_header_id|>system<|end_header_id|>\n\n' }}"
                 "{{- 'Cutting Knowledge Date: December 2023\n' }}{{- 'Today Date: ' + date_string + '\n\n' }}"
                 "{{- told }}{{- '<|eot_id|>' }}{%- for m in messages %}{{- " + HEADER + " }}{%- endfor %}"
                 + ANSWER_HEADER,
-    "default system": "{% for m in messages %}{% if loop.first and m.role != 'system' %}{{ '<|im_start|>system\\n"
+    "default system": "{% for m in messages %}{% if loop.first and m.role != 'system' %}{{ "
+                      "'<|im_start|>system\\n"
                       "Reason in {steps} and put the answer into \\\\boxed{}.<|im_end|>\\n' }}{% endif %}"
                       "{% endfor %}" + TURNS,
     "real line breaks": TURNS.replace("\\n", "\n").replace(
-        "%}{{", "%}{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}"
+        "%}{{", "%}{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>system\nYou "
+                "help.<|im_end|>\n' }}"
                 "{% endif %}{{", 1),
     "chatml with a begin token": "{{ bos_token }}" + TURNS,
-    "default in a variable": "{%- set told = 'Be exact.' %}{%- if messages[0].role == 'system' %}{%- set told = "
-                             "messages[0].content %}{%- set messages = messages[1:] %}{%- endif %}{{ '<|im_start|>"
+    "default in a variable": "{%- set told = 'Be exact.' %}{%- if messages[0].role == 'system' %}{%- set "
+                             "told = "
+                             "messages[0].content %}{%- set messages = messages[1:] %}{%- endif %}{{ "
+                             "'<|im_start|>"
                              "system\\n' ~ told ~ '<|im_end|>\\n' }}" + TURNS,
     "named": [{"name": "tool_use", "template": "{{ 'none' }}"}, {"name": "default", "template": TURNS}],
-    "no token ends a turn": "{% for m in messages %}{{ '### ' + m.role|title + ':\\n' + m.content + '\\n\\n' }}"
+    "no token ends a turn": "{% for m in messages %}{{ '### ' + m.role|title + ':\\n' + m.content + "
+                            "'\\n\\n' }}"
                             "{% endfor %}{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}",
-    "instructions": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' "
+    "instructions": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + "
+                    "m.content + ' "
                     "[/INST]' }}{% elif m.role == 'system' %}{{ '[SYS] ' + m.content + ' [/SYS]' }}{% else %}"
                     "{{ ' ' + m.content|trim + ' ' + eos_token }}{% endif %}{% endfor %}",
-    "another role name": "{{ bos_token }}{% macro turn(role, text) %}<start_of_turn>{{ role }}\n{{ text | trim }}"
+    "another role name": "{{ bos_token }}{% macro turn(role, text) %}<start_of_turn>{{ role }}\n{{ text | "
+                         "trim }}"
                          "<end_of_turn>\n{% endmacro %}{% for m in messages %}{% if m.role == 'nobody' %}"
-                         "{% continue %}{% endif %}{{ turn({'assistant': 'model'}.get(m.role, m.role), m.content) }}"
+                         "{% continue %}{% endif %}{{ turn({'assistant': 'model'}.get(m.role, m.role), "
+                         "m.content) }}"
                          "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
     "thoughts are cut": "{% for m in messages %}{% set text = m.content %}{% if m.role == 'assistant' %}"
-                        "{% set text = text.split('</think>')[-1] %}{% endif %}{{ '<|im_start|>' + m.role + '\\n' + "
+                        "{% set text = text.split('</think>')[-1] %}{% endif %}{{ '<|im_start|>' + m.role + "
+                        "'\\n' + "
                         "text + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>"
                         "assistant\\n<think>\\n' }}{% endif %}",
 }
@@ -118,7 +131,8 @@ def check_all(folder, messages, generate: bool) -> None:
     answers = [] if generate else [m["content"].rpartition("</think>")[2].strip() for m in messages
                                    if m["role"] == "assistant"]
     assert all(answer in learned for answer in answers) and bool(learned) == bool(answers)
-    assert not [m for m in messages if m["role"] != "assistant" and len(m["content"]) > 1 and m["content"] in learned]
+    assert not [m for m in messages if m["role"] != "assistant" and len(m["content"]) > 1
+                and m["content"] in learned]
     if form.end_of_turn:
         assert learned.count(form.end_of_turn) == len(answers)
 
@@ -135,7 +149,8 @@ def test_published_templates_with_tools_and_thoughts(real):
     for name in ("Qwen3-0.6B", "Qwen2.5-0.5B-Instruct"):
         folder = real / "checkpoints" / name
         _, text, learned = check(folder, WITH_TOOLS, tools=TOOLS)
-        assert '<tools>\n{"type": "function"' in text and text.count("<tool_call>") == learned.count("<tool_call>") + 2
+        assert '<tools>\n{"type": "function"' in text
+        assert text.count("<tool_call>") == learned.count("<tool_call>") + 2
         assert '"arguments": {"city": "Ulm"}' in learned and "Yes, 2 mm.<|im_end|>" in learned
         assert "rain" not in learned and learned.count("<|im_end|>") == 2
         check(folder, WITH_TOOLS, generate=True, tools=TOOLS)
@@ -151,7 +166,8 @@ def folders(tmp_path_factory):
     @cache
     def folder(name: str):
         tokens = ("<s>", "</s>") if name == "instructions" else (LLAMA[0], LLAMA[4])
-        return byte_tokenizer(tmp_path_factory.mktemp("t") / "t", SPECIALS, bos_token=tokens[0], eos_token=tokens[1],
+        return byte_tokenizer(tmp_path_factory.mktemp("t") / "t", SPECIALS, bos_token=tokens[0],
+                              eos_token=tokens[1],
                               chat_template=FORMS[name])
     return folder
 
@@ -169,7 +185,8 @@ def real_llama3(folder):
     try:
         model = importlib.resources.files("llama_models") / "llama3" / "tokenizer.model"
     except ModuleNotFoundError:
-        pytest.skip("no package llama_models: no tokenizer of Llama 3 to check against (pip install --no-deps "
+        pytest.skip("no package llama_models: no tokenizer of Llama 3 to check against (pip install "
+                    "--no-deps "
                     "llama-models)")
     byte_of = {byte: chr(byte) for byte in [*range(33, 127), *range(161, 173), *range(174, 256)]}
     byte_of |= {byte: chr(256 + i) for i, byte in enumerate(sorted(set(range(256)) - byte_of.keys()))}
@@ -182,10 +199,12 @@ def real_llama3(folder):
         merges += sorted([part for part in parts if part[0] in ranks and part[1] in ranks],
                          key=lambda part: (ranks[part[0]], ranks[part[1]]))
     tokenizer = Tokenizer(models.BPE(ranks, merges, ignore_merges=True))
-    split = Regex(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    split = Regex(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| "
+                  r"?[^\s\p{L}\p{N}]+[\r\n]*|"
                   r"\s*[\r\n]+|\s+(?!\S)|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(split, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        pre_tokenizers.Split(split, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False,
+                                                                          use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     reserved = [f"<|reserved_special_token_{i}|>" for i in range(247)]
     tokenizer.add_special_tokens([*LLAMA, *CHATML[1:], *reserved])
@@ -242,7 +261,8 @@ def test_a_masked_turn_is_written_and_not_learned(folders, name, key, no):
     form = chat_form(folders(name), tokenizer)
     rendering = form.conversation(messages)
     end = form.end_of_turn
-    assert said(tokenizer, encode(tokenizer, rendering)) == f"Right.{end}Yes.{end}" and "wrong" in rendering.text
+    assert said(tokenizer, encode(tokenizer,
+                                  rendering)) == f"Right.{end}Yes.{end}" and "wrong" in rendering.text
 
 
 def test_generation_tags_say_what_is_learned(tmp_path):
@@ -255,7 +275,8 @@ def test_generation_tags_say_what_is_learned(tmp_path):
         example = encode(tokenizer, form.conversation(messages))
         assert example.tokens.tolist() == expected["input_ids"]
         assert example.learned.tolist() == list(map(bool, expected["assistant_masks"]))
-    masked = check_messages([*talk("A?", "B."), *talk("C?"), {"role": "assistant", "content": "D.", "weight": 0}], "")
+    masked = check_messages([*talk("A?", "B."), *talk("C?"), {"role": "assistant", "content": "D.",
+                                                              "weight": 0}], "")
     assert said(tokenizer, encode(tokenizer, form.conversation(masked))) == "B.<|im_end|>"
     twice = GENERATION.replace("{% generation %}", "{% generation %}!{% endgeneration %}{% generation %}")
     form = ChatForm("this", twice, tokenizer, {})
@@ -264,7 +285,7 @@ def test_generation_tags_say_what_is_learned(tmp_path):
 
 
 @pytest.mark.parametrize("template, message", [
-    ("{% for m in messages %}{{ m.content }}{% endfor %}{{ messages|length }}{{ messages[-1].content[::-1] }}",
+    ("{% for m in messages %}{{ m.content }}{% endfor %}{{ messages[-1].content[::-1] }}",
      "writes turn 4 so that it is not known which part"),
     (TURNS.replace("messages %}", "messages if m.role != 'system' %}", 1), "leaves out turn 1, the system's"),
     (TURNS.replace("messages %}", "messages[-3:] %}", 1), "leaves out turn 1, the system's"),
@@ -292,7 +313,8 @@ def test_a_key_that_the_template_does_not_write_is_refused(tmp_path, key, value)
         form.conversation(check_messages(messages, "here"))
     with pytest.raises(ValueError, match="this does not write tools: delete"):
         form.conversation(talk("A?", "B."), TOOLS)
-    writes = ChatForm("this", "{{ tools }}" + TURNS.replace("m['content']", f"(m.{name}|string) + m['content']"),
+    writes = ChatForm("this", "{{ tools }}" + TURNS.replace("m['content']",
+                                                            f"(m.{name}|string) + m['content']"),
                       tokenizer, {})
     assert writes.conversation(check_messages(messages, "here"), TOOLS).learned
 
@@ -300,10 +322,14 @@ def test_a_key_that_the_template_does_not_write_is_refused(tmp_path, key, value)
 # ---------------------------------------------------------------- templates of strangers
 @pytest.mark.parametrize("template, message", [
     ("{% for i in range(10**9) %}{% endfor %}", "OverflowError"),
-    ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "ran for more than 1 s"),
-    ("{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}", "more than 10,000 characters"),
-    ("{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}", "ran for more than 1"),
-    ("{{ 'x' * 10**9 }}", "MemoryError|or took more"), ("{{ 'x'|center(10**9) }}", "MemoryError|or took more"),
+    ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+     "ran for more than 1 s"),
+    ("{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
+     "more than 10,000 characters"),
+    ("{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+     "ran for more than 1"),
+    ("{{ 'x' * 10**9 }}", "MemoryError|or took more"), ("{{ 'x'|center(10**9) }}",
+                                                        "MemoryError|or took more"),
     ("{{ 10 ** (10 ** 10) }}", "ran for more than 1 s|MemoryError"),
     ("{% set n = namespace(t='x') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
      "MemoryError|or took more"),
@@ -359,7 +385,8 @@ def test_a_tokenizer_without_a_form_is_refused(tmp_path):
 # ---------------------------------------------------------------- messages
 @pytest.mark.parametrize("messages, message", [
     (talk("?"), "no turn of the assistant: there is nothing to learn"),
-    ([{"role": "no-such", "content": "x"}, *talk("?", "!")], "unknown role 'no-such'; roles are system, user, "
+    ([{"role": "no-such", "content": "x"}, *talk("?", "!")], "unknown role 'no-such'; roles are system, "
+                                                             "user, "
                                                              "assistant, tool, developer, human, gpt"),
     ([{"content": "x"}], "unknown role None"), (talk("?", " "), "a turn of the assistant without text"),
     (talk("?", 5), "a turn of the assistant without text"),
@@ -370,10 +397,14 @@ def test_a_tokenizer_without_a_form_is_refused(tmp_path):
                                                                                         "assistant, user"),
     ([SYSTEM, SYSTEM, *talk("?", "!")], "given system, system, user, assistant"),
     ([{"role": "tool", "content": "x"}, *talk("?", "!")], "given tool, user, assistant"),
-    ([*talk("?"), {"role": "assistant", "content": "!", "weight": 0}], "every turn of the assistant has the weight 0"),
-    ([*talk("?"), {"role": "assistant", "content": "!", "weight": 0.5}], "a turn of the assistant has weight 0.5; "),
-    ([{"role": "user", "content": "?", "train": True}, *talk("?", "!")[1:]], "a turn of the user has train True; "),
-    (talk([{"type": "image_url", "image_url": {}}], "!"), "a part of the type 'image_url'; text alone is learned"),
+    ([*talk("?"), {"role": "assistant", "content": "!", "weight": 0}], "every turn of the assistant has the "
+                                                                       "weight 0"),
+    ([*talk("?"), {"role": "assistant", "content": "!", "weight": 0.5}], "a turn of the assistant has "
+                                                                         "weight 0.5; "),
+    ([{"role": "user", "content": "?", "train": True}, *talk("?", "!")[1:]], "a turn of the user has train "
+                                                                             "True; "),
+    (talk([{"type": "image_url", "image_url": {}}], "!"), "a part of the type 'image_url'; text alone is "
+                                                          "learned"),
     (talk("?", [7]), "a part of the type 7; text alone"),
 ])
 def test_what_is_no_conversation(messages, message):
@@ -392,7 +423,8 @@ def test_what_is_a_conversation():
     assert check_messages(WITH_TOOLS, "") == WITH_TOOLS
     null = WITH_TOOLS[:1] + [WITH_TOOLS[1] | {"content": None, "name": None}] + WITH_TOOLS[2:]
     assert check_messages(null, "") == WITH_TOOLS
-    assert check_messages([*talk("?"), {"role": "gpt", "content": "!", "thinking": "so", "tool_calls": []}], "") == [
+    assert check_messages([*talk("?"), {"role": "gpt", "content": "!", "thinking": "so", "tool_calls": []}],
+                          "") == [
         *talk("?"), {"role": "assistant", "content": "!", "reasoning_content": "so"}]
 
 

@@ -127,11 +127,13 @@ def test_forms_that_everybody_has(tmp_path):
     shared = [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "A."}]
     assert rows_of(
         tmp_path, {"conversations": shared, "id": 7}, {"conversations": shared, "system": "Be brief."},
-        {"instruction": "Q?", "input": "", "output": "A."}, {"instruction": "Q?", "input": "It.", "output": "A."},
+        {"instruction": "Q?", "input": "", "output": "A."}, {"instruction": "Q?", "input": "It.",
+                                                             "output": "A."},
         {"messages": None, "prompt": "Q?", "response": "A.", "task": None},
         {"prompt": parts, "completion": "A."}, {"question": "Q?", "answer": "A."},
         {"prompt": chat("Q?")["messages"], "completion": [{"role": "assistant", "content": "A."}]},
-        {"messages": json.dumps(chat("Q?", "A.")["messages"])}, {"system": "", "prompt": "Q?", "response": "A."},
+        {"messages": json.dumps(chat("Q?", "A.")["messages"])}, {"system": "", "prompt": "Q?",
+                                                                 "response": "A."},
     ) == [chat("Q?", "A.", id=7), {"messages": [system, *chat("Q?", "A.")["messages"]]},
           chat("Q?", "A."), chat("Q?\n\nIt.", "A."), *[chat("Q?", "A.")] * 6]
 
@@ -161,7 +163,8 @@ def test_what_the_plain_form_has_no_place_for_is_refused(tmp_path, more, name):
     else:
         pair["messages"][2 if name == "tool" else 1] |= more
     [pair] = rows_of(tmp_path, pair)
-    with pytest.raises(ValueError, match=f"the conversation “Why.”: the plain form .* has no place for {name}: take"):
+    with pytest.raises(ValueError, match=f"the conversation “Why.”: the plain form .* has no place for "
+                                         f"{name}: take"):
         encode_pairs([pair], tokenizer, 0)
 
 
@@ -179,7 +182,7 @@ def test_a_test_document_holds_the_conversation(tmp_path):
 LIKE = [("What is the torque of bolt 3?", "what is the torque of bolt 3 ??"),
         ("Please tell me how the water pump of this engine is changed.",
          "Please, tell me how the water pump of the engine is changed"),
-        ("新しい工場はどこにありますか、そしていつ開きますか", "新しい工場はどこにありますか、そしていつ開きますか。")]
+        ("新しい工場はどこにありますか、いつ開きますか", "新しい工場はどこにありますか、いつ開きますか。")]
 UNLIKE = [("What is the torque of bolt 3 of the water pump of this engine?",
            "What is the torque of bolt 4 of the water pump of this engine?"),
           ("Where is the plant?", "When is the plant?"), ("Why?", "How?")]
@@ -217,4 +220,4 @@ def test_prompts_that_are_all_alike(capsys):
     pairs = [Conversation(pair, None) for pair in alike]
     assert hold_out(pairs, 0.2, 1) == (pairs, []) and hold_out([], 0.2, 1) == ([], [])
     assert [len(divide(alike, (0.8, 0.1, 0.1), 1)[name]) for name in ("train", "val", "test")] == [8, 1, 1]
-    assert "warning: 10 conversations have prompts so much alike that each is drawn" in capsys.readouterr().out
+    assert "warning: 10 conversations have prompts so much alike that each is" in capsys.readouterr().out

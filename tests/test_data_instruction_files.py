@@ -16,12 +16,14 @@ TABLE = '"prompt","response","task"\n' + "".join(
 
 
 @pytest.mark.parametrize("name, data", [
-    ("p.jsonl", LINES), ("p.jsonl", LINES.rstrip()), ("p.jsonl", LINES + b"\n"), ("p.jsonl", LINES + b" \r\n\n"),
+    ("p.jsonl", LINES), ("p.jsonl", LINES.rstrip()), ("p.jsonl", LINES + b"\n"),
+    ("p.jsonl", LINES + b" \r\n\n"),
     ("p.jsonl", b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\r\n")), ("p.txt", LINES.decode().encode("utf-16")),
     ("p.json", json.dumps(ROWS, indent=1).encode()), ("p.jsonl", json.dumps(ROWS).encode()),
     ("p.jsonl.gz", gzip.compress(LINES)), ("p.json.gz", gzip.compress(json.dumps(ROWS).encode())),
-    ("p.csv", TABLE.encode()), ("p.csv", b"\xef\xbb\xbf" + TABLE.replace('","', '";"').replace('",\n', '";\n').encode()),
-    ("p.tsv", TABLE.replace('","', '"\t"').replace('",\n', '"\t\n').encode()), ("p.csv.gz", gzip.compress(TABLE.encode())),
+    ("p.csv", TABLE.encode()), ("p.csv.gz", gzip.compress(TABLE.encode())),
+    ("p.csv", b"\xef\xbb\xbf" + TABLE.replace('","', '";"').replace('",\n', '";\n').encode()),
+    ("p.tsv", TABLE.replace('","', '"\t"').replace('",\n', '"\t\n').encode()),
 ])
 def test_what_is_read(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
@@ -36,11 +38,14 @@ def test_parquet(tmp_path):
 
     from pyarrow import parquet
 
-    turns = [[{"role": "user", "content": f"Q{i}?", "weight": None}, {"role": "assistant", "content": "A", "weight": 1}]
+    turns = [[{"role": "user", "content": f"Q{i}?", "weight": None}, {"role": "assistant", "content": "A",
+                                                                      "weight": 1}]
              for i in range(12)]
-    parquet.write_table(pyarrow.table({"messages": turns, "day": [date(2025, 1, 2)] * 12}), tmp_path / "p.parquet")
+    parquet.write_table(pyarrow.table({"messages": turns, "day": [date(2025, 1, 2)] * 12}),
+                        tmp_path / "p.parquet")
     pairs = read_pairs(tmp_path / "p.parquet")
-    assert [pair["messages"][0] for pair in pairs] == [{"role": "user", "content": f"Q{i}?"} for i in range(12)]
+    assert [pair["messages"][0] for pair in pairs] == [{"role": "user", "content": f"Q{i}?"}
+                                                       for i in range(12)]
     assert pairs[0]["day"] == "2025-01-02" and json.dumps(pairs)
     (tmp_path / "p.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match="p.parquet is damaged or no Parquet"):
@@ -54,13 +59,16 @@ def test_parquet(tmp_path):
     ("p.json", b'[{}, "x"]', 'p.json, item 2: this is "x"; every'),
     ("p.json", b"[{}, ", "p.json: not valid JSON"), ("p.json", b"[" * 99999, "p.json: not valid JSON"),
     ("p.json", rb'[{"a": "\ud800"}]', "p.json, item 1: not valid text"),
-    ("p.json", json.dumps({"data": ROWS}, indent=1).encode(), "p.json: this is one JSON object over several lines"),
+    ("p.json", json.dumps({"data": ROWS}, indent=1).encode(), "p.json: this is one JSON object over several "
+                                                              "lines"),
     ("p.jsonl", LINES + b"\n" + LINES, "p.jsonl, line 13: empty line"),
-    ("p.xlsx", b"PK\x03\x04rest", "p.xlsx is a zip archive"), ("p.zst", b"\x28\xb5\x2f\xfd", "p.zst is compressed by zstd"),
+    ("p.xlsx", b"PK\x03\x04rest", "p.xlsx is a zip archive"), ("p.zst", b"\x28\xb5\x2f\xfd",
+                                                               "p.zst is compressed by zstd"),
     ("p.gz", gzip.compress(gzip.compress(LINES)), "p.gz is compressed twice"),
     ("p.gz", gzip.compress(LINES)[:-9], "cannot read .*p.gz"), ("p.gz", b"\x1f\x8bno", "cannot read .*p.gz"),
     ("p.csv", b"prompt,response\na,b,c\n", "p.csv, row 1: more cells than names"),
-    ("p.csv", b"prompt,response\n\"a,b\n", "p.csv is no CSV in UTF-8"), ("p.csv", b"a,b\n\xff,x\n", "is no CSV in UTF-8"),
+    ("p.csv", b"prompt,response\n\"a,b\n", "p.csv is no CSV in UTF-8"), ("p.csv", b"a,b\n\xff,x\n",
+                                                                         "is no CSV in UTF-8"),
 ])
 def test_what_is_refused_by_its_name(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)

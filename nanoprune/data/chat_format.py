@@ -79,15 +79,16 @@ class ChatForm:
         self.end_of_turn = end[1] if end else None  # None: no token of its own ends the assistant's turn
 
     def _ask(self, messages: list[dict], tools: list | None = None, **variables) -> tuple[str, list[Span]]:
-        """(text, spans of generation tags) of these messages, by the template's process; ValueError without."""
+        """(text, spans of its generation tags) by the template's process; ValueError if it has none."""
         if not self.process or self.process.poll() is not None:
             command = [sys.executable, "-P", str(Path(__file__).with_name("template_process.py"))]
             self.process = subprocess.Popen(command + list(map(str, LIMITS)), stdin=subprocess.PIPE,
                                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         # As transformers does, keys without a value are left out.
-        turns = [{key: value for key, value in turn.items() if (key, value) != ("content", "")} for turn in messages]
-        variables = self.tokens | {"messages": turns, "tools": tools, "documents": None, "enable_thinking": False,
-                                   "add_generation_prompt": False} | variables
+        turns = [{key: value for key, value in turn.items() if (key, value) != ("content", "")}
+                 for turn in messages]
+        variables = self.tokens | {"messages": turns, "tools": tools, "documents": None,
+                                   "enable_thinking": False, "add_generation_prompt": False} | variables
         request = {"template": self.template, "date": self.date, "variables": variables}
         with suppress(BrokenPipeError):
             print(json.dumps(request), file=self.process.stdin, flush=True)
@@ -103,14 +104,16 @@ class ChatForm:
     def conversation(self, messages: list[dict], tools: list[dict] | None = None) -> Rendering:
         """A conversation to learn from; ValueError if the template leaves out a part of it."""
         messages, tools = self._checked(messages, tools)
-        answers = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
-        thinks = any("reasoning_content" in messages[i] or "</think>" in messages[i]["content"] for i in answers)
+        answers = {i: turn for i, turn in enumerate(messages) if turn["role"] == "assistant"}
+        thinks = any("reasoning_content" in turn or "</think>" in turn["content"]
+                     for turn in answers.values())
         text, spans = self._ask(messages, tools, enable_thinking=thinks)
         if spans and len(spans) != len(answers):
-            raise ValueError(f"{self.source} has {len(spans)} parts with {{% generation %}} for {len(answers)} "
-                             "turns of the assistant: take another model's")
+            raise ValueError(f"{self.source} has {len(spans)} parts with {{% generation %}} for "
+                             f"{len(answers)} turns of the assistant: take another model's")
         spans = spans or [self._answer_span(text, messages, i, tools, thinks) for i in answers]
-        return Rendering(text, [span for i, span in zip(answers, spans, strict=True) if is_learned(messages[i])])
+        turns = zip(spans, answers.values(), strict=True)
+        return Rendering(text, [span for span, turn in turns if is_learned(turn)])
 
     def prompt(self, messages: list[dict], tools: list[dict] | None = None) -> Rendering:
         """A conversation up to the beginning of the assistant's next turn."""
@@ -127,12 +130,12 @@ class ChatForm:
         except ValueError:
             return True  # it looks at the key; the conversation's own will show
 
-    def _checked(self, messages: list[dict], tools: list[dict] | None) -> tuple[list[dict], list[dict] | None]:
-        """The same without special tokens; ValueError if the template leaves out a turn or a key."""
+    def _checked(self, messages: list[dict], tools: list[dict] | None) -> tuple:
+        """Both as text without special tokens; ValueError if the template leaves out a turn or a key."""
         for key in [key for turn in [*messages, {"tools": tools} if tools else {}] for key in turn]:
             if key in PROBES and not self.renders(key):
-                raise ValueError(f"{self.source} does not write {key}: delete it from the data, or take a model "
-                                 "whose template does")
+                raise ValueError(f"{self.source} does not write {key}: delete it from the data, or take a "
+                                 "model whose template does")
         messages, tools = self._as_text(messages), self._as_text(tools)
         structure = tuple((turn["role"], bool(turn["content"]), *turn) for turn in messages)
         if structure not in self.complete:
@@ -141,8 +144,8 @@ class ChatForm:
             text = self._ask(holes, tools)[0]
             for number, turn in enumerate(holes, start=1):
                 if turn["content"] not in text:
-                    raise ValueError(f"{self.source} leaves out turn {number}, the {turn['role']}'s: delete such "
-                                     "turns from the data, or take another model's")
+                    raise ValueError(f"{self.source} leaves out turn {number}, the {turn['role']}'s: delete "
+                                     "such turns from the data, or take another model's")
             self.complete.add(structure)
         return messages, tools
 
@@ -169,12 +172,12 @@ class ChatForm:
                 end = len(until.rstrip())  # a line end after the turn is nothing that is said
                 whole_turn = self.end_of_turn and until[:end].endswith(self.end_of_turn)
                 return len(start), end if whole_turn else len(until)
-        # The template writes earlier turns anew (Qwen3 without their thoughts): put another text in its place.
+        # The template writes earlier turns anew (Qwen3: without thoughts): put another text in its place.
         other = messages[:i] + [{"role": "assistant", "content": HOLE}] + messages[i + 1 :]
         before, _, after = self._ask(other, tools, enable_thinking=thinks)[0].partition(HOLE)
         if not (text.startswith(before) and text.endswith(after) and len(before) + len(after) < len(text)):
-            raise ValueError(f"{self.source} writes turn {i + 1} so that it is not known which part to learn: take "
-                             "another model's")
+            raise ValueError(f"{self.source} writes turn {i + 1} so that it is not known which part to "
+                             "learn: take another model's")
         end = len(text) - len(after)
         if self.end_of_turn and after.lstrip().startswith(self.end_of_turn):
             end += after.index(self.end_of_turn) + len(self.end_of_turn)
@@ -204,9 +207,9 @@ def chat_form(folder: str | Path, tokenizer: Tokenizer, date: str = CHAT_DATE) -
         if needed <= tokenizer.get_vocab().keys():
             print(f"note: {folder} has no chat template: conversations are written in {name}")
             return ChatForm(name, fallback, tokenizer, tokens, date)
-    raise ValueError(f"the tokenizer in {folder} has no chat template and knows neither ChatML (<|im_start|>, "
-                     "<|im_end|>) nor Llama 3's form (<|start_header_id|>, <|end_header_id|>, <|eot_id|>): take "
-                     "an instruct model's, or leave --chat out")
+    raise ValueError(f"the tokenizer in {folder} has no chat template and knows neither ChatML "
+                     "(<|im_start|>, <|im_end|>) nor Llama 3's form (<|start_header_id|>, <|end_header_id|>, "
+                     "<|eot_id|>): take an instruct model's, or leave --chat out")
 
 
 # ---------------------------------------------------------------- tokens
@@ -282,8 +285,8 @@ def _check_turn(turn: dict, where: str) -> dict:
     weights = {key: turn[key] for key in WEIGHTS if turn.get(key) is not None}
     for key, weight in weights.items():
         if weight not in (0, 1) or weight and role != "assistant":
-            raise ValueError(f"{where}: a turn of the {role} has {key} {weight!r}; a turn of the assistant is "
-                             "learned (1, true) or not (0, false), other turns never are")
+            raise ValueError(f"{where}: a turn of the {role} has {key} {weight!r}; a turn of the assistant "
+                             "is learned (1, true) or not (0, false), other turns never are")
     if not all(weights.values()):
         others["weight"] = 0
     return {"role": role, "content": content or ""} | others

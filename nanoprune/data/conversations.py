@@ -1,8 +1,8 @@
 """Conversations: read from files, checked, held out, balanced, and turned into tokens.
 
 A row is chat (`messages`, or `conversations` as ShareGPT has them: perhaps a system turn, then user and
-assistant in turn), `prompt` and `response`, or `instruction`, perhaps `input`, and `output` (Alpaca). An optional
-`task` names its kind; so does a `[TASK] ` in front of the question.
+assistant in turn), `prompt` and `response`, or `instruction`, perhaps `input`, and `output` (Alpaca). An
+optional `task` names its kind; so does a `[TASK] ` in front of the question.
 """
 
 import json
@@ -70,10 +70,12 @@ def take_messages(row: dict, where: str) -> list:
     elif asked and said:
         question, answer = row.pop(asked), row.pop(said)
         more = row.pop("input", None) if asked == "instruction" else None
-        messages = as_turns("user", f"{question}\n\n{more}" if more else question) + as_turns("assistant", answer)
+        question = f"{question}\n\n{more}" if more else question
+        messages = as_turns("user", question) + as_turns("assistant", answer)
     else:
-        raise ValueError(f"{where}: lacks messages, or prompt and response; it has {', '.join(row) or 'nothing'}. "
-                         "Read are also conversations, instruction and output, question and answer")
+        raise ValueError(f"{where}: lacks messages, or prompt and response; it has "
+                         f"{', '.join(row) or 'nothing'}. Read are also conversations, instruction and "
+                         "output, question and answer")
     system = row.pop("system", None)
     return as_turns("system", system) + messages if system and isinstance(messages, list) else messages
 
@@ -148,11 +150,13 @@ def said(turn: dict) -> str:
 def prompt_groups(pairs: list[dict]) -> list[int]:
     """The number of each pair's group, counted from 0 as they come.
 
-    In a group the users' turns are equal but for case and punctuation, or nearly so: runs of five letters have
-    a Jaccard similarity of 0.8. Other numbers make another prompt.
+    In a group the users' turns are equal but for case and punctuation, or nearly so: their runs of five
+    letters have a Jaccard similarity of 0.8. Other numbers make another prompt.
     """
-    prompts = ["\n".join(turn["content"] for turn in pair["messages"] if turn["role"] == "user") for pair in pairs]
-    prompts = ["_".join(words_of(prompt)) for prompt in prompts]
+    prompts = []
+    for pair in pairs:
+        asked = [turn["content"] for turn in pair["messages"] if turn["role"] == "user"]
+        prompts.append("_".join(words_of("\n".join(asked))))
     distinct = list(dict.fromkeys(prompts))
     parents = list(range(len(distinct)))
 
@@ -210,8 +214,8 @@ def divide(pairs: list[dict], shares: tuple[float, float, float], seed: int) -> 
     """Train, val and test by a draw; pairs with the same or nearly the same prompt go to the same side."""
     groups = prompt_groups(pairs)
     if len(set(groups)) < len(SPLITS) <= len(pairs):
-        print(f"warning: {len(pairs)} conversations have prompts so much alike that each is drawn by itself: the "
-              "test's stand in training too")
+        print(f"warning: {len(pairs)} conversations have prompts so much alike that each is drawn by itself: "
+              "the test's stand in training too")
         groups = list(range(len(pairs)))
     order = list(dict.fromkeys(groups))
     random.Random(seed).shuffle(order)
@@ -249,10 +253,10 @@ def encode_pairs(
     In a chat form, or else in the plain one of questions and answers, with the end-of-text token `end` after
     the last. ValueError names a conversation of which the form would leave out a part.
     """
-    renderings = []
+    renderings, render = [], form.conversation if form else render_plain
     for pair in pairs:
         try:
-            renderings.append((form.conversation if form else render_plain)(pair["messages"], pair.get("tools")))
+            renderings.append(render(pair["messages"], pair.get("tools")))
         except ValueError as error:
             question = next(turn["content"] for turn in pair["messages"] if turn["role"] == "user")
             raise ValueError(f"the conversation “{question[:60]}”: {error}") from error
@@ -272,8 +276,9 @@ def render_plain(messages: list[dict], tools: list[dict] | None = None) -> Rende
     text, learned = "", []
     parts = ["tools"] if tools else [part for turn in messages for part in (*turn, turn["role"])]
     if unwritten := {"tool", *PROBES}.intersection(parts):
-        raise ValueError(f"the plain form of questions and answers has no place for {', '.join(sorted(unwritten))}: "
-                         "take --chat with a model whose template has, or delete it")
+        raise ValueError("the plain form of questions and answers has no place for "
+                         f"{', '.join(sorted(unwritten))}: take --chat with a model whose template has, or "
+                         "delete it")
     for turn in messages:
         start = len(text)
         if turn["role"] == "assistant":

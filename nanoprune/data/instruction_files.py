@@ -1,4 +1,4 @@
-"""Rows of instruction data as people have it: JSONL, a JSON array, CSV or Parquet, all but Parquet also as .gz."""
+"""Rows of instruction data as people have it: JSONL, a JSON array, CSV (also as .gz) or Parquet."""
 
 import codecs
 import csv
@@ -43,8 +43,8 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
     if data.startswith(b"["):
         return _checked(path, "item", _json(path, data))
     if data.startswith((b"{\n", b"{\r\n")):
-        raise ValueError(f"{path}: this is one JSON object over several lines; give an array of the examples, or "
-                         "one object a line")
+        raise ValueError(f"{path}: this is one JSON object over several lines; give an array of the "
+                         "examples, or one object a line")
     return _checked(path, "line", parse_lines(data, path))
 
 
@@ -74,8 +74,8 @@ def _csv_rows(path: Path, data: bytes) -> list[dict]:
     csv.field_size_limit(len(data) + 1)
     try:
         lines = io.StringIO(data.decode(), newline="")
-        names = data.split(b"\n")[0]
-        reader = csv.DictReader(lines, delimiter=max(",;\t", key=lambda mark: names.count(mark.encode())), strict=True)
+        names = data.split(b"\n")[0].decode()
+        reader = csv.DictReader(lines, delimiter=max(",;\t", key=names.count), strict=True)
         rows = [{key: cell for key, cell in row.items() if cell} for row in reader]
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} is no CSV in UTF-8: {error}") from error
@@ -86,7 +86,7 @@ def _csv_rows(path: Path, data: bytes) -> list[dict]:
 
 
 def _parquet_rows(path: Path) -> list[dict]:
-    """The rows as JSON has them (days as text), a few at a time, so that what is packed well stays bounded."""
+    """The rows as JSON has them (days as text), read a few at a time, so that their size stays bounded."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -111,5 +111,5 @@ def _parquet_rows(path: Path) -> list[dict]:
 
 
 def _too_large(path: Path) -> ValueError:
-    return ValueError(f"{path} holds more than {MAX_BYTES / 1e9:.1f} GB when it is decompressed: write it as plain "
-                      "JSONL")
+    return ValueError(f"{path} holds more than {MAX_BYTES / 1e9:.1f} GB when it is decompressed: write it as "
+                      "plain JSONL")

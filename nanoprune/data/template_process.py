@@ -3,7 +3,7 @@
     python template_process.py SECONDS BYTES CHARACTERS
 
 Each line of its input is {template, date, variables}. Each is answered by a line: {text, spans} (of
-`{% generation %}`, in characters) or {error}. `chat_format` starts it. It imports no other file of the package.
+`{% generation %}`, in characters) or {error}. `chat_format` starts it, and it imports nothing of the package.
 """
 
 import json
