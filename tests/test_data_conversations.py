@@ -13,6 +13,7 @@ from nanoprune.data.conversations import (
     Conversation,
     balance,
     divide,
+    drop_questions_of,
     encode_pairs,
     encode_prompt,
     hold_out,
@@ -221,3 +222,13 @@ def test_prompts_that_are_all_alike(capsys):
     assert hold_out(pairs, 0.2, 1) == (pairs, []) and hold_out([], 0.2, 1) == ([], [])
     assert [len(divide(alike, (0.8, 0.1, 0.1), 1)[name]) for name in ("train", "val", "test")] == [8, 1, 1]
     assert "warning: 10 conversations have prompts so much alike that each is" in capsys.readouterr().out
+
+
+def test_what_the_test_asks_is_not_trained_on(capsys):
+    """Nor nearly the same: in other case, or under another system text."""
+    system = {"role": "system", "content": "Be brief."}
+    same = [{"messages": [system, *chat("what is a bolt", "x")["messages"]]}, chat("What is a bolt?", "y")]
+    others = [chat("What is a nut?", "x"), chat("What is a bolt?", "y", "And a nut?", "z")]
+    assert drop_questions_of([chat("What is a bolt?", "x")], [*same, *others]) == others
+    assert "2 pairs left out of training" in capsys.readouterr().out
+    assert drop_questions_of([], same) == same

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 from small import CHATML, byte_tokenizer, make_model, run_main
 
 import sample
@@ -43,7 +44,7 @@ def test_a_broken_model_writes_nothing(world, tmp_path, monkeypatch, capsys, tem
     assert f"[{world.model}]" in out and f"[{tmp_path}]" not in out  # the other model's text is not lost
 
 
-def test_a_chat_prompt_is_the_beginning_of_a_training_example(tmp_path, monkeypatch, capsys):
+def test_a_chat_prompt_is_the_beginning_of_a_training_example(tmp_path, monkeypatch):
     """By the model's template, whose end of a turn ends the answer; without --chat it is the text alone."""
     turns = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% "
              "endfor %}"
@@ -53,10 +54,8 @@ def test_a_chat_prompt_is_the_beginning_of_a_training_example(tmp_path, monkeypa
     model, prompts = make_model(tmp_path / "m", data), []
     monkeypatch.setattr(sample, "generate", lambda model, ids, most, stop, **how: prompts.append(
         (ids[0].tolist(), stop)) or [[65]])
-    for extra in ((), ("--chat",)):
-        code, _, err = run_main(monkeypatch, capsys, "sample.py", model, "--prompt", "Why?", "--tokens", "2",
-                                *extra)
-        assert code == 0, err
+    for chat in (False, True):
+        assert sample.complete("m", model, ["Why?"], 2, torch.device("cpu"), chat=chat) == ["b"]
     tokenizer = load_tokenizer(data)
     messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     [example] = encode_pairs([{"messages": messages}], tokenizer, 256, chat_form(data, tokenizer))
