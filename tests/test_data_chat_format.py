@@ -219,7 +219,7 @@ def real_llama3(folder):
 
 @pytest.mark.parametrize("name", ["llama3", "llama3.2", "chatml with a begin token"])
 def test_on_the_vocabulary_of_llama3(tmp_path_factory, name):
-    """One begin token, and no space before an answer is learned that stands in the template."""
+    """One begin token; the answers and their ends alone are learned."""
     folder = real_llama3(tmp_path_factory.getbasetemp() / "llama3")
     tokenizers_of.cache_clear()
     write_json(folder / "tokenizer_config.json", {
@@ -328,17 +328,17 @@ def test_a_key_that_the_template_does_not_write_is_refused(tmp_path, key, value)
      "more than 10,000 characters"),
     ("{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
      "ran for more than 1"),
-    ("{{ 'x' * 10**9 }}", "MemoryError|or took more"), ("{{ 'x'|center(10**9) }}",
-                                                        "MemoryError|or took more"),
-    ("{{ 10 ** (10 ** 10) }}", "ran for more than 1 s|MemoryError"),
+    ("{{ 'x' * 10**9 }}", "MemoryError"), ("{{ 'x'|center(10**9) }}",
+                                                        "MemoryError"),
+    ("{{ 10 ** (10 ** 10) }}", "ran for more than 1 s"),
     ("{% set n = namespace(t='x') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
-     "MemoryError|or took more"),
+     "MemoryError"),
     ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
     ("{{ messages.append(1) }}", "SecurityError"), ("{% if %}", "TemplateSyntaxError"),
     ("{{ none.x.y }}", "UndefinedError"), ("nothing", "does not write what the assistant says"),
 ])
 def test_a_template_is_stopped(tmp_path, monkeypatch, template, message):
-    monkeypatch.setattr(chat_format, "LIMITS", (1, 2**28, 10_000))
+    monkeypatch.setattr(chat_format, "LIMITS", (30 if "Memory" in message else 1, 2**28, 10_000))
     tokenizer = load_tokenizer(byte_tokenizer(tmp_path / "t", CHATML))
     with pytest.raises(ValueError, match=f"this .*?({message})"):
         ChatForm("this", template + ("" if template == "nothing" else TURNS), tokenizer, {})

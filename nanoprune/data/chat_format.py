@@ -215,21 +215,19 @@ def chat_form(folder: str | Path, tokenizer: Tokenizer, date: str = CHAT_DATE) -
 # ---------------------------------------------------------------- tokens
 def encode(tokenizer: Tokenizer, rendering: Rendering) -> Example:
     """The tokens of a conversation in a chat form: special tokens are the template's, never a message's."""
-    tokens, offsets, start = [], [], 0
+    tokens, starts, length = [], [], 0
     tokenizer.encode_special_tokens = False
     for text in rendering.text.split(BREAK):
         encoding = tokenizer.encode(text, add_special_tokens=False)  # a begin token is in the template
         tokens += encoding.ids
-        offsets += [(start + first, start + last) for first, last in encoding.offsets]
-        start += len(text) + len(BREAK)
+        starts += [length + start for start, _ in encoding.offsets]
+        length += len(text) + len(BREAK)
     tokenizer.encode_special_tokens = True
-    return Example(np.array(tokens, np.int64), learned_tokens(offsets, rendering.learned))
+    return Example(np.array(tokens, np.int64), learned_tokens(starts, rendering.learned))
 
 
-def learned_tokens(offsets: list[Span], learned: list[Span]) -> np.ndarray:
-    """Mark the tokens that begin in a span that is learned, by the offsets of all tokens."""
-    starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
-    starts = np.minimum(starts, np.r_[0, ends[:-1]])  # some tokenizers count spaces to no token
+def learned_tokens(starts: list[int], learned: list[Span]) -> np.ndarray:
+    """Mark the tokens that begin in a span that is learned."""
     return np.searchsorted(np.ravel(learned), starts, side="right") % 2 == 1
 
 

@@ -265,7 +265,7 @@ def encode_pairs(
     encodings = tokenizer.encode_batch([rendering.text for rendering in renderings])
     examples = []
     for pair, rendering, encoding in zip(pairs, renderings, encodings, strict=True):
-        learned = learned_tokens(encoding.offsets, rendering.learned)
+        learned = learned_tokens([start for start, _ in encoding.offsets], rendering.learned)
         ended = is_learned(pair["messages"][-1])
         examples.append(Example(np.array([*encoding.ids, end], np.int64), np.append(learned, ended)))
     return examples
