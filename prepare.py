@@ -281,7 +281,7 @@ def describe(questions: dict[str, list[dict]], pairs: list[Conversation],
     return {
         "tokenizer": tokenizer, "tokenizer_hash": tokenizer_hash(writer.folder),
         "vocab_size": writer.vocab_size, "end_token": writer.end, "begins": writer.begins,
-        "chat": options.chat,
+        "chat": options.chat, **({"chat_date": writer.form.date} if writer.form else {}),
         "pairs": len(pairs), "pairs_held_out": len(held_out), "pairs_too_long": writer.too_long.total(),
         "pairs_answer_too_long": writer.too_long["answer alone too long"],
         "tasks": dict(sorted(tasks.items())),
@@ -330,9 +330,11 @@ def parse_options() -> Options:
         help="test on the latest articles, or on a choice by hash that stays when articles are added")
     add("--report", action="store_true", help="also write report.md, a page about the dataset, with a figure")
     add("--keep-boilerplate", action="store_true", help="remove no paragraphs")
-    add("--pairs", type=Path, help="JSONL of further training pairs (messages, or prompt and response)")
+    add("--pairs", type=Path,
+        help="further training pairs: JSONL, a JSON array, CSV or Parquet of messages, conversations "
+             "(ShareGPT), prompt and response, or instruction, input and output")
     add("--chat", action="store_true",
-        help="write pairs in the chat form of the tokenizer's model (ChatML or Llama 3's), not plainly")
+        help="write pairs by the chat template of the tokenizer's model, not plainly")
     add("--conversations", action="store_true",
         help="learn from pairs alone: --pairs, and those made by rule, with their article as context")
     add("--replay", type=Path, metavar="JSONL", help="general text (lines with a `text`) to mix in")

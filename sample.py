@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 from model import Decoder
 from nanoprune import command_line
+from nanoprune.data.chat_format import chat_form
+from nanoprune.data.conversations import encode_prompt
 from nanoprune.data.tokenizer import END_TOKENS, load_tokenizer
 from nanoprune.device import pick_device
 from nanoprune.io.files import make_folder
@@ -29,6 +31,8 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="hub names, folders or runs")
     parser.add_argument("--prompt", action="append", required=True, help="repeat it for several prompts")
+    parser.add_argument("--chat", action="store_true",
+                        help="a prompt is the user's turn, written by the model's chat template")
     parser.add_argument("--tokens", type=int, default=100, help="at most this many new tokens")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest tokens only (0: all)")
@@ -46,7 +50,8 @@ def main() -> None:
         make_folder(Path(args.out).parent)
     device = pick_device(args.device)
     folders = [locate(name) for name in args.models]  # all are located before the first is loaded
-    sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
+    sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed,
+                "chat": args.chat}
     rows = []
     try:
         for name, folder in zip(tqdm(args.models, desc="models", disable=None), folders, strict=True):
@@ -59,17 +64,26 @@ def main() -> None:
 
 
 def complete(
-    name: str, folder: Path, prompts: list[str], tokens: int, device: torch.device, **sampling
+    name: str, folder: Path, prompts: list[str], tokens: int, device: torch.device, chat: bool, **sampling
 ) -> list[dict]:
-    """A row for each prompt with a model's continuation of it; `sampling` as in `generate`."""
+    """A row for each prompt with a model's continuation of it, or its answer with `chat`.
+
+    `sampling` as in `generate`.
+    """
     model = Decoder.from_pretrained(folder, device=device).eval()
     tokenizer = load_tokenizer(config_folder(folder))
     ends = {tokenizer.token_to_id(token) for token in END_TOKENS + TURN_END_TOKENS}
+    form = chat_form(config_folder(folder), tokenizer) if chat else None
+    if form and form.end_of_turn:
+        ends.add(tokenizer.token_to_id(form.end_of_turn))
     stop = model.stop_tokens | ends - {None}
     context = model.config.max_position_embeddings
     rows = []
     for prompt in prompts:
-        ids = tokenizer.encode(prompt).ids or sorted(stop)[:1]  # an empty prompt begins with an end of text
+        if form:
+            ids = encode_prompt([{"role": "user", "content": prompt}], tokenizer, form).tokens
+        else:
+            ids = tokenizer.encode(prompt).ids or sorted(stop)[:1]  # an empty one begins with an end of text
         if not 0 < len(ids) <= context - tokens:
             raise ValueError(f"{name} was made for {context} tokens: a prompt of {len(ids)} and --tokens "
                              f"{tokens} do not fit; change one of them")

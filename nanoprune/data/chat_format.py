@@ -1,159 +1,301 @@
-"""Conversations in the form that an instruct model was trained on: ChatML (Qwen) or Llama 3's.
+"""Conversations in the form that an instruct model was trained on: its tokenizer's own chat template.
 
-For plain conversations (perhaps a system turn, then user and assistant) the text is that of the published
-templates. It is written out here, so that the learned part is known: the assistant's answers and the ends of
-its turns. Models that can think (Qwen3) are prompted for answers without thinking, as the templates do with
-enable_thinking=False.
+A template says how turns are written, but not what is learned: what the assistant says, and the ends of its
+turns. That is found by rendering a conversation with and without a turn. Models that can think (Qwen3) are
+prompted for answers without thinking (enable_thinking=False).
 """
 
+import json
 import re
-from dataclasses import dataclass
-from itertools import groupby
+import subprocess
+import sys
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from nanoprune.data.token_file import Example
 from nanoprune.io.files import read_json
 
-ROLES = ("system", "user", "assistant")
-NO_THOUGHTS = "<think>\n\n</think>\n\n"  # Qwen3 puts this before an answer without thinking
-LLAMA_DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"  # from Llama 3.1 on
+CHAT_DATE = "2024-07-26"  # today for templates that write the date, so that every day gives the same bytes
+LIMITS = (10, 2**30, 2**24)  # of a rendering: seconds, bytes of memory, characters
+CHATML = """{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+LLAMA3 = """<|begin_of_text|>{% for message in messages %}\
+<|start_header_id|>{{ message.role }}<|end_header_id|>
+
+{{ message.content | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}\
+<|start_header_id|>assistant<|end_header_id|>
+
+{% endif %}"""
+FALLBACKS = {  # of tokenizers without a template: the form's name, its tokens, its template
+    "ChatML": ({"<|im_start|>", "<|im_end|>"}, CHATML),
+    "Llama 3's form": ({"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}, LLAMA3),
+}
+BREAK = "\ufdd0"  # no character of any text: parts spelled special tokens, so that they stay text
+HOLE = "nanoprunehole"  # stands for a text, to see where a template writes it
+CALL = {"name": HOLE, "arguments": {}}
+PROBES = {  # keys that a template may leave out in silence, with a value that shows
+    "reasoning_content": HOLE,
+    "tool_calls": [{"id": "abcdefghi", "type": "function", "function": CALL}],
+    "function_call": CALL,
+    "tools": [{"type": "function", "function": {
+        "name": HOLE, "description": HOLE, "parameters": {"type": "object", "properties": {}}}}],
+}
+
+Span = tuple[int, int]  # of a text: start and end, in characters
 
 
-@dataclass(frozen=True)
+class Rendering(NamedTuple):
+    """The text of a conversation and the spans of it that are learned, in order."""
+
+    text: str
+    learned: list[Span]
+
+
+# ---------------------------------------------------------------- the template of a tokenizer
 class ChatForm:
-    """The form that a tokenizer's own template has."""
+    """The form that a chat template gives to conversations. `source` names it in messages."""
 
-    kind: str  # chatml or llama3
-    system: str | None = None  # the system turn of conversations without one
-    thinks: bool = False  # Qwen3: an empty thought before the last answers
-    dated: bool = False  # Llama 3.1 and later: a system turn with dates before all others
+    def __init__(self, source: str, template: str, tokenizer: Tokenizer, tokens: dict, date: str = CHAT_DATE):
+        """`tokens`: the names and texts of special tokens that the template may write, such as bos_token."""
+        self.source, self.template, self.tokens, self.date = source, template, tokens, date
+        self.process, self.complete = None, set()  # kinds of conversations that are written in full
+        self.renders = cache(self.renders)
+        added = sorted(tokenizer.get_added_tokens_decoder().values(), key=lambda token: -len(token.content))
+        special = "|".join(re.escape(token.content) for token in added if token.special)
+        self.special = re.compile(f"(?=(?:{special or '(?!)'}))(.)", re.DOTALL)
+        question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": HOLE}
+        _, hole, tail = self._ask([question, answer])[0].rpartition(HOLE)
+        if not hole:
+            raise ValueError(f"{source} does not write what the assistant says; take another model's")
+        names = "|".join(re.escape(token.content) for token in added)
+        end = re.match(rf"\s*({names or '(?!)'})", tail)
+        self.end_of_turn = end[1] if end else None  # None: no token of its own ends the assistant's turn
 
-    @property
-    def end_of_turn(self) -> str:
-        return "<|im_end|>" if self.kind == "chatml" else "<|eot_id|>"
+    def _ask(self, messages: list[dict], tools: list | None = None, **variables) -> tuple[str, list[Span]]:
+        """(text, spans of its generation tags) by the template's process; ValueError if it has none."""
+        if not self.process or self.process.poll() is not None:
+            command = [sys.executable, "-P", str(Path(__file__).with_name("template_process.py"))]
+            self.process = subprocess.Popen(command + list(map(str, LIMITS)), stdin=subprocess.PIPE,
+                                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        # As transformers does, keys without a value are left out.
+        turns = [{key: value for key, value in turn.items() if (key, value) != ("content", "")}
+                 for turn in messages]
+        variables = self.tokens | {"messages": turns, "tools": tools, "documents": None,
+                                   "enable_thinking": False, "add_generation_prompt": False} | variables
+        request = {"template": self.template, "date": self.date, "variables": variables}
+        with suppress(BrokenPipeError):
+            print(json.dumps(request), file=self.process.stdin, flush=True)
+        reply = json.loads(self.process.stdout.readline() or "null")
+        if not reply:
+            self.process.wait()
+            raise ValueError(f"{self.source} ran for more than {LIMITS[0]} s or took more than "
+                             f"{LIMITS[1] / 1e9:.1f} GB and was stopped; mend it or take another model's")
+        if "error" in reply:
+            raise ValueError(f"{self.source} cannot write this conversation: {reply['error']}")
+        return reply["text"], reply["spans"]
+
+    def conversation(self, messages: list[dict], tools: list[dict] | None = None) -> Rendering:
+        """A conversation to learn from; ValueError if the template leaves out a part of it."""
+        messages, tools = self._checked(messages, tools)
+        answers = {i: turn for i, turn in enumerate(messages) if turn["role"] == "assistant"}
+        thinks = any("reasoning_content" in turn or "</think>" in turn["content"]
+                     for turn in answers.values())
+        text, spans = self._ask(messages, tools, enable_thinking=thinks)
+        if spans and len(spans) != len(answers):
+            raise ValueError(f"{self.source} has {len(spans)} parts with {{% generation %}} for "
+                             f"{len(answers)} turns of the assistant: take another model's")
+        spans = spans or [self._answer_span(text, messages, i, tools, thinks) for i in answers]
+        turns = zip(spans, answers.values(), strict=True)
+        return Rendering(text, [span for span, turn in turns if is_learned(turn)])
+
+    def prompt(self, messages: list[dict], tools: list[dict] | None = None) -> Rendering:
+        """A conversation up to the beginning of the assistant's next turn."""
+        messages, tools = self._checked(messages, tools)
+        return Rendering(self._ask(messages, tools, add_generation_prompt=True)[0], [])
+
+    def renders(self, key: str) -> bool:
+        """The template writes this key of PROBES."""
+        probe = {} if key == "tools" else {key: PROBES[key]}
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"} | probe]
+        tools = PROBES[key] if key == "tools" else None
+        try:
+            return HOLE in self._ask(messages, tools, enable_thinking=True)[0]
+        except ValueError:
+            return True  # it looks at the key; the conversation's own will show
+
+    def _checked(self, messages: list[dict], tools: list[dict] | None) -> tuple:
+        """Both as text without special tokens; ValueError if the template leaves out a turn or a key."""
+        for key in [key for turn in [*messages, {"tools": tools} if tools else {}] for key in turn]:
+            if key in PROBES and not self.renders(key):
+                raise ValueError(f"{self.source} does not write {key}: delete it from the data, or take a "
+                                 "model whose template does")
+        messages, tools = self._as_text(messages), self._as_text(tools)
+        structure = tuple((turn["role"], bool(turn["content"]), *turn) for turn in messages)
+        if structure not in self.complete:
+            holes = [turn | {"content": turn["content"] and f"{HOLE}{i}{HOLE}"}
+                     for i, turn in enumerate(messages)]
+            text = self._ask(holes, tools)[0]
+            for number, turn in enumerate(holes, start=1):
+                if turn["content"] not in text:
+                    raise ValueError(f"{self.source} leaves out turn {number}, the {turn['role']}'s: delete "
+                                     "such turns from the data, or take another model's")
+            self.complete.add(structure)
+        return messages, tools
+
+    def _as_text(self, value):
+        """The same content, in which nothing spells a special token."""
+        if isinstance(value, dict):
+            return {key: self._as_text(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._as_text(item) for item in value]
+        if not isinstance(value, str):
+            return value
+        if BREAK in value or HOLE in value:
+            raise ValueError(f"a text may hold neither U+FDD0 nor {HOLE}: {value[:60]!r}")
+        return self.special.sub(rf"\1{BREAK}", value)
+
+    def _answer_span(self, text: str, messages: list[dict], i: int, tools, thinks: bool) -> Span:
+        """The part of the text that is the assistant's turn i, from what it says to the end of the turn."""
+        until = text
+        if i + 1 < len(messages):
+            until = self._ask(messages[: i + 1], tools, enable_thinking=thinks)[0]
+        for thinking in (False, True):
+            start = self._ask(messages[:i], tools, add_generation_prompt=True, enable_thinking=thinking)[0]
+            if text.startswith(until) and until.startswith(start):
+                end = len(until.rstrip())  # a line end after the turn is nothing that is said
+                whole_turn = self.end_of_turn and until[:end].endswith(self.end_of_turn)
+                return len(start), end if whole_turn else len(until)
+        # The template writes earlier turns anew (Qwen3: without thoughts): put another text in its place.
+        other = messages[:i] + [{"role": "assistant", "content": HOLE}] + messages[i + 1 :]
+        before, _, after = self._ask(other, tools, enable_thinking=thinks)[0].partition(HOLE)
+        if not (text.startswith(before) and text.endswith(after) and len(before) + len(after) < len(text)):
+            raise ValueError(f"{self.source} writes turn {i + 1} so that it is not known which part to "
+                             "learn: take another model's")
+        end = len(text) - len(after)
+        if self.end_of_turn and after.lstrip().startswith(self.end_of_turn):
+            end += after.index(self.end_of_turn) + len(self.end_of_turn)
+        return len(before), end
 
 
-def chat_form(folder: str | Path, tokenizer: Tokenizer) -> ChatForm:
-    """The chat form of a tokenizer's folder, by its special tokens and template; ValueError without one."""
-    folder = Path(folder)
-    template = folder / "chat_template.jinja"
-    text = template.read_text(encoding="utf-8") if template.is_file() else ""
-    if not text and (folder / "tokenizer_config.json").is_file():
-        text = str(read_json(folder / "tokenizer_config.json").get("chat_template") or "")
-    vocabulary = tokenizer.get_vocab()
-    if {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"} <= vocabulary.keys():
-        return ChatForm("llama3", dated="Cutting Knowledge Date" in text)
-    if {"<|im_start|>", "<|im_end|>"} <= vocabulary.keys():
-        default = re.search(r"<\|im_start\|>system\\n([^'{<]+)<\|im_end\|>", text)
-        return ChatForm("chatml", default[1] if default else None, thinks="</think>" in text)
-    raise ValueError(f"the tokenizer in {folder} knows neither ChatML (<|im_start|>, <|im_end|>) nor "
-                     "Llama 3's form (<|start_header_id|>, <|end_header_id|>, <|eot_id|>): take an instruct "
-                     "model's, or leave --chat out")
+def chat_form(folder: str | Path, tokenizer: Tokenizer, date: str = CHAT_DATE) -> ChatForm:
+    """The chat form of a tokenizer's folder; ValueError without one."""
+    folder, config = Path(folder), {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            config |= read_json(folder / name)
+    texts = {name: token["content"] if isinstance(token, dict) else token
+             for name, token in config.items() if name.endswith("_token")}
+    tokens = {name: text for name, text in texts.items() if isinstance(text, str)}
+    template, path = config.get("chat_template"), folder / "chat_template.jinja"
+    if path.is_file():
+        template = path.read_text(encoding="utf-8")
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        if "default" not in named:
+            raise ValueError(f"{folder} has chat templates named {', '.join(named)}, and none named default")
+        template = named["default"]
+    if template:
+        return ChatForm(f"the chat template of {folder}", str(template), tokenizer, tokens, date)
+    for name, (needed, fallback) in FALLBACKS.items():
+        if needed <= tokenizer.get_vocab().keys():
+            print(f"note: {folder} has no chat template: conversations are written in {name}")
+            return ChatForm(name, fallback, tokenizer, tokens, date)
+    raise ValueError(f"the tokenizer in {folder} has no chat template and knows neither ChatML "
+                     "(<|im_start|>, <|im_end|>) nor Llama 3's form (<|start_header_id|>, <|end_header_id|>, "
+                     "<|eot_id|>): take an instruct model's, or leave --chat out")
+
+
+# ---------------------------------------------------------------- tokens
+def encode(tokenizer: Tokenizer, rendering: Rendering) -> Example:
+    """The tokens of a conversation in a chat form: special tokens are the template's, never a message's."""
+    tokens, starts, length = [], [], 0
+    tokenizer.encode_special_tokens = False
+    for text in rendering.text.split(BREAK):
+        encoding = tokenizer.encode(text, add_special_tokens=False)  # a begin token is in the template
+        tokens += encoding.ids
+        starts += [length + start for start, _ in encoding.offsets]
+        length += len(text) + len(BREAK)
+    tokenizer.encode_special_tokens = True
+    return Example(np.array(tokens, np.int64), learned_tokens(starts, rendering.learned))
+
+
+def learned_tokens(starts: list[int], learned: list[Span]) -> np.ndarray:
+    """Mark the tokens that begin in a span that is learned."""
+    return np.searchsorted(np.ravel(learned), starts, side="right") % 2 == 1
+
+
+# ---------------------------------------------------------------- messages
+ROLES = ("system", "user", "assistant", "tool")
+ALIASES = {"developer": "system", "human": "user", "gpt": "assistant", "function": "tool"}
+WEIGHTS = ("weight", "loss_weight", "train", "loss")  # 0 or false: the turn is read, not learned
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # the same under three names
+ORDER = re.compile("s?(ua(t+a)*)+")  # of the roles, by their first letters
+READ_KEYS = {"role", "content", "from", "value", *WEIGHTS, *THOUGHTS, *PROBES}
+
+
+def is_learned(turn: dict) -> bool:
+    return turn.get("weight") != 0
 
 
 def check_messages(messages, where: str) -> list[dict]:
-    """The messages, with role and content alone; ValueError if they are no conversation to learn from."""
-    is_list = isinstance(messages, list) and all(isinstance(turn, dict) for turn in messages)
-    turns = messages if is_list else []
-    for turn in turns:
-        if turn.get("role") not in ROLES:
-            raise ValueError(f"{where}: messages has the unknown role {turn.get('role')!r}; roles are "
-                             f"{', '.join(ROLES)}")
-    roles = [turn["role"] for turn in turns]
-    if turns and "assistant" not in roles:
-        raise ValueError(f"{where}: messages has no turn of the assistant: there is nothing to learn from it")
-    for turn in turns:
-        if not (isinstance(turn.get("content"), str) and turn["content"].strip()):
-            raise ValueError(f"{where}: messages has a turn of the {turn['role']} without text")
-    spoken = roles[1:] if roles[:1] == ["system"] else roles
-    if not turns or spoken != ["user", "assistant"] * (len(spoken) // 2):
-        given = ", ".join(roles) or repr(messages)[:60]
-        raise ValueError(f"{where}: messages must be a system's turn perhaps, then the user's and the "
-                         f"assistant's by turns, the assistant's last; given {given}")
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-
-
-class Piece(NamedTuple):
-    """A part of a conversation's text."""
-
-    text: str
-    learned: bool = False
-    special: bool = False  # one token, which the text names
-
-
-def render(form: ChatForm, messages: list[dict], answer: bool = False) -> list[Piece]:
-    """The text of a conversation; with `answer`, up to the beginning of the assistant's next turn."""
-    turns = [(turn["role"], turn["content"]) for turn in messages]
-    if form.kind == "llama3":
-        turns = [(role, text.strip()) for role, text in turns]
-    has_system = turns[0][0] == "system"
-    if form.dated:
-        system = turns.pop(0)[1] if has_system else ""
-        turns.insert(0, ("system", LLAMA_DATES + system))
-    elif form.system is not None and not has_system:
-        turns.insert(0, ("system", form.system))
-    last_user = max((i for i, (role, _) in enumerate(turns) if role == "user"), default=-1)
-    pieces = [Piece("<|begin_of_text|>", special=True)] if form.kind == "llama3" else []
-    for i, (role, text) in enumerate(turns):
-        prefix = ""
-        if role == "assistant" and form.thinks:
-            thought, text = _split_thought(text)
-            if i > last_user:
-                text = text.lstrip("\n")
-                prefix = "" if thought else NO_THOUGHTS
-                text = f"<think>\n{thought}\n</think>\n\n{text}" if thought else text
-        learned = role == "assistant"
-        pieces += _turn_start(form, role, prefix)
-        pieces += [Piece(text, learned), Piece(form.end_of_turn, learned, special=True)]
-        if form.kind == "chatml":
-            pieces.append(Piece("\n"))
-    if answer:
-        pieces += _turn_start(form, "assistant", NO_THOUGHTS if form.thinks else "")
-    return pieces
-
-
-def _turn_start(form: ChatForm, role: str, prefix: str) -> list[Piece]:
-    if form.kind == "chatml":
-        return [Piece("<|im_start|>", special=True), Piece(f"{role}\n{prefix}")]
-    return [Piece("<|start_header_id|>", special=True), Piece(role), Piece("<|end_header_id|>", special=True),
-            Piece(f"\n\n{prefix}")]
-
-
-def _split_thought(content: str) -> tuple[str, str]:
-    """The thought of a Qwen3 model ("" without one) and the answer after it."""
-    thought, closed, answer = content.rpartition("</think>")
-    if not closed:
-        return "", content
-    return thought.rstrip("\n").rpartition("<think>")[2].strip("\n"), answer.lstrip("\n")
-
-
-def encode_chat(tokenizer: Tokenizer, form: ChatForm, messages: list[dict], answer: bool = False) -> Example:
-    """The tokens of a conversation. A message's text is never taken for a special token.
-
-    All text between two special tokens is encoded as one, as tokenizers encode the whole.
+    """The messages, each with `role` and `content`, perhaps `weight` (0: not learned) and what templates may
+    write; ValueError if they are no conversation to learn from.
     """
-    tokens, learned = [], []
-    for special, group in groupby(render(form, messages, answer), key=lambda piece: piece.special):
-        pieces = list(group)
-        if special:
-            tokens += [tokenizer.token_to_id(piece.text) for piece in pieces]
-            learned += [piece.learned for piece in pieces]
-        else:
-            encoding = tokenizer.encode("".join(piece.text for piece in pieces), add_special_tokens=False)
-            tokens += encoding.ids
-            learned += learned_tokens(encoding, pieces)
-    return Example(np.array(tokens, np.int64), np.array(learned, bool))
+    is_list = isinstance(messages, list) and all(isinstance(turn, dict) for turn in messages)
+    turns = [_check_turn(turn, where) for turn in messages] if is_list else []
+    answers = [turn for turn in turns if turn["role"] == "assistant"]
+    if turns and not answers:
+        raise ValueError(f"{where}: messages has no turn of the assistant: there is nothing to learn from it")
+    if not ORDER.fullmatch("".join(turn["role"][0] for turn in turns)):
+        given = ", ".join(turn["role"] for turn in turns) or repr(messages)[:60]
+        raise ValueError(f"{where}: messages must be a system's turn perhaps, then the user's and the "
+                         f"assistant's by turns (tools between two of the assistant), the assistant's last; "
+                         f"given {given}")
+    if not any(map(is_learned, answers)):
+        raise ValueError(f"{where}: every turn of the assistant has the weight 0: there is nothing to learn "
+                         "from it")
+    return turns
 
 
-def learned_tokens(encoding: Encoding, pieces: list[Piece]) -> list[bool]:
-    """Which tokens are learned: those that begin in a piece that is."""
-    ends = np.cumsum([len(piece.text) for piece in pieces])
-    starts = np.array([start for start, _ in encoding.offsets], np.int64)
-    return np.array([piece.learned for piece in pieces])[np.searchsorted(ends, starts, side="right")].tolist()
+def _check_turn(turn: dict, where: str) -> dict:
+    name = turn.get("role", turn.get("from"))
+    role = ALIASES.get(name, name) if isinstance(name, str) else None
+    if role not in ROLES:
+        raise ValueError(f"{where}: messages has the unknown role {name!r}; roles are "
+                         f"{', '.join([*ROLES, *ALIASES])}")
+    content = turn.get("content", turn.get("value"))
+    if isinstance(content, list):
+        content = "".join(_part_text(part, where) for part in content)
+    others = {key: value for key, value in turn.items() if key not in READ_KEYS and value is not None}
+    others |= {key: turn[key] for key in PROBES if turn.get(key)}
+    for key in filter(turn.get, THOUGHTS[::-1]):
+        others["reasoning_content"] = turn[key]
+    has_text = isinstance(content, str) and content.strip()
+    if not has_text and (content or not turn.get("tool_calls")):
+        raise ValueError(f"{where}: messages has a turn of the {role} without text")
+    weights = {key: turn[key] for key in WEIGHTS if turn.get(key) is not None}
+    for key, weight in weights.items():
+        if weight not in (0, 1) or weight and role != "assistant":
+            raise ValueError(f"{where}: a turn of the {role} has {key} {weight!r}; a turn of the assistant "
+                             "is learned (1, true) or not (0, false), other turns never are")
+    if not all(weights.values()):
+        others["weight"] = 0
+    return {"role": role, "content": content or ""} | others
+
+
+def _part_text(part, where: str) -> str:
+    """The text of a part of a message."""
+    if isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    kind = part.get("type") if isinstance(part, dict) else part
+    raise ValueError(f"{where}: messages has a part of the type {kind!r}; text alone is learned")
 
 
 def question_prompt(question: str, context: str | None = None) -> str:

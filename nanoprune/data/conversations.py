@@ -1,9 +1,11 @@
-"""Conversations: read from JSONL, checked, held out, balanced, and turned into tokens.
+"""Conversations: read from files, checked, held out, balanced, and turned into tokens.
 
-A line of JSONL is chat (`messages`: perhaps a system turn, then user and assistant in turn) or `prompt` and
-`response`. An optional `task` names its kind; so does a `[TASK] ` in front of the question.
+A row is chat (`messages`, or `conversations` as ShareGPT has them: perhaps a system turn, then user and
+assistant in turn), `prompt` and `response`, or `instruction`, perhaps `input`, and `output` (Alpaca). An
+optional `task` names its kind; so does a `[TASK] ` in front of the question.
 """
 
+import json
 import math
 import random
 import re
@@ -16,44 +18,80 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from nanoprune.data.chat_format import (
+    BREAK,
+    PROBES,
     ChatForm,
-    Piece,
+    Rendering,
     check_messages,
-    encode_chat,
+    encode,
+    is_learned,
     learned_tokens,
     question_prompt,
-    render,
 )
 from nanoprune.data.dataset import SPLITS
+from nanoprune.data.duplicates import near_duplicates, signature
+from nanoprune.data.instruction_files import read_rows
+from nanoprune.data.language import words_of
 from nanoprune.data.token_file import Example
-from nanoprune.io.jsonl import read_jsonl
 
 TAG = re.compile(r"\[([A-Z][A-Z_ -]*)\] ")  # a task in front of a question
+NUMBER = re.compile(r"\d+")
 MAX_REPEATS = 10  # of one pair by balancing: more of the same is learned by heart
+CHATS = ("messages", "conversations")
+QUESTIONS, ANSWERS = ("prompt", "instruction", "question"), ("response", "output", "completion", "answer")
 
 
 def read_pairs(path: Path) -> list[dict]:
-    """Conversations in chat form; ValueError names the line that is none."""
+    """Conversations in chat form; ValueError names the row that is none."""
     pairs = []
-    for number, row in enumerate(read_jsonl(path), start=1):
-        where = f"{path}, line {number}"
-        if "messages" in row:
-            messages = row["messages"]
-        elif {"prompt", "response"} <= row.keys():
-            messages = [{"role": "user", "content": row["prompt"]},
-                        {"role": "assistant", "content": row["response"]}]
-        else:
-            raise ValueError(f"{where}: lacks messages, or prompt and response; it has "
-                             f"{', '.join(row) or 'nothing'}")
-        messages, task = check_messages(messages, where), row.get("task")
+    for where, row in read_rows(path):
+        row = {key: value for key, value in row.items() if value is not None}
+        messages, task = check_messages(take_messages(row, where), where), row.get("task")
         if not (task is None or isinstance(task, str) and task.strip()):
             raise ValueError(f"{where}: task must be a text, given {task!r}")
         tag = TAG.match(next(turn["content"] for turn in messages if turn["role"] == "user"))
         if task is None and tag:
             row["task"] = tag[1]
-        others = {key: value for key, value in row.items() if key not in ("messages", "prompt", "response")}
-        pairs.append({"messages": messages} | others)
+        tools = parsed(row.pop("tools", None))
+        if tools:
+            if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+                raise ValueError(f"{where}: tools must be a list of JSON objects, given {tools!r:.60}")
+            row["tools"] = tools
+        pairs.append({"messages": messages} | row)
     return pairs
+
+
+def take_messages(row: dict, where: str) -> list:
+    """Take a row's conversation out of the row, whatever its form."""
+    chat = next(filter(row.__contains__, CHATS), None)
+    asked, said = (next(filter(row.__contains__, names), None) for names in (QUESTIONS, ANSWERS))
+    if chat:
+        messages = parsed(row.pop(chat))
+    elif asked and said:
+        question, answer = row.pop(asked), row.pop(said)
+        more = row.pop("input", None) if asked == "instruction" else None
+        question = f"{question}\n\n{more}" if more else question
+        messages = as_turns("user", question) + as_turns("assistant", answer)
+    else:
+        raise ValueError(f"{where}: lacks messages, or prompt and response; it has "
+                         f"{', '.join(row) or 'nothing'}. Read are also conversations, instruction and "
+                         "output, question and answer")
+    system = row.pop("system", None)
+    return as_turns("system", system) + messages if system and isinstance(messages, list) else messages
+
+
+def as_turns(role: str, content) -> list:
+    """A turn of this role; messages where they are given."""
+    is_chat = isinstance(content, list) and all(isinstance(turn, dict) and "role" in turn for turn in content)
+    return content if is_chat else [{"role": role, "content": content}]
+
+
+def parsed(value):
+    """The value of a cell of a table, which may hold JSON."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def with_task(pair: dict) -> dict:
@@ -68,17 +106,14 @@ def with_task(pair: dict) -> dict:
 
 
 def drop_questions_of(test_pairs: list[dict], pairs: list[dict]) -> list[dict]:
-    """The pairs that do not ask a question of the test's."""
-    asked_in_test = {question_of(pair) for pair in test_pairs}
-    others = [pair for pair in pairs if question_of(pair) not in asked_in_test]
+    """The pairs that ask no prompt of the test's, nor nearly one."""
+    groups = prompt_groups(test_pairs + pairs) if test_pairs else range(len(pairs))
+    asked_in_test = set(groups[: len(test_pairs)])
+    others = [pair for pair, group in zip(pairs, groups[len(test_pairs) :], strict=True)
+              if group not in asked_in_test]
     if len(others) < len(pairs):
         print(f"{len(pairs) - len(others)} pairs left out of training: they stand among the test's")
     return others
-
-
-def question_of(pair: dict) -> tuple[tuple[str, str], ...]:
-    """All turns but the last answer."""
-    return tuple((turn["role"], turn["content"]) for turn in pair["messages"][:-1])
 
 
 class Conversation(NamedTuple):
@@ -94,22 +129,67 @@ class Conversation(NamedTuple):
     @property
     def answer_bytes(self) -> int:
         """The bytes that the assistant says, which the learned tokens stand for."""
-        answers = [turn["content"] for turn in self.row["messages"] if turn["role"] == "assistant"]
-        return len("".join(answers).encode())
+        return len("".join(learned_answers(self.row["messages"])).encode())
 
     def as_document(self, name: str) -> "Conversation":
         """The same with the `id` and `text` that a line of val.jsonl and test.jsonl has."""
-        text = "\n\n".join(turn["content"] for turn in self.row["messages"])
-        return Conversation({"id": name, "text": text} | self.row, self.example)
+        text = "\n\n".join(said(turn) for turn in self.row["messages"])
+        return Conversation({"id": name, "text": ""} | self.row | {"text": text}, self.example)
+
+
+def learned_answers(messages: list[dict]) -> list[str]:
+    return [said(turn) for turn in messages if turn["role"] == "assistant" and is_learned(turn)]
+
+
+def said(turn: dict) -> str:
+    """All that a turn says, as text."""
+    calls = [json.dumps(call, ensure_ascii=False) for call in turn.get("tool_calls", [])]
+    return "\n".join(filter(None, [turn.get("reasoning_content"), turn["content"], *calls]))
+
+
+def prompt_groups(pairs: list[dict]) -> list[int]:
+    """The number of each pair's group, counted from 0 as they come.
+
+    In a group the users' turns are equal but for case and punctuation, or nearly so: their runs of five
+    letters have a Jaccard similarity of 0.8. Other numbers make another prompt.
+    """
+    prompts = []
+    for pair in pairs:
+        asked = [turn["content"] for turn in pair["messages"] if turn["role"] == "user"]
+        prompts.append("_".join(words_of("\n".join(asked))))
+    distinct = list(dict.fromkeys(prompts))
+    parents = list(range(len(distinct)))
+
+    def group_of(i: int) -> int:
+        while parents[i] != i:
+            i = parents[i]
+        return i
+
+    if distinct:
+        signatures = np.stack([signature(list(prompt)) for prompt in distinct])
+        for i, j in near_duplicates(signatures, lambda i: " ".join(distinct[i])):
+            if sorted(NUMBER.findall(distinct[i])) == sorted(NUMBER.findall(distinct[j])):
+                first, second = sorted([group_of(i), group_of(j)])
+                parents[second] = first
+    groups = {prompt: group_of(i) for i, prompt in enumerate(distinct)}
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups.values()))}
+    return [numbers[groups[prompt]] for prompt in prompts]
 
 
 def hold_out(
     pairs: list[Conversation], share: float, seed: int
 ) -> tuple[list[Conversation], list[Conversation]]:
-    """(training, held out) by a draw of its own seed; both in their order."""
-    held_out = set(random.Random(seed).sample(range(len(pairs)), round(share * len(pairs))))
-    training = [pair for i, pair in enumerate(pairs) if i not in held_out]
-    return training, [pair for i, pair in enumerate(pairs) if i in held_out]
+    """(training, held out) by a draw of its own seed, both in their order; a prompt is on one side alone."""
+    groups = prompt_groups([pair.row for pair in pairs])
+    sizes, most, draw = Counter(groups), round(share * len(pairs)), random.Random(seed)
+    drawn = draw.sample(range(len(sizes)), round(share * len(sizes)))
+    held_out = set()
+    for group in drawn + draw.sample(range(len(sizes)), len(sizes)):
+        if group not in held_out and sizes[group] <= most:
+            held_out.add(group)
+            most -= sizes[group]
+    training = [pair for pair, group in zip(pairs, groups, strict=True) if group not in held_out]
+    return training, [pair for pair, group in zip(pairs, groups, strict=True) if group in held_out]
 
 
 def balance(pairs: list[Conversation], ratio: float) -> list[Conversation]:
@@ -131,18 +211,19 @@ def balance(pairs: list[Conversation], ratio: float) -> list[Conversation]:
 
 
 def divide(pairs: list[dict], shares: tuple[float, float, float], seed: int) -> dict[str, list[dict]]:
-    """Train, val and test by a draw; pairs with the same questions go to the same side."""
-    questions = []
-    for pair in pairs:
-        turns = [(turn["role"], turn["content"]) for turn in pair["messages"] if turn["role"] != "assistant"]
-        questions.append(tuple(turns))
-    groups = list(dict.fromkeys(questions))
-    random.Random(seed).shuffle(groups)
-    ends = [round(shares[0] * len(groups)), round((shares[0] + shares[1]) * len(groups))]
-    sides = {question: SPLITS[bisect_right(ends, i)] for i, question in enumerate(groups)}
+    """Train, val and test by a draw; pairs with the same or nearly the same prompt go to the same side."""
+    groups = prompt_groups(pairs)
+    if len(set(groups)) < len(SPLITS) <= len(pairs):
+        print(f"warning: {len(pairs)} conversations have prompts so much alike that each is drawn by itself: "
+              "the test's stand in training too")
+        groups = list(range(len(pairs)))
+    order = list(dict.fromkeys(groups))
+    random.Random(seed).shuffle(order)
+    ends = [round(shares[0] * len(order)), round((shares[0] + shares[1]) * len(order))]
+    sides = {group: SPLITS[bisect_right(ends, i)] for i, group in enumerate(order)}
     divided = {name: [] for name in SPLITS}
-    for pair, question in zip(pairs, questions, strict=True):
-        divided[sides[question]].append(pair)
+    for pair, group in zip(pairs, groups, strict=True):
+        divided[sides[group]].append(pair)
     return divided
 
 
@@ -153,12 +234,14 @@ class Prompt(NamedTuple):
     tokens: list[int]
 
 
-def encode_prompt(messages: list[dict], tokenizer: Tokenizer, form: ChatForm | None = None) -> Prompt:
+def encode_prompt(
+    messages: list[dict], tokenizer: Tokenizer, form: ChatForm | None = None, tools: list[dict] | None = None
+) -> Prompt:
     """The prompt for the assistant's next turn, exactly as `encode_pairs` writes it in training."""
     if form:
-        text = "".join(piece.text for piece in render(form, messages, answer=True))
-        return Prompt(text, encode_chat(tokenizer, form, messages, answer=True).tokens.tolist())
-    text = "".join(piece.text for piece in render_plain(messages))
+        rendering = form.prompt(messages, tools)
+        return Prompt(rendering.text.replace(BREAK, ""), encode(tokenizer, rendering).tokens.tolist())
+    text = render_plain(messages, tools).text
     return Prompt(text, tokenizer.encode(text).ids)
 
 
@@ -168,25 +251,41 @@ def encode_pairs(
     """The tokens of each conversation; the assistant's answers and their ends are learned.
 
     In a chat form, or else in the plain one of questions and answers, with the end-of-text token `end` after
-    the last.
+    the last. ValueError names a conversation of which the form would leave out a part.
     """
+    renderings, render = [], form.conversation if form else render_plain
+    for pair in pairs:
+        try:
+            renderings.append(render(pair["messages"], pair.get("tools")))
+        except ValueError as error:
+            question = next(turn["content"] for turn in pair["messages"] if turn["role"] == "user")
+            raise ValueError(f"the conversation “{question[:60]}”: {error}") from error
     if form:
-        return [encode_chat(tokenizer, form, pair["messages"]) for pair in pairs]
-    rendered = [render_plain(pair["messages"]) for pair in pairs]
-    encodings = tokenizer.encode_batch(["".join(piece.text for piece in pieces) for pieces in rendered])
-    return [
-        Example(np.array([*encoding.ids, end], np.int64), np.array([*learned_tokens(encoding, pieces), True]))
-        for encoding, pieces in zip(encodings, rendered, strict=True)
-    ]
+        return [encode(tokenizer, rendering) for rendering in renderings]
+    encodings = tokenizer.encode_batch([rendering.text for rendering in renderings])
+    examples = []
+    for pair, rendering, encoding in zip(pairs, renderings, encodings, strict=True):
+        learned = learned_tokens([start for start, _ in encoding.offsets], rendering.learned)
+        ended = is_learned(pair["messages"][-1])
+        examples.append(Example(np.array([*encoding.ids, end], np.int64), np.append(learned, ended)))
+    return examples
 
 
-def render_plain(messages: list[dict]) -> list[Piece]:
-    """The text of a conversation in the plain form of questions and answers."""
-    pieces = []
+def render_plain(messages: list[dict], tools: list[dict] | None = None) -> Rendering:
+    """A conversation in the plain form of questions and answers."""
+    text, learned = "", []
+    parts = ["tools"] if tools else [part for turn in messages for part in (*turn, turn["role"])]
+    if unwritten := {"tool", *PROBES}.intersection(parts):
+        raise ValueError("the plain form of questions and answers has no place for "
+                         f"{', '.join(sorted(unwritten))}: take --chat with a model whose template has, or "
+                         "delete it")
     for turn in messages:
+        start = len(text)
         if turn["role"] == "assistant":
-            pieces.append(Piece(" " + turn["content"], learned=True))
+            text += " " + turn["content"]
+            if is_learned(turn):
+                learned.append((start, len(text)))
         else:
-            text = turn["content"] if turn["role"] == "system" else question_prompt(turn["content"])
-            pieces.append(Piece("\n\n" + text if pieces else text))
-    return pieces
+            content = turn["content"] if turn["role"] == "system" else question_prompt(turn["content"])
+            text += f"\n\n{content}" if text else content
+    return Rendering(text, learned)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoprune.data.chat_format import chat_form
-from nanoprune.data.conversations import encode_pairs, encode_prompt
+from nanoprune.data.chat_format import CHAT_DATE, chat_form, is_learned
+from nanoprune.data.conversations import encode_pairs, encode_prompt, learned_answers, said
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import Example
 from nanoprune.data.tokenizer import end_token, load_tokenizer, tokenizer_hash
@@ -33,8 +33,10 @@ class Items:
         else:
             self.tokenizer = load_tokenizer(folder)
             self.end = end_token(self.tokenizer, folder)
-        self.form = chat_form(folder, self.tokenizer) if dataset.chat else None
-        self.stop = {self.tokenizer.token_to_id(self.form.end_of_turn)} if self.form else set()
+        today = dataset.meta.get("chat_date", CHAT_DATE)
+        self.form = chat_form(folder, self.tokenizer, today) if dataset.chat else None
+        ends_turn = self.form and self.form.end_of_turn
+        self.stop = {self.tokenizer.token_to_id(ends_turn)} if ends_turn else set()
         if protocol.name == "rolling" and protocol.prefix is None:
             self.protocol = replace(protocol, prefix=self.end)
         self.test: list[Text] = []
@@ -89,8 +91,8 @@ class Items:
         self.protocol = replace(self.protocol, context=max(self.protocol.context, longest))
         texts = []
         for document, example in zip(documents, examples, strict=True):
-            answers = [turn["content"] for turn in document["messages"] if turn["role"] == "assistant"]
-            about = describe_text(document["id"], " ".join(answers), category=document.get("task"))
+            answers = " ".join(learned_answers(document["messages"]))
+            about = describe_text(document["id"], answers, category=document.get("task"))
             texts.append(Text(example, about))
         return texts
 
@@ -112,10 +114,13 @@ class Items:
         chosen = spread_over_tasks(pairs, most)
         counts = {"left out": 0, "cut": 0, "merged": 0, "not asked": len(pairs) - len(chosen)}
         for pair in chosen:
-            *before, last = pair["messages"]
-            if last["role"] != "assistant" or not before:
+            turns = pair["messages"]
+            while turns and not is_learned(turns[-1]):  # of a wrong answer the right one may stand before it
+                turns = turns[:-2]
+            if len(turns) < 2 or turns[-1]["role"] != "assistant":
                 continue
-            prompt = encode_prompt(before, self.tokenizer, self.form)
+            *before, last = turns
+            prompt = encode_prompt(before, self.tokenizer, self.form, pair.get("tools"))
             if len(prompt.tokens) > room:
                 if not cut or room < 1:
                     counts["left out"] += 1
@@ -123,7 +128,7 @@ class Items:
                 counts["cut"] += 1
             instruction = {"task": "none"} | {kind: str(pair[kind]) for kind in KINDS if pair.get(kind)}
             instruction |= {"prompt": prompt.text, "tokens": prompt.tokens[-room:]}
-            self.instructions.append(instruction | {"reference": last["content"]})
+            self.instructions.append(instruction | {"reference": last["content"] or said(last)})
         self.counts["held-out instructions"] = counts
 
     def notes(self) -> list[str]:
