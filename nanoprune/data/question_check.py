@@ -1,12 +1,11 @@
 """What makes a question bad: reasons to refuse a candidate, and what the choices alone tell of a set."""
 
 import re
-from datetime import date
 from itertools import combinations
 
 import numpy as np
 
-from nanoprune.statistics import Interval, bootstrap
+from nanoprune.statistics import Interval, mean
 
 GAP = "____"
 MONTHS = ("January", "February", "March", "April", "May", "June",
@@ -113,15 +112,15 @@ def accuracies_by_choices(questions: list[dict]) -> dict[str, tuple[float, Inter
     sources, accuracies = [question["source"] for question in questions], {}
     for name, score in scores.items():
         best = score == score.max(axis=1, keepdims=True)
-        hits = best[rows, answers] / best.sum(axis=1)
-        accuracies[name] = float(hits.mean()), bootstrap(hits, np.ones(len(hits)), sources)
+        accuracy = mean(best[rows, answers] / best.sum(axis=1))
+        accuracies[name] = float(accuracy.value), accuracy.interval(sources)
     return accuracies
 
 
 def value_of(choice: str) -> float:
-    """The number at the beginning of a choice, or of a day its ordinal number; ValueError if it has none."""
+    """The number at the beginning of a choice; of a day its place in time, also of a misprint (31 April)."""
     if day := DAY.fullmatch(choice):
-        return date(int(day["year"]), MONTHS.index(day["month"]) + 1, int(day["day"])).toordinal()
+        return (int(day["year"]) * 12 + MONTHS.index(day["month"])) * 31 + int(day["day"])
     return float(re.match(r"[\d.,]*\d", choice)[0].replace(",", ""))
 
 
