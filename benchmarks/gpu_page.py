@@ -28,8 +28,8 @@ the device from that option; CI runs them on the CPU. All numbers stand in `docs
 - On CUDA the matrix products repeat, because `train.py` sets cuBLAS's workspace. Sums into an embedding's
   gradient repeat, too: torch takes its deterministic kernel.
 - The backward passes of flash attention and of the memory-efficient kernel (fp32) add in any order, unless
-  torch is told `use_deterministic_algorithms(True, warn_only=False)`. With `warn_only=True` torch keeps the
-  faster kernel and warns once.
+  torch is told `use_deterministic_algorithms(True, warn_only=False)`. `train.py` tells it so on CUDA. An
+  operation without a deterministic form then stops the run, and torch names it.
 - `test_a_resumed_run_is_the_same_bit_by_bit` trains twice and resumes once, in three types. Its outcome
   below says what held on that card.
 - Another card, another torch, another number of ranks or another batch size give other last digits. Both

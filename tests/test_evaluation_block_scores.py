@@ -11,6 +11,7 @@ from small import SHAPE, run_main
 
 from model import Decoder
 from nanoprune.data.dataset import Dataset
+from nanoprune.data.token_file import Example
 from nanoprune.evaluation import block_scores
 from nanoprune.evaluation.block_scores import (
     SCORES,
@@ -55,6 +56,17 @@ def test_scores_are_losses_without_each_block(world):
         assert row["difference_low"] <= row["difference"] <= row["difference_high"]
     ranked = sorted(rows[1:], key=lambda row: row["rank"])
     assert [row["nll"] for row in ranked] == sorted(row["nll"] for row in rows[1:])
+
+
+def test_angles_are_of_the_last_learned_position(world):
+    """Also behind a prompt that is not learned, and a window without a learned token counts nothing."""
+    model = Decoder.from_pretrained(world.model).eval()
+    tokens, learned = np.resize(Dataset(world.data).split("val")[0].tokens, 65), np.zeros(65, bool)
+    learned[50:61] = True
+    conversation, document = Example(tokens, learned), Example(tokens[32:61], np.ones(29, bool))
+    angles = [SCORES["angular"].function(model, [(Part(0),)], Calibration.of_split(model, [example], 32))
+              for example in (conversation, document)]
+    assert angles[0] == pytest.approx(angles[1], rel=1e-5) and angles[0][0] > 0
 
 
 def test_a_loss_that_is_not_finite_ranks_last(world):

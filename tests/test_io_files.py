@@ -39,6 +39,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert read_json(path) == {"old": True} and os.listdir(tmp_path) == ["notes.json"]
 
 
+def test_a_device_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ValueError, match="is a folder or a device; choose another place"):
+            write_bytes(place, b"text")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_unwritable_places_are_named(tmp_path):
     write_text(tmp_path / "file", "")
     with pytest.raises(ValueError, match="cannot make the folder .*file/below"):

@@ -157,7 +157,7 @@ def score_in_one_pass(
     """Scores that compare what enters a removal with what leaves it, and its seconds, from one forward pass.
 
     influence: 1 - cosine of the two, a mean over all positions. angular: the angle between the two over pi, a
-    mean over last positions.
+    mean over the last scored positions of the windows that have one.
     """
     sums, ranks = np.zeros((3, len(removals))), calibration.ranks
     for batch in ranks.shard(calibration.windows, "states"):
@@ -169,16 +169,17 @@ def score_in_one_pass(
             synchronize(model.device)
             times.append(time.perf_counter())
         scored = to_device(batch.targets != IGNORE, model.device)
-        last_position = scored.sum(1, keepdim=True) - 1
+        last_position = scored.int().cumsum(1).argmax(1, keepdim=True)
+        some_scored = scored.any(1)
         for k, removal in enumerate(removals):
             before = 2 * removal[0].block + (removal[0].half == "mlp")
             after = 2 * removal[-1].block + 2 - (removal[-1].half == "attn")
             cosines = F.cosine_similarity(states[before].double(), states[after].double(), dim=-1)
-            angles = cosines.gather(1, last_position).clamp(-1, 1).arccos() / np.pi
+            angles = cosines.gather(1, last_position)[some_scored].clamp(-1, 1).arccos() / np.pi
             changes = (1 - cosines)[scored]
             sums[:, k] += float(changes.sum()), float(angles.sum()), times[after] - times[before]
     changes, angles, seconds = ranks.sum(sums)
-    rows = sum(len(batch.ids) for batch in calibration.windows)
+    rows = sum(int((batch.targets != IGNORE).any(1).sum()) for batch in calibration.windows)
     return {"influence": changes / calibration.tokens, "angular": angles / rows,
             "seconds": seconds / ranks.size}
 

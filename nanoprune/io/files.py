@@ -62,6 +62,8 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     Readers see the old file or the new one, never half of one. ValueError if the file cannot be written.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a folder or a device; choose another place to write to")
     make_folder(path.parent)
     beside = path.with_name(path.name + ".tmp")
     try:
