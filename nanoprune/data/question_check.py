@@ -1,6 +1,7 @@
 """What makes a question bad: reasons to refuse a candidate, and what the choices alone tell of a set."""
 
 import re
+from datetime import date
 from itertools import combinations
 
 import numpy as np
@@ -118,9 +119,9 @@ def accuracies_by_choices(questions: list[dict]) -> dict[str, tuple[float, Inter
 
 
 def value_of(choice: str) -> float:
-    """The number at the beginning of a choice; of a day its place in time, also of a misprint (31 April)."""
+    """The number at the beginning of a choice, or of a day its ordinal number; ValueError if it has none."""
     if day := DAY.fullmatch(choice):
-        return (int(day["year"]) * 12 + MONTHS.index(day["month"])) * 31 + int(day["day"])
+        return date(int(day["year"]), MONTHS.index(day["month"]) + 1, int(day["day"])).toordinal()
     return float(re.match(r"[\d.,]*\d", choice)[0].replace(",", ""))
 
 

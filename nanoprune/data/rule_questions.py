@@ -296,7 +296,7 @@ def like(right: Mention, sign: int, rng: random.Random) -> Iterator[tuple[str, f
     """(text, value) of larger (1) or smaller (-1) figures or days that could stand in the right one's place,
     the nearest first.
 
-    Days are on the same weekday. Figures are as long and as round: as many zeros at the end, and from 25 on
+    Days are on the same weekday. Figures are as long and as round: as many zeros at the end, and from 10 on
     a 5 before them or not, as 250 and 350 but not 240 or 300.
     """
     if right.kind == "day":
@@ -307,13 +307,13 @@ def like(right: Mention, sign: int, rng: random.Random) -> Iterator[tuple[str, f
     decimals, comma = len(right.number.partition(".")[2]), "," if "," in right.number else ""
     digits = right.number.replace(",", "").replace(".", "")
     places = lead = int(digits.rstrip("0") or 0)  # 38 of 3,800
-    ends_in_5 = lead >= 25 and lead % 5 == 0
+    ends_in_5 = lead >= 10 and lead % 5 == 0
     unit = 10 if ends_in_5 else 1
     while lead:
         places += sign * unit * max(1, round(places * rng.uniform(LEAST_STEP, LARGEST_STEP) / unit))
         if not 1 / LARGEST_RATIO <= places / lead <= LARGEST_RATIO:
             return
         number = f"{places * int(digits) // lead / 10**decimals:{comma}.{decimals}f}"
-        as_round = places % 10 and (lead < 20 or ends_in_5 == (places % 5 == 0))
+        as_round = places % 10 and (lead < 10 or ends_in_5 == (places % 5 == 0))
         if as_round and len(number) == len(right.number):
             yield number, value_of(number) * right.value / value_of(right.number)
