@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common import machine, make_parser, markdown, report
+from benchmarks.common import machine, make_parser, report
+from benchmarks.tables import markdown
 from model import Decoder
 from nanoprune import command_line
 from nanoprune.data.dataset import Dataset

@@ -236,8 +236,6 @@ def test_four_bits_are_those_of_the_cpu(device, tmp_path):
     here, there = quantise(weight), quantise(weight.to(device))
     assert torch.equal(here.codes, there.codes.cpu())
     assert_near(dequantise(there, weight.shape), dequantise(here, weight.shape), 1e-3)
-    room = torch.empty(96, 200, device=device)
-    assert torch.equal(dequantise(there, weight.shape, room), dequantise(there, weight.shape))
     base = random_base(tmp_path / "base", **SHAPE)
     layers = [frozen_layers(Decoder.from_pretrained(base, device=place, frozen="nf4"))
               for place in ("cpu", device)]

@@ -6,6 +6,7 @@
 import shutil
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -133,7 +134,7 @@ def group(device, tmp_path):
 def test_ranks_exchange_what_they_have(group, device):
     """Every exchange of a run once, between one rank: types and devices fit the backend."""
     ranks = Ranks(rank=0, size=2)  # so that nothing is cut short
-    assert ranks.sum([1.5, 2**53 - 1.0]) == [1.5, 2**53 - 1.0]
+    assert ranks.sum(np.array([1.5, 2**53 - 1.0])).tolist() == [1.5, 2**53 - 1.0]
     tensor = torch.ones(3, device=device)
     ranks.sum_tensor(tensor)
     ranks.barrier()

@@ -55,7 +55,8 @@ def test_a_chat_prompt_is_the_beginning_of_a_training_example(tmp_path, monkeypa
     monkeypatch.setattr(sample, "generate", lambda model, ids, most, stop, **how: prompts.append(
         (ids[0].tolist(), stop)) or [[65]])
     for chat in (False, True):
-        assert sample.complete("m", model, ["Why?"], 2, torch.device("cpu"), chat=chat) == ["b"]
+        [row] = sample.complete("m", model, ["Why?"], 2, torch.device("cpu"), chat=chat)
+        assert row["text"] == "b"
     tokenizer = load_tokenizer(data)
     messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     [example] = encode_pairs([{"messages": messages}], tokenizer, 256, chat_form(data, tokenizer))

@@ -167,7 +167,7 @@ def prompt_groups(pairs: list[dict]) -> list[int]:
 
     if distinct:
         signatures = np.stack([signature(list(prompt)) for prompt in distinct])
-        for i, j in near_duplicates(signatures, lambda i: " ".join(distinct[i])):
+        for i, j in near_duplicates(signatures, lambda i: " ".join(distinct[i]), containment=math.inf):
             if sorted(NUMBER.findall(distinct[i])) == sorted(NUMBER.findall(distinct[j])):
                 first, second = sorted([group_of(i), group_of(j)])
                 parents[second] = first

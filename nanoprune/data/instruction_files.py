@@ -71,7 +71,7 @@ def _json(path: Path, data: bytes) -> list | dict:
 
 def _csv_rows(path: Path, data: bytes) -> list[dict]:
     """The rows of a table with a line of names; empty cells are left out."""
-    csv.field_size_limit(len(data) + 1)
+    csv.field_size_limit(max(csv.field_size_limit(), len(data) + 1))  # it holds for the whole process
     try:
         lines = io.StringIO(data.decode(), newline="")
         names = data.split(b"\n")[0].decode()

@@ -75,7 +75,7 @@ def packed_layout(documents: Tensor, windows: Iterable[int | None], x: Tensor) -
     positions = to_device(positions, x.device)
     if has_flash(x):
         starts = to_device(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), x.device)
-        return Layout(positions, {window: Visible(None, None, window, starts, max(lengths))
+        return Layout(positions, {window: Visible(None, lengths, window, starts, max(lengths))
                                   for window in windows})
     if len(lengths) * SHORT_DOCUMENT <= documents.numel():
         return Layout(positions, {window: Visible(None, lengths, window) for window in windows})
