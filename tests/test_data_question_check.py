@@ -32,11 +32,13 @@ BAD = {
         "The team from Elbach won the race at Sebring 12 hours after the start of the long night."],
     "known without the document": [
         "The new model reaches 100 km/h on the short road to the plant in Elbach.",
-        "The white shirt of the collection is made of 100% organic cotton by a firm in Holm."],
+        "The white shirt of the collection is made of 100% organic cotton by a firm in Holm.",
+        "On a motorway the assistant of the new model takes over up to a speed of 130 km/h by itself."],
     "a span beside it tells the answer": [
         "The series that began in 1975 has been built in the plant in Elbach for 50 years by now."],
     "a comparison tells the answer": [
-        "The brand sold 2,400 vehicles in Holm, compared with some 2,300 in the year that ended."],
+        "The brand sold 2,400 vehicles in Holm, compared with some 2,300 in the year that ended.",
+        "The seat of the new motorcycle from Elbach has a friendly height of only 780 mm above ground."],
     "figures beside it add up to the answer": [
         "On the first day 22 teams of the world, of which 16 were men and 6 were women, had started."],
 }
@@ -68,6 +70,31 @@ def test_good_candidates(sentence):
 def test_bad_candidates_are_refused(reason, sentence):
     found = flaws(sentence)
     assert None not in found and (not found or reason in found)
+
+
+@pytest.mark.parametrize("sentence", [
+    "The decrease of the year was 17 percent in all of the markets that the company looks at.",
+    "Segment earnings came to 1,250 million euros and grew for the second time in a row by then.",
+    "By the end of the month 17,400 units of the first tranche were bought by the bank in Holm.",
+])
+def test_a_figure_without_its_subject_comes_with_the_sentence_before_or_not_at_all(sentence):
+    alone = {"train": [document(0, sentence)], "val": [], "test": []}
+    assert all("____" not in row["question"] for row in open_and_closed_book(alone, 0)["closed_book"])
+    before = "The Group of the plants in Elbach has published what it earned with vehicles in the year."
+    both = {"train": [document(0, f"{before} {sentence}")], "val": [], "test": []}
+    for row in open_and_closed_book(both, 0)["closed_book"]:
+        assert "____" not in row["question"] or before in row["question"]
+
+
+@pytest.mark.parametrize("sentence", [
+    "In the old hall of the plant in Elbach about 15 percent of the cars were painted in red.",
+    "The new motor of the model from Holm has a torque of 250 Nm, which is enough for the hills.",
+])
+def test_wrong_choices_end_in_5_if_the_right_one_does(sentence):
+    splits = {"train": [document(0, sentence)], "val": [], "test": []}
+    for row in open_and_closed_book(splits, 0)["closed_book"]:
+        if "____" in row["question"]:
+            assert all(float(choice.split()[0]) % 5 == 0 for choice in row["choices"])
 
 
 @pytest.mark.parametrize("sentence, title", [
