@@ -13,6 +13,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from nanoprune.config import Config
-from nanoprune.device import peak_memory
+from nanoprune.device import peak_memory, synchronize
 from nanoprune.io.files import write_csv, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +79,28 @@ def train_without_saving(config: Config) -> None:
 
     RunFolder.save_model = RunFolder.save_state = lambda *_, **__: None
     train.train(config)
+
+
+def make_clock(device: torch.device):
+    """A callback of Trainer that keeps each step's `seconds` and `losses`."""
+    import transformers
+
+    class Clock(transformers.TrainerCallback):
+        def __init__(self):
+            self.seconds, self.losses = [], []
+
+        def on_step_begin(self, *_, **__):
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            synchronize(device)
+            self.seconds.append(time.perf_counter() - self.began)
+
+        def on_log(self, args, state, control, logs=None, **__):
+            if "loss" in (logs or {}):
+                self.losses.append(logs["loss"])
+
+    return Clock()
 
 
 def peak() -> float:

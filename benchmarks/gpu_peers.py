@@ -1,14 +1,14 @@
 """What a user would pick instead, on the same weights and tokens: Trainer, TRL's SFTTrainer, `generate`."""
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 
 import torch
 
+from benchmarks.common import make_clock
 from benchmarks.gpu_measures import Job, median_seconds, prompts, summary
 from nanoprune.data.dataset import Dataset
-from nanoprune.device import peak_memory, synchronize
+from nanoprune.device import peak_memory
 
 
 def trainer(job: Job) -> Iterator[dict]:
@@ -82,28 +82,6 @@ def measure_peer(job: Job, make_trainer: Callable, rows: int) -> dict:
 
 def collate(features: list[dict]) -> dict:
     return {key: torch.tensor([feature[key] for feature in features]) for key in ("input_ids", "labels")}
-
-
-def make_clock(device: torch.device):
-    """A callback of Trainer that keeps each step's `seconds` and `losses`."""
-    import transformers
-
-    class Clock(transformers.TrainerCallback):
-        def __init__(self):
-            self.seconds, self.losses = [], []
-
-        def on_step_begin(self, *_, **__):
-            self.began = time.perf_counter()
-
-        def on_step_end(self, *_, **__):
-            synchronize(device)
-            self.seconds.append(time.perf_counter() - self.began)
-
-        def on_log(self, args, state, control, logs=None, **__):
-            if "loss" in (logs or {}):
-                self.losses.append(logs["loss"])
-
-    return Clock()
 
 
 def transformers_generate(job: Job) -> Iterator[dict]:

@@ -31,7 +31,7 @@ SHOWN = 8  # of the kernels that are not products
 def measure(job: Job) -> Iterator[dict]:
     """Shares of a step of `full`, from the device's own clock; the rest of the step it waits."""
     config = job.config("profile", job.rows)
-    set_up(config)
+    set_up(config, job.device)
     rows = Dataset(config.data).rows(config.context, config.seed, 0, 0.0)
     model = Decoder.from_pretrained(job.base).train().to(job.device)
     optimizer, autocast = make_optimizer(model, config), make_autocast(config, job.device)

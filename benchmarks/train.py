@@ -27,6 +27,7 @@ from benchmarks.common import (
     SMALL,
     WHOLE,
     machine,
+    make_clock,
     make_parser,
     median_and_range,
     peak,
@@ -234,7 +235,7 @@ def run_trainer(name: str, work: Path, peer: Peer) -> dict:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         config.base, dtype=getattr(torch, peer.stored), attn_implementation=peer.attention)
     examples = trainer_examples(name, config)
-    clock, useful = make_clock(), []
+    clock, useful = make_clock(torch.device("cpu")), []
     collator = transformers.DataCollatorWithFlattening() if peer.flattening else pad
 
     def collate(features: list[dict]) -> dict:
@@ -285,27 +286,6 @@ def pad(features: list[dict]) -> dict:
 
     return {"input_ids": fill("input_ids", 0), "labels": fill("labels", IGNORE),
             "attention_mask": (fill("input_ids", -1) >= 0).long()}
-
-
-def make_clock():
-    """A callback of Trainer that keeps each step's `seconds` and `losses`."""
-    import transformers
-
-    class Clock(transformers.TrainerCallback):
-        def __init__(self):
-            self.seconds, self.losses = [], []
-
-        def on_step_begin(self, *_, **__):
-            self.began = time.perf_counter()
-
-        def on_step_end(self, *_, **__):
-            self.seconds.append(time.perf_counter() - self.began)
-
-        def on_log(self, args, state, control, logs=None, **__):
-            if "loss" in (logs or {}):
-                self.losses.append(logs["loss"])
-
-    return Clock()
 
 
 # ---------------------------------------------------------------- in turn, and the tables

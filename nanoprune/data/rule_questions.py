@@ -200,14 +200,14 @@ def open_and_closed_book(
     The candidates that are refused are counted in `refused`, by reason.
     """
     titles = titles_once(document for documents in splits.values() for document in documents)
-    holders = Counter(
-        (fact.sentence, fact.mention) for document in splits["train"] for fact in facts_of(document))
+    facts = [facts_of(document) for document in splits["train"]]
+    holders = Counter((fact.sentence, fact.mention) for document_facts in facts for fact in document_facts)
     closed, on_days = [], []
-    for document in splits["train"]:
+    for document, document_facts in zip(splits["train"], facts, strict=True):
         title = document["title"]
         if title not in titles:
             continue
-        for fact in facts_of(document):
+        for fact in document_facts:
             told, context, flaw = fact.with_gap, "", None
             if NEEDS_CONTEXT.search(told):
                 told, context = f"{fact.before} {told}", fact.before or told
