@@ -106,7 +106,7 @@ def train(
             block.compile()
     peak_flops = matmul_rate(device, getattr(torch, config.dtype))  # before there is anything to hold beside
     network = wrap(model, config.parallel, ranks, device)
-    autocast = make_autocast(config, device, cache=ranks.size == 1 or config.parallel == "ddp")
+    autocast = make_autocast(config.dtype, device, cache=ranks.size == 1 or config.parallel == "ddp")
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
     if resume:

@@ -34,7 +34,7 @@ def measure(job: Job) -> Iterator[dict]:
     set_up(config, job.device)
     rows = Dataset(config.data).rows(config.context, config.seed, 0, 0.0)
     model = Decoder.from_pretrained(job.base).train().to(job.device)
-    optimizer, autocast = make_optimizer(model, config), make_autocast(config, job.device)
+    optimizer, autocast = make_optimizer(model, config), make_autocast(config.dtype, job.device)
 
     def step(number: int) -> None:
         ids, targets, documents = rows.batch(number * config.batch_size, config.batch_size)

@@ -213,7 +213,7 @@ def evaluate_ours(work: Path) -> dict:
     config = make_config("evaluate", work)
     set_up(config, torch.device("cpu"))
     model, validation = Decoder.from_pretrained(config.base), Validation(Dataset(config.data), config)
-    autocast = make_autocast(config, torch.device("cpu"))
+    autocast = make_autocast(config.dtype, torch.device("cpu"))
     seconds, losses = [], []
     for _ in range(config.max_steps):
         began = time.perf_counter()
