@@ -5,28 +5,34 @@
     python prune.py Qwen/Qwen3-0.6B-Base --data data/bmw --choose 2 --out models/reduced
 
 A block's score is the loss of the model without it, on the dataset's validation split. The cheaper scores
-beside it estimate that loss; block influence is known to rank Qwen3-0.6B's blocks badly. Runs under torchrun,
-too.
+beside it estimate that loss; block influence is known to rank Qwen3-0.6B's blocks badly. Each loss is kept in
+a .losses.json file beside the table, by document: after a stop or a kill the same command goes on. Runs under
+torchrun, too.
 """
 
 import argparse
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from model import Decoder
 from nanoprune import command_line
+from nanoprune.config import Dtype
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import TokenFile
-from nanoprune.device import environment, pick_device
-from nanoprune.distributed import Ranks, join
+from nanoprune.device import environment, make_autocast, pick_device, pick_dtype
+from nanoprune.distributed import join
 from nanoprune.evaluation.block_scores import (
     SCORES,
     BlockScores,
     Calibration,
+    KeptLosses,
     estimates,
+    loss_rows,
+    losses_without,
     protocol,
     score_blocks,
     without,
@@ -41,6 +47,7 @@ from nanoprune.io.files import (
     write_json,
 )
 from nanoprune.io.hub import check_out, copy_tokenizer, locate
+from nanoprune.io.tensors import stored_types
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.model_config import ModelConfig, Part, part_name, read_parts, record_removal
 from nanoprune.nn.peft import check_weights_can_change
@@ -96,14 +103,14 @@ def choose_blocks(
 
 # ---------------------------------------------------------------- the commands
 def calibrate(
-    model: Decoder, dataset: Dataset, tokens: int, context: int, halves: bool, ranks: Ranks, seed: int
+    model: Decoder, dataset: Dataset, tokens: int, context: int, dtype: str, **how
 ) -> tuple[Calibration, dict]:
     """Text of the validation split to score on, and its description for the records."""
     split = dataset.split("val")
     documents = choose_documents(split, tokens)
     context = min(context, model.config.max_position_embeddings)
     calibration = Calibration.of_split(
-        model, split, context, only=documents, halves=halves, ranks=ranks, seed=seed)
+        model, split, context, only=documents, autocast=make_autocast(dtype, model.device), **how)
     if len(documents) < LEAST_DOCUMENTS or calibration.tokens < LEAST_TOKENS:
         raise ValueError(f"{dataset.folder}: the validation split gives {calibration.tokens} tokens of "
                          f"{len(documents)} document(s) to score on; at least {LEAST_TOKENS} tokens of "
@@ -112,7 +119,7 @@ def calibrate(
         "data": str(dataset.folder), "data_sha256": file_hash(split.path), "split": "val",
         "documents": len(documents),
         "chosen": "evenly spaced over the split" if tokens else "all of the split",
-        "tokens": calibration.tokens, "context": context}
+        "tokens": calibration.tokens, "context": context, "dtype": dtype}
 
 
 def choose_documents(split: TokenFile, tokens: int) -> set[int]:
@@ -141,16 +148,32 @@ def write_scores(path: Path, scores: BlockScores, description: dict) -> None:
     write_csv(path, scores.rows)
     details = path.with_suffix(".json")
     write_json(details, finite_or_none(description | {
-        "dtype": "float32", "protocol": protocol(), "columns": list(scores.rows[0]),
+        "protocol": protocol(), "columns": list(scores.rows[0]),
         "seconds": scores.seconds, "correlations": scores.correlations}))
     print(f"wrote {path} and {details}")
+
+
+def decision_rows(model: Decoder, calibration: Calibration, decisions: list[dict]) -> list[dict]:
+    """The loss after each decision, and its paired difference from the unpruned model's."""
+    removals = [()]
+    for decision in decisions:
+        removals.append((*removals[-1], *map(Part, decision["blocks"])))
+    losses = losses_without(model, removals, calibration)
+    return [{"removed": ",".join(part_name(part) for part in removal) or "none"} | row
+            for removal, row in zip(removals, loss_rows(losses), strict=True)]
 
 
 def write_reduced(
     model: Decoder, parts: list[Part], base: str, folder: Path, out: Path, history: dict
 ) -> None:
-    """Drop the parts of a model that was loaded from `folder`, and write what is left, with its history."""
+    """Drop the parts of a model that was loaded from `folder`, and write what is left, with its history.
+
+    Its weights have the types that they have in the base.
+    """
     before = count_parameters(model).total
+    types = stored_types(folder)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(types[name])
     record_removal(model.config, base, file_hashes(folder), parts, **history)
     model.drop_blocks(parts)
     with replace_folder(out) as beside:
@@ -185,6 +208,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--tokens", type=int, default=0, help="score on about this many tokens (0: all)")
     add("--context", type=int, default=1024, help="longest window, in tokens")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--dtype", default="auto", choices=get_args(Dtype), help="of the products; auto: bfloat16 where the "
+        "device has units for it")
     add("--score", type=Path, metavar="CSV", help="write the scores of all blocks to it")
     add("--parts", action="store_true", help="score each block's attention and MLP, too")
     add("--drop", metavar="I,J", help="remove these blocks, or of them I.attn, J.mlp")
@@ -192,6 +217,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--method", default="loss", choices=SCORES, help="score to --choose by")
     add("--contiguous", action="store_true", help="--choose blocks that follow each other")
     add("--protect", metavar="I,J", help="blocks that --choose never takes")
+    add("--decisions", type=Path, metavar="CSV", help="write the loss after each removal of --choose to it")
     add("--seed", type=int, default=0, help="of --method random")
     add("--out", type=Path, help="folder for the reduced model, for --drop and --choose")
     add("--evidence", metavar="CSV", help="table of scores behind --drop, to record")
@@ -200,15 +226,17 @@ def parse_arguments() -> argparse.Namespace:
     if not commands or commands[-2:] == ["drop", "choose"]:
         raise ValueError("give --score CSV with --data FOLDER, or --drop BLOCKS or --choose N with --out "
                          "FOLDER")
-    reads_text = "score" in commands or ("choose" in commands and SCORES[args.method].reads_text)
+    reads_text = "score" in commands or ("choose" in commands and (
+        SCORES[args.method].reads_text or args.decisions is not None))
     if bool(args.data) != reads_text or bool(args.out) != (commands != ["score"]):
         textless = ", ".join(name for name, score in SCORES.items() if not score.reads_text)
         raise ValueError("--score goes with --data FOLDER, --drop with --out FOLDER, --choose with --out "
-                         f"and, unless --method is one of {textless}, with --data")
+                         f"and, unless --method is one of {textless} without --decisions, with --data")
     if args.context < 1 or args.tokens < 0:
         raise ValueError(f"--context must be at least 1 and --tokens 0 or more; given {args.context} and "
                          f"{args.tokens}")
-    command_of = {"evidence": "drop", "contiguous": "choose", "protect": "choose", "parts": "score"}
+    command_of = {"evidence": "drop", "contiguous": "choose", "protect": "choose", "decisions": "choose",
+                  "parts": "score"}
     for option, command in command_of.items():
         if getattr(args, option) and command not in commands:
             raise ValueError(f"--{option} goes with --{command}")
@@ -220,10 +248,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     ranks, removing = join(args.device), args.out is not None
-    if args.score:
-        make_folder(args.score.parent)
-        if args.score.is_dir():
-            raise ValueError(f"--score {args.score} is a folder; give the CSV file to write")
+    for name in ("score", "decisions"):
+        if path := getattr(args, name):
+            make_folder(path.parent)
+            if path.is_dir():
+                raise ValueError(f"--{name} {path} is a folder; give the CSV file to write")
     dataset = Dataset(args.data) if args.data else None
     with ranks.local_first():
         folder = locate(args.base, args.revision)
@@ -237,12 +266,19 @@ def main() -> None:
         parts, history = read_parts(args.drop.split(","), config), {"method": "by hand"}
     print_history(args.base, config)
     model = Decoder.from_pretrained(folder, device=pick_device(args.device) if dataset else "cpu").eval()
+    dtype = pick_dtype(args.dtype, model.device) if dataset else None
+    measured_on = {"weights": file_hashes(folder), "dtype": dtype}
+
+    def keep(table: Path | None) -> KeptLosses | None:
+        return table and KeptLosses(table.with_suffix(".losses.json"), measured_on, ranks.rank == 0)
 
     # ---- score: the loss without each block, and its estimates
     if args.score:
-        calibration, text = calibrate(model, dataset, args.tokens, args.context, args.parts, ranks, args.seed)
-        print(f"loss without each of {config.num_hidden_layers} blocks, on {text['documents']} validation "
-              f"documents in windows of {text['context']}, {text['tokens']:,} tokens, fp32, no prefix token")
+        calibration, text = calibrate(
+            model, dataset, args.tokens, args.context, dtype, ranks=ranks, seed=args.seed, kept=keep(args.score))
+        print(f"loss without each of {config.num_hidden_layers} blocks, products in {dtype}, on "
+              f"{text['documents']} validation documents in windows of {text['context']}, "
+              f"{text['tokens']:,} tokens, no prefix token")
         scores = score_blocks(model, calibration, args.parts)
         print_scores(scores)
         if ranks.rank == 0:
@@ -254,8 +290,9 @@ def main() -> None:
     # ---- choose: the blocks whose removal costs least
     if args.choose is not None:
         calibration, text = Calibration(seed=args.seed), {}
-        if SCORES[args.method].reads_text:
-            calibration, text = calibrate(model, dataset, args.tokens, args.context, False, ranks, args.seed)
+        if dataset:
+            calibration, text = calibrate(model, dataset, args.tokens, args.context, dtype, ranks=ranks,
+                                          seed=args.seed, kept=keep(args.decisions))
         protect = args.protect.split(",") if args.protect else []
         blocks, decisions = choose_blocks(
             model, calibration, args.choose, args.method, args.contiguous, protect)
@@ -266,6 +303,11 @@ def main() -> None:
             print(f"  {','.join(map(str, decision['blocks'])):>9}  {args.method} "
                   + ("not finite" if score is None else f"{score:.4f}"))
         parts = read_parts(blocks, config)
+        if args.decisions:
+            rows = decision_rows(model, calibration, decisions)
+            if ranks.rank == 0:
+                write_csv(args.decisions, rows)
+                print(f"wrote {args.decisions}")
         history = {"method": args.method, "contiguous": args.contiguous, "protect": args.protect or "",
                    "seed": args.seed, "decisions": decisions, **text}
 

@@ -77,12 +77,8 @@ def test_a_loss_that_is_not_finite_ranks_last(world):
     assert {row["block"]: row["rank"] for row in rows} == {"none": "", "0": "2.5", "1": "1", "2": "2.5"}
 
 
-@pytest.mark.parametrize("together", [1, 300])
-def test_shared_prefixes_give_the_plain_losses(world, monkeypatch, together):
-    """Of blocks, halves and pairs: bit by bit what the pruned model itself gives, or to rounding with
-    removals together.
-    """
-    monkeypatch.setattr(block_scores, "TOGETHER", together)
+def test_shared_prefixes_give_the_plain_losses(world, monkeypatch):
+    """Of blocks, halves and pairs: bit by bit what the pruned model itself gives."""
     states, bytes_of_each = 2 * SHAPE["num_hidden_layers"] + 1, 4 * SHAPE["hidden_size"]
     monkeypatch.setattr(block_scores, "ROOM", 128 * states * bytes_of_each)
     model, calibration = load(world, "train")
@@ -94,9 +90,7 @@ def test_shared_prefixes_give_the_plain_losses(world, monkeypatch, together):
         other = Decoder.from_pretrained(world.model).eval()
         drop_blocks(other, map(part_name, removal))
         plain = score_text(other, calibration.windows, calibration.documents)
-        assert (
-            np.array_equal(plain.nll, nll) if together == 1 else nll == pytest.approx(plain.nll, rel=1e-6)
-        ), removal
+        assert np.array_equal(plain.nll, nll), removal
         assert np.array_equal(plain.tokens, losses.tokens)
 
 

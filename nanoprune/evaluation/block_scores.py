@@ -8,12 +8,14 @@ shard of the windows, and all get the same numbers as one process alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,48 +24,81 @@ import torch.nn.functional as F
 
 from nanoprune.config import IGNORE
 from nanoprune.data.token_file import Example
-from nanoprune.device import synchronize, to_device
+from nanoprune.device import matmul_dtype, synchronize, to_device
 from nanoprune.distributed import ALONE, Ranks
-from nanoprune.evaluation.perplexity import Protocol, WindowBatch, sum_by_document
+from nanoprune.evaluation.perplexity import Protocol, WindowBatch, add_by_document
+from nanoprune.io.files import json_hash, read_json, write_text
 from nanoprune.nn.model_config import Part, part_name, read_parts
 from nanoprune.statistics import average_ranks, bootstrap_rows, spearman, spearman_interval
 
 if TYPE_CHECKING:
     from model import Decoder
 
-ROOM = 2**28  # bytes of hidden states that are held at once
-TOGETHER = 1024  # tokens that a block takes in at once, of several removals where the windows are fewer
+VERSION = 1  # of the losses without blocks: raise it when they change, or older ones are taken for the same
+ROOM = 2**28  # bytes of hidden states that are held of one batch of windows
 # The modules of a block, its attention and its MLP: each half has the norm before it.
 MODULES = {"": ("",), "attn": ("self_attn", "input_layernorm"), "mlp": ("mlp", "post_attention_layernorm")}
 Removal = tuple[Part, ...]
 Removals = list[Removal]
 
 
+class KeptLosses:
+    """A JSON file of losses by document, found again by a hash of everything that decides them."""
+
+    def __init__(self, path: Path, about: dict, writes: bool = True):
+        """`about`: the weights and the type of the products. Rank 0 alone `writes`."""
+        self.path, self.about, self.writes = path, about, writes
+        self.sections = read_json(path) if path.is_file() else {}
+
+    def section(self, **about) -> dict[str, list[float]]:
+        """The sums of nll by document, by name of what is removed; empty where nothing is known."""
+        about = self.about | about | {"version": VERSION}
+        return self.sections.setdefault(json_hash(about), {"about": about, "nll": {}})["nll"]
+
+    def save(self) -> None:
+        if self.writes:
+            write_text(self.path, json.dumps(self.sections) + "\n")
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """Text that blocks are scored on."""
+    """Text that blocks are scored on, and how."""
 
     windows: tuple[WindowBatch, ...] = ()
     documents: int = 0  # of the split that the windows are cut from
     ranks: Ranks = ALONE
     seed: int = 0  # of the random score
+    autocast: Callable = nullcontext  # opens the context of the products' type
+    kept: KeptLosses | None = None
 
     @classmethod
     def of_split(
-        cls, model: Decoder, split: Sequence[Example], context: int, *, only: Collection[int] | None = None,
-        halves: bool = False, ranks: Ranks = ALONE, seed: int = 0,
+        cls, model: Decoder, split: Sequence[Example], context: int, only: Collection[int] | None = None,
+        **how,
     ) -> Calibration:
         """Windows of a split, or of `only` some of its documents, in batches that fit into ROOM."""
-        states = (3 if halves else 2) * model.config.num_hidden_layers + 1
+        states = 2 * model.config.num_hidden_layers + 1
         fitting = ROOM // (states * model.config.hidden_size * 4)
         batches = tuple(Protocol(context=context).windows(split, None, min(8192, fitting), only))
         if not batches:
             raise ValueError("the split holds no text to score on; prepare the dataset from more articles")
-        return cls(batches, len(split), ranks, seed)
+        return cls(batches, len(split), **how)
 
     @property
     def tokens(self) -> int:
-        return sum(int((batch.targets != IGNORE).sum()) for batch in self.windows)
+        return int(self.tokens_by_document().sum())
+
+    def tokens_by_document(self) -> np.ndarray:
+        """Tokens (documents,) int64 that the losses are sums over."""
+        counts = [(batch.targets != IGNORE).sum(1).numpy() for batch in self.windows]
+        return add_by_document(counts, self.windows, self.documents, ALONE).astype(np.int64)
+
+    def text_hash(self) -> str:
+        digest = hashlib.sha256()
+        for batch in self.windows:
+            for values in (batch.ids.numpy(), batch.targets.numpy(), batch.documents):
+                digest.update(values.tobytes())
+        return digest.hexdigest()
 
 
 @contextmanager
@@ -89,58 +124,74 @@ class RemovalLosses:
 
 @torch.no_grad()
 def losses_without(model: Decoder, removals: Removals, calibration: Calibration) -> RemovalLosses:
-    """The losses without each removal; plain form: `score_text` of the model less each removal.
+    """The losses without each removal; plain form: `score_text` of the model less each removal, bit by bit.
 
-    Equal to the plain form bit by bit for batches of TOGETHER tokens or more.
+    The windows' states move on from block to block, and each removal starts at its first block: without each
+    of L blocks, that is half of L forward passes. A line tells of each removal as it is known; those that the
+    calibration's file holds are not measured again.
     """
     removals = [tuple(sorted(removal)) for removal in removals]
-    seconds = {"blocks": 0.0, "head": 0.0}
+    names = {removal: "+".join(map(part_name, removal)) or "none" for removal in removals}
+    tokens, known = calibration.tokens_by_document(), {}
+    if calibration.kept:
+        known = calibration.kept.section(model=model.config.fingerprint(), text=calibration.text_hash())
+    missing = sorted({removal for removal in removals if names[removal] not in known})
+    began = time.perf_counter()
+    with calibration.autocast():
+        states = WindowStates(model, calibration)
+        for done, removal in enumerate(missing, start=1):
+            known[names[removal]] = states.losses(removal).tolist()
+            if calibration.kept:
+                calibration.kept.save()
+            loss = sum(known[names[removal]]) / tokens.sum()
+            difference = f"  {loss - sum(known['none']) / tokens.sum():+9.4f}" if "none" in known else ""
+            left = (len(missing) - done) * (time.perf_counter() - began) / done
+            print(f"without {names[removal]:>8}  nll {loss:9.4f}{difference}  {done} of {len(missing)}, "
+                  f"{left:,.0f} s left", flush=True)
+    nll = np.array([known[names[removal]] for removal in removals])
+    return RemovalLosses(nll, tokens, states.seconds)
 
-    def measure(batch: WindowBatch) -> np.ndarray:
-        began = time.perf_counter()
-        states = states_without(model, to_device(batch.ids, model.device), removals)
-        synchronize(model.device)
-        seconds["blocks"] += time.perf_counter() - began
-        began = time.perf_counter()
-        sums = []
-        for removal in removals:
-            losses = model.loss(model.model.norm(states[removal]), batch.targets, "none")
-            sums.append(losses.cpu().double().sum(1).numpy())
-        seconds["head"] += time.perf_counter() - began
-        return np.stack([*sums, (batch.targets != IGNORE).sum(1).numpy()], axis=1)
 
-    *nll, tokens = sum_by_document(measure, len(removals) + 1, calibration.windows, calibration.documents,
-                                   calibration.ranks, "without").T
-    return RemovalLosses(np.stack(nll), tokens.astype(np.int64), seconds)
+class WindowStates:
+    """The hidden states of this rank's windows that enter a block, and move on from block to block."""
 
+    def __init__(self, model: Decoder, calibration: Calibration):
+        ranks, windows = calibration.ranks, calibration.windows
+        self.model, self.calibration, self.block = model, calibration, 0
+        self.mine = range(ranks.rank, len(windows), ranks.size)
+        self.inputs = [model.block_inputs(to_device(windows[i].ids, model.device)) for i in self.mine]
+        self.head = model.head_weight.to(matmul_dtype(model.head_weight))  # cast once for all
+        self.seconds = {"blocks": 0.0, "head": 0.0}
 
-def states_without(model: Decoder, ids: torch.Tensor, removals: Removals) -> dict[Removal, torch.Tensor]:
-    """Hidden states (B, T, D) that leave the last block, before the final norm, without each removal.
+    def losses(self, removal: Removal) -> np.ndarray:
+        """Sums of nll (documents,) in nats without a removal, which begins at the present block or later."""
+        model, first = self.model, removal[0].block if removal else self.block
+        windows, ends = self.calibration.windows, [time.perf_counter()]
+        sums = [np.zeros(len(batch.documents)) for batch in windows]
+        for k, i in enumerate(self.mine):
+            x, *others = self.inputs[k]
+            x = self.run(range(self.block, first), (), x, *others)
+            self.inputs[k] = (x, *others)
+            x = self.run(range(first, len(model.model.layers)), removal, x, *others)
+            synchronize(model.device)
+            ends.append(time.perf_counter())
+            losses = model.loss(model.model.norm(x), windows[i].targets, "none", head=self.head)
+            sums[i] = losses.cpu().double().sum(1).numpy()
+            ends.append(time.perf_counter())
+        self.block = first
+        spent = np.diff(ends)
+        self.seconds["blocks"] += spent[::2].sum()
+        self.seconds["head"] += spent[1::2].sum()
+        return add_by_document(sums, windows, self.calibration.documents, self.calibration.ranks)
 
-    Removals that are equal up to a block share its input: each block takes in the states of all removals that
-    differ before it. Without each of L blocks, that is half of L forward passes.
-    """
-    x, rope, visible = model.block_inputs(ids)
-    states = {(): x}  # by the parts removed so far
-    for i, layer in enumerate(model.model.layers):
-        run = partial(layer, rope=rope, visible=visible[layer.window])
-        after, whole = {}, []
-        removed_up_to_here = (tuple(part for part in removal if part.block <= i) for removal in removals)
-        for removed in dict.fromkeys(removed_up_to_here):
-            before = tuple(part for part in removed if part.block < i)
-            if removed == before:
-                whole.append(removed)
-            elif half := removed[-1].half:
-                after[removed] = run(states[before], skip=half)
-            else:
-                after[removed] = states[before]
-        together = max(1, TOGETHER // ids.numel())
-        for start in range(0, len(whole), together):
-            group = whole[start : start + together]
-            outputs = run(torch.cat([states[removed] for removed in group]))
-            after |= zip(group, outputs.split(len(ids)), strict=True)
-        states = after
-    return states
+    def run(self, blocks: range, removal: Removal, x: torch.Tensor, rope: tuple, visible: dict):
+        """The states x that leave these blocks without a removal."""
+        halves = dict(removal)
+        for block in blocks:
+            layer, half = self.model.model.layers[block], halves.get(block)
+            if half != "":  # the whole block
+                x = layer(x, rope, visible[layer.window], skip=half or "")
+        return x
 
 
 def mean_loss(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
@@ -154,20 +205,25 @@ def mean_loss(model: Decoder, removals: Removals, calibration: Calibration) -> l
 def score_in_one_pass(
     model: Decoder, removals: Removals, calibration: Calibration
 ) -> dict[str, np.ndarray]:
-    """Scores that compare what enters a removal with what leaves it, and its seconds, from one forward pass.
+    """Scores that compare what enters a removal with what leaves it, from one forward pass.
 
     influence: 1 - cosine of the two, a mean over all positions. angular: the angle between the two over pi, a
-    mean over the last scored positions of the windows that have one.
+    mean over the last scored positions of the windows that have one. time_saved: the share of the pass with
+    its loss.
     """
-    sums, ranks = np.zeros((3, len(removals))), calibration.ranks
+    sums, total, ranks = np.zeros((3, len(removals))), 0.0, calibration.ranks
     for batch in ranks.shard(calibration.windows, "states"):
-        x, rope, visible = model.block_inputs(to_device(batch.ids, model.device))
-        synchronize(model.device)
-        states, times = [x], [time.perf_counter()]
-        for layer, other in product(model.model.layers, ("mlp", "attn")):
-            states.append(layer(states[-1], rope, visible[layer.window], skip=other))
+        with calibration.autocast():
+            x, rope, visible = model.block_inputs(to_device(batch.ids, model.device))
             synchronize(model.device)
-            times.append(time.perf_counter())
+            states, times = [x], [time.perf_counter()]
+            for layer, other in product(model.model.layers, ("mlp", "attn")):
+                states.append(layer(states[-1], rope, visible[layer.window], skip=other))
+                synchronize(model.device)
+                times.append(time.perf_counter())
+            model.loss(model.model.norm(states[-1]), batch.targets, "none")
+            synchronize(model.device)
+            total += time.perf_counter() - times[0]
         scored = to_device(batch.targets != IGNORE, model.device)
         last_position = scored.int().cumsum(1).argmax(1, keepdim=True)
         some_scored = scored.any(1)
@@ -179,9 +235,10 @@ def score_in_one_pass(
             changes = (1 - cosines)[scored]
             sums[:, k] += float(changes.sum()), float(angles.sum()), times[after] - times[before]
     changes, angles, seconds = ranks.sum(sums)
+    total = ranks.sum([total])[0]
     rows = sum(int((batch.targets != IGNORE).any(1).sum()) for batch in calibration.windows)
     return {"influence": changes / calibration.tokens, "angular": angles / rows,
-            "seconds": seconds / ranks.size}
+            "time_saved": seconds / total}
 
 
 def taylor(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
@@ -191,8 +248,9 @@ def taylor(model: Decoder, removals: Removals, calibration: Calibration) -> list
     for batch in calibration.ranks.shard(calibration.windows, "gradient"):
         with torch.no_grad():
             inputs = model.block_inputs(to_device(batch.ids, model.device))
-        x = model.model(*inputs, cache=None, recompute="blocks")
-        loss = model.loss(x, batch.targets, "sum", head=model.head_weight.detach()) / tokens
+        with calibration.autocast():
+            x = model.model(*inputs, cache=None, recompute="blocks")
+            loss = model.loss(x, batch.targets, "sum", head=model.head_weight.detach()) / tokens
         addends = torch.autograd.grad(loss, weights.values())
         for gradient, addend in zip(gradients.values(), addends, strict=True):
             gradient += addend
@@ -299,33 +357,28 @@ def score_blocks(model: Decoder, calibration: Calibration, halves: bool = False)
     losses = losses_without(model, [(), *removals], calibration)
     seconds, began = dict(losses.seconds), time.perf_counter()
     scores = score_in_one_pass(model, removals, calibration)  # several estimates for the price of one
-    time_saved, seconds["states"] = scores.pop("seconds"), time.perf_counter() - began
+    time_saved, seconds["states"] = scores.pop("time_saved"), time.perf_counter() - began
     for name, score in estimates().items():
         if name not in scores:
             began = time.perf_counter()
             scores[name] = score.function(model, removals, calibration)
             seconds[name] = time.perf_counter() - began
-    whole_blocks = [not part.half for part in parts]
-    time_saved /= time_saved[whole_blocks].sum() + seconds["head"] / len(losses.nll)
-
-    # ---- columns: a value for the unpruned model, then one for each part
-    scored = losses.tokens > 0
-    nll, tokens = losses.nll[:, scored], losses.tokens[scored]
-    means, empty = nll.sum(1) / tokens.sum(), [""] * len(nll)
-    original = [Part(model.config.blocks[block], half) for block, half in parts]
-    columns = {"block": ["none", *map(part_name, parts)], "original": ["", *map(part_name, original)]}
-    for name, rows, mean in (("nll", nll, means), ("difference", nll - nll[0], means - means[0])):
-        low, high = bootstrap_rows(rows, tokens, range(len(tokens)))
-        columns |= {name: mean, f"{name}_low": low, f"{name}_high": high}
-    columns |= {"perplexity": np.exp(means), "rank": empty}
-    for name, values in scores.items():
-        columns |= {name: ["", *values], f"{name}_rank": empty}
+    # ---- rows: the unpruned model, then each part
     sizes = {name: weight.numel() for name, weight in model.model.layers.named_parameters()}
-    columns |= {"parameters": [0, *sum_over_weights(removals, sizes)], "time_saved": [0.0, *time_saved]}
+    columns = {"rank": [""] * len(parts)}
+    for name, values in scores.items():
+        columns |= {name: values, f"{name}_rank": [""] * len(parts)}
+    columns |= {"parameters": sum_over_weights(removals, sizes), "time_saved": time_saved}
+    unpruned = dict.fromkeys(columns, "") | {"parameters": 0, "time_saved": 0.0}
+    original = [Part(model.config.blocks[block], half) for block, half in parts]
+    names = [("none", ""), *zip(map(part_name, parts), map(part_name, original), strict=True)]
+    others = [unpruned]
+    others += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    text = {"tokens": losses.tokens.sum(), "documents": np.count_nonzero(losses.tokens)}
+    rows = [{"block": name, "original": before} | loss | other | text
+            for (name, before), loss, other in zip(names, loss_rows(losses), others, strict=True)]
 
-    # ---- rows, ranked among those of their kind
-    text = {"tokens": tokens.sum(), "documents": len(tokens)}
-    rows = [dict(zip(columns, row, strict=True)) | text for row in zip(*columns.values(), strict=True)]
+    # ---- ranks among the parts of one kind
     correlations = {}
     for half in dict.fromkeys(part.half for part in parts):
         same = [row for part, row in zip(parts, rows[1:], strict=True) if part.half == half]
@@ -336,6 +389,18 @@ def score_blocks(model: Decoder, calibration: Calibration, halves: bool = False)
             correlations[f"{name} {half}".strip()] = {
                 "spearman": float(spearman(*pairs)), "interval": spearman_interval(*pairs), "of": len(same)}
     return BlockScores(rows, seconds, correlations)
+
+
+def loss_rows(losses: RemovalLosses) -> list[dict]:
+    """For each removal, nats per token, the paired difference from the first, with 95 % intervals."""
+    scored = losses.tokens > 0
+    nll, tokens = losses.nll[:, scored], losses.tokens[scored]
+    means, columns = nll.sum(1) / tokens.sum(), {}
+    for name, rows, mean in (("nll", nll, means), ("difference", nll - nll[0], means - means[0])):
+        low, high = bootstrap_rows(rows, tokens, range(len(tokens)))
+        columns |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+    columns["perplexity"] = np.exp(means)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def list_parts(model: Decoder, halves: bool) -> list[Part]:

@@ -170,7 +170,14 @@ def sum_by_document(
     values = [np.zeros((len(batch.documents), columns)) for batch in batches]
     for i in ranks.shard(range(len(batches)), label):
         values[i] = measure(batches[i])
-    sums = np.zeros((documents, columns))
+    return add_by_document(values, batches, documents, ranks)
+
+
+def add_by_document(
+    values: list[np.ndarray], batches: Sequence[WindowBatch], documents: int, ranks: Ranks
+) -> np.ndarray:
+    """Sums by document of the values (windows, ...) of each batch, zero where another rank measured it."""
+    sums = np.zeros((documents, *values[0].shape[1:]))
     for batch, rows in zip(batches, values, strict=True):
         np.add.at(sums, batch.documents, ranks.sum(rows))
     return sums

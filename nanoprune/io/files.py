@@ -47,6 +47,11 @@ def file_hashes(folder: Path) -> dict[str, str]:
     return {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
+def json_hash(content, default: Callable | None = None) -> str:
+    """SHA-256 of content as JSON with sorted keys; `default` gives a form to what JSON does not know."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=default).encode()).hexdigest()
+
+
 def make_folder(folder: str | Path) -> Path:
     """The folder, made if it was missing; ValueError if nothing can be written to it."""
     with naming_failures(f"make the folder {folder}", "; choose another place to write to"):

@@ -61,6 +61,15 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
+def stored_types(folder: Path) -> dict[str, torch.dtype]:
+    """The element types of a model's tensors as they are stored, by name."""
+    dtypes, types = {name: dtype for dtype, name in SAFETENSORS_TYPES.items()}, {}
+    for path in weight_files(folder):
+        with open_tensors(path) as file:
+            types |= {name: dtypes[file.get_slice(name).get_dtype()] for name in file.keys()}
+    return types
+
+
 def read_weights(folder: Path, shapes: dict[str, tuple[int, ...] | None], device, convert: Callable) -> dict:
     """convert(name, tensor) for every tensor of a model's folder, by name.
 
