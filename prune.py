@@ -23,7 +23,7 @@ from nanoprune import command_line
 from nanoprune.config import Dtype
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import TokenFile
-from nanoprune.device import environment, make_autocast, pick_device, pick_dtype
+from nanoprune.device import environment, keep_freed_memory, make_autocast, pick_device, pick_dtype
 from nanoprune.distributed import join
 from nanoprune.evaluation.block_scores import (
     SCORES,
@@ -248,6 +248,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     ranks, removing = join(args.device), args.out is not None
+    keep_freed_memory()
     for name in ("score", "decisions"):
         if path := getattr(args, name):
             make_folder(path.parent)
@@ -275,7 +276,8 @@ def main() -> None:
     # ---- score: the loss without each block, and its estimates
     if args.score:
         calibration, text = calibrate(
-            model, dataset, args.tokens, args.context, dtype, ranks=ranks, seed=args.seed, kept=keep(args.score))
+            model, dataset, args.tokens, args.context, dtype, ranks=ranks, seed=args.seed,
+            kept=keep(args.score))
         print(f"loss without each of {config.num_hidden_layers} blocks, products in {dtype}, on "
               f"{text['documents']} validation documents in windows of {text['context']}, "
               f"{text['tokens']:,} tokens, no prefix token")
