@@ -1,39 +1,61 @@
 """Study: remove each block, heal, and compare with the full model fine-tuned on the same tokens, over seeds.
 
-    python study.py configs/study.py  -> runs/which: study.csv, study.md, study.png, blocks.csv and all runs
+    python study.py configs/study.py  -> runs/which: study.csv, exchange.csv, study.md, figures, and all runs
 
 Both arms, full and reduced, try the same learning rates first, on the first seed and the validation split:
-the full model, and the base without the block whose removal costs least. Then each block is removed and
-healed for as many steps as the full model is trained, once for each seed, and all are measured on the test
-split. Results are kept: after a stop or a kill the same command resumes the study. Under torchrun the ranks
-share each run.
+the full model, and the base without the block whose removal costs least. Then each block, or whatever else
+the study names, is removed and healed for as many steps as the full model is trained, once for each seed. All
+are measured on the test split, on general text and on the question sets. What is measured is kept in
+`measured/`, in small files that another machine can go on from, and found again by a hash of everything that
+changes it. After a stop or a kill the same command resumes the study. Under torchrun the ranks share each
+run.
 """
 
 import argparse
-import json
 import math
 import shutil
 from collections import defaultdict
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from model import Decoder
 from nanoprune import command_line
 from nanoprune.command_line import catch_signals
 from nanoprune.config import Config, Study, load_study
 from nanoprune.data.dataset import Dataset
-from nanoprune.device import pick_device
-from nanoprune.distributed import join
-from nanoprune.evaluation.block_scores import Calibration, losses_without, score_blocks
-from nanoprune.evaluation.perplexity import score_text
-from nanoprune.evaluation.study_page import RunResult, StudyResults, write_study
+from nanoprune.device import environment, keep_freed_memory, make_autocast, pick_device, pick_dtype
+from nanoprune.distributed import Ranks, join
+from nanoprune.evaluation.block_scores import (
+    BlockScores,
+    Calibration,
+    KeptLosses,
+    RemovalLosses,
+    losses_without,
+    score_blocks,
+)
+from nanoprune.evaluation.cost import compare_speed
+from nanoprune.evaluation.items import Items
+from nanoprune.evaluation.measured import (
+    Measured,
+    RunResult,
+    describe_items,
+    final_validation,
+    measure_model,
+)
+from nanoprune.evaluation.perplexity import Protocol
+from nanoprune.evaluation.study_page import StudyResults, write_study
 from nanoprune.figures.blocks import draw_blocks
-from nanoprune.figures.style import read_csv
-from nanoprune.io.files import finite_or_none, read_json, write_csv, write_json
+from nanoprune.figures.style import numbers, read_csv
+from nanoprune.io.files import file_hashes, read_json, write_csv, write_json
 from nanoprune.io.hub import locate
-from nanoprune.nn.model_config import Part, read_parts
+from nanoprune.nn.lora import count_parameters
+from nanoprune.nn.model_config import part_name, read_parts
+from nanoprune.nn.rounding import ROUNDED, round_matrices, stored_bytes
 from nanoprune.training.run_folder import has_state
-from train import STOPPED, Diverged, train
+from train import STOPPED, VERSION, Diverged, count_steps, train
 
 
 class Stopped(Exception):
@@ -44,109 +66,226 @@ def run_study(study: Study) -> None:
     """Run a study into its folder and reuse the results in it; ValueError for what the user can mend."""
     training = study.training
     ranks, device = join(training.device), pick_device(training.device)
-    folder, dataset = Path(training.runs) / study.name, Dataset(training.data)
-    about, settings = folder / "study.json", {"study": asdict(study)}
-    if about.is_file() and read_json(about)["study"] != json.loads(json.dumps(settings))["study"]:
-        raise ValueError(f"{folder} holds another study of this name: give this one another name, or remove "
-                         "the folder")
-    source = locate(training.base, training.revision)
+    dataset, source = Dataset(training.data), locate(training.base, training.revision)
+    rows = dataset.rows(training.context, training.seed, training.pair_repeats, training.replay)
+    training = replace(count_steps(training, rows.epoch_tokens), epochs=0,
+                       dtype=pick_dtype(training.dtype, device))
+    study = replace(study, training=training)
+    keep_freed_memory()
     model = Decoder.from_pretrained(source, device=device).eval()
     dataset.check_model(training.base, source, model.config.vocab_size)
-    blocks = [part.block for part in read_parts(study.blocks, model.config)]
-    blocks = blocks or list(range(model.config.num_hidden_layers))
-    if ranks.rank == 0 and not about.is_file():
-        write_json(about, settings)
-    ranks.barrier()
-
-    # ---- before healing: scores of all blocks on the validation split, losses without them on the test split
-    validation = Calibration.of_split(model, dataset.split("val"), training.context, ranks=ranks)
-    scores = score_blocks(model, validation)
+    arms = {str(arm): tuple(read_parts(str(arm).split("+"), model.config))
+            for arm in study.blocks or range(model.config.num_hidden_layers)}
+    items = Items(dataset, source, Protocol(context=training.context), model.config.max_position_embeddings)
+    items.add_test()
+    items.add_general(study.general)
+    items.add_questions(cut=True)
+    measured = Measured(study, dataset, {"weights": file_hashes(source), "model": model.config.fingerprint()},
+                        {"train": VERSION}, ranks.rank == 0)
+    measured.check()
+    kept = KeptLosses(study.folder / "blocks.losses.json",
+                      {"weights": file_hashes(source), "dtype": training.dtype}, ranks.rank == 0)
     if ranks.rank == 0:
-        write_csv(folder / "blocks.csv", scores.rows)
-        print(f"wrote {folder / 'blocks.csv'} and "
-              f"{draw_blocks(folder / 'blocks.csv', folder / 'blocks.png')}")
-    best = min(blocks, key=lambda block: float(scores.rows[1 + block]["rank"]))
-    test = Calibration.of_split(model, dataset.split("test"), training.context, ranks=ranks)
-    before = losses_without(model, [(), *((Part(block),) for block in blocks)], test)
+        write_json(measured.folder / "items.json", describe_items(items))
+
+    # ---- before healing
+    scores, general_scores, before = measure_before(model, arms, study, dataset, items, kept, ranks)
     del model
+    whole = [arm for arm, removed in arms.items() if len(removed) == 1 and not removed[0].half]
+    nll = {row["block"]: row["nll"] for row in scores.rows}
+    best = min(whole, key=lambda arm: math.inf if math.isnan(nll[arm]) else nll[arm])
 
     # ---- learning rates: both arms try the same ones
-    runs = Runs(study, folder, test)
-    full_lr = tune_learning_rate(runs, "full", ())
-    reduced_lr = tune_learning_rate(runs, f"less-{best}", (best,))
+    runs = Runs(study, measured, items, ranks)
+    tried = {"none": tune_learning_rate(runs, "none", ()),
+             best: tune_learning_rate(runs, best, names(arms[best]))}
+    lr = {arm: best_rate(arm, losses, study) for arm, losses in tried.items()}
+    full_lr, reduced_lr = lr["none"], lr[best]
 
     # ---- after healing: all models take the same steps on the same tokens
     results = defaultdict(list)
-    for seed in study.seeds:
-        results["none"].append(runs.result(f"full-s{seed}", study.distill, lr=full_lr, seed=seed))
-        for block in blocks:
-            results[block].append(
-                runs.result(f"less-{block}-s{seed}", drop_blocks=(block,), lr=reduced_lr, seed=seed))
+    once = set(map(str, study.once))
+    for number, seed in enumerate(study.seeds):
+        for arm, removed in {"none": (), **arms}.items():
+            if number == 0 or arm not in once:
+                results[arm].append(runs.result(
+                    arm, drop_blocks=names(removed), lr=full_lr if arm == "none" else reduced_lr, seed=seed))
 
-    # ---- distillation: the full model teaches the one without the best block; plain healing for as long
-    for seed, plain in zip(study.seeds if study.distill else (), results[best], strict=False):
-        changes = {"drop_blocks": (best,), "lr": reduced_lr, "seed": seed}
-        teacher = str(folder / f"full-s{seed}" / "model")
-        taught = runs.result(f"distilled-{best}-s{seed}", teacher=teacher, **changes)
-        diverged = None in (taught.seconds, plain.seconds)  # it took no time worth comparing
-        ratio = 1.0 if diverged else max(1.0, taught.seconds / plain.seconds)
-        steps = round(training.max_steps * ratio)
+    # ---- the block whose removal costs least: healed longer, by adapters, by the full model
+    first, reduced = study.seeds[0], {"drop_blocks": names(arms[best]), "lr": reduced_lr}
+    for times in study.longer:
+        steps = round(training.max_steps * times)
+        results[f"{best}, {times:g} times as long"] = [
+            runs.result(f"{best}-longer", **reduced, seed=first, max_steps=steps)]
+    if study.adapters:
+        results["none, adapters"] = [runs.result("none-adapters", seed=first, **study.adapters)]
+        results[f"{best}, adapters"] = [runs.result(
+            f"{best}-adapters", **reduced | {"seed": first} | study.adapters)]
+    for seed, full, plain in zip(study.seeds if study.distill else (), results["none"], results[best],
+                                 strict=False):
+        if full.diverged or plain.diverged:
+            print(f"seed {seed}: no distillation, the full or the reduced model diverged")
+            continue
+        teacher = runs.configure("none", lr=full_lr, seed=seed)
+        taught = runs.result(f"{best}-distilled", teacher, **reduced, seed=seed)
         results[f"{best}, distilled"].append(taught)
+        steps = training.max_steps  # plain ones, for as long
+        if not taught.diverged:
+            steps = max(steps, round(steps * taught.seconds / plain.seconds))
         results[f"{best}, as long without"].append(
-            runs.result(f"longer-{best}-s{seed}", max_steps=steps, **changes))
+            runs.result(f"{best}-longer", **reduced, seed=seed, max_steps=steps))
 
     if ranks.rank == 0:
-        write_study(StudyResults(study, best, scores, before, full_lr, reduced_lr, results), folder)
+        runs.remove_models()
+        rivals = {"none": ()} | {arm: removed for arm, removed in arms.items()
+                                 if arms[best][0].block in {part.block for part in removed}}
+        speed = measure_speed(source, rivals, device, study.folder / "speed.json")
+        write_study(StudyResults(study, items, arms, best, scores, general_scores, before, tried, lr,
+                                 dict(results), speed))
+
+
+def measure_before(
+    model: Decoder, arms: dict[str, tuple], study: Study, dataset: Dataset, items: Items, kept: KeptLosses,
+    ranks: Ranks,
+) -> tuple[BlockScores, BlockScores, RemovalLosses]:
+    """Scores of all blocks on the validation split and on general text; losses of all arms on the test split.
+    """
+    context, autocast = study.training.context, make_autocast(study.training.dtype, model.device)
+    validation, general, test = (
+        Calibration.of_split(model, examples, context, ranks=ranks, autocast=autocast, kept=kept)
+        for examples in (dataset.split("val"), [text.example for text in items.general],
+                         [text.example for text in items.test]))
+    halves = any(part.half for removed in arms.values() for part in removed)
+    scores = score(model, validation, halves, study.folder / "blocks.csv", ranks)
+    general_scores = score(model, general, False, study.folder / "blocks_general.csv", ranks)
+    return scores, general_scores, losses_without(model, [(), *arms.values()], test)
+
+
+def names(removed: tuple) -> tuple[str, ...]:
+    return tuple(map(part_name, removed))
+
+
+def measure_speed(
+    source: Path, rivals: dict[str, tuple], device: torch.device, path: Path
+) -> dict[str, dict]:
+    """The speed of the base without each of these, in bf16, measured once and kept."""
+    about = {"weights": file_hashes(source), "arms": list(rivals)}
+    if path.is_file() and (kept := read_json(path))["about"] == about:
+        return kept["speed"]
+    models = {}
+    for arm, removed in rivals.items():
+        models[arm] = Decoder.from_pretrained(source, device=device, dtype=torch.bfloat16).eval()
+        models[arm].drop_blocks(removed)
+    speed = compare_speed(models)
+    write_json(path, {"about": about, "speed": speed, "environment": environment(device)})
+    return speed
+
+
+def score(model: Decoder, calibration: Calibration, halves: bool, path: Path, ranks: Ranks) -> BlockScores:
+    """The scores of all blocks, written with their figure."""
+    scores = score_blocks(model, calibration, halves)
+    if ranks.rank == 0:
+        write_csv(path, scores.rows)
+        print(f"wrote {path} and {draw_blocks(path, path.with_suffix('.png'))}")
+    return scores
 
 
 class Runs:
-    """The runs of a study: each is trained and measured once, and its result kept in a file."""
+    """The runs of a study: each is trained and measured once, and its result kept."""
 
-    def __init__(self, study: Study, folder: Path, test: Calibration):
-        self.study, self.folder, self.test, self.ranks = study, folder, test, test.ranks
+    def __init__(self, study: Study, measured: Measured, items: Items, ranks: Ranks):
+        self.study, self.measured, self.items, self.ranks = study, measured, items, ranks
+        self.stop_signals = catch_signals()  # from here on a run ends after its step, and the study with it
 
-    def result(self, name: str, keep_model: bool = False, **changes) -> RunResult:
-        """The kept result of this name, or that of a run trained with these changes of the study's config."""
-        path = self.folder / "measured" / f"{name}.json"
-        if not path.is_file():
-            config = replace(self.study.training, name=name, runs=str(self.folder), **changes)
-            result = self.train_and_measure(config)
+    def configure(self, name: str, **changes) -> Config:
+        training = replace(self.study.training, runs=str(self.study.runs_folder), **changes)
+        return replace(training, name=f"{name}-lr{training.lr:g}-s{training.seed}")
+
+    def result(self, name: str, teacher: Config | None = None, **changes) -> RunResult:
+        """The kept result of a run with these changes of the study's config, or that of training it now."""
+        config = self.configure(name, **changes)
+        about = self.measured.about(config, None)
+        if teacher:
+            config = replace(config, teacher=str(teacher.folder / "model"))
+            about = self.measured.about(config, self.measured.about(teacher, None))
+        result = self.measured.read(about)
+        if result is None:
+            self.ranks.barrier()  # until every rank has looked
+            if teacher:
+                self.train(teacher)
+            result = self.measure(config)
+            self.measured.write(config.name, about, result)
             if self.ranks.rank == 0:
-                write_json(path, asdict(result))
                 shutil.rmtree(config.folder / "state", ignore_errors=True)
-                if not (keep_model or self.study.keep_models):
+                if not (self.study.keep_models or (self.study.distill and not config.drop_blocks)):
                     shutil.rmtree(config.folder / "model", ignore_errors=True)
             self.ranks.barrier()
-        return RunResult(**read_json(path))
+        if self.stop_signals:
+            raise Stopped(f"{self.study.folder}: stopped between two runs; the same command resumes it")
+        return result
 
-    def train_and_measure(self, config: Config) -> RunResult:
-        """Train a run, or resume it, and measure its test loss."""
-        resume = has_state(config.folder / "state")
-        if config.folder.exists() and not resume and self.ranks.rank == 0:
-            shutil.rmtree(config.folder)  # killed before its first save
+    def train(self, config: Config) -> None:
+        """Train a run, or resume it; nothing where it is finished and has its model."""
+        resume, finished = has_state(config.folder / "state"), (config.folder / "model").is_dir()
+        if config.folder.exists() and not resume:
+            if finished and (config.folder / "model" / "config.json").is_file():
+                return
+            if self.ranks.rank == 0:
+                shutil.rmtree(config.folder)  # killed before its first save
         self.ranks.barrier()
+        if not train(config, resume=resume, listen=lambda: self.stop_signals):
+            raise Stopped(f"{config.folder}: the same command resumes it")
+
+    def measure(self, config: Config) -> RunResult:
+        """Train a run and measure it: as trained and, of the full model, with its matrices rounded."""
         try:
-            if not train(config, resume=resume, listen=catch_signals):
-                raise Stopped(f"{self.folder}: the same command resumes it")
+            self.train(config)
         except Diverged as error:  # perhaps in the first step, of which no log tells
             print(f"{config.folder}: {error}")
-            return RunResult([None] * self.test.documents, None, None, None)
-        model = Decoder.from_pretrained(config.folder / "model", device=pick_device(config.device)).eval()
-        losses = score_text(model, self.test.windows, self.test.documents, ranks=self.ranks)
-        last_step = read_csv(config.folder / "train.csv", ("step", "seconds"))[-1]
-        last_validation = read_csv(config.folder / "eval.csv", ("nll",))[-1]
+            return RunResult(diverged=True)
+        device, measures = pick_device(config.device), {}
+        full = not config.drop_blocks and not config.lora and self.study.rounded
+        for form in ("trained", *(ROUNDED if full else ())):
+            model = Decoder.from_pretrained(config.folder / "model", device=device).eval()
+            size = round_matrices(model, form) if form in ROUNDED else stored_bytes(model)
+            print(f"{config.folder}: measuring ({form})")
+            measures[form] = {"bytes": size} | measure_model(
+                model, self.items, make_autocast(config.dtype, device), self.ranks)
+        steps = read_csv(config.folder / "train.csv", ("step", "tokens", "tokens_per_s"))
+        step_seconds = config.tokens_per_step / np.median(numbers(steps, "tokens_per_s"))
         teacher_seconds = read_json(config.folder / "env.json").get("teacher_seconds", 0.0)
         return RunResult(
-            finite_or_none(losses.nll.tolist()), finite_or_none(float(last_validation["nll"])),
-            float(last_step["seconds"]) + teacher_seconds, int(last_step["step"]))
+            steps=len(steps), tokens=len(steps) * config.tokens_per_step,
+            seconds=round(len(steps) * step_seconds + teacher_seconds, 2),
+            parameters=count_parameters(model).total, validation=read_validation(config.folder),
+            measures=measures)
+
+    def remove_models(self) -> None:
+        """Remove the teachers' weights."""
+        if not self.study.keep_models:
+            for folder in self.study.runs_folder.glob("*/model"):
+                shutil.rmtree(folder)
 
 
-def tune_learning_rate(runs: Runs, arm: str, drop_blocks: tuple[int, ...]) -> float:
-    """The learning rate with the lowest validation loss, on the first seed; ValueError if all diverge."""
-    study, losses = runs.study, {}
-    for lr in study.learning_rates:
-        run = runs.result(f"sweep-{arm}-lr{lr:g}", drop_blocks=drop_blocks, seed=study.seeds[0], lr=lr)
-        losses[lr] = math.inf if run.val is None else run.val
+def read_validation(run: Path) -> list[dict]:
+    """By mark of tokens trained on: sums of nll, and tokens predicted, by document."""
+    marks = defaultdict(lambda: {"nll": [], "predicted": []})
+    for row in read_csv(run / "eval_documents.csv", ("tokens", "document", "nll", "predicted")):
+        mark = marks[int(row["tokens"])]
+        mark["nll"].append(round(float(row["nll"]), 6))
+        mark["predicted"].append(int(row["predicted"]))
+    return [{"tokens": tokens} | mark for tokens, mark in marks.items()]
+
+
+def tune_learning_rate(runs: Runs, arm: str, removed: tuple[str, ...]) -> dict[float, RunResult]:
+    """A run with each learning rate, on the first seed."""
+    seed = runs.study.seeds[0]
+    return {lr: runs.result(arm, drop_blocks=removed, lr=lr, seed=seed) for lr in runs.study.learning_rates}
+
+
+def best_rate(arm: str, tried: dict[float, RunResult], study: Study) -> float:
+    """The learning rate with the lowest validation loss; ValueError if all diverge."""
+    losses = {lr: final_validation(run) for lr, run in tried.items()}
     best = min(losses, key=losses.get)
     if losses[best] == math.inf:
         raise ValueError(f"{arm} diverged with every learning rate of {study.learning_rates}: give lower "
@@ -159,8 +298,8 @@ def tune_learning_rate(runs: Runs, arm: str, drop_blocks: tuple[int, ...]) -> fl
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        epilog="--seeds, --blocks and --learning_rates take lists with commas; any setting of the training "
-               "can be given as --key=value.")
+        epilog="--seeds, --blocks, --once, --longer and --learning_rates take lists with commas; any setting "
+               "of the training can be given as --key=value.")
     parser.add_argument("study", help="a config file that binds `study`, such as configs/study.py")
     args, overrides = parser.parse_known_args()
     try:

@@ -10,7 +10,7 @@ import re
 import runpy
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -26,7 +26,7 @@ class Bound(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def _names_parts(blocks: tuple[int | str, ...]) -> bool:
+def _names_parts(blocks: Iterable[int | str]) -> bool:
     """True if every name is 25, "25.attn" or "25.mlp", and each block is named once."""
     names = [str(block) for block in blocks]
     known = all(re.fullmatch(r"\d+(\.attn|\.mlp)?", name) for name in names)
@@ -56,8 +56,11 @@ Rates = Annotated[tuple[float, ...], Bound(
     "numbers above 0 and below 1, each once, at least one", lambda xs: xs and _once(xs, lambda x: 0 < x < 1))]
 Seeds = Annotated[tuple[int, ...], Bound(
     "whole numbers from 0 up, each once, at least one", lambda xs: xs and _once(xs, lambda x: x >= 0))]
-Blocks = Annotated[tuple[int, ...], Bound("indices from 0 up, each once",
-                                          lambda xs: _once(xs, lambda x: x >= 0))]
+Factors = Annotated[tuple[float, ...], Bound(
+    "numbers above 1, each once", lambda xs: _once(xs, lambda x: x > 1))]
+Arms = Annotated[tuple[int | str, ...], Bound(
+    "blocks such as 14, parts such as 14.attn, or several such as 12+14, each once",
+    lambda xs: _once(tuple(map(str, xs)), lambda x: x == "none" or _names_parts(x.split("+"))))]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Frozen = Literal["stored", "float32", "bfloat16", "float16", "nf4"]
 FROZEN = get_args(Frozen)
@@ -191,26 +194,55 @@ class Study(Settings):
     training: Config  # of all runs, but for name, seed, lr and drop_blocks
     learning_rates: Rates  # tried by both arms, full and reduced, on the first seed
     seeds: Seeds = (0, 1, 2)  # of the order of documents: a run of every arm each
-    blocks: Blocks = ()  # to remove, one at a time (none named: every block)
+    blocks: Arms = ()  # what is removed, an arm each: 14, "14.attn", or "12+14" (none named: every block)
+    once: Arms = ()  # arms that run on the first seed alone; "none" is the full model's
+    longer: Factors = ()  # heal the block whose removal costs least this many times as long, too
+    adapters: dict = field(default_factory=dict)  # settings to heal by adapters, too: dict(lora="all", ...)
     distill: bool = True  # heal the block whose removal costs least with the full model as its teacher, too
+    rounded: bool = True  # measure the full model with matrices rounded to NF4 and int8, too
+    general: str = "qa/general.jsonl"  # general text, to see what is forgotten (lines with a `text`)
+    results: str = ""  # folder that holds the tables and what was measured, in <name> (empty: the runs')
     keep_models: bool = False  # keep the weights of every run
+
+    @property
+    def runs_folder(self) -> Path:
+        return Path(self.training.runs) / self.name
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.results or self.training.runs) / self.name
 
     def _conflicts(self) -> list[str]:
         training = self.training
         rules = [
             (training.drop_blocks or training.teacher or isinstance(training.base, dict),
              "training: drop_blocks and teacher are the study's to set, and base must be a trained model"),
-            (training.lora,
-             f"training: given lora={training.lora!r}; a study heals and measures whole models, leave it "
-             "out"),
             (training.keep != "last" or training.patience,
              "training: set keep='last' and patience=0, so that every run takes the same steps"),
+            (training.lora and self.adapters,
+             "adapters: all runs heal by adapters already, as training.lora says; leave it out"),
+            (self.blocks and not any(str(arm).isdecimal() for arm in self.blocks),
+             f"blocks: given {self.blocks}; name at least one whole block, which the learning rates are "
+             "tried on"),
+            (not Path(self.general).is_file(),
+             f"general: given {self.general!r}, there is no such file; give a JSONL file whose lines have a "
+             "`text`"),
+            (unknown := set(map(str, self.once)) - {"none", *map(str, self.blocks)} if self.blocks else (),
+             f"once: given {', '.join(sorted(unknown))}, must be among blocks, or 'none'"),
         ]
         problems = [problem for broken, problem in rules if broken]
-        return problems + [f"training.{problem}" for problem in training.problems()]
+        problems += [f"training.{problem}" for problem in training.problems()]
+        if self.adapters and not problems:
+            try:
+                adapted = replace(training, **self.adapters)
+                problems += [f"adapters.{problem}" for problem in adapted.problems()]
+            except (ValueError, TypeError) as error:
+                problems.append(f"adapters: {error}")
+        return problems
 
 
-STUDY_LISTS = ("learning_rates", "seeds", "blocks")  # settings of a study that the command line may override
+# Settings of a study that the command line may override.
+STUDY_LISTS = ("learning_rates", "seeds", "blocks", "once", "longer")
 
 
 # ---------------------------------------------------------------- reading
@@ -307,14 +339,14 @@ def _parse(text: str, kind) -> Any:
         return kind(text)
     if kind == str | None and text.lower() == "none":
         return None
-    if kind == int | str and "." not in text:  # a block; the parts of one have a dot
+    if kind == int | str and text.isdecimal():  # a block
         return int(text)
     return text
 
 
 # ---------------------------------------------------------------- checking
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Literal: "text",
-              str | None: "text or None", str | dict: "text or a dict",
+              dict: "a dict", str | None: "text or None", str | dict: "text or a dict",
               tuple: "numbers with commas between, such as 13,25"}
 
 

@@ -58,3 +58,21 @@ def training_cost(folder: Path) -> dict:
         return {"training_s": None, "training_tokens": None}
     last = read_csv(log, ("seconds", "tokens"))[-1]
     return {"training_s": float(last["seconds"]), "training_tokens": int(last["tokens"])}
+
+
+@torch.no_grad()
+def compare_speed(models: dict[str, Decoder], rounds: int = 5) -> dict[str, dict]:
+    """Milliseconds of a new token, and of a prompt's token, of one sequence, by model; medians over rounds.
+
+    The models are measured in turn, so that a slow moment of the machine meets all of them.
+    """
+    seconds = {name: [] for name in models}
+    for _ in range(rounds + 1):
+        for name, model in models.items():
+            seconds[name].append(time_tokens(model, PROMPT_TOKENS))
+    rows = {}
+    for name, times in seconds.items():
+        times = np.array(times[1:]) * 1000  # the first round warms up
+        rows[name] = {"token_ms": float(np.median(times[:, 1:])),
+                      "prompt_token_ms": float(np.median(times[:, 0]) / PROMPT_TOKENS)}
+    return rows

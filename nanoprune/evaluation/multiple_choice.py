@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from model import Decoder
 
 
+VERSION = 1  # of the log-likelihoods: raise it when they change
+
+
 class Choice(NamedTuple):
     """A prompt and one answer to it."""
 

@@ -25,6 +25,7 @@ from nanoprune.distributed import ALONE, Ranks
 if TYPE_CHECKING:
     from model import Decoder
 
+VERSION = 1  # of the losses of text: raise it when they change
 EDGES = (0, 16, 64, 256, 1024)  # first positions of the slices of a document
 PROTOCOLS = ("documents", "stream", "rolling")
 
@@ -216,21 +217,24 @@ class Validation:
     def __init__(self, dataset: Dataset, config: Config):
         split = dataset.split("val")
         count = min(config.eval_documents or len(split), len(split))
-        chosen = np.unique(np.linspace(0, len(split) - 1, count).round().astype(int))
+        self.chosen = np.unique(np.linspace(0, len(split) - 1, count).round().astype(int)).tolist()
         context = config.context
         if dataset.conversations:  # none is ever cut
             context = max(context, int(np.diff(split.offsets).max(initial=0)))
-        self.windows = list(Protocol(context=context).windows(split, only=chosen))
-        self.size, self.documents = len(split), len(chosen)
-        self.bytes = int(split.bytes[chosen].sum())
+        self.windows = list(Protocol(context=context).windows(split, only=self.chosen))
+        self.size, self.documents = len(split), len(self.chosen)
+        self.bytes = int(split.bytes[self.chosen].sum())
         if not self.windows:
             raise ValueError(f"{dataset.folder} has an empty validation split; prepare it from more articles")
 
-    def measure(self, model: Decoder, autocast, ranks: Ranks = ALONE) -> ValidationLoss:
+    def measure(self, model: Decoder, autocast, ranks: Ranks = ALONE) -> tuple[ValidationLoss, list[dict]]:
+        """The loss, and a row for each document: sum of nll, and tokens predicted."""
         model.eval()
         losses = score_text(
             model, self.windows, self.size, autocast=autocast, ranks=ranks, label="validation")
         model.train()
         total = losses.nll.sum()
         nll = total / losses.tokens.sum()
-        return ValidationLoss(float(nll), float(np.exp(nll)), float(total / math.log(2) / self.bytes))
+        rows = [{"document": i, "nll": float(losses.nll[i]), "predicted": int(losses.tokens[i])}
+                for i in self.chosen]
+        return ValidationLoss(float(nll), float(np.exp(nll)), float(total / math.log(2) / self.bytes)), rows

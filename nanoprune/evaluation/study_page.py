@@ -1,32 +1,26 @@
-"""Tables and the page of a study: the loss without each block, before healing and after it."""
+"""Tables and the page of a study: each block before healing and after it, and what one block buys."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
 from nanoprune.config import Study
-from nanoprune.evaluation.block_scores import BlockScores, RemovalLosses, estimates
-from nanoprune.figures.study import draw_study
+from nanoprune.evaluation.block_scores import BlockScores, Removal, RemovalLosses, estimates
+from nanoprune.evaluation.exchange_rate import equal_time, tokens_to_reach
+from nanoprune.evaluation.items import Items
+from nanoprune.evaluation.measured import RunResult, final_validation
+from nanoprune.figures.study import draw_exchange, draw_study
 from nanoprune.io.files import finite_or_none, write_csv, write_json, write_text
 from nanoprune.io.markdown import table, with_interval
-from nanoprune.statistics import Ratio, spearman, spearman_interval
+from nanoprune.statistics import Ratio, mean, spearman, spearman_interval
 
-MEASURES = ("before", "lost_before", "after", "lost_after")
-COLUMNS = ("block", *(f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")),
-           "seed_low", "seed_high", "rank_before", "rank_after", "seconds", "runs")
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A run of a study, measured; None where it diverged."""
-
-    test_nll: list[float | None]  # by document, summed, in nats
-    val: float | None  # nats per token
-    seconds: float | None  # of training, and of the teacher's one run over the training rows
-    steps: int | None
+FORMS = {"nf4": "none, NF4", "int8": "none, int8"}  # rows of the full model with its matrices rounded
+TEXTS = {"after": "test", "general": "general"}  # measures of healed models, and the texts they are of
+ENDS = ("", "_low", "_high")
 
 
 @dataclass(frozen=True)
@@ -34,121 +28,286 @@ class StudyResults:
     """All that a study measured."""
 
     study: Study
-    best: int  # the block whose removal costs least before healing
+    items: Items
+    arms: dict[str, Removal]  # what each removes
+    best: str  # the arm of the block whose removal costs least before healing
     scores: BlockScores  # before healing, on the validation split
-    before: RemovalLosses  # before healing, on the test split: of the full model, then without each block
-    full_lr: float
-    reduced_lr: float
-    # By row, a run for each seed: "none", then each block in the order of `before`; where the study distils,
-    # also the best block's "B, distilled" and "B, as long without".
-    runs: dict[int | str, list[RunResult]]
+    general_scores: BlockScores  # the same on general text
+    before: RemovalLosses  # before healing, on the test split: of the full model, then of each arm
+    tried: dict[str, dict[float, RunResult]]  # by arm ("none" and the best) and learning rate
+    lr: dict[str, float]  # the best learning rate of both
+    runs: dict[str, list[RunResult]]  # by row, a run for each seed: "none", the arms, and further ones
+    speed: dict[str, dict]  # by arm, of one sequence on this machine
+
+    def nll(self, row: str, text: str, form: str = "trained") -> np.ndarray:
+        """Sums of nll (documents,) of a text, a mean over the seeds that did not diverge."""
+        runs = [run.measures[form][text] for run in self.runs[row] if not run.diverged]
+        return np.array(runs, float).mean(0) if runs else np.full(len(self.texts(text)), math.nan)
+
+    def texts(self, text: str) -> list:
+        return getattr(self.items, text)
+
+    def sizes(self, text: str, unit: str) -> np.ndarray:
+        """Tokens or bytes (documents,) that the losses of a text are sums over."""
+        if unit == "bytes":
+            return np.array([item.about["bytes"] for item in self.texts(text)], float)
+        return np.array([item.example.learned[1:].sum() for item in self.texts(text)], float)
+
+    def correct(self, row: str, questions: str, form: str = "trained") -> np.ndarray:
+        """Answers (questions,) that are right by the highest sum, a mean over seeds."""
+        answers = np.array([question.question["answer"] for question in self.items.questions[questions]])
+        runs = [np.array([np.argmax(choices) for choices in run.measures[form]["questions"][questions]])
+                == answers for run in self.runs[row] if not run.diverged]
+        return np.mean(runs, axis=0) if runs else np.full(len(answers), math.nan)
+
+    def sources(self, questions: str) -> list[str]:
+        return [str(question.get("source", number))
+                for number, question, _ in self.items.questions[questions]]
 
 
-def write_study(results: StudyResults, folder: Path) -> None:
-    """Write study.csv, study.md, study.png and study.json, and print the page."""
-    rows = study_rows(results)
-    blocks = rows[1 : len(results.before.nll)]
+def write_study(results: StudyResults) -> None:
+    """Write all tables, the page and the figures into the study's folder, and print the page."""
+    folder, rows = results.study.folder, study_rows(results)
+    arms = rows[1 : 1 + len(results.arms)]
     for when in ("before", "after"):
-        ranked = sorted(blocks, key=lambda row: np.nan_to_num(row[when], nan=np.inf))
+        ranked = sorted(arms, key=lambda row: np.nan_to_num(row[when], nan=np.inf))
         for rank, row in enumerate(ranked, start=1):
             row[f"rank_{when}"] = rank
-    predictions = predict_healed_loss(results, blocks)
-    page = markdown(results, rows, predictions)
-    write_csv(folder / "study.csv", [rows[0], *blocks])
+    predictions = predict_healed_loss(results, rows)
+    questions, exchange = question_rows(results), exchange_rows(results, rows)
+    rates = learning_rate_rows(results)
+    curves, exchange_rate = curve_rows(results), {
+        "tokens_to_reach": tokens_to_reach(results.runs["none"], results.runs[results.best]),
+        "equal_time": equal_time(results.runs["none"], results.runs[results.best])}
+    page = markdown(results, rows, predictions, questions, exchange, rates, exchange_rate)
+    write_csv(folder / "study.csv", rows)
+    write_csv(folder / "questions.csv", questions)
+    write_csv(folder / "exchange.csv", exchange)
+    write_csv(folder / "curves.csv", curves)
+    write_csv(folder / "learning_rates.csv", rates)
     write_text(folder / "study.md", page)
     write_json(folder / "study.json", finite_or_none({
-        "study": asdict(results.study),
-        "learning_rates": {"full": results.full_lr, "reduced": results.reduced_lr}, "rows": rows,
-        "predicts_the_healed_loss": predictions,
-        "scores": {"seconds": results.scores.seconds, "correlations": results.scores.correlations}}))
+        "study": asdict(results.study), "best": results.best, "learning_rates": results.lr, "rows": rows,
+        "predicts_the_healed_loss": predictions, "exchange_rate": exchange_rate,
+        "correlations_before_healing": results.scores.correlations}))
     print(page)
-    figure = draw_study(folder, folder / "study.png")
-    print(f"wrote {folder / 'study.csv'}, {folder / 'study.md'}, {folder / 'study.json'} and {figure}")
+    figures = draw_study(folder, folder / "study.png"), draw_exchange(folder, folder / "exchange.png")
+    print(f"wrote {folder}: study.md, study.json, study.csv, questions.csv, exchange.csv, curves.csv, "
+          f"learning_rates.csv, {figures[0].name} and {figures[1].name}")
 
 
 # ---------------------------------------------------------------- tables
 def study_rows(results: StudyResults) -> list[dict]:
     """A row for each entry of `runs`: intervals over documents, of the mean over seeds; no ranks yet."""
-    scored, rows = np.flatnonzero(results.before.tokens), []  # documents without tokens count nowhere
-    tokens, before = results.before.tokens[scored], results.before.nll[:, scored]
-    losses = {removed: np.array([run.test_nll for run in runs], float)[:, scored]  # nan where one diverged
-              for removed, runs in results.runs.items()}
-    full = losses["none"].mean(0)
-    for k, (removed, runs) in enumerate(results.runs.items()):
-        healed = losses[removed].mean(0)
-        nll = {"after": healed, "lost_after": healed - full}
-        if k < len(before):
-            nll |= {"before": before[k], "lost_before": before[k] - before[0]}
-        row = dict.fromkeys(COLUMNS, "") | {"block": removed, "runs": len(runs)}
-        for measure, numerators in nll.items():
-            loss = Ratio(numerators, tokens)
-            low, high = loss.interval()
-            row |= {measure: loss.value, f"{measure}_low": low, f"{measure}_high": high}
-        by_seed = losses[removed].sum(1) / tokens.sum()
-        seconds = np.array([run.seconds for run in runs], float)
-        rows.append(row | {"after": by_seed.mean(), "seed_low": by_seed.min(), "seed_high": by_seed.max(),
-                           "seconds": round(float(np.median(seconds)), 1)})
+    rows, before, sizes = [], results.before, {text: results.sizes(text, "tokens")
+                                               for text in TEXTS.values()}
+    for k, (name, runs) in enumerate(results.runs.items()):
+        row = {"block": name}
+        if k < len(before.nll):
+            row |= entry("before", before.nll[k], before.tokens)
+            row |= entry("lost_before", before.nll[k] - before.nll[0], before.tokens)
+        else:
+            row |= {f"{measure}{end}": "" for measure in ("before", "lost_before") for end in ENDS}
+        for measure, text in TEXTS.items():
+            nll, size = results.nll(name, text), sizes[text]
+            row |= entry(measure, nll, size)
+            row |= entry(f"lost_{measure}", nll - results.nll("none", text), size)
+        by_seed = [sum(run.measures["trained"]["test"]) / sizes["test"].sum()
+                   for run in runs if not run.diverged] or [math.nan]
+        seconds = [run.seconds for run in runs if not run.diverged] or [math.nan]
+        rows.append(row | {
+            "seed_low": min(by_seed), "seed_high": max(by_seed), "rank_before": "", "rank_after": "",
+            "seconds": round(float(np.median(seconds)), 1), "runs": len(runs),
+            "diverged": sum(run.diverged for run in runs)})
     return rows
 
 
-def predict_healed_loss(results: StudyResults, blocks: list[dict]) -> dict[str, dict]:
-    """The rank correlation of each score before healing with the loss after it, over the rows of blocks."""
-    by_block = {row["block"]: row for row in results.scores.rows}
-    healed, predictions = [row["after"] for row in blocks], {}
-    for name in ("nll", *estimates()):
-        values = [by_block[str(row["block"])][name] for row in blocks]
-        predictions["loss before healing" if name == "nll" else name] = {
-            "spearman": float(spearman(values, healed)), "interval": spearman_interval(values, healed),
-            "of": len(values)}
+def entry(name: str, numerators: np.ndarray, denominators: np.ndarray) -> dict[str, float]:
+    """A ratio and its interval over documents, as columns; documents without tokens count nowhere."""
+    some = denominators > 0
+    return columns(name, Ratio(numerators[some], denominators[some]))
+
+
+def columns(name: str, ratio: Ratio, groups: Sequence | None = None) -> dict[str, float]:
+    return dict(zip([f"{name}{end}" for end in ENDS], (ratio.value, *ratio.interval(groups)), strict=True))
+
+
+def question_rows(results: StudyResults) -> list[dict]:
+    """Accuracy by row and question set, and the paired difference from the full model, fine-tuned."""
+    rows = []
+    for name in results.runs:
+        for questions in results.items.questions:
+            right, sources = results.correct(name, questions), results.sources(questions)
+            row = {"block": name, "set": questions, "n": len(right)}
+            row |= columns("accuracy", mean(right), sources)
+            rows.append(row | columns("lost", mean(results.correct("none", questions) - right), sources))
+    return rows
+
+
+def exchange_rows(results: StudyResults, rows: list[dict]) -> list[dict]:
+    """What one block saves and costs, beside what else saves bytes: a row for each option."""
+    full, tokens = results.runs["none"][0], results.sizes("test", "tokens")
+    by_name, options = {row["block"]: row for row in rows}, {"none": ("none", "trained")}
+    options |= {label: ("none", form) for form, label in FORMS.items() if form in full.measures}
+    parts = [arm for arm, removed in results.arms.items()
+             if {part.block for part in removed} & {part.block for part in results.arms[results.best]}]
+    further = [name for name in results.runs if name not in results.arms and name != "none"]
+    options |= {name: (name, "trained") for name in (*parts, *further)}
+    table = []
+    for label, (name, form) in options.items():
+        run = results.runs[name][0]
+        if run.diverged:
+            continue
+        lost = results.nll(name, "test", form) - results.nll("none", "test")
+        row = {"what": label, "parameters": run.parameters, "bytes": run.measures[form]["bytes"]}
+        row |= entry("lost", lost, tokens)
+        row |= entry("lost_bits_per_byte", lost / math.log(2), results.sizes("test", "bytes"))
+        for questions in results.items.questions:
+            lost = mean(results.correct("none", questions) - results.correct(name, questions, form))
+            row |= columns(f"lost_{questions}", lost, results.sources(questions))
+        row["training_seconds"] = by_name[name]["seconds"]
+        table.append(row | results.speed.get(label, {}))
+    return table
+
+
+def learning_rate_rows(results: StudyResults) -> list[dict]:
+    """Both arms at each learning rate, on the first seed, and the paired difference between them."""
+    rows, tokens = [], results.sizes("test", "tokens")
+    for lr in results.study.learning_rates:
+        full, reduced = (results.tried[arm][lr] for arm in ("none", results.best))
+        row = {"lr": lr, "full_validation": final_validation(full),
+               "reduced_validation": final_validation(reduced)}
+        if not full.diverged and not reduced.diverged:
+            nll = [np.array(run.measures["trained"]["test"], float) for run in (full, reduced)]
+            row |= entry("full_test", nll[0], tokens) | entry("reduced_test", nll[1], tokens)
+            row |= entry("lost", nll[1] - nll[0], tokens)
+        rows.append(row)
+    return rows
+
+
+def curve_rows(results: StudyResults) -> list[dict]:
+    """Validation loss at each mark, of every run."""
+    return [{"block": name, "seed": seed, "tokens": mark["tokens"],
+             "nll": sum(mark["nll"]) / sum(mark["predicted"])}
+            for name, runs in results.runs.items()
+            for seed, run in zip(results.study.seeds, runs, strict=False) for mark in run.validation]
+
+
+def predict_healed_loss(results: StudyResults, rows: list[dict]) -> list[dict]:
+    """The rank correlation of each score before healing with the loss after it, over whole blocks."""
+    healed = {row["block"]: row["after"] for row in rows}
+    blocks = [arm for arm, removed in results.arms.items() if len(removed) == 1 and not removed[0].half]
+    predictions = []
+    for text, scores in (("validation", results.scores), ("general", results.general_scores)):
+        by_block = {row["block"]: row for row in scores.rows}
+        for name in ("nll", *estimates()):
+            pairs = [by_block[block][name] for block in blocks], [healed[block] for block in blocks]
+            low, high = spearman_interval(*pairs)
+            predictions.append({
+                "score": "loss before healing" if name == "nll" else name, "text": text,
+                "spearman": float(spearman(*pairs)), "low": low, "high": high, "of": len(blocks)})
     return predictions
 
 
 # ---------------------------------------------------------------- the page
-def markdown(results: StudyResults, rows: list[dict], predictions: dict[str, dict]) -> str:
+def markdown(
+    results: StudyResults, rows: list[dict], predictions: list[dict], questions: list[dict],
+    exchange: list[dict], rates: list[dict], exchange_rate: dict,
+) -> str:
     study, training, tokens = results.study, results.study.training, results.before.tokens
-    rates = ", ".join(f"{lr:g}" for lr in study.learning_rates)
+    base, reduced_lr = training.base, results.lr[results.best]
     correlations = [
-        {"score": name, "rank correlation [95 %]": with_interval(rank["spearman"], rank["interval"], "+")}
-        for name, rank in predictions.items()]
+        {"score": row["score"], "on": row["text"],
+         "rank correlation [95 %]": with_interval(row["spearman"], (row["low"], row["high"]), "+")}
+        for row in predictions]
     lines = [
         f"# {study.name}: which block?", "",
-        f"{training.max_steps} steps of {training.tokens_per_step:,} tokens, seeds "
-        f"{', '.join(map(str, study.seeds))}; learning rate {results.full_lr:g} (full) and "
-        f"{results.reduced_lr:g} (reduced), of {rates} by validation loss. Test loss in nats per token over "
-        f"{np.count_nonzero(tokens)} documents, {int(tokens.sum()):,} tokens, windows of "
-        f"{training.context}, no prefix token; 95 % intervals by bootstrap over documents, of the mean over "
-        "seeds; differences are paired.", "", *table([page_row(row) for row in rows]), "",
-        "Does a score before healing predict the loss after it? Rank correlation over "
-        f"{len(results.before.nll) - 1} blocks, 95 % interval by bootstrap over blocks; one that contains 0 "
-        "shows nothing:", "", *table(correlations)]
-    if study.distill:
-        steps = ", ".join(str(run.steps) for run in results.runs[f"{results.best}, as long without"])
-        lines += [
-            "", f"Distilled: block {results.best} healed with the fine-tuned full model of the same seed as "
-            f"teacher (the likeliest {training.teacher_top} tokens, share {training.teacher_share:g}, "
-            f"temperature {training.teacher_temperature:g}), whose run over the rows counts in the time; as "
-            f"long without: plain steps for as long ({steps} by seed)."]
+        f"{base}: {training.max_steps} steps of {training.tokens_per_step:,} tokens, products in "
+        f"{training.dtype}; learning rate {results.lr['none']:g} (full) and {reduced_lr:g} (reduced), each "
+        f"the best of {', '.join(f'{lr:g}' for lr in study.learning_rates)} by validation loss.", "",
+        f"Test loss in nats per token over {np.count_nonzero(tokens)} documents, {int(tokens.sum()):,} "
+        f"tokens, windows of {training.context}, no prefix token. Intervals: 95 %, bootstrap over documents, "
+        "of the mean over seeds; differences are paired. Lost: to the full model, fine-tuned alike.", "",
+        *table([page_row(row) for row in rows]), "",
+        "## Learning rates", "", "Both arms at each rate, on the first seed.", "",
+        *table([rate_row(row) for row in rates]), "",
+        "## What one block buys", "",
+        *table([exchange_row(row, results) for row in exchange]), "",
+        *rate_lines(results, exchange_rate), "",
+        "## Does a score before healing predict the loss after it?", "",
+        f"Rank correlation over {predictions[0]['of']} blocks, 95 % interval by bootstrap over blocks. One "
+        "that contains 0 shows nothing.", "", *table(correlations), "",
+        "## Questions", "", "Accuracy by log-likelihood, 95 % interval by bootstrap over sources.", "",
+        *table(page_questions(results, questions))]
     return "\n".join(lines) + "\n"
 
 
 def page_row(row: dict) -> dict[str, str]:
+    diverged = f", {row['diverged']} diverged" if row["diverged"] else ""
     return {
         "removed": row["block"],
         "before healing": cell(row, "before"),
-        "lost to the full model": cell(row, "lost_before"),
+        "lost": cell(row, "lost_before"),
         "after": cell(row, "after"),
         "lowest and highest seed": f"{row['seed_low']:.4f} to {row['seed_high']:.4f}",
         "lost to the full model, fine-tuned": cell(row, "lost_after"),
-        "rank before": row["rank_before"],
-        "rank after": row["rank_after"],
+        "rank before, after": f"{row['rank_before']}, {row['rank_after']}" if row["rank_after"] else "",
+        "general text, lost": cell(row, "lost_general"),
+        "runs": f"{row['runs']}{diverged}",
         "s a run": row["seconds"],
     }
 
 
+def rate_row(row: dict) -> dict[str, str]:
+    return {"rate": f"{row['lr']:g}", "full, validation": f"{row['full_validation']:.4f}",
+            "reduced, validation": f"{row['reduced_validation']:.4f}",
+            **({"full, test": cell(row, "full_test"), "reduced, test": cell(row, "reduced_test"),
+                "lost": cell(row, "lost")} if "lost" in row else {})}
+
+
+def exchange_row(row: dict, results: StudyResults) -> dict[str, str]:
+    cells = {"what": row["what"], "parameters": f"{row['parameters']:,}", "MB": f"{row['bytes'] / 1e6:.1f}",
+             "nats lost": cell(row, "lost"), "bits per byte lost": cell(row, "lost_bits_per_byte")}
+    cells |= {f"{questions} lost": cell(row, f"lost_{questions}") for questions in results.items.questions}
+    cells["training s"] = row["training_seconds"]
+    if "token_ms" in row:
+        cells["ms a token"] = f"{row['token_ms']:.1f}"
+    return cells
+
+
+def rate_lines(results: StudyResults, exchange_rate: dict) -> list[str]:
+    """Sentences on how many more tokens, and what equal time, the reduced model needs."""
+    lines = [f"Validation loss of the full model, and the tokens that the model without block {results.best} "
+             "needs for it (95 % interval over seeds and documents):", ""]
+    lines += table([{
+        "tokens, full": f"{row['tokens']:,}", "loss": f"{row['nll']:.4f}",
+        "tokens, reduced": reached(row["reduced"]),
+        "95 %": f"{reached(row['low'])} to {reached(row['high'])}"}
+        for row in exchange_rate["tokens_to_reach"]])
+    if time := exchange_rate["equal_time"]:
+        lines += ["", f"At equal time the full model has seen {time['full_tokens']:,.0f} tokens when the "
+                  f"reduced one has seen {time['tokens']:,}; the reduced model then loses "
+                  f"{with_interval(time['lost'], (time['low'], time['high']), '+')} nats of validation loss."]
+    return lines
+
+
+def reached(tokens: float) -> str:
+    return f"{tokens:,.0f}" if math.isfinite(tokens) else "not reached"
+
+
+def page_questions(results: StudyResults, questions: list[dict]) -> list[dict]:
+    rows = {}
+    for row in questions:
+        rows.setdefault(row["block"], {"removed": row["block"]})[f"{row['set']} (n = {row['n']})"] = (
+            cell(row, "accuracy"))
+    return list(rows.values())
+
+
 def cell(row: dict, measure: str) -> str:
     """A measure with its interval; none where it was not measured, or the full model stands beside itself."""
-    if not row[measure]:
+    lost = measure.startswith("lost")
+    if row[measure] == "" or (lost and "none" in (row.get("block"), row.get("what"))):
         return ""
     low, high = row[f"{measure}_low"], row[f"{measure}_high"]
-    value = with_interval(row[measure], (low, high), "+" if measure.startswith("lost") else "")
-    return f"{value}, no difference shown" if low <= 0 <= high else value
+    value = with_interval(row[measure], (low, high), "+" if lost else "")
+    return f"{value}, no difference shown" if lost and low <= 0 <= high else value

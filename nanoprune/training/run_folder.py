@@ -155,10 +155,11 @@ class RunFolder:
             print(f"warning: the code changed since {self} began ({began.get('git')} then, {env['git']} now)")
 
     def _open_logs(self, step: int | None) -> None:
-        self.logs = {name: Log(self.path / f"{name}.csv", step) for name in ("train", "eval")}
+        self.logs = {name: Log(self.path / f"{name}.csv", step)
+                     for name in ("train", "eval", "eval_documents")}
 
     def log(self, name: str, **row) -> None:
-        """Add a row to train.csv or eval.csv."""
+        """Add a row to train.csv, eval.csv or eval_documents.csv."""
         if self.writes:
             self.logs[name].write(**row)
 

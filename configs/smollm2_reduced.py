@@ -1,0 +1,7 @@
+"""The same experiment as smollm2_full.py without one block: the one difference is the one line below."""
+
+from configs import replace
+from configs.smollm2_full import config as full
+
+# The block whose removal costs least on the validation split (docs/studies/smollm2/blocks.csv).
+config = replace(full, name="smollm2_reduced", drop_blocks=(14,))

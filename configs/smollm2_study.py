@@ -1,0 +1,25 @@
+"""Which block of SmolLM2-135M? Each removed and healed, beside the full model: docs/which_block.md.
+
+    python study.py configs/smollm2_study.py
+
+About 55 runs of 10 minutes on 2 CPU cores with bf16 units. What is measured stands in
+docs/studies/smollm2/measured, so the study goes on where it was, on this machine or another.
+"""
+
+from configs import Study, replace
+from configs.smollm2_full import config as full
+
+# The best by loss, the best by influence, the middle, the last, and a bad one run with three seeds.
+MORE_SEEDS = (14, 10, 15, 29, 11)
+
+study = Study(
+    name="smollm2",
+    training=replace(full, pair_repeats=0, epochs=0, max_steps=60, eval_every=6, log_every=20),
+    learning_rates=(3e-5, 1e-4, 3e-4),
+    blocks=(*range(30), "14.attn", "14.mlp", "5+14"),
+    once=(*(block for block in range(30) if block not in MORE_SEEDS), "14.attn", "14.mlp", "5+14"),
+    longer=(2.0,),
+    adapters=dict(lora="all", lora_rank=16, lora_alpha=32.0, lr=1e-3),
+    distill=False,
+    results="docs/studies",
+)

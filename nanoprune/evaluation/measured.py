@@ -1,0 +1,142 @@
+"""A study's measured runs: small files that stand under version control, found by what decides their numbers.
+
+measured/none-1a2b3c4d5e.json     a run: sums of nll by document, log-likelihoods of every choice by question
+measured/items.json               the documents and questions that these are of; none of their text
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanoprune.config import Config, Study
+from nanoprune.data.dataset import Dataset
+from nanoprune.distributed import Ranks
+from nanoprune.evaluation import multiple_choice, perplexity
+from nanoprune.evaluation.items import Items
+from nanoprune.evaluation.multiple_choice import loglikelihoods
+from nanoprune.evaluation.perplexity import score_text
+from nanoprune.io.files import file_hash, file_hashes, finite_or_none, json_hash, read_json, write_text
+
+if TYPE_CHECKING:
+    from model import Decoder
+
+# Settings that change no number but in its last digits, and names and paths: what these hold is hashed.
+APART = {"name", "runs", "base", "revision", "data", "teacher", "device", "threads", "batch_size",
+         "accumulation", "recompute", "compile", "parallel", "log_every", "save_every"}
+OF_A_RUN = {"seed", "lr", "drop_blocks", "max_steps"}  # settings in which the runs of a study may differ
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run, measured; of one that diverged nothing but that."""
+
+    diverged: bool = False
+    steps: int = 0
+    tokens: int = 0  # trained on, padding included
+    seconds: float = 0.0  # of its steps by their median, and of the teacher's one run over the training rows
+    parameters: int = 0
+    # At each validation: `tokens` trained on; by document, sums of `nll` and tokens `predicted`.
+    validation: list[dict] = field(default_factory=list)
+    # By the form of the weights, "trained" or one of ROUNDED: `bytes`, `test` and `general` (sums of nll by
+    # document), `questions` (by set, log-likelihoods of all choices by question).
+    measures: dict[str, dict] = field(default_factory=dict)
+
+
+class Measured:
+    """The files of a study's measured runs."""
+
+    def __init__(self, study: Study, dataset: Dataset, base: dict, versions: dict[str, int], writes: bool):
+        """`base`: hashes of the base. `versions`: of what is measured. Rank 0 alone `writes`."""
+        files = {"tokenizer.json": dataset.folder / "tokenizer.json", "general text": Path(study.general)}
+        files |= {f"qa/{path.name}": path for path in sorted((dataset.folder / "qa").glob("*.jsonl"))}
+        data = file_hashes(dataset.folder) | {name: file_hash(path) for name, path in files.items()}
+        self.common = {"base": base, "data": data}
+        self.versions = versions | {"perplexity": perplexity.VERSION,
+                                    "multiple_choice": multiple_choice.VERSION}
+        self.folder, self.training, self.writes = study.folder / "measured", study.training, writes
+
+    def about(self, config: Config, teacher: dict | None) -> dict:
+        """Everything that decides a run's numbers; `teacher`: the same of the run that teaches it."""
+        settings = {key: value for key, value in config.to_dict().items() if key not in APART
+                    and (teacher or not key.startswith("teacher"))}
+        return self.common | {"settings": settings | {"rows_per_step": config.rows_per_step},
+                              "versions": self.versions, "teacher": teacher and json_hash(teacher)}
+
+    def path(self, name: str, about: dict) -> Path:
+        return self.folder / f"{name}-{json_hash(about)[:10]}.json"
+
+    def read(self, about: dict) -> RunResult | None:
+        """The result of exactly this run; None where there is none."""
+        for path in self.folder.glob(f"*-{json_hash(about)[:10]}.json"):
+            content = read_json(path)
+            if content["about"] == json.loads(json.dumps(about)):
+                return RunResult(**content["result"])
+        return None
+
+    def write(self, name: str, about: dict, result: RunResult) -> None:
+        if self.writes:
+            content = {"about": about, "result": finite_or_none(asdict(result))}
+            write_text(self.path(name, about), json.dumps(content) + "\n")
+            print(f"wrote {self.path(name, about)}")
+
+    def check(self) -> None:
+        """ValueError if the folder holds runs of another base, dataset or of other settings."""
+        now = self.about(self.training, None)
+        now = json.loads(json.dumps({**now["base"], **now["data"], **now["settings"]}))
+        others = {}
+        for path in sorted(self.folder.glob("*-*.json")):
+            about = read_json(path)["about"]
+            then = {**about["base"], **about["data"], **about["settings"]}
+            changed = {key for key in now.keys() | then.keys() if now.get(key) != then.get(key)}
+            changed = {key for key in changed - OF_A_RUN if not key.startswith(("teacher", "lora"))}
+            if changed - {"frozen"}:
+                others[path.name] = changed
+            elif about["versions"] != self.versions:
+                print(f"note: {path} is of an older version of a measure, and is measured again")
+        if others:
+            keys = sorted(set().union(*others.values()))
+            raise ValueError(
+                f"{self.folder} holds {len(others)} run(s) of another base, dataset or other settings "
+                f"({', '.join(keys)} differ; such as {next(iter(others))}): restore these, give this study "
+                "another name, or move the folder away")
+
+
+def final_validation(run: RunResult) -> float:
+    """The validation loss of a run in nats per token; inf where it diverged."""
+    if run.diverged or None in (nll := run.validation[-1]["nll"]):
+        return math.inf
+    return sum(nll) / sum(run.validation[-1]["predicted"])
+
+
+def measure_model(model: Decoder, items: Items, autocast: Callable, ranks: Ranks) -> dict:
+    """Sums of nll by document of both texts, log-likelihoods of all choices by question set; six decimals."""
+    measures = {"questions": {}}
+    with autocast():
+        for name, texts in (("test", items.test), ("general", items.general)):
+            batches = items.protocol.windows([text.example for text in texts], items.end)
+            nll = score_text(model, batches, len(texts), ranks=ranks, label=name).nll
+            measures[name] = nll.round(6).tolist()
+        for name, questions in items.questions.items():
+            choices = [question.choices for question in questions]
+            measures["questions"][name] = [values.round(6).tolist() for values in
+                                           loglikelihoods(model, choices, ranks=ranks, label=name)]
+    return measures
+
+
+def describe_items(items: Items) -> dict:
+    """What the numbers are of: names, dates and sizes of documents, answers and sources of questions."""
+    about = {}
+    for name, texts in (("test", items.test), ("general", items.general)):
+        about[name] = [text.about | {"tokens": int(text.example.learned[1:].sum())} for text in texts]
+    about["questions"] = {
+        name: [{"answer": question["answer"], "source": str(question.get("source", number)),
+                "category": question.get("category", ""),
+                "characters": [len(choice) for choice in question["choices"]]}
+               for number, question, _ in questions]
+        for name, questions in items.questions.items()}
+    return about
