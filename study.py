@@ -76,6 +76,9 @@ def run_study(study: Study) -> None:
     dataset.check_model(training.base, source, model.config.vocab_size)
     arms = {str(arm): tuple(read_parts(str(arm).split("+"), model.config))
             for arm in study.blocks or range(model.config.num_hidden_layers)}
+    if unknown := set(map(str, study.once)) - {"none", *arms}:
+        raise ValueError(f"once: given {', '.join(sorted(unknown))}; allowed are 'none' and what is removed: "
+                         f"{', '.join(arms)}")
     items = Items(dataset, source, Protocol(context=training.context), model.config.max_position_embeddings)
     items.add_test()
     items.add_general(study.general)

@@ -227,8 +227,6 @@ class Study(Settings):
             (not Path(self.general).is_file(),
              f"general: given {self.general!r}, there is no such file; give a JSONL file whose lines have a "
              "`text`"),
-            (unknown := set(map(str, self.once)) - {"none", *map(str, self.blocks)} if self.blocks else (),
-             f"once: given {', '.join(sorted(unknown))}, must be among blocks, or 'none'"),
         ]
         problems = [problem for broken, problem in rules if broken]
         problems += [f"training.{problem}" for problem in training.problems()]

@@ -84,7 +84,8 @@ def real(folder: Path, data: Path) -> dict[str, str]:
     (folder / "press").symlink_to(data / "checkpoints" / "press-qwen3-4m")
     articles = str(data / "bmw" / "articles.jsonl")
     run(folder, "prepare.py", articles, "--out", "data/real", "--tokenizer", "press")
-    run(folder, "prune.py", "press", "--data", "data/real", "--score", "results/real/blocks.csv", "--parts")
+    run(folder, "prune.py", "press", "--data", "data/real", "--score", "results/real/blocks.csv", "--parts",
+        "--dtype", "float32")
     run(folder, "prune.py", "press", "--drop", "3", "--out", "models/less-3")
     run(folder, "eval.py", "press", "models/less-3", "--data", "data/real", "--out", "results/real/eval")
     config = folder / "steps.py"

@@ -1,6 +1,7 @@
 """Scores of blocks: the losses are those of the model without them, the estimates those of transformers."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,11 +13,14 @@ from small import SHAPE, run_main
 from model import Decoder
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import Example
+from nanoprune.device import make_autocast
 from nanoprune.evaluation import block_scores
 from nanoprune.evaluation.block_scores import (
     SCORES,
     Calibration,
+    KeptLosses,
     Score,
+    WindowStates,
     losses_without,
     score_blocks,
     without,
@@ -218,3 +222,71 @@ def test_scores_of_trained_models_are_those_of_transformers(name, real, tmp_path
     arguments = [real / "bmw" / "articles.jsonl", "--out", data, "--tokenizer", folder]
     assert run_main(monkeypatch, capsys, "prepare.py", *arguments)[0] == 0
     assert_scores_are_those_of_transformers(folder, data, 64, 600)
+
+
+def keep(path, **about) -> KeptLosses:
+    return KeptLosses(path, {"weights": {"model.safetensors": "a"}, "dtype": "float32"} | about)
+
+
+def count_scored(monkeypatch) -> list:
+    """The removals that are measured from now on."""
+    scored, losses = [], WindowStates.losses
+    monkeypatch.setattr(WindowStates, "losses",
+                        lambda self, removal: (scored.append(removal), losses(self, removal))[1])
+    return scored
+
+
+def test_killed_scoring_goes_on_where_it_was(world, tmp_path, monkeypatch, capsys):
+    """Each row is kept and printed as it is known; the table is that of scoring that was never killed."""
+    model, calibration = load(world)
+    whole = score_blocks(model, calibration).rows
+    path, scored = tmp_path / "blocks.losses.json", count_scored(monkeypatch)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        losses = WindowStates.losses
+        patch.setattr(WindowStates, "losses", lambda self, removal: (
+            interrupt() if removal == (Part(1),) else losses(self, removal)))
+        score_blocks(model, replace(calibration, kept=keep(path)))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("without")]
+    assert [line.split()[1] for line in lines] == ["none", "0", "1", "2", "none", "0"]
+    assert "2 of 4" in lines[-1] and "s left" in lines[-1]
+    scored.clear()
+    again = score_blocks(model, replace(calibration, kept=keep(path))).rows
+    assert scored == [(Part(1),), (Part(2),)]
+    untimed = [{key: value for key, value in row.items() if key != "time_saved"} for row in again]
+    assert untimed == [{key: row[key] for key in row if key != "time_saved"} for row in whole]
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_losses_are_kept_for_the_same_weights_text_type_and_version(world, tmp_path, monkeypatch):
+    model, calibration = load(world)
+    path, scored, removals = tmp_path / "losses.json", count_scored(monkeypatch), [(Part(0),)]
+
+    def measured_again(calibration: Calibration, **about) -> bool:
+        scored.clear()
+        losses_without(model, removals, replace(calibration, kept=keep(path, **about)))
+        return bool(scored)
+
+    assert measured_again(calibration) and not measured_again(calibration)
+    assert measured_again(calibration, weights={"model.safetensors": "b"})
+    assert measured_again(calibration, dtype="bfloat16")
+    assert measured_again(load(world, "test")[1])
+    with without(model, [2]):
+        assert measured_again(calibration)
+    monkeypatch.setattr(block_scores, "VERSION", block_scores.VERSION + 1)
+    assert measured_again(calibration)
+    monkeypatch.undo()
+    scored = count_scored(monkeypatch)
+    assert not measured_again(calibration)
+
+
+def test_bf16_ranks_blocks_as_fp32_does(world):
+    """And its paired differences are those of fp32 within their intervals."""
+    model, calibration = load(world, "train")
+    bf16 = replace(calibration, autocast=make_autocast("bfloat16", torch.device("cpu")))
+    tables = [score_blocks(model, text).rows for text in (calibration, bf16)]
+    for row, rounded in zip(*tables, strict=True):
+        assert row["rank"] == rounded["rank"] and row["nll"] != rounded["nll"]
+        assert row["difference_low"] <= rounded["difference"] <= row["difference_high"]

@@ -3,19 +3,22 @@ best one.
 """
 
 import json
+import shutil
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from small import ROOT, SHAPE, read_rows, run_main
+from safetensors.torch import load_file, save_file
+from small import ROOT, SHAPE, random_base, read_rows, run_main
 
 from model import Decoder
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.tokenizer import load_tokenizer
 from nanoprune.evaluation.block_scores import SCORES, Calibration, estimates, losses_without, score_blocks
 from nanoprune.io.files import file_hash
+from nanoprune.io.hub import copy_tokenizer
 from nanoprune.io.jsonl import read_jsonl
 from nanoprune.nn.attention import KeyValueCache
 from nanoprune.nn.model_config import ModelConfig, Part
@@ -282,7 +285,8 @@ def test_reference_losses_of_the_press_model(real):
 def test_score_and_drop_commands(world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     code, out, _ = run_main(
-        monkeypatch, capsys, "prune.py", world.model, "--data", world.data, "--score", tmp_path / "b.csv"
+        monkeypatch, capsys, "prune.py", world.model, "--data", world.data, "--score", tmp_path / "b.csv",
+        "--dtype", "float32"
     )
     rows = read_rows(tmp_path / "b.csv")
     assert code == 0 and f"wrote {tmp_path / 'b.csv'}" in out
@@ -359,3 +363,55 @@ def test_commands_answer_mistakes(world, tmp_path, monkeypatch, capsys, argument
     code, _, err = run_main(monkeypatch, capsys, "prune.py", world.model, *arguments)
     assert code == 2 and message in err and "Traceback" not in err
     assert Decoder.from_pretrained(world.model).config.num_hidden_layers == 3
+
+
+def test_a_reduced_model_keeps_its_bases_types(world, tmp_path, monkeypatch, capsys):
+    """Of every tensor, bit by bit, also where it was scored in fp32 before."""
+    base = random_base(tmp_path / "base", torch.bfloat16, vocab_size=280)
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].float()
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    copy_tokenizer(world.data, base)
+    for options in (["--drop", "1"], ["--data", world.data, "--choose", "1", "--protect", "0,2"]):
+        out = tmp_path / options[-1]
+        assert run_main(monkeypatch, capsys, "prune.py", base, *options, "--out", out)[0] == 0
+        reduced = load_file(out / "model.safetensors")
+        for name, tensor in reduced.items():
+            assert torch.equal(tensor, weights[name.replace("layers.1.", "layers.2.")]), name
+            assert tensor.dtype == weights[name.replace("layers.1.", "layers.2.")].dtype
+        assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+        shutil.rmtree(out)
+
+
+def test_the_loss_after_each_decision(world, tmp_path, monkeypatch, capsys):
+    """Paired with the unpruned model's; a table's losses are kept, so the same command measures nothing."""
+    table, out = tmp_path / "greedy.csv", tmp_path / "reduced"
+    command = [world.model, "--data", world.data, "--context", "32", "--choose", "2", "--dtype", "float32",
+               "--out", out, "--decisions", table]
+    code, printed, _ = run_main(monkeypatch, capsys, "prune.py", *command)
+    assert code == 0 and f"wrote {table}" in printed and "s left" in printed
+    rows = read_rows(table)
+    model = Decoder.from_pretrained(world.model).eval()
+    calibration = Calibration.of_split(model, Dataset(world.data).split("val"), 32)
+    chosen = rows[-1]["removed"].split(",")
+    losses = losses_without(model, [(), (Part(int(chosen[0])),), tuple(Part(int(i)) for i in chosen)],
+                            calibration)
+    means = losses.nll.sum(1) / losses.tokens.sum()
+    assert [row["removed"] for row in rows] == ["none", chosen[0], ",".join(chosen)]
+    assert [float(row["nll"]) for row in rows] == pytest.approx(means, rel=1e-6)
+    assert [float(row["difference"]) for row in rows] == pytest.approx(means - means[0], abs=1e-6)
+    assert run_main(monkeypatch, capsys, "prune.py", *command)[1].count("s left") == 0
+    code, _, err = run_main(monkeypatch, capsys, "prune.py", world.model, "--choose", "1", "--method", "last",
+                            "--out", out, "--decisions", table)
+    assert code == 2 and "without --decisions, with --data" in err
+
+
+def test_the_type_of_the_products_is_printed_and_recorded(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    for given, used in (("auto", "float32"), ("bfloat16", "bfloat16")):
+        table = tmp_path / f"{given}.csv"
+        code, out, _ = run_main(monkeypatch, capsys, "prune.py", world.model, "--data", world.data, "--score",
+                                table, "--context", "32", "--dtype", given)
+        assert code == 0 and f"products in {used}" in out
+        assert json.loads(table.with_suffix(".json").read_text())["dtype"] == used
+        assert ("has no units for bfloat16" in out) == (given == "bfloat16")

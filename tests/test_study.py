@@ -1,18 +1,21 @@
 """study.py: the same steps for everybody, resumable, and a table that follows from the runs."""
 
-import csv
 import json
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from small import read_rows, run_main
 
 import study as study_module
 from model import Decoder
 from nanoprune.config import Study, load_study
 from nanoprune.data.dataset import Dataset
+from nanoprune.evaluation import multiple_choice
+from nanoprune.evaluation.block_scores import Calibration, score_blocks
+from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihoods
 from nanoprune.evaluation.perplexity import Protocol, score_text
 from prune import drop_blocks
 from study import Stopped, run_study
@@ -20,40 +23,62 @@ from train import train
 
 
 def make_study(world, folder, **changes) -> Study:
-    training = world.config(folder, max_steps=4, eval_every=0, save_every=2)
+    training = world.config(folder, max_steps=4, eval_every=2, save_every=2)
     return Study(
         **({"name": "which", "training": training, "learning_rates": (1e-2, 1e-3), "seeds": (0, 1)} | changes)
     )
 
 
+def short(world, folder, **changes) -> Study:
+    """Few runs: one seed, one learning rate, one block."""
+    few = {"seeds": (0,), "learning_rates": (1e-3,), "distill": False, "blocks": (0,), "rounded": False}
+    return make_study(world, folder, **few | changes)
+
+
+def record_runs(monkeypatch) -> list[str]:
+    """The names of the runs that are trained from now on."""
+    names = []
+    monkeypatch.setattr(
+        study_module, "train", lambda config, **given: (names.append(config.name), train(config, **given))[1]
+    )
+    return names
+
+
 @pytest.fixture(scope="module")
 def done(world, tmp_path_factory):
-    study = make_study(world, tmp_path_factory.mktemp("study"), keep_models=True)
+    folder = tmp_path_factory.mktemp("study")
+    study = make_study(world, folder / "runs", keep_models=True, results=str(folder / "results"),
+                       blocks=(0, 1, 2, "1.attn", "0+2"), once=("1.attn", "0+2"), longer=(2.0,),
+                       adapters={"lora": "all", "lora_rank": 2, "lr": 1e-2})
     run_study(study)
     return study
 
 
 def test_the_table_follows_from_the_runs(world, done):
-    folder = done.training.folder.parent / "which"
-    rows = {row["block"]: row for row in read_rows(folder / "study.csv")}
-    assert list(rows) == ["none", "0", "1", "2"]
+    rows = {row["block"]: row for row in read_rows(done.folder / "study.csv")}
+    assert list(rows)[:6] == ["none", "0", "1", "2", "1.attn", "0+2"]
     split = Dataset(world.data).split("test")
     batches = list(Protocol(context=32).windows(split))
+    lr = json.loads((done.folder / "study.json").read_text())["learning_rates"]
+    best = next(arm for arm in lr if arm != "none")
 
     def mean_loss(model: Decoder) -> float:
         losses = score_text(model, batches, len(split))
         return losses.nll.sum() / losses.tokens.sum()
 
-    for block, row in rows.items():
+    for block in ("none", "0", "1", "2", "1.attn", "0+2"):
+        row, dropped = rows[block], [] if block == "none" else block.split("+")
         before = Decoder.from_pretrained(world.model).eval()
-        drop_blocks(before, [] if block == "none" else [int(block)])
+        drop_blocks(before, dropped)
         assert float(row["before"]) == pytest.approx(mean_loss(before), rel=1e-6)
-        arm = "full" if block == "none" else f"less-{block}"
-        seeds = []
-        for seed in (0, 1):
-            model = Decoder.from_pretrained(folder / f"{arm}-s{seed}").eval()
-            assert model.config.num_hidden_layers == (3 if block == "none" else 2)
+        seeds, rate = [], lr["none" if block == "none" else best]
+        for seed in (0, 1) if "." not in block and "+" not in block else (0,):
+            run = done.runs_folder / f"{block}-lr{rate:g}-s{seed}"
+            model = Decoder.from_pretrained(run).eval()
+            assert model.config.blocks == before.config.blocks
+            assert model.config.without == before.config.without
             seeds.append(mean_loss(model))
+        assert row["runs"] == str(len(seeds)) and row["diverged"] == "0"
         assert float(row["after"]) == pytest.approx(np.mean(seeds), rel=1e-6)
         assert (float(row["seed_low"]), float(row["seed_high"])) == pytest.approx(
             (min(seeds), max(seeds)), rel=1e-6
@@ -63,44 +88,99 @@ def test_the_table_follows_from_the_runs(world, done):
             lost = float(row[f"lost_{when}"])
             assert lost == pytest.approx(float(row[when]) - float(rows["none"][when]), abs=1e-9)
             assert float(row[f"lost_{when}_low"]) <= lost <= float(row[f"lost_{when}_high"])
-    found = json.loads((folder / "study.json").read_text())
-    assert set(found["learning_rates"].values()) <= {1e-2, 1e-3}
-    assert "loss before healing" in found["predicts_the_healed_loss"]
-    text = (folder / "study.md").read_text()
-    assert (
-        "Distilled" in text and "as long without" in text and (folder / "study.png").stat().st_size > 10_000
-    )
-    best = min(
-        (row for row in read_rows(folder / "blocks.csv") if row["rank"]), key=lambda row: float(row["rank"])
-    )["block"]
-    with open(folder / f"longer-{best}-s0" / "train.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) >= 4
+    text = (done.folder / "study.md").read_text()
+    assert "as long without" in text and "## What one block buys" in text and "no difference shown" in text
+    for figure in ("study.png", "exchange.png", "blocks.png", "blocks_general.png"):
+        assert (done.folder / figure).stat().st_size > 10_000
+    longer = rows[f"{best}, 2 times as long"]
+    steps = read_rows(done.runs_folder / f"{best}-longer-lr{lr[best]:g}-s0" / "train.csv")
+    assert longer["runs"] == "1" and len(steps) >= 8
+    assert len(read_rows(done.runs_folder / "none-adapters-lr0.01-s0" / "train.csv")) == 4
 
 
-def test_a_study_resumes_where_it_was(world, done, tmp_path, monkeypatch):
-    """What was measured is not measured again; what was half done is; another study of this name is refused.
-    """
-    folder = done.training.folder.parent / "which"
-    before = (folder / "study.csv").read_bytes()
-    (folder / "measured" / "less-1-s1.json").unlink()
-    shutil.rmtree(folder / "less-1-s1")
-    names = []
-    monkeypatch.setattr(
-        study_module, "train", lambda config, **given: (names.append(config.name), train(config, **given))[1]
-    )
+def test_what_is_kept_suffices_for_other_statistics(world, done):
+    """Sums by document and log-likelihoods of every choice are those of the model."""
+    path, = (done.folder / "measured").glob("1-lr0.001-s0-*.json")
+    kept = json.loads(path.read_text())["result"]
+    items = json.loads((done.folder / "measured" / "items.json").read_text())
+    model = Decoder.from_pretrained(done.runs_folder / "1-lr0.001-s0").eval()
+    split = Dataset(world.data).split("test")
+    losses = score_text(model, list(Protocol(context=32).windows(split)), len(split))
+    assert kept["measures"]["trained"]["test"] == pytest.approx(losses.nll.tolist(), abs=1e-5)
+    assert [document["tokens"] for document in items["test"]] == losses.tokens.tolist()
+    questions, _ = encode_questions(Dataset(world.data).tokenizer, Dataset(world.data).questions()["places"],
+                                    128)
+    values = loglikelihoods(model, [question.choices for question in questions])
+    assert np.allclose(kept["measures"]["trained"]["questions"]["places"], values, atol=1e-5)
+    assert [question["answer"] for question in items["questions"]["places"]] == [0, 1, 2, 3] * 2
+    marks = kept["validation"]
+    assert [mark["tokens"] for mark in marks] == [0, 128, 256]
+    logged = read_rows(done.runs_folder / "1-lr0.001-s0" / "eval.csv")
+    for mark, row in zip(marks, logged, strict=True):
+        assert sum(mark["nll"]) / sum(mark["predicted"]) == pytest.approx(float(row["nll"]), rel=1e-5)
+    text = path.read_text() + (done.folder / "measured" / "items.json").read_text()
+    assert "Plant" not in text and str(done.training.runs) not in text
+
+
+def test_rounding_costs_what_it_costs(done):
+    rows = {row["what"]: row for row in read_rows(done.folder / "exchange.csv")}
+    assert int(rows["none, NF4"]["bytes"]) < int(rows["none, int8"]["bytes"]) < int(rows["none"]["bytes"])
+    assert abs(float(rows["none, int8"]["lost"])) < abs(float(rows["none, NF4"]["lost"])) < 1
+    assert float(rows["none"]["lost"]) == 0 and float(rows["1"]["token_ms"]) > 0
+
+
+def test_a_study_resumes_where_it_was(world, done, monkeypatch):
+    """What was measured is not measured again; what was half done is."""
+    before = read_rows(done.folder / "study.csv", ("seconds",))
+    path, = (done.folder / "measured").glob("0-lr*-s1-*.json")
+    name = path.name.rpartition("-")[0]
+    path.unlink()
+    shutil.rmtree(done.runs_folder / name)
+    names = record_runs(monkeypatch)
     run_study(done)
-    assert names == ["less-1-s1"]
-    timed = ("seconds",)
-    after = folder / "study.csv"
-    assert read_rows(after, timed) == [
-        {k: v for k, v in row.items() if k not in timed}
-        for row in csv.DictReader(before.decode().splitlines())
-    ]
-    with pytest.raises(ValueError, match="holds another study of this name"):
-        run_study(make_study(world, done.training.folder.parent, seeds=(0, 1, 2), keep_models=True))
+    assert names == [name]
+    assert read_rows(done.folder / "study.csv", ("seconds",)) == before
 
 
-def test_a_stopped_study_says_so(world, tmp_path, monkeypatch, capsys):
+def test_results_are_found_by_what_decides_them(world, tmp_path, monkeypatch):
+    """Under other paths, names and settings that change no number; never under other data, base or settings.
+    """
+    study = short(world, tmp_path / "a", results=str(tmp_path / "results"))
+    run_study(study)
+    base, data = tmp_path / "moved" / "base", tmp_path / "moved" / "data"
+    shutil.copytree(world.model, base)
+    shutil.copytree(world.data, data)
+    moved = replace(study, training=replace(
+        study.training, name="other", base=str(base), data=str(data), runs=str(tmp_path / "b"),
+        batch_size=study.training.rows_per_step, accumulation=1, recompute="blocks", log_every=7))
+    names = record_runs(monkeypatch)
+    run_study(moved)
+    assert names == []
+    kept = sorted(path.name for path in (tmp_path / "results" / "which" / "measured").iterdir())
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="2 run.s. of another base, .*base: weights"):
+        run_study(moved)
+    shutil.copy(world.model / "model.safetensors", base)
+    lines = (data / "qa" / "places.jsonl").read_text().replace("plant 1?", "plant 99?")
+    (data / "qa" / "places.jsonl").write_text(lines)
+    with pytest.raises(ValueError, match="data: qa/places.jsonl.*give this study another name"):
+        run_study(moved)
+    with pytest.raises(ValueError, match="settings: beta1, context"):
+        run_study(replace(study, training=replace(study.training, context=16, beta1=0.8)))
+    assert sorted(path.name for path in (tmp_path / "results" / "which" / "measured").iterdir()) == kept
+    assert names == []
+    with pytest.raises(ValueError, match="once: given 7; allowed are 'none' and what is removed: 0"):
+        run_study(replace(study, once=(7,)))
+    run_study(replace(study, blocks=(0, 1)))
+    assert names == ["1-lr0.001-s0"]
+    monkeypatch.setattr(multiple_choice, "VERSION", multiple_choice.VERSION + 1)
+    run_study(study)
+    assert names == ["1-lr0.001-s0", "none-lr0.001-s0", "0-lr0.001-s0"]
+
+
+def test_a_stopped_study_says_so(world, tmp_path, monkeypatch):
     study = make_study(world, tmp_path, seeds=(0,), learning_rates=(1e-3,), distill=False)
     monkeypatch.setattr(study_module, "catch_signals", lambda: ["SIGINT"])
     with pytest.raises(Stopped, match="the same command resumes it"):
@@ -112,32 +192,88 @@ def test_a_stopped_study_says_so(world, tmp_path, monkeypatch, capsys):
     assert not any((tmp_path / "which").glob("*/state")) and not any((tmp_path / "which").glob("*/model"))
 
 
-def test_a_run_that_diverges_ranks_last(world, tmp_path, monkeypatch):
-    study = make_study(world, tmp_path, seeds=(0,), learning_rates=(1e-3,), distill=False, blocks=(0, 2))
+def test_a_signal_between_two_runs_stops_the_study(world, tmp_path, monkeypatch):
+    """One that comes while a run is measured, when no loop is there to see it."""
+    signals = []
+    monkeypatch.setattr(study_module, "catch_signals", lambda: signals)
+    measure = study_module.measure_model
+    monkeypatch.setattr(study_module, "measure_model",
+                        lambda *given: (signals.append("SIGINT"), measure(*given))[1])
+    names = record_runs(monkeypatch)
+    with pytest.raises(Stopped, match="stopped between two runs"):
+        run_study(short(world, tmp_path))
+    assert names == ["none-lr0.001-s0"] and len(list((tmp_path / "which" / "measured").glob("none-*"))) == 1
 
+
+def break_runs(monkeypatch, broken: set[str]) -> None:
+    """Let runs of these names diverge in their first step, before anything is logged."""
     forward = Decoder.forward
 
-    def diverging(config, **given):  # in its first step, before anything is logged
+    def diverging(config, **given):
         with monkeypatch.context() as patch:
             if config.name in broken:
                 patch.setattr(Decoder, "forward", lambda self, *args, **options: (
                     forward(self, *args, **options) * (float("nan") if self.training else 1)))
             return train(config, **given)
 
-    broken = {"less-0-s0"}
     monkeypatch.setattr(study_module, "train", diverging)
+
+
+def test_a_run_that_diverges_ranks_last(world, tmp_path, monkeypatch):
+    study = make_study(world, tmp_path, seeds=(0,), learning_rates=(1e-3,), distill=False, blocks=(0, 2))
+    best = "2" if study_best(world, (0, 2)) == 2 else "0"
+    other = "0" if best == "2" else "2"
+    break_runs(monkeypatch, {f"{other}-lr0.001-s0"})
     run_study(study)
     rows = {row["block"]: row for row in read_rows(tmp_path / "which" / "study.csv")}
-    assert rows["0"]["after"] == "nan" and rows["0"]["rank_after"] == "2" and rows["2"]["rank_after"] == "1"
-    broken = {"sweep-full-lr0.001"}
-    with pytest.raises(ValueError, match="full diverged with every learning rate of .0.001,.: give lower "
+    assert rows[other]["after"] == "nan" and rows[other]["rank_after"] == "2"
+    assert rows[best]["rank_after"] == "1" and rows[other]["diverged"] == "1"
+    break_runs(monkeypatch, {"none-lr0.001-s0"})
+    with pytest.raises(ValueError, match="none diverged with every learning rate of .0.001,.: give lower "
                                          "ones"):
         run_study(replace(study, name="all"))
 
 
+def study_best(world, blocks) -> int:
+    """The block whose removal costs least on the validation split."""
+    model = Decoder.from_pretrained(world.model).eval()
+    rows = score_blocks(model, Calibration.of_split(model, Dataset(world.data).split("val"), 32)).rows
+    return min(blocks, key=lambda block: rows[1 + block]["nll"])
+
+
+def test_one_diverged_seed_does_not_keep_a_study_from_its_report(world, tmp_path, monkeypatch):
+    """Of the full model, which is also a teacher: its other seed counts, and teaches."""
+    study = short(world, tmp_path, seeds=(0, 1), distill=True)
+    break_runs(monkeypatch, {"none-lr0.001-s1"})
+    run_study(study)
+    rows = {row["block"]: row for row in read_rows(tmp_path / "which" / "study.csv")}
+    assert rows["none"]["diverged"] == "1" and float(rows["none"]["after"]) > 0
+    assert np.isfinite(float(rows["0"]["lost_after"]))
+    assert rows["0, distilled"]["runs"] == "1"
+
+
+def test_epochs_are_steps_that_a_longer_arm_exceeds(world, tmp_path, monkeypatch):
+    """`epochs` would decide on the steps of every arm anew."""
+    study = short(world, tmp_path, longer=(2.0,))
+    study = replace(study, training=replace(study.training, epochs=1, warmup_steps=1))
+    names = record_runs(monkeypatch)
+    run_study(study)
+    steps = {name: len(read_rows(tmp_path / "which" / name / "train.csv")) for name in names}
+    assert steps["0-longer-lr0.001-s0"] == 2 * steps["0-lr0.001-s0"] == 2 * steps["none-lr0.001-s0"]
+
+
+def test_a_study_heals_by_adapters(world, tmp_path):
+    study = short(world, tmp_path, keep_models=True)
+    training = replace(study.training, lora="q_proj,v_proj", lora_rank=2)
+    run_study(replace(study, training=training))
+    assert (tmp_path / "which" / "0-lr0.001-s0" / "model" / "adapter_config.json").is_file()
+    rows = {row["block"]: row for row in read_rows(tmp_path / "which" / "study.csv")}
+    assert np.isfinite(float(rows["0"]["lost_after"]))
+
+
 def test_mistakes_are_named_together(world, tmp_path, monkeypatch, capsys):
     path = tmp_path / "s.py"
-    training = world.config(tmp_path, keep="best", drop_blocks=(1,), lora="q_proj")
+    training = world.config(tmp_path, keep="best", drop_blocks=(1,), context=0)
     path.write_text("from configs import Config, Study\n\n"
                     f"study = Study('a/b', Config(**{training.to_dict()!r}), (), (0, 0))\n")
     with pytest.raises(ValueError) as caught:
@@ -147,7 +283,7 @@ def test_mistakes_are_named_together(world, tmp_path, monkeypatch, capsys):
         "learning_rates: given ()",
         "seeds: given (0, 0)",
         "drop_blocks and teacher",
-        "given lora='q_proj'; a study heals and measures whole models",
+        "training.context: given 0",
         "keep='last'",
     ):
         assert message in str(caught.value)
@@ -166,6 +302,9 @@ def test_mistakes_are_named_together(world, tmp_path, monkeypatch, capsys):
         ("--seeds=one", "one"),
         ("--sedes=1", "no such setting"),
         ("--blocks=1,1", "blocks: given (1, 1)"),
+        ("--blocks=1+1", "blocks: given ('1+1',)"),
+        ("--blocks=1.attn,0+1", "name at least one whole block"),
+        ("--longer=1", "longer: given (1.0,), must be numbers above 1"),
     ):
         with pytest.raises(ValueError) as caught:
             load_study(path, [given])

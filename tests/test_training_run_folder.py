@@ -104,7 +104,7 @@ def test_what_a_run_leaves(world, tmp_path, capsys):
     out, run = capsys.readouterr().out, config.folder
     assert f"wrote {run}/model" in out and "2 blocks" in out
     assert {p.name for p in run.iterdir()} == {".lock", "config.json", "env.json", "train.csv", "eval.csv",
-                                               "model", "state"}
+                                               "eval_documents.csv", "model", "state"}
     assert json.loads((run / "config.json").read_text())["drop_blocks"] == [1]
     env = json.loads((run / "env.json").read_text())
     assert env["torch"] == torch.__version__ and "train.safetensors" in env["data"]
@@ -395,3 +395,21 @@ def test_clocks_may_run_backwards(world, tmp_path, monkeypatch):
     other = replace(config, name="backwards")
     train(other)
     assert_same_run(config.folder, other.folder)
+
+
+def test_validation_by_document_adds_up_to_its_mean(world, tmp_path):
+    """Also in a run that was stopped and resumed, and with some of the documents alone."""
+    config = world.config(tmp_path, max_steps=4, eval_every=2, save_every=2, eval_documents=3)
+    train(config)
+    once = read_rows(config.folder / "eval_documents.csv")
+    for row in read_rows(config.folder / "eval.csv"):
+        documents = [document for document in once if document["step"] == row["step"]]
+        total = sum(float(document["nll"]) for document in documents)
+        assert len(documents) == 3 and len({document["document"] for document in documents}) == 3
+        predicted = sum(int(document["predicted"]) for document in documents)
+        assert total / predicted == pytest.approx(float(row["nll"]), rel=1e-9)
+    again = replace(config, name="resumed")
+    train(again, listen=lambda: ["SIGTERM"])
+    assert len(read_rows(again.folder / "eval_documents.csv")) == 3
+    train(again, resume=True)
+    assert read_rows(again.folder / "eval_documents.csv") == once

@@ -68,7 +68,8 @@ def main() -> None:
     places += ["--max_steps=20", "--warmup_steps=5", "--eval_every=10"] if args.short else []
     arms = [f"--data={data}/newsroom", f"--base={runs}/base", *places]
     run("train.py", "configs/demo_base.py", f"--data={data}/others", *places)
-    run("prune.py", f"{runs}/base", "--data", f"{data}/others", "--score", f"{results}/blocks.csv")
+    run("prune.py", f"{runs}/base", "--data", f"{data}/others", "--score", f"{results}/blocks.csv",
+        "--dtype", "float32")
     with open(results / "blocks.csv", newline="") as file:
         block = next(row["block"] for row in csv.DictReader(file) if row["rank"] == "1")
     run("prune.py", f"{runs}/base", "--drop", block, "--evidence", f"{results}/blocks.csv",

@@ -86,24 +86,27 @@ class Measured:
 
     def check(self) -> None:
         """ValueError if the folder holds runs of another base, dataset or of other settings."""
-        now = self.about(self.training, None)
-        now = json.loads(json.dumps({**now["base"], **now["data"], **now["settings"]}))
-        others = {}
+        now, others = json.loads(json.dumps(self.about(self.training, None))), {}
         for path in sorted(self.folder.glob("*-*.json")):
-            about = read_json(path)["about"]
-            then = {**about["base"], **about["data"], **about["settings"]}
-            changed = {key for key in now.keys() | then.keys() if now.get(key) != then.get(key)}
-            changed = {key for key in changed - OF_A_RUN if not key.startswith(("teacher", "lora"))}
-            if changed - {"frozen"}:
-                others[path.name] = changed
-            elif about["versions"] != self.versions:
+            then = read_json(path)["about"]
+            changed = [f"{part}: {', '.join(keys)}" for part in ("base", "data", "settings")
+                       if (keys := differing_keys(now[part], then[part]))]
+            if changed:
+                others[path.name] = "; ".join(changed)
+            elif then["versions"] != self.versions:
                 print(f"note: {path} is of an older version of a measure, and is measured again")
         if others:
-            keys = sorted(set().union(*others.values()))
+            name, changed = next(iter(others.items()))
             raise ValueError(
-                f"{self.folder} holds {len(others)} run(s) of another base, dataset or other settings "
-                f"({', '.join(keys)} differ; such as {next(iter(others))}): restore these, give this study "
-                "another name, or move the folder away")
+                f"{self.folder} holds {len(others)} run(s) of another base, dataset or other settings: of "
+                f"{name} these differ ({changed}). Restore them, give this study another name, or move the "
+                "folder away")
+
+
+def differing_keys(now: dict, then: dict) -> list[str]:
+    """Keys in which a study's runs must not differ, and do; those of teachers and adapters may."""
+    return [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)
+            and key not in OF_A_RUN and not key.startswith(("teacher", "lora", "frozen"))]
 
 
 def final_validation(run: RunResult) -> float:

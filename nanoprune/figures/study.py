@@ -45,7 +45,8 @@ def draw_exchange(folder: Path, out: Path) -> Path:
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
     for k, option in enumerate(options):
         name, style = option["what"], {"color": f"C{k % 6}", "label": option["what"]}
-        draw_intervals(right, numbers([option], "bytes") / 1e6, [option], LOST, fmt="os^"[k // 6 % 3], **style)
+        size = numbers([option], "bytes") / 1e6
+        draw_intervals(right, size, [option], LOST, fmt="os^"[k // 6 % 3], **style)
         rows = [row for row in curves if row["block"] == name]
         tokens = sorted({int(row["tokens"]) for row in rows})
         by_mark = [numbers([row for row in rows if int(row["tokens"]) == mark], "nll") for mark in tokens]

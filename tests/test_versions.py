@@ -1,0 +1,60 @@
+"""The versions of what studies keep: a measure that changes needs a higher one, or old numbers are reused.
+
+If a value here fails, and the change was meant: raise VERSION beside the measure, and enter the new value.
+"""
+
+import pytest
+import torch
+from small import read_rows
+
+import train as train_module
+from model import Decoder
+from nanoprune.data.dataset import Dataset
+from nanoprune.evaluation import block_scores, multiple_choice, perplexity
+from nanoprune.evaluation.block_scores import Calibration, losses_without
+from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihoods
+from nanoprune.evaluation.perplexity import Protocol, score_text
+from nanoprune.nn.model_config import Part
+
+TEXT, CHOICES, WITHOUT, TRAINED = 1984.1333, -1490.7259, 1209.8295, 5.24677
+
+
+def written_model(world) -> Decoder:
+    """A model whose weights follow from a formula, whatever the version of torch draws."""
+    model = Decoder.from_pretrained(world.model).eval()
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            waves = (torch.arange(parameter.numel(), dtype=torch.float64) * 0.37 + number).sin()
+            parameter.copy_((waves * 0.2 + (parameter.dim() == 1)).view_as(parameter))
+    return model
+
+
+def test_losses_of_text(world):
+    split = Dataset(world.data).split("test")
+    losses = score_text(written_model(world), Protocol(context=32).windows(split), len(split))
+    assert (perplexity.VERSION, losses.nll.sum()) == (1, pytest.approx(TEXT, rel=1e-4))
+
+
+def test_loglikelihoods_of_choices(world):
+    dataset = Dataset(world.data)
+    questions, _ = encode_questions(dataset.tokenizer, dataset.questions()["places"], 128)
+    values = loglikelihoods(written_model(world), [question.choices for question in questions])
+    total = sum(map(sum, values))
+    assert (multiple_choice.VERSION, total) == (1, pytest.approx(CHOICES, rel=1e-4))
+
+
+def test_losses_without_a_block(world):
+    model = written_model(world)
+    calibration = Calibration.of_split(model, Dataset(world.data).split("val"), 32)
+    losses = losses_without(model, [(Part(1),)], calibration)
+    assert (block_scores.VERSION, losses.nll.sum()) == (1, pytest.approx(WITHOUT, rel=1e-4))
+
+
+def test_what_a_run_learns(world, tmp_path):
+    base = tmp_path / "base"
+    written_model(world).save_pretrained(base)
+    config = world.config(tmp_path / "runs", base=str(base), max_steps=6, warmup_steps=2, lr=1e-2,
+                          dtype="float32")
+    train_module.train(config)
+    loss = float(read_rows(config.folder / "eval.csv")[-1]["nll"])
+    assert (train_module.VERSION, loss) == (1, pytest.approx(TRAINED, rel=1e-3))
