@@ -7,11 +7,11 @@ import shutil
 import pytest
 import torch
 import transformers
-from small import make_data, make_model, read_rows
+from small import ROOT, make_data, make_model, read_rows
 
 from model import Decoder
 from nanoprune.data.dataset import Dataset
-from nanoprune.io.jsonl import write_jsonl
+from nanoprune.io.jsonl import read_jsonl, write_jsonl
 from prune import drop_blocks
 
 
@@ -55,7 +55,8 @@ def test_the_files_and_their_content(result, world):
     assert first["nll"]["difference"] == pytest.approx(less["test"]["nll"] - base["test"]["nll"])
     assert first["places accuracy"]["difference"] == pytest.approx(
         less["qa"]["places"]["accuracy"] - base["qa"]["places"]["accuracy"])
-    assert len(read_rows(out / "documents.csv")) == 3 * (6 + 12)
+    general = len(read_jsonl(ROOT / "qa" / "general.jsonl"))
+    assert len(read_rows(out / "documents.csv")) == 3 * (6 + general)
     assert len(read_rows(out / "questions.csv")) == 3 * 12
     verdicts = {c[measure]["shown"] for c in found["comparisons"] for measure in ("nll", "places accuracy")}
     assert ("no difference shown" in (out / "results.md").read_text()) == (False in verdicts)

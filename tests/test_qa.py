@@ -1,4 +1,4 @@
-"""The questions written by hand in qa/."""
+"""The questions and the general texts written by hand in qa/."""
 
 import re
 from collections import Counter
@@ -32,3 +32,24 @@ def test_the_questions_written_by_hand_rest_on_their_articles(real):
         found = [word for word in words if word in text]
         answer = q["choices"][q["answer"]]
         assert len(found) >= max(1, len(words) / 2), f"{q['question']}: {answer} is not in {q['source']}"
+
+
+def test_the_general_texts_written_by_hand():
+    """70 in ten kinds, no two alike, none on what the models are fine-tuned on."""
+    texts = read_jsonl(ROOT / "qa" / "general.jsonl", ("id", "category", "text"))
+    ids, kinds = [row["id"] for row in texts], Counter(row["category"] for row in texts)
+    assert len(texts) >= 60 and len(set(ids)) == len(ids)
+    assert len(kinds) == 10 and min(kinds.values()) >= 5, kinds
+    places: dict[tuple, str] = {}  # of each run of eight words, the text that holds it
+    for row in texts:
+        name, text = row["id"], row["text"]
+        assert re.fullmatch(r"[a-z]+(-[a-z]+)*", name), name
+        assert 90 <= len(text.split()) <= 180, f"{name} has {len(text.split())} words"
+        assert text == text.strip() and not re.search(r"[^ -~\n]", text), f"{name} has an odd character"
+        cars = re.search(r"\b(cars?|vehicles?|bmw|compan(y|ies)|press releases?)\b", text, re.IGNORECASE)
+        assert not cars, f"{name} speaks of {cars[0]}"
+        words = re.findall(r"\w+", text.lower())
+        for run in zip(*(words[i:] for i in range(8)), strict=False):
+            assert places.setdefault(run, name) == name, f"{name} and {places[run]} share {' '.join(run)}"
+    openings = Counter(" ".join(row["text"].lower().split()[:2]) for row in texts)
+    assert max(openings.values()) == 1, openings.most_common(2)
