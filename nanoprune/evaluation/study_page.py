@@ -229,6 +229,13 @@ def markdown(
         f"tokens, windows of {training.context}, no prefix token. Intervals: 95 %, bootstrap over documents, "
         "of the mean over seeds; differences are paired. Lost: to the full model, fine-tuned alike.", "",
         *table([page_row(row) for row in rows]), "",
+        "## Before healing", "",
+        f"Loss without each block on the validation split, {results.scores.rows[0]['tokens']:,} tokens of "
+        f"{results.scores.rows[0]['documents']} documents, and what the cheaper scores say of it: value and "
+        "rank, 1 costs least.", "", *table([score_row(row) for row in results.scores.rows]), "",
+        "Rank correlation of the scores with this loss, over blocks: " + ", ".join(
+            f"{name} {with_interval(found['spearman'], found['interval'], '+')}"
+            for name, found in results.scores.correlations.items()) + ".", "",
         "## Learning rates", "", "Both arms at each rate, on the first seed.", "",
         *table([rate_row(row) for row in rates]), "",
         "## What one block buys", "",
@@ -256,6 +263,15 @@ def page_row(row: dict) -> dict[str, str]:
         "runs": f"{row['runs']}{diverged}",
         "s a run": row["seconds"],
     }
+
+
+def score_row(row: dict) -> dict[str, str]:
+    cells = {"removed": row["block"], "loss": with_interval(row["nll"], (row["nll_low"], row["nll_high"]))}
+    if row["block"] == "none":
+        return cells
+    interval = row["difference_low"], row["difference_high"]
+    cells |= {"rise": with_interval(row["difference"], interval, "+"), "rank": row["rank"]}
+    return cells | {name: f"{row[name]:.4g} ({row[f'{name}_rank']})" for name in estimates()}
 
 
 def rate_row(row: dict) -> dict[str, str]:
