@@ -7,6 +7,7 @@
     python plot.py results/models.csv --out tradeoff.png       quality over size and speed
     python plot.py blocks.csv --out blocks.png                 the loss without each block, and its estimates
     python plot.py runs/which --out which.png                  a study: each block before and after healing
+    python plot.py runs/which/exchange.csv --out exchange.png  the same study: what one block buys
 """
 
 import argparse
@@ -16,10 +17,11 @@ from nanoprune import command_line
 from nanoprune.figures.blocks import draw_blocks
 from nanoprune.figures.results import draw_categories, draw_results, draw_slices, draw_tradeoff
 from nanoprune.figures.runs import draw_curves
-from nanoprune.figures.study import draw_study
+from nanoprune.figures.study import draw_exchange, draw_study
 
 FOLDERS = {"models.csv": draw_results, "study.csv": draw_study}  # by the table that a folder holds
-TABLES = {"accuracy.csv": draw_categories, "slices.csv": draw_slices, "models.csv": draw_tradeoff}
+TABLES = {"accuracy.csv": draw_categories, "slices.csv": draw_slices, "models.csv": draw_tradeoff,
+          "exchange.csv": draw_exchange}
 
 
 def draw(sources: list[Path], out: Path) -> Path:

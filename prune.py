@@ -47,7 +47,7 @@ from nanoprune.io.files import (
     write_json,
 )
 from nanoprune.io.hub import check_out, copy_tokenizer, locate
-from nanoprune.io.tensors import stored_types
+from nanoprune.io.tensors import stored_types, weights_hash
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.model_config import ModelConfig, Part, part_name, read_parts, record_removal
 from nanoprune.nn.peft import check_weights_can_change
@@ -268,10 +268,10 @@ def main() -> None:
     print_history(args.base, config)
     model = Decoder.from_pretrained(folder, device=pick_device(args.device) if dataset else "cpu").eval()
     dtype = pick_dtype(args.dtype, model.device) if dataset else None
-    measured_on = {"weights": file_hashes(folder), "dtype": dtype}
 
     def keep(table: Path | None) -> KeptLosses | None:
-        return table and KeptLosses(table.with_suffix(".losses.json"), measured_on, ranks.rank == 0)
+        about = {"weights": weights_hash(folder), "dtype": dtype}
+        return table and KeptLosses(table.with_suffix(".losses.json"), about, ranks.rank == 0)
 
     # ---- score: the loss without each block, and its estimates
     if args.score:

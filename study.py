@@ -49,8 +49,9 @@ from nanoprune.evaluation.perplexity import Protocol
 from nanoprune.evaluation.study_page import StudyResults, write_study
 from nanoprune.figures.blocks import draw_blocks
 from nanoprune.figures.style import numbers, read_csv
-from nanoprune.io.files import file_hashes, read_json, write_csv, write_json
+from nanoprune.io.files import read_json, write_csv, write_json
 from nanoprune.io.hub import locate
+from nanoprune.io.tensors import weights_hash
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.model_config import part_name, read_parts
 from nanoprune.nn.rounding import ROUNDED, round_matrices, stored_bytes
@@ -83,11 +84,12 @@ def run_study(study: Study) -> None:
     items.add_test()
     items.add_general(study.general)
     items.add_questions(cut=True)
-    measured = Measured(study, dataset, {"weights": file_hashes(source), "model": model.config.fingerprint()},
+    weights = weights_hash(source)
+    measured = Measured(study, dataset, items, {"weights": weights, "model": model.config.fingerprint()},
                         {"train": VERSION}, ranks.rank == 0)
     measured.check()
     kept = KeptLosses(study.folder / "blocks.losses.json",
-                      {"weights": file_hashes(source), "dtype": training.dtype}, ranks.rank == 0)
+                      {"weights": weights, "dtype": training.dtype}, ranks.rank == 0)
     if ranks.rank == 0:
         write_json(measured.folder / "items.json", describe_items(items))
 
@@ -172,7 +174,7 @@ def measure_speed(
     source: Path, rivals: dict[str, tuple], device: torch.device, path: Path
 ) -> dict[str, dict]:
     """The speed of the base without each of these, in bf16, measured once and kept."""
-    about = {"weights": file_hashes(source), "arms": list(rivals)}
+    about = {"weights": weights_hash(source), "arms": list(rivals)}
     if path.is_file() and (kept := read_json(path))["about"] == about:
         return kept["speed"]
     models = {}

@@ -55,6 +55,7 @@ from nanoprune.training.lean_adamw import LeanAdamW
 from nanoprune.training.run_folder import RunFolder, has_state, saved_config
 from nanoprune.training.teacher import Teacher
 
+VERSION = 1  # of what a run learns: raise it when the same config gives other weights
 STOPPED = 3  # exit code of a run that was asked to stop, and saved its state
 MOST_OVERFLOWS = 30  # steps in a row that float16 may skip: its loss scale has then fallen to nothing
 
@@ -125,9 +126,11 @@ def train(
 
     def validate() -> None:
         """Log the validation loss; save the model if it is the best so far and the config keeps the best."""
-        loss = validation.measure(model, autocast, ranks)
-        run.log("eval", step=progress.step, tokens=progress.step * config.tokens_per_step, split="val",
-                **loss._asdict(), documents=validation.documents)
+        loss, documents = validation.measure(model, autocast, ranks)
+        mark = {"step": progress.step, "tokens": progress.step * config.tokens_per_step}
+        run.log("eval", **mark, split="val", **loss._asdict(), documents=validation.documents)
+        for document in documents:
+            run.log("eval_documents", **mark, **document)
         better = progress.count_validation(loss.nll)
         if better and config.keep == "best":
             run.save_model(model)

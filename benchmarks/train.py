@@ -217,7 +217,7 @@ def evaluate_ours(work: Path) -> dict:
     seconds, losses = [], []
     for _ in range(config.max_steps):
         began = time.perf_counter()
-        losses.append(validation.measure(model, autocast).nll)
+        losses.append(validation.measure(model, autocast)[0].nll)
         seconds.append(time.perf_counter() - began)
     useful = sum(int((batch.targets != IGNORE).sum()) for batch in validation.windows)
     return {"seconds": seconds, "losses": losses, "useful": [useful] * config.max_steps, "memory": peak()}

@@ -165,7 +165,7 @@ def test_results_are_found_by_what_decides_them(world, tmp_path, monkeypatch):
     shutil.copy(world.model / "model.safetensors", base)
     lines = (data / "qa" / "places.jsonl").read_text().replace("plant 1?", "plant 99?")
     (data / "qa" / "places.jsonl").write_text(lines)
-    with pytest.raises(ValueError, match="data: qa/places.jsonl.*give this study another name"):
+    with pytest.raises(ValueError, match="data: qa/places.*give this study another name"):
         run_study(moved)
     with pytest.raises(ValueError, match="settings: beta1, context"):
         run_study(replace(study, training=replace(study.training, context=16, beta1=0.8)))

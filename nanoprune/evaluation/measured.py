@@ -20,7 +20,8 @@ from nanoprune.evaluation import multiple_choice, perplexity
 from nanoprune.evaluation.items import Items
 from nanoprune.evaluation.multiple_choice import loglikelihoods
 from nanoprune.evaluation.perplexity import score_text
-from nanoprune.io.files import file_hash, file_hashes, finite_or_none, json_hash, read_json, write_text
+from nanoprune.evaluation.result_cache import example_as_lists
+from nanoprune.io.files import file_hash, finite_or_none, json_hash, read_json, write_text
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -50,11 +51,16 @@ class RunResult:
 class Measured:
     """The files of a study's measured runs."""
 
-    def __init__(self, study: Study, dataset: Dataset, base: dict, versions: dict[str, int], writes: bool):
+    def __init__(
+        self, study: Study, dataset: Dataset, items: Items, base: dict, versions: dict[str, int], writes: bool
+    ):
         """`base`: hashes of the base. `versions`: of what is measured. Rank 0 alone `writes`."""
-        files = {"tokenizer.json": dataset.folder / "tokenizer.json", "general text": Path(study.general)}
-        files |= {f"qa/{path.name}": path for path in sorted((dataset.folder / "qa").glob("*.jsonl"))}
-        data = file_hashes(dataset.folder) | {name: file_hash(path) for name, path in files.items()}
+        data = {f"{name}.safetensors": file_hash(path) for name in ("train", "val", "pairs", "replay")
+                if (path := dataset.folder / f"{name}.safetensors").is_file()}
+        for name, texts in (("test split", items.test), ("general text", items.general)):
+            data[name] = json_hash([text.example for text in texts], example_as_lists)
+        for name, questions in items.questions.items():
+            data[f"qa/{name}"] = json_hash([question.choices for question in questions])
         self.common = {"base": base, "data": data}
         self.versions = versions | {"perplexity": perplexity.VERSION,
                                     "multiple_choice": multiple_choice.VERSION}

@@ -70,6 +70,22 @@ def stored_types(folder: Path) -> dict[str, torch.dtype]:
     return types
 
 
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of a model's tensors by name: the same however they are spread over files, and whoever wrote
+    them.
+    """
+    digest, places = hashlib.sha256(), {}
+    for path in weight_files(folder):
+        with open_tensors(path) as file:
+            places |= dict.fromkeys(file.keys(), path)
+    for name in sorted(places):
+        with open_tensors(places[name]) as file:
+            tensor = file.get_tensor(name)
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def read_weights(folder: Path, shapes: dict[str, tuple[int, ...] | None], device, convert: Callable) -> dict:
     """convert(name, tensor) for every tensor of a model's folder, by name.
 
