@@ -20,7 +20,7 @@ from model import Decoder
 from nanoprune import command_line
 from nanoprune.data.tokenizer import END_TOKENS
 from nanoprune.io.files import replace_folder, write_json
-from nanoprune.io.tensors import write_tensors
+from nanoprune.io.tensors import weights_hash, write_tensors
 
 ARCHITECTURES = ("llama", "qwen2")
 # Parts of tensor names, in llama.cpp's and in Hugging Face's words.
@@ -237,12 +237,12 @@ def main() -> None:
         write_json(folder / "generation_config.json", generation_config(metadata))
         write_json(folder / "tokenizer.json", tokenizer_json(metadata))
         write_json(folder / "tokenizer_config.json", tokenizer_config(metadata))
-        digest = write_tensors(folder / "model.safetensors", weights)
+        write_tensors(folder / "model.safetensors", weights)
     types = Counter(tensor.tensor_type.name for tensor in stored)
     print(f"wrote {args.out}: {config['model_type']}, {config['num_hidden_layers']} blocks, "
           f"{sum(tensor.numel() for tensor in weights.values()):,} parameters")
     print(f"tensors in the file: {', '.join(f'{kind} {count}' for kind, count in types.most_common())}")
-    print(f"sha256 of model.safetensors: {digest}")
+    print(f"sha256 of the weights, as studies record it: {weights_hash(args.out)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from model import Decoder
 from nanoprune.data.tokenizer import load_tokenizer
-from nanoprune.io.files import file_hash, read_json, write_text
+from nanoprune.io.files import read_json, write_text
+from nanoprune.io.tensors import weights_hash
 from nanoprune.nn.model_config import ModelConfig
 
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
@@ -134,7 +135,7 @@ def test_the_end_says_what_was_read_and_written(tmp_path, convert):
     parameters = 264 * 32 + 5 * 32 + 2 * (96 * 32 + 3 * 64 * 32)
     assert f"wrote {tmp_path / 'out'}: llama, 2 blocks, {parameters:,} parameters\n" in printed
     assert "tensors in the file: Q4_1 14, F32 5, Q8_0 1\n" in printed
-    assert f"sha256 of model.safetensors: {file_hash(tmp_path / 'out/model.safetensors')}\n" in printed
+    assert f"sha256 of the weights, as studies record it: {weights_hash(tmp_path / 'out')}\n" in printed
     weights = Decoder.without_weights(tmp_path / "out").state_dict()
     assert sum(weight.numel() for weight in weights.values()) == parameters
 

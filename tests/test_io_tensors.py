@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from model import Decoder
-from nanoprune.io.files import file_hash
-from nanoprune.io.tensors import SAFETENSORS_TYPES, map_tensors, open_tensors, write_tensors
+from nanoprune.io.files import file_hash, write_json
+from nanoprune.io.tensors import SAFETENSORS_TYPES, map_tensors, open_tensors, weights_hash, write_tensors
 
 DTYPES = list(SAFETENSORS_TYPES)
 
@@ -132,3 +132,29 @@ def test_misfit_tensors_are_named_all_at_once(base):
                      "model.layers.2.self_attn.q_norm.weight: missing",
                      "model.layers.9.input_layernorm.weight: not part of this model"):
         assert expected in str(error.value)
+
+
+def test_the_hash_of_weights_is_of_tensors_and_not_of_files(tmp_path):
+    """Of one file or of shards, with any header; another name, type, shape or value is another hash."""
+    tensors = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
+
+    def hash_of(name: str, *files: dict) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        if len(files) == 1:
+            save_file(files[0], folder / "model.safetensors", {"format": "pt", "made": name})
+        else:
+            weight_map = {}
+            for number, part in enumerate(files):
+                save_file(part, folder / f"part-{number}.safetensors")
+                weight_map |= dict.fromkeys(part, f"part-{number}.safetensors")
+            write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
+        return weights_hash(folder)
+
+    whole = hash_of("whole", tensors)
+    shards = [{name: tensor} for name, tensor in reversed(tensors.items())]
+    assert hash_of("again", tensors) == hash_of("shards", *shards) == whole
+    changes = ({"c": tensors["b"]}, {"b": tensors["b"].half()}, {"a.weight": tensors["a.weight"].view(3, 2)},
+               {"b": tensors["b"] * 2})
+    others = {hash_of(str(number), tensors | change) for number, change in enumerate(changes)}
+    assert len(others) == 4 and whole not in others
