@@ -23,7 +23,7 @@ def test_a_curve_that_is_half_as_steep_needs_twice_the_tokens():
     full, reduced = run((4.0, 3.6, 3.2, 2.8, 2.4)), run((4.0, 3.8, 3.6, 3.4, 3.2))
     rows = {row["tokens"]: row for row in tokens_to_reach([full], [reduced])}
     assert rows[100]["reduced"] == pytest.approx(200) and rows[200]["reduced"] == pytest.approx(400)
-    assert rows[100]["low"] == pytest.approx(200) and rows[100]["high"] == pytest.approx(200)
+    assert rows[100]["reduced_low"] == pytest.approx(200) and rows[100]["reduced_high"] == pytest.approx(200)
     assert math.isinf(rows[400]["reduced"]) and rows[300]["nll"] == pytest.approx(2.8)
 
 
@@ -32,10 +32,10 @@ def test_seeds_widen_the_interval_and_diverged_runs_do_not_count():
     full = [run((4.0, 3.6, 3.2, 2.8, 2.4))]
     seeds = [run((4.0, 3.8, 3.6, 3.4, 3.2)), run((4.0, 3.7, 3.4, 3.1, 2.8)), RunResult(diverged=True)]
     row = tokens_to_reach(full, seeds)[2]
-    assert row["low"] == pytest.approx(800 / 3) and row["high"] == pytest.approx(400)
-    assert row["low"] < row["reduced"] < row["high"]
+    assert row["reduced_low"] == pytest.approx(800 / 3) and row["reduced_high"] == pytest.approx(400)
+    assert row["reduced_low"] < row["reduced"] < row["reduced_high"]
     slow = [*seeds, run((4.0, 3.9, 3.9, 3.9, 3.9))]
-    assert math.isinf(tokens_to_reach(full, slow)[2]["high"])
+    assert math.isinf(tokens_to_reach(full, slow)[2]["reduced_high"])
     assert tokens_to_reach([RunResult(diverged=True)], seeds) == [] and RESAMPLES >= 1000
 
 
@@ -45,7 +45,7 @@ def test_documents_are_resampled_for_both_arms_alike():
     full = [run((4.0, 3.6, 3.2, 2.8, 2.4), spread=spread)]
     reduced = [run((4.1, 3.7, 3.3, 2.9, 2.5), spread=spread)]
     row = tokens_to_reach(full, reduced)[1]
-    assert row["low"] == pytest.approx(125) and row["high"] == pytest.approx(125)
+    assert row["reduced_low"] == pytest.approx(125) and row["reduced_high"] == pytest.approx(125)
 
 
 def test_equal_time_gives_the_slower_model_fewer_tokens():

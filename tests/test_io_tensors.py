@@ -154,7 +154,7 @@ def test_the_hash_of_weights_is_of_tensors_and_not_of_files(tmp_path):
     whole = hash_of("whole", tensors)
     shards = [{name: tensor} for name, tensor in reversed(tensors.items())]
     assert hash_of("again", tensors) == hash_of("shards", *shards) == whole
-    changes = ({"c": tensors["b"].clone()}, {"b": tensors["b"].half()}, {"a.weight": tensors["a.weight"].view(3, 2)},
-               {"b": tensors["b"] * 2})
+    changes = ({"c": tensors["b"].clone()}, {"b": tensors["b"].half()}, {"b": tensors["b"] * 2},
+               {"a.weight": tensors["a.weight"].view(3, 2)})
     others = {hash_of(str(number), tensors | change) for number, change in enumerate(changes)}
     assert len(others) == 4 and whole not in others

@@ -59,7 +59,8 @@ def tokens_to_reach(full: list[RunResult], reduced: list[RunResult]) -> list[dic
     for k, tokens in enumerate(a.tokens):
         ordered = np.sort(np.array(drawn)[:, k])
         rows.append({"tokens": tokens, "nll": targets[k], "reduced": first_at(b.tokens, losses, targets[k]),
-                     "low": ordered[int(0.025 * RESAMPLES)], "high": ordered[int(0.975 * RESAMPLES) - 1]})
+                     "reduced_low": ordered[int(0.025 * RESAMPLES)],
+                     "reduced_high": ordered[int(0.975 * RESAMPLES) - 1]})
     return rows
 
 
@@ -85,5 +86,5 @@ def equal_time(full: list[RunResult], reduced: list[RunResult]) -> dict | None:
         drawn.append(lost(*runs, documents))
     low, high = percentiles(np.array(drawn))
     value = lost(a.all[0], b.all[0], a.all[1])
-    return {"tokens": b.tokens[-1], "full_tokens": float(full_tokens), "lost": float(value), "low": low,
-            "high": high}
+    return {"tokens": b.tokens[-1], "full_tokens": float(full_tokens), "lost": float(value),
+            "lost_low": low, "lost_high": high}

@@ -15,7 +15,7 @@ from nanoprune.evaluation.items import Items
 from nanoprune.evaluation.measured import RunResult, final_validation
 from nanoprune.figures.study import draw_exchange, draw_study
 from nanoprune.io.files import finite_or_none, write_csv, write_json, write_text
-from nanoprune.io.markdown import table, with_interval
+from nanoprune.io.markdown import interval_table, with_interval
 from nanoprune.statistics import Ratio, mean, spearman, spearman_interval
 
 FORMS = {"nf4": "none, NF4", "int8": "none, int8"}  # rows of the full model with its matrices rounded
@@ -205,7 +205,8 @@ def predict_healed_loss(results: StudyResults, rows: list[dict]) -> list[dict]:
             low, high = spearman_interval(*pairs)
             predictions.append({
                 "score": "loss before healing" if name == "nll" else name, "text": text,
-                "spearman": float(spearman(*pairs)), "low": low, "high": high, "of": len(blocks)})
+                "spearman": float(spearman(*pairs)), "spearman_low": low, "spearman_high": high,
+                "of": len(blocks)})
     return predictions
 
 
@@ -215,115 +216,47 @@ def markdown(
     exchange: list[dict], rates: list[dict], exchange_rate: dict,
 ) -> str:
     study, training, tokens = results.study, results.study.training, results.before.tokens
-    base, reduced_lr = training.base, results.lr[results.best]
-    correlations = [
-        {"score": row["score"], "on": row["text"],
-         "rank correlation [95 %]": with_interval(row["spearman"], (row["low"], row["high"]), "+")}
-        for row in predictions]
+    scored, sets = results.scores.rows[0], list(results.items.questions)
+    answered = [{"block": name} | {
+        f"{row['set']}{key.removeprefix('accuracy')}": value for row in questions if row["block"] == name
+        for key, value in row.items() if key.startswith("accuracy")} for name in results.runs]
     lines = [
         f"# {study.name}: which block?", "",
-        f"{base}: {training.max_steps} steps of {training.tokens_per_step:,} tokens, products in "
-        f"{training.dtype}; learning rate {results.lr['none']:g} (full) and {reduced_lr:g} (reduced), each "
-        f"the best of {', '.join(f'{lr:g}' for lr in study.learning_rates)} by validation loss.", "",
+        f"{training.base}: {training.max_steps} steps of {training.tokens_per_step:,} tokens, products in "
+        f"{training.dtype}; learning rate {results.lr['none']:g} (full) and {results.lr[results.best]:g} "
+        f"(reduced), each the best of {', '.join(f'{lr:g}' for lr in study.learning_rates)} by validation "
+        "loss.", "",
         f"Test loss in nats per token over {np.count_nonzero(tokens)} documents, {int(tokens.sum()):,} "
         f"tokens, windows of {training.context}, no prefix token. Intervals: 95 %, bootstrap over documents, "
         "of the mean over seeds; differences are paired. Lost: to the full model, fine-tuned alike.", "",
-        *table([page_row(row) for row in rows]), "",
+        *interval_table(rows, ("block", "before", "lost_before", "after", "seed_low", "seed_high",
+                               "lost_after", "rank_before", "rank_after", "lost_general", "runs", "diverged",
+                               "seconds")), "",
         "## Before healing", "",
-        f"Loss without each block on the validation split, {results.scores.rows[0]['tokens']:,} tokens of "
-        f"{results.scores.rows[0]['documents']} documents, and what the cheaper scores say of it: value and "
-        "rank, 1 costs least.", "", *table([score_row(row) for row in results.scores.rows]), "",
+        f"Loss without each block on the validation split, {scored['tokens']:,} tokens of "
+        f"{scored['documents']} documents, and what the cheaper scores say of it; rank 1 costs least.", "",
+        *interval_table(results.scores.rows, (
+            "block", "nll", "difference", "rank", *(f"{name}{end}" for name in estimates()
+                                                    for end in ("", "_rank")))), "",
         "Rank correlation of the scores with this loss, over blocks: " + ", ".join(
             f"{name} {with_interval(found['spearman'], found['interval'], '+')}"
             for name, found in results.scores.correlations.items()) + ".", "",
         "## Learning rates", "", "Both arms at each rate, on the first seed.", "",
-        *table([rate_row(row) for row in rates]), "",
+        *interval_table(rates), "",
         "## What one block buys", "",
-        *table([exchange_row(row, results) for row in exchange]), "",
-        *rate_lines(results, exchange_rate), "",
+        *interval_table(exchange, (
+            "what", "parameters", "bytes", "lost", "lost_bits_per_byte", *(f"lost_{name}" for name in sets),
+            "training_seconds", "token_ms", "prompt_token_ms")), "",
+        f"Tokens that the model without block {results.best} needs for the full model's validation loss, with "
+        "a 95 % interval over seeds and documents; inf: not reached.", "",
+        *interval_table(exchange_rate["tokens_to_reach"]), "",
+        "The reduced model at its end beside the full model at the same time, in validation loss:", "",
+        *interval_table([exchange_rate["equal_time"]] if exchange_rate["equal_time"] else []), "",
         "## Does a score before healing predict the loss after it?", "",
         f"Rank correlation over {predictions[0]['of']} blocks, 95 % interval by bootstrap over blocks. One "
-        "that contains 0 shows nothing.", "", *table(correlations), "",
-        "## Questions", "", "Accuracy by log-likelihood, 95 % interval by bootstrap over sources.", "",
-        *table(page_questions(results, questions))]
+        "that contains 0 shows nothing.", "", *interval_table(predictions), "",
+        "## Questions", "",
+        "Accuracy by log-likelihood, 95 % interval by bootstrap over sources; "
+        + ", ".join(f"{len(results.items.questions[name])} of {name}" for name in sets) + ".", "",
+        *interval_table(answered)]
     return "\n".join(lines) + "\n"
-
-
-def page_row(row: dict) -> dict[str, str]:
-    diverged = f", {row['diverged']} diverged" if row["diverged"] else ""
-    return {
-        "removed": row["block"],
-        "before healing": cell(row, "before"),
-        "lost": cell(row, "lost_before"),
-        "after": cell(row, "after"),
-        "lowest and highest seed": f"{row['seed_low']:.4f} to {row['seed_high']:.4f}",
-        "lost to the full model, fine-tuned": cell(row, "lost_after"),
-        "rank before, after": f"{row['rank_before']}, {row['rank_after']}" if row["rank_after"] else "",
-        "general text, lost": cell(row, "lost_general"),
-        "runs": f"{row['runs']}{diverged}",
-        "s a run": row["seconds"],
-    }
-
-
-def score_row(row: dict) -> dict[str, str]:
-    cells = {"removed": row["block"], "loss": with_interval(row["nll"], (row["nll_low"], row["nll_high"]))}
-    if row["block"] == "none":
-        return cells
-    interval = row["difference_low"], row["difference_high"]
-    cells |= {"rise": with_interval(row["difference"], interval, "+"), "rank": row["rank"]}
-    return cells | {name: f"{row[name]:.4g} ({row[f'{name}_rank']})" for name in estimates()}
-
-
-def rate_row(row: dict) -> dict[str, str]:
-    return {"rate": f"{row['lr']:g}", "full, validation": f"{row['full_validation']:.4f}",
-            "reduced, validation": f"{row['reduced_validation']:.4f}",
-            **({"full, test": cell(row, "full_test"), "reduced, test": cell(row, "reduced_test"),
-                "lost": cell(row, "lost")} if "lost" in row else {})}
-
-
-def exchange_row(row: dict, results: StudyResults) -> dict[str, str]:
-    cells = {"what": row["what"], "parameters": f"{row['parameters']:,}", "MB": f"{row['bytes'] / 1e6:.1f}",
-             "nats lost": cell(row, "lost"), "bits per byte lost": cell(row, "lost_bits_per_byte")}
-    cells |= {f"{questions} lost": cell(row, f"lost_{questions}") for questions in results.items.questions}
-    cells["training s"] = row["training_seconds"]
-    if "token_ms" in row:
-        cells["ms a token"] = f"{row['token_ms']:.1f}"
-    return cells
-
-
-def rate_lines(results: StudyResults, exchange_rate: dict) -> list[str]:
-    """Sentences on how many more tokens, and what equal time, the reduced model needs."""
-    lines = [f"Validation loss of the full model, and the tokens that the model without block {results.best} "
-             "needs for it (95 % interval over seeds and documents):", ""]
-    lines += table([{
-        "tokens, full": f"{row['tokens']:,}", "loss": f"{row['nll']:.4f}",
-        "tokens, reduced": reached(row["reduced"]),
-        "95 %": f"{reached(row['low'])} to {reached(row['high'])}"}
-        for row in exchange_rate["tokens_to_reach"]])
-    if time := exchange_rate["equal_time"]:
-        lines += ["", f"At equal time the full model has seen {time['full_tokens']:,.0f} tokens when the "
-                  f"reduced one has seen {time['tokens']:,}; the reduced model then loses "
-                  f"{with_interval(time['lost'], (time['low'], time['high']), '+')} nats of validation loss."]
-    return lines
-
-
-def reached(tokens: float) -> str:
-    return f"{tokens:,.0f}" if math.isfinite(tokens) else "not reached"
-
-
-def page_questions(results: StudyResults, questions: list[dict]) -> list[dict]:
-    rows = {}
-    for row in questions:
-        rows.setdefault(row["block"], {"removed": row["block"]})[f"{row['set']} (n = {row['n']})"] = (
-            cell(row, "accuracy"))
-    return list(rows.values())
-
-
-def cell(row: dict, measure: str) -> str:
-    """A measure with its interval; none where it was not measured, or the full model stands beside itself."""
-    lost = measure.startswith("lost")
-    if row[measure] == "" or (lost and "none" in (row.get("block"), row.get("what"))):
-        return ""
-    low, high = row[f"{measure}_low"], row[f"{measure}_high"]
-    value = with_interval(row[measure], (low, high), "+" if lost else "")
-    return f"{value}, no difference shown" if lost and low <= 0 <= high else value
