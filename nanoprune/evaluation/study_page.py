@@ -245,10 +245,11 @@ def markdown(
         *interval_table(rates), "",
         "## What one block buys", "",
         *interval_table(exchange, (
-            "what", "parameters", "bytes", "lost", "lost_bits_per_byte", *(f"lost_{name}" for name in sets),
+            "what", "parameters", "bytes", "lost", "lost_bits_per_byte",
+            *(f"lost_{name}" for name in sets),
             "training_seconds", "token_ms", "prompt_token_ms")), "",
-        f"Tokens that the model without block {results.best} needs for the full model's validation loss, with "
-        "a 95 % interval over seeds and documents; inf: not reached.", "",
+        f"Tokens that the model without block {results.best} needs for the full model's validation loss, "
+        "with a 95 % interval over seeds and documents; inf: not reached.", "",
         *interval_table(exchange_rate["tokens_to_reach"]), "",
         "The reduced model at its end beside the full model at the same time, in validation loss:", "",
         *interval_table([exchange_rate["equal_time"]] if exchange_rate["equal_time"] else []), "",
