@@ -10,15 +10,16 @@ The default is whole documents in windows that do not overlap and no prefix toke
 a document is not scored. Answers: the log-likelihood of " " + choice after the question and "Answer:", token
 boundaries as in lm-evaluation-harness. `accuracy` takes the highest sum, `accuracy_norm` the highest per
 character, `accuracy_bytes` per byte. Intervals: 95 %, bootstrap over documents, or over what questions rest
-on (`source`); differences are paired. Scores are stored in OUT/scores: after a stop or a kill the same
-command resumes. Under torchrun the ranks share the work, for the same numbers.
+on (`source`); differences are paired. Weights stay in fp32, products are in --dtype. Scores are stored in
+OUT/scores: after a stop or a kill the same command resumes. Under torchrun the ranks share the work, for the
+same numbers.
 """
 
 import argparse
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,9 @@ from model import Decoder
 from nanoprune import command_line
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.tokenizer import tokenizer_hash
-from nanoprune.device import peak_memory, pick_device, reset_peak
+from nanoprune.device import make_autocast, peak_memory, pick_device, pick_dtype, reset_peak
 from nanoprune.distributed import Ranks, join
+from nanoprune.evaluation.agreement import compare_predictions, final_states
 from nanoprune.evaluation.cost import measure_cost
 from nanoprune.evaluation.items import Items
 from nanoprune.evaluation.lm_eval_tasks import export_tasks
@@ -44,7 +46,7 @@ from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.peft import config_folder, is_adapter
 from nanoprune.nn.sampling import generate
 
-SAMPLES, SAMPLE_WORDS, SAMPLE_TOKENS = 5, 8, 60  # continued beginnings of test documents
+SAMPLES, SAMPLE_WORDS, SAMPLE_TOKENS = 5, 8, 60  # continued beginnings of test documents, or --prompts
 GENERAL = Path(__file__).parent / "qa" / "general.jsonl"  # plain text on many things, written for this
 
 
@@ -60,6 +62,7 @@ class Options:
     stride: int
     prefix_token: int | None
     general: str
+    prompts: str | None
     cut: bool
     answers: int
     answer_tokens: int
@@ -78,6 +81,9 @@ class Options:
         if self.general and not Path(self.general).is_file():
             raise ValueError(f"--general {self.general}: there is no such file; give a JSONL file whose "
                              "lines have a `text`")
+        if self.prompts and not (Path(self.prompts).is_file() and Path(self.prompts).read_text().strip()):
+            raise ValueError(f"--prompts {self.prompts}: no such file, or an empty one; give a text file "
+                             "with a prompt a line, such as qa/continue.txt")
 
     def check_dataset(self, dataset: Dataset) -> None:
         if not len(dataset.split("test")):
@@ -146,8 +152,11 @@ def make_items(options: Options, dataset: Dataset, folder: Path, window: int) ->
     return items
 
 
-def beginnings(documents: list[dict]) -> list[str]:
-    """The first words of a few documents, evenly spaced."""
+def prompts_to_continue(path: str | None, documents: list[dict]) -> list[str]:
+    """The lines of a file, or else the first words of a few documents, evenly spaced."""
+    if path:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        return [line.strip() for line in lines if line.strip()]
     chosen = np.linspace(0, len(documents) - 1, min(SAMPLES, len(documents))).round().astype(int)
     return [" ".join(documents[i]["text"].split()[:SAMPLE_WORDS]) for i in chosen]
 
@@ -157,15 +166,17 @@ def evaluate(
     candidate: Candidate, options: Options, corpus: set[str], prompts: list[str], cache: ResultCache,
     ranks: Ranks,
 ) -> dict:
-    """Every result of a model: rows of texts, questions and answers; its cost and samples.
+    """Every result of a model: rows of texts, questions and answers; on rank 0 also its cost, samples and
+    final states.
 
-    `corpus`: the numbers in the dataset's text. `prompts`: beginnings to continue.
+    `corpus`: the numbers in the dataset's text. `prompts`: beginnings to continue. Autocast is the caller's.
     """
     folder, items, device = candidate.folder, candidate.items, pick_device(options.device)
     reset_peak(device)
-    model = Decoder.from_pretrained(folder, device=device, dtype=getattr(torch, options.dtype)).eval()
+    model = Decoder.from_pretrained(folder, device=device).eval()
+    config, size = model.config, count_parameters(model)
     identity = {"model": file_hashes(folder), "config": file_hash(config_folder(folder) / "config.json"),
-                "dtype": options.dtype, "device": device.type, "torch": torch.__version__}
+                "products": options.dtype, "device": device.type, "torch": torch.__version__}
     if is_adapter(folder):
         identity["base"] = model.base.base_sha256
 
@@ -191,18 +202,19 @@ def evaluate(
         model, items.tokenizer, piece, corpus, options.answer_tokens, ranks, label, items.stop))
 
     # ---- what does it cost?
-    cost, samples = None, []
+    cost, samples, states = None, [], None
     if ranks.rank == 0:  # the others would slow it down
         cost = measure_cost(model, folder) | {"peak_mb": 1000 * peak_memory(device), "trained_params": None}
         if cost["training_s"] is not None or is_adapter(folder):
-            cost["trained_params"] = count_parameters(model).trained
+            cost["trained_params"] = size.trained
         samples = [continuation(model, prompt, items) for prompt in prompts]
+        states = final_states(model, items.test, items.protocol, items.end)
     ranks.barrier()
     return {
-        "name": candidate.label, "path": str(folder), "blocks": model.config.num_hidden_layers,
-        "original": list(model.config.blocks), "params": count_parameters(model).total,
+        "name": candidate.label, "path": str(folder), "blocks": config.num_hidden_layers,
+        "original": list(config.blocks), "params": size.total,
         "tokenizer": items.tokenizer_hash, **texts, "answers": answers, "written": written, "cost": cost,
-        "samples": samples} | describe_run(folder.parent)
+        "samples": samples, "states": states} | describe_run(folder.parent)
 
 
 def continuation(model: Decoder, prompt: str, items: Items) -> str:
@@ -230,8 +242,9 @@ def describe_run(run: Path) -> dict:
 def describe_evaluation(options: Options, candidates: list[Candidate], results: list[dict]) -> str:
     """The protocol, the hardware and the notes that a reader needs beside the numbers."""
     notes = "".join(f"; {note}" for note in candidates[0].items.notes())
-    text = (f"Data {options.data}. Text: {candidates[-1].items.protocol.describe()}; {options.dtype} on "
-            f"{pick_device(options.device).type}. Questions by log-likelihood of the choices{notes}.")
+    text = (f"Data {options.data}. Text: {candidates[-1].items.protocol.describe()}; products in "
+            f"{options.dtype} on {pick_device(options.device).type}. Questions by log-likelihood of the "
+            f"choices{notes}.")
     if len({result["tokenizer"] for result in results}) > 1:
         text += " The models' tokenizers differ: they are compared in bits per byte only."
     return text
@@ -251,13 +264,16 @@ def parse_options() -> Options:
         "first token is scored; --protocol rolling takes the end-of-text token by default")
     add("--general", metavar="JSONL", default=str(GENERAL), help="general text, to see what was forgotten "
         "(lines with a `text`; '' for none)")
+    add("--prompts", metavar="FILE", help="text to continue, a beginning a line (default: beginnings of test "
+        "documents)")
     add("--cut", action="store_true", help="cut prompts that are longer than the window at their left, "
         "instead of leaving the question out")
     add("--answers", type=int, default=100, help="most held-out instructions to answer, as many of each task "
         "as may be")
     add("--answer-tokens", type=int, default=64, help="longest answer")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="type of the "
+        "products, as in training (auto: bfloat16 where the device has units for it)")
     add("--export-harness", metavar="DIR", help="only write tasks for lm-evaluation-harness there")
     return Options(**vars(parser.parse_args()))
 
@@ -266,7 +282,9 @@ def main() -> None:
     options = parse_options()
     options.check()
     ranks = join(options.device)
-    pick_device(options.device)  # a ValueError now rather than after the data is read
+    device = pick_device(options.device)  # a ValueError now rather than after the data is read
+    options = replace(options, dtype=pick_dtype(options.dtype, device))
+    autocast = make_autocast(options.dtype, device)
     dataset = Dataset(options.data)
     options.check_dataset(dataset)
     if options.export_harness:
@@ -274,19 +292,27 @@ def main() -> None:
         return
     candidates = find_candidates(options, dataset, ranks)
     out = make_folder(options.out)
-    cache, prompts = ResultCache(out / "scores", ranks), beginnings(dataset.documents("test"))
+    cache = ResultCache(out / "scores", ranks)
+    prompts = prompts_to_continue(options.prompts, dataset.documents("test"))
     written = any(candidate.items.instructions for candidate in candidates)
     corpus = corpus_numbers(dataset) if written else set()  # a large corpus takes a while
     results, failure = [], None
     for candidate in candidates:
         try:
-            results.append(evaluate(candidate, options, corpus, prompts, cache, ranks))
+            with autocast():  # around all measurements: it casts the weights once
+                results.append(evaluate(candidate, options, corpus, prompts, cache, ranks))
         except ValueError as error:  # the results of the models before are written all the same
             failure = ValueError(f"{candidate.name}: {error}")
             break
     # ---- how sure are we?
     if results and ranks.rank == 0:
-        write_results(out, results, describe_evaluation(options, candidates, results), prompts)
+        agreement = []
+        for tokenizer in dict.fromkeys(result["tokenizer"] for result in results):
+            agreement += compare_predictions(
+                {result["name"]: result["states"] for result in results if result["tokenizer"] == tokenizer},
+                device)
+        about = describe_evaluation(options, candidates, results)
+        write_results(out, results, agreement, about, prompts)
         print((out / "results.md").read_text(encoding="utf-8"))
         print(f"wrote {out}: results.md, the same in results.json, tables and figures")
     if failure:

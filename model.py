@@ -194,7 +194,7 @@ class Decoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what goes from block to block, and so of a cache's keys and values."""
+        """Of what goes from block to block."""
         return self.model.norm.weight.dtype
 
     def forward(

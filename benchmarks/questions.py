@@ -73,7 +73,8 @@ def answer_ours(folder: Path, questions: list[dict], dtype: str) -> dict:
     score_questions(model, encoded[:1])
     began = time.perf_counter()
     rows = score_questions(model, encoded[1:])
-    return {"seconds": time.perf_counter() - began, "loglikelihoods": [row["loglikelihood"] for row in rows]}
+    return {"seconds": time.perf_counter() - began,
+            "loglikelihoods": [row["loglikelihoods"][row["answer"]] for row in rows]}
 
 
 def answer_lm_eval(folder: Path, questions: list[dict], dtype: str, batch_size: int) -> dict:

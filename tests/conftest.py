@@ -63,8 +63,8 @@ def real() -> Path:
 
 @pytest.fixture
 def evaluate(monkeypatch, capsys):
-    """A function that runs eval.py with some arguments: (exit code, stdout, stderr)."""
-    return lambda *arguments: run_main(monkeypatch, capsys, "eval.py", *arguments)
+    """A function that runs eval.py in fp32 with some arguments: (exit code, stdout, stderr)."""
+    return lambda *arguments: run_main(monkeypatch, capsys, "eval.py", "--dtype", "float32", *arguments)
 
 
 @pytest.fixture

@@ -87,7 +87,8 @@ def real(folder: Path, data: Path) -> dict[str, str]:
     run(folder, "prune.py", "press", "--data", "data/real", "--score", "results/real/blocks.csv", "--parts",
         "--dtype", "float32")
     run(folder, "prune.py", "press", "--drop", "3", "--out", "models/less-3")
-    run(folder, "eval.py", "press", "models/less-3", "--data", "data/real", "--out", "results/real/eval")
+    run(folder, "eval.py", "press", "models/less-3", "--data", "data/real", "--out", "results/real/eval",
+        "--dtype", "float32")
     config = folder / "steps.py"
     settings = "name='steps', base='press', data='data/real', max_steps=20"
     config.write_text(f"from configs import Config\nconfig = Config({settings})\n")

@@ -203,7 +203,8 @@ def test_evaluation_is_that_of_the_cpu(device, tmp_path, monkeypatch, capsys):
     places = {"there": "cpu", "here": str(device)}
     for out, place in places.items():
         code, _, err = run_main(monkeypatch, capsys, "eval.py", world.model, "--data", world.data, "--out",
-                                tmp_path / out, "--answer-tokens", "4", "--device", place)
+                                tmp_path / out, "--answer-tokens", "4", "--device", place,
+                                "--dtype", "float32")
         assert code == 0, err
     for name in ("documents.csv", "questions.csv", "answers.csv"):
         assert_alike(numbers(tmp_path / "here" / name), numbers(tmp_path / "there" / name))

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import ROOT, read_rows
+from small import ROOT, make_model, read_rows
 
 from nanoprune import distributed
 from nanoprune.distributed import Ranks, join
@@ -166,16 +166,18 @@ def test_scores_are_the_same_whatever_the_number_of_processes(world, tmp_path):
 
 
 def test_measurements_are_the_same_whatever_the_number_of_processes(world, tmp_path):
-    """Every row of documents, questions and written answers, digit by digit."""
+    """Every row of documents, questions, written answers and agreement, digit by digit."""
     data = shutil.copytree(world.data, tmp_path / "data")
     lines = (data / "pairs.jsonl").read_text().splitlines()[:5]
     (data / "pairs_test.jsonl").write_text("\n".join(lines) + "\n")
+    other = make_model(tmp_path / "other", world.data, seed=1)
     for processes in (1, 2):
-        done = torchrun(processes, ROOT / "eval.py", world.model, "--data", data, "--out",
-                        tmp_path / str(processes),
-                        "--answer-tokens", "4", env=os.environ | {"OMP_NUM_THREADS": "1"})
+        done = torchrun(processes, ROOT / "eval.py", world.model, other, "--data", data, "--out",
+                        tmp_path / str(processes), "--answer-tokens", "4", "--dtype", "float32",
+                        env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("# Results") == 1
-    for name in ("documents.csv", "questions.csv", "answers.csv", "accuracy.csv", "slices.csv"):
+    for name in ("documents.csv", "questions.csv", "answers.csv", "accuracy.csv", "slices.csv",
+                 "agreement.csv"):
         one, other = ((tmp_path / str(processes) / name).read_text() for processes in (1, 2))
         assert one == other and one.count("\n") > 3

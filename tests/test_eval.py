@@ -4,14 +4,19 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from adapters import adapted_model
 from small import ROOT, make_data, make_model, read_rows
 
 from model import Decoder
 from nanoprune.data.dataset import Dataset
 from nanoprune.io.jsonl import read_jsonl, write_jsonl
+from nanoprune.nn.lora import save_quantised
+from nanoprune.nn.peft import save_adapter
+from nanoprune.statistics import mean
 from prune import drop_blocks
 
 
@@ -33,8 +38,8 @@ def test_the_files_and_their_content(result, world):
     out, text = result
     assert {p.name for p in out.iterdir()} == {
         "results.json", "results.md", "models.csv", "accuracy.csv", "documents.csv", "slices.csv",
-        "questions.csv", "samples.jsonl", "comparison.png", "slices.png", "tradeoff.png", "categories.png",
-        "scores"}
+        "questions.csv", "agreement.csv", "samples.jsonl", "comparison.png", "slices.png", "tradeoff.png",
+        "categories.png", "scores"}
     assert "wrote" in text and (out / "results.md").read_text() in text
     found = json.loads((out / "results.json").read_text())
     base, less, other = found["models"]
@@ -58,6 +63,11 @@ def test_the_files_and_their_content(result, world):
     general = len(read_jsonl(ROOT / "qa" / "general.jsonl"))
     assert len(read_rows(out / "documents.csv")) == 3 * (6 + general)
     assert len(read_rows(out / "questions.csv")) == 3 * 12
+    general = [row for row in read_rows(out / "slices.csv") if row["slice"] == "general"]
+    documents = [row for row in read_rows(out / "documents.csv") if row["set"] == "general"]
+    assert {(row["model"], row["value"]) for row in general} == {(row["model"], row["category"])
+                                                                 for row in documents}
+    assert sum(int(row["tokens"]) for row in general) == sum(int(row["tokens"]) for row in documents)
     verdicts = {c[measure]["shown"] for c in found["comparisons"] for measure in ("nll", "places accuracy")}
     assert ("no difference shown" in (out / "results.md").read_text()) == (False in verdicts)
 
@@ -94,6 +104,11 @@ def test_without_questions(world, tmp_path, evaluate):
     ("out", "choose another place to write to"), ("device", "device: given cuda:9"),
     ("context", "--context must be at least 2"),
     ("general", "--general nowhere.jsonl: there is no such file"),
+    ("general empty", "no line has any text; give a JSONL file"),
+    ("general texts", "no line has any text; give a JSONL file"),
+    ("general key", "line 1: lacks text; it has words"),
+    ("prompts", "--prompts nowhere.txt: no such file, or an empty one"),
+    ("prompts empty", "no such file, or an empty one"),
     ("stride", "--stride 9 is for --protocol documents, and at most --context (8)"),
     ("prefix", "--prefix-token must be from 0 to"),
     ("stream", "tokens, less than one cut of 128: lower --context"),
@@ -122,13 +137,53 @@ def test_mistakes(world, tmp_path, evaluate, spoil, message):
             (model / name).write_text("{}")
     elif spoil == "answer":
         (data / "qa" / "one.jsonl").write_text('{"question": "?", "choices": ["a", "b"]}\n')
+    elif spoil.endswith((" empty", " texts", " key")):
+        lines = {"texts": '{"text": ""}\n', "key": '{"words": "Bees."}\n'}
+        (tmp_path / "file").write_text(lines.get(spoil.split()[1], ""))
     elif spoil == "out":
         out = "/dev/null/out"
     more = {"device": ["--device", "cuda:9"], "context": ["--context", "0"],
-            "general": ["--general", "nowhere.jsonl"], "prefix": ["--prefix-token", "99999"],
+            "general": ["--general", "nowhere.jsonl"], "prompts": ["--prompts", "nowhere.txt"],
+            "prompts empty": ["--prompts", tmp_path / "file"], "prefix": ["--prefix-token", "99999"],
             "stream": ["--protocol", "stream"], "stride": ["--stride", "9", "--context", "8"]}.get(spoil, [])
+    more = ["--general", tmp_path / "file"] if spoil.startswith("general ") else more
     code, _, err = evaluate(model, "--data", data, "--out", out, *more)
     assert code == 2 and message in err and "Traceback" not in err
+
+
+def test_products_in_bf16_give_nearly_the_losses_of_fp32(world, tmp_path, evaluate):
+    """Document by document, and of choices, written answers and adapters; the page names the type."""
+    data = shutil.copytree(world.data, tmp_path / "data")
+    shutil.copy(data / "pairs.jsonl", data / "pairs_test.jsonl")
+    models = [world.model, tmp_path / "adapter", tmp_path / "nf4"]
+    save_adapter(adapted_model(world.model, "all", rank=4), models[1])
+    models[2].mkdir()
+    save_quantised(Decoder.from_pretrained(world.model, frozen="nf4"), models[2])
+    shutil.copy(world.model / "tokenizer.json", models[2])
+    losses, choices = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / "out"  # the same: scores of one type are not those of the other
+        code, page, err = evaluate(*models, "--data", data, "--out", out, "--answers", "3", "--dtype", dtype)
+        assert code == 0 and f"products in {dtype} on cpu" in page, err
+        losses[dtype] = {(row["model"], row["set"], row["id"]): float(row["nll"]) / int(row["tokens"])
+                         for row in read_rows(out / "documents.csv")}
+        choices[dtype] = np.array([value for row in read_rows(out / "questions.csv")
+                                   for value in json.loads(row["loglikelihoods"])])
+    gains = np.array([losses["bfloat16"][key] - loss for key, loss in losses["float32"].items()])
+    low, high = mean(gains).interval()
+    assert 0 < np.abs(gains).max() < 0.02 and low < gains.mean() < high and abs(gains.mean()) < 0.005
+    assert 0 < np.abs(choices["bfloat16"] - choices["float32"]).max() < 0.2
+
+
+def test_prompts_of_ones_own_are_continued(world, tmp_path, evaluate):
+    prompts = (ROOT / "qa" / "continue.txt").read_text().splitlines()
+    (tmp_path / "prompts").write_text("\n\n".join(prompts))
+    assert len(set(prompts)) == 8
+    code, out, _ = evaluate(world.model, "--data", world.data, "--out", tmp_path / "out", "--prompts",
+                            tmp_path / "prompts")
+    samples = read_jsonl(tmp_path / "out" / "samples.jsonl")
+    assert code == 0 and [row["prompt"] for row in samples] == prompts
+    assert all(f"> {prompt}" in out for prompt in prompts)
 
 
 def test_a_broken_model_answers_nothing_and_costs_the_others_nothing(world, tmp_path, evaluate):

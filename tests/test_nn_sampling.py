@@ -6,6 +6,7 @@ import transformers
 
 from model import Decoder
 from nanoprune.data.tokenizer import load_tokenizer
+from nanoprune.nn.attention import KeyValueCache
 from nanoprune.nn.sampling import draw, generate
 
 
@@ -24,6 +25,20 @@ def test_greedy_text_of_a_trained_checkpoint_equals_transformers(real):
     ids = torch.tensor([load_tokenizer(folder).encode("Munich. The new BMW").ids])
     expected = theirs.generate(ids, max_new_tokens=60, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert generate(model, ids, 60)[0] == expected[0, ids.shape[1] :].tolist()
+
+
+def test_the_cache_has_the_type_of_the_products(world, monkeypatch):
+    """Under autocast keys and values stay in bf16, and the text is that of whole forward passes."""
+    model, ids = Decoder.from_pretrained(world.model).eval(), torch.tensor([[65, 66, 67]])
+    caches, extend = [], KeyValueCache.extend
+    monkeypatch.setattr(KeyValueCache, "extend", lambda self, block, k, v: (
+        caches.append((self.store.dtype, k.dtype, v.dtype)), extend(self, block, k, v))[1])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        written = generate(model, ids, 12)[0]
+        for token in written:
+            assert token == int(model(ids)[0, -1].argmax())
+            ids = torch.cat([ids, torch.tensor([[token]])], 1)
+    assert set(caches) == {(torch.bfloat16,) * 3}
 
 
 def test_rows_end_alone(world):

@@ -79,8 +79,9 @@ def main() -> None:
 
     before = [f"{runs}/base", f"{models}/base-less-{block}"]
     after = [f"{runs}/full", f"{runs}/reduced"]
-    run("eval.py", *before, "--data", f"{data}/others", "--out", f"{results}/before")
-    run("eval.py", *before, *after, "--data", f"{data}/newsroom", "--out", f"{results}/after")
+    exact = ["--dtype", "float32"]
+    run("eval.py", *before, "--data", f"{data}/others", "--out", f"{results}/before", *exact)
+    run("eval.py", *before, *after, "--data", f"{data}/newsroom", "--out", f"{results}/after", *exact)
     question = json.loads((data / "new_facts.jsonl").read_text().splitlines()[0])
     newest = max(articles, key=lambda article: article["date"])
     prompt = f"Question: {question['question']}\nAnswer:"

@@ -93,7 +93,8 @@ def summarize_questions(rows: list[dict]) -> dict:
     summary |= {key: column(rows, key).mean() for key in ("chance", "longest")}
     for key, name in RULES.items():
         summary |= estimate(name, mean(column(rows, key)), sources(rows))
-    summary |= {f"mean_{key}": column(rows, key).mean() for key in ("loglikelihood", "margin")}
+    true, best_other = np.array([true_and_best_other(row) for row in rows]).T
+    summary |= {"mean_loglikelihood": true.mean(), "mean_margin": (true - best_other).mean()}
     summary["stderr"] = column(rows, "correct").std(ddof=1) / math.sqrt(n) if n > 1 else None
     for kind in ("category", "difficulty"):
         accuracies = summary[f"by_{kind}"] = {}
@@ -102,6 +103,12 @@ def summarize_questions(rows: list[dict]) -> dict:
             accuracies[value] = {"n": len(group), "accuracy": accuracy.value,
                                  "interval": accuracy.interval(sources(group))}
     return summary
+
+
+def true_and_best_other(row: dict) -> tuple[float, float]:
+    """The log-likelihoods of the true choice and of the best other."""
+    scores, answer = np.array(row["loglikelihoods"]), row["answer"]
+    return scores[answer], np.delete(scores, answer).max()
 
 
 def summarize_by_task(rows: list[dict]) -> dict[str, dict]:
@@ -126,11 +133,13 @@ def summarize_answers(rows: list[dict]) -> dict:
 
 
 def slices(result: dict) -> list[dict]:
-    """The rows of slices.csv: test loss by month, category, length, and position in a document."""
+    """The rows of slices.csv: test loss by month, category, length and position; general text by category."""
     thirds = np.quantile(column(result["test"], "tokens"), [1 / 3, 2 / 3])
     rows = [row | {"length": LENGTHS[np.searchsorted(thirds, row["tokens"])]} for row in result["test"]]
     parts = [(kind, value, "", documents) for kind in ("month", "category", "length")
              for value, documents in sorted(grouped(rows, kind).items())]
+    parts += [("general", value, "", documents)
+              for value, documents in sorted(grouped(result["general"], "category").items())]
     for first, after in itertools.zip_longest(EDGES, EDGES[1:]):
         parts.append(("position", f"{first} to {after - 1}" if after else f"from {first}", f"_{first}", rows))
     lines = []
@@ -202,6 +211,20 @@ def verdict(value: float, drawn: np.ndarray, groups: int, comparisons: int) -> d
         "detectable": detectable_difference(low, high),
         "method": f"paired bootstrap, {RESAMPLES} resamples, percentile, 95 %",
     }
+
+
+def summarize_agreement(rows: list[dict]) -> list[dict]:
+    """The entries of results.json on how far every two models predict alike."""
+    pairs = defaultdict(list)
+    for row in rows:
+        pairs[row["first"], row["second"]].append(row)
+    entries = []
+    for models, documents in pairs.items():
+        tokens = column(documents, "tokens")
+        entry = {"models": list(models)} | estimate("top1", Ratio(column(documents, "same"), tokens))
+        entry |= estimate("kl", Ratio(column(documents, "kl"), tokens))
+        entries.append(entry | {"tokens": int(tokens.sum()), "documents": len(documents)})
+    return entries
 
 
 # ---------------------------------------------------------------- several seeds

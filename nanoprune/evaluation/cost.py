@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nanoprune.figures.style import read_csv
-from nanoprune.nn.attention import KeyValueCache
+from nanoprune.nn.sampling import empty_cache
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -41,7 +41,7 @@ def measure_cost(model: Decoder, folder: Path) -> dict:
 
 def time_tokens(model: Decoder, prompt_tokens: int) -> np.ndarray:
     """Seconds of reading a prompt, and then of each new token."""
-    cache = KeyValueCache(model.config, 1, prompt_tokens + NEW_TOKENS, model.device, model.dtype)
+    cache = empty_cache(model, 1, prompt_tokens + NEW_TOKENS)
     ids = torch.arange(prompt_tokens, device=model.device)[None] % model.config.vocab_size
     ends = [time.perf_counter()]
     for _ in range(NEW_TOKENS + 1):

@@ -55,7 +55,11 @@ class Items:
                              "--context, or take --protocol documents")
 
     def add_general(self, path: str) -> None:
-        self.general = self._texts(read_jsonl(path, ("text",)))
+        documents = read_jsonl(path, ("text",))
+        if not any(document["text"] for document in documents):
+            raise ValueError(f"--general {path}: no line has any text; give a JSONL file whose lines have a "
+                             "`text`, or --general '' for none")
+        self.general = self._texts(documents)
 
     def _texts(self, documents: list[dict]) -> list[Text]:
         """The documents, or the cuts of their stream."""

@@ -147,8 +147,7 @@ def score_questions(
     """A row per question: right or wrong by three rules, and by the longest choice alone.
 
     correct: the highest sum; correct_norm: the highest sum per character; correct_bytes: per byte of UTF-8.
-    margin: of the true choice over the best other, in nats. Where a log-likelihood is not finite nothing is
-    right.
+    loglikelihoods: of every choice, in nats. Where one is not finite nothing is right.
     """
     values = loglikelihoods(model, [question.choices for question in questions], ranks=ranks, label=label)
     return [question_row(number, question, scores)
@@ -176,6 +175,6 @@ def question_row(number: int, question: dict, scores: np.ndarray) -> dict:
         "correct": correct(scores),
         "correct_norm": correct(scores / characters),
         "correct_bytes": correct(scores / utf8_bytes),
-        "loglikelihood": float(scores[answer]),
-        "margin": float(scores[answer] - np.delete(scores, answer).max()),
+        "answer": answer,
+        "loglikelihoods": scores.tolist(),
     }

@@ -2,7 +2,13 @@
 
 from pathlib import Path
 
-from nanoprune.evaluation.comparison import compare_all, over_seeds, slices, summarize
+from nanoprune.evaluation.comparison import (
+    compare_all,
+    over_seeds,
+    slices,
+    summarize,
+    summarize_agreement,
+)
 from nanoprune.evaluation.results_page import results_page
 from nanoprune.evaluation.written_answers import KINDS
 from nanoprune.figures.results import draw_categories, draw_results, draw_slices, draw_tradeoff
@@ -10,25 +16,31 @@ from nanoprune.figures.runs import draw_curves
 from nanoprune.io.files import finite_or_none, write_csv, write_json, write_text
 from nanoprune.io.jsonl import write_jsonl
 
-OPTIONAL = ("answers.csv", "answers.jsonl", "categories.png", "curves.png")  # an earlier evaluation's
+OPTIONAL = ("agreement.csv", "answers.csv", "answers.jsonl", "categories.png",
+            "curves.png")  # an earlier evaluation's
 
 
-def write_results(folder: Path, results: list[dict], protocol: str, prompts: list[str]) -> None:
-    """Write everything about the models' results."""
+def write_results(
+    folder: Path, results: list[dict], agreement: list[dict], protocol: str, prompts: list[str]
+) -> None:
+    """Write everything about the models' results; `agreement`: rows of `compare_predictions`."""
     for name in OPTIONAL:
         (folder / name).unlink(missing_ok=True)
     models = [summarize(result) for result in results]
-    comparisons, seeds = compare_all(results), over_seeds(results)
+    comparisons, seeds, pairs = compare_all(results), over_seeds(results), summarize_agreement(agreement)
     samples = [{"prompt": prompt, "texts": {result["name"]: result["samples"][i] for result in results}}
                for i, prompt in enumerate(prompts)]
-    write_text(folder / "results.md", results_page(models, comparisons, seeds, protocol, samples))
+    write_text(folder / "results.md", results_page(models, comparisons, pairs, seeds, protocol, samples))
     write_json(folder / "results.json", finite_or_none(
-        {"protocol": protocol, "models": models, "comparisons": comparisons, "over_seeds": seeds}))
+        {"protocol": protocol, "models": models, "comparisons": comparisons, "agreement": pairs,
+         "over_seeds": seeds}))
     write_jsonl(folder / "samples.jsonl", samples)
     write_csv(folder / "models.csv", model_rows(models))
     write_csv(folder / "accuracy.csv", accuracy_rows(models))
     for name, rows in raw_rows(results).items():
         write_csv(folder / name, rows)
+    if agreement:
+        write_csv(folder / "agreement.csv", agreement)
     if results[0]["written"]:
         write_jsonl(folder / "answers.jsonl", side_by_side(results))
     draw_figures(folder, results)

@@ -11,7 +11,8 @@ OVERLAPS = ("rouge1", "rouge2", "rougeL", "bleu", "repetition", "invented")
 
 
 def results_page(
-    models: list[dict], comparisons: list[dict], seeds: dict, protocol: str, samples: list[dict]
+    models: list[dict], comparisons: list[dict], agreement: list[dict], seeds: dict, protocol: str,
+    samples: list[dict],
 ) -> str:
     lines = ["# Results", "", conclusions(models, comparisons, seeds), "", protocol, ""]
     lines += [*overview(models), "", *sizes(models[0])]
@@ -21,6 +22,7 @@ def results_page(
         "Questions": questions_table(models),
         "Answers written to held-out instructions": written_table(models),
         "Differences": differences(comparisons),
+        "From base to others and between them": agreement_table(agreement),
         "Over seeds": seeds_table(seeds["configs"]),
         "Side by side": side_by_side(samples),
     }
@@ -151,6 +153,17 @@ def differences(comparisons: list[dict]) -> list[str]:
             "Detectable: the minimum detectable difference (80 % power).", "", *table(rows)]
 
 
+def agreement_table(pairs: list[dict]) -> list[str]:
+    rows = [{"first": pair["models"][0], "second": pair["models"][1],
+             "top-1 agreement [95 %]": cell(pair, "top1"), "KL, nats a token [95 %]": cell(pair, "kl"),
+             "tokens": f"{pair['tokens']:,}", "documents": pair["documents"]} for pair in pairs]
+    if not rows:
+        return []
+    return ["On the beginnings of test documents, evenly spaced. Top-1 agreement: the share of tokens for "
+            "which both models hold the same likeliest. KL: KL(first || second), 0 where both predict alike.",
+            "", *table(rows)]
+
+
 def seeds_table(configs: list[dict]) -> list[str]:
     return table([
         {"config": row["config"], "runs": row["runs"], "test nll": f"{row['nll']:.4f}",
@@ -160,7 +173,7 @@ def seeds_table(configs: list[dict]) -> list[str]:
 
 
 def side_by_side(samples: list[dict]) -> list[str]:
-    lines = ["Greedy, from the same beginnings of test documents."]
+    lines = ["Greedy, from the same beginnings."]
     for sample in samples:
         lines += ["", f"> {' '.join(sample['prompt'].split())}", ""]
         lines += [f"- **{name}:** {' '.join(text.split())}" for name, text in sample["texts"].items()]

@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nanoprune.device import matmul_dtype
 from nanoprune.nn.attention import KeyValueCache
 
 if TYPE_CHECKING:
     from model import Decoder
+
+
+def empty_cache(model: Decoder, batch: int, length: int) -> KeyValueCache:
+    """A cache in the type of the model's products, which autocast decides on."""
+    return KeyValueCache(model.config, batch, length, model.device, matmul_dtype(model.model.norm.weight))
 
 
 @torch.no_grad()
@@ -32,7 +38,7 @@ def generate(
     generator with its own seed: they are the same on every device and disturb no other random state.
     """
     B, T = ids.shape
-    cache = KeyValueCache(model.config, B, T + max_new_tokens, model.device, model.dtype)
+    cache = empty_cache(model, B, T + max_new_tokens)
     generator = torch.Generator().manual_seed(seed)
     continuations, finished = [[] for _ in range(B)], [False] * B
     new_ids = ids.to(model.device)

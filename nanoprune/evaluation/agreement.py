@@ -1,0 +1,93 @@
+"""Agreement of models token by token: the same likeliest token, and the divergence of their predictions."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nanoprune.config import IGNORE
+from nanoprune.data.token_file import Example
+from nanoprune.device import matmul_dtype, to_device
+from nanoprune.evaluation.perplexity import Protocol, Text
+from nanoprune.nn.losses import HEAD_CHUNK
+
+if TYPE_CHECKING:
+    from model import Decoder
+
+TOKENS, DOCUMENTS = 4096, 32  # that are compared at most
+
+
+class FinalStates(NamedTuple):
+    """All that a model's predictions on some tokens need."""
+
+    hidden: Tensor  # (N, D) fp32, on the CPU: after the final norm
+    documents: np.ndarray  # (N,): numbers of `ids`
+    ids: list[str]  # of the documents
+    head: Decoder  # on the CPU, without blocks
+
+
+def beginnings(texts: list[Text]) -> list[Text]:
+    """The first TOKENS / DOCUMENTS scored tokens, or more of fewer texts, of texts that are evenly spaced."""
+    chosen = np.unique(np.linspace(0, len(texts) - 1, DOCUMENTS).round().astype(int))
+    most, pieces = TOKENS // len(chosen) - 1, []  # a prefix token scores one more
+    for text in (texts[i] for i in chosen):
+        example = text.example
+        end = np.searchsorted(example.learned[1:].cumsum(), most) + 2
+        pieces.append(Text(Example(example.tokens[:end], example.learned[:end]), text.about))
+    return pieces
+
+
+@torch.no_grad()
+def final_states(model: Decoder, texts: list[Text], protocol: Protocol, end: int) -> FinalStates:
+    """Hidden states on the beginnings of texts. The model loses its blocks: only its head is kept."""
+    texts, hidden, documents = beginnings(texts), [], []
+    for batch in protocol.windows([text.example for text in texts], end):
+        scored = batch.targets != IGNORE
+        x = model.hidden_states(to_device(batch.ids, model.device))
+        hidden.append(x[to_device(scored, model.device)].float().cpu())
+        documents.append(batch.documents.repeat(scored.sum(1)))
+    dtype = matmul_dtype(model.model.norm.weight)
+    model.model.layers = nn.ModuleList()
+    head = model.requires_grad_(False).to("cpu", dtype)
+    return FinalStates(torch.cat(hidden), np.concatenate(documents), [t.about["id"] for t in texts], head)
+
+
+@torch.no_grad()
+def compare_predictions(models: dict[str, FinalStates], device: torch.device) -> list[dict]:
+    """A row per two models and document: tokens, of how many both hold the same likeliest, and the sum of
+    KL(p || q) = sum of p (log p - log q) over the vocabulary, in nats (Kullback and Leibler, 1951).
+
+    The models share a tokenizer. The logits are fp32 products of the hidden states and the head's weight, in
+    chunks.
+    """
+    pairs = list(combinations(models, 2))
+    if not pairs:
+        return []
+    first = next(iter(models.values()))
+    heads = {name: states.head.to(device) for name, states in models.items()}
+    vocabulary = min(head.config.vocab_size for head in heads.values())  # some are padded
+    size = max(1, HEAD_CHUNK // vocabulary // len(models))
+    same, kl = (np.zeros((len(pairs), len(first.hidden))) for _ in range(2))
+    for start in tqdm(range(0, len(first.hidden), size), desc="agreement", leave=False, disable=None):
+        part, log_p = slice(start, start + size), {}
+        for name, states in models.items():
+            logits = heads[name].logits(states.hidden[part].to(device))[:, :vocabulary]
+            log_p[name] = logits.log_softmax(-1)
+        for k, (p, q) in enumerate((log_p[a], log_p[b]) for a, b in pairs):
+            divergence = F.kl_div(q, p, reduction="none", log_target=True).sum(1).cpu()
+            agreed = (p.argmax(1) == q.argmax(1)).cpu() & divergence.isfinite()
+            same[k, part], kl[k, part] = agreed.numpy(), divergence.numpy()
+
+    def sums(values: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(first.documents, values, len(first.ids))
+
+    return [{"first": a, "second": b, "id": name, "tokens": int(tokens), "same": int(agreed), "kl": total}
+            for (a, b), agreements, divergences in zip(pairs, same, kl, strict=True)
+            for name, tokens, agreed, total in zip(first.ids, sums(), sums(agreements), sums(divergences),
+                                                   strict=True)]
