@@ -160,9 +160,8 @@ def measure_before(
         Calibration.of_split(model, examples, context, ranks=ranks, autocast=autocast, kept=kept)
         for examples in (dataset.split("val"), [text.example for text in items.general],
                          [text.example for text in items.test]))
-    halves = any(part.half for removed in arms.values() for part in removed)
-    scores = score(model, validation, halves, study.folder / "blocks.csv", ranks)
-    general_scores = score(model, general, False, study.folder / "blocks_general.csv", ranks)
+    scores = score(model, validation, study.folder / "blocks.csv", ranks)
+    general_scores = score(model, general, study.folder / "blocks_general.csv", ranks)
     return scores, general_scores, losses_without(model, [(), *arms.values()], test)
 
 
@@ -186,9 +185,9 @@ def measure_speed(
     return speed
 
 
-def score(model: Decoder, calibration: Calibration, halves: bool, path: Path, ranks: Ranks) -> BlockScores:
+def score(model: Decoder, calibration: Calibration, path: Path, ranks: Ranks) -> BlockScores:
     """The scores of all blocks, written with their figure."""
-    scores = score_blocks(model, calibration, halves)
+    scores = score_blocks(model, calibration)
     if ranks.rank == 0:
         write_csv(path, scores.rows)
         print(f"wrote {path} and {draw_blocks(path, path.with_suffix('.png'))}")
