@@ -28,13 +28,15 @@ from nanoprune.distributed import join
 from nanoprune.evaluation.block_scores import (
     SCORES,
     BlockScores,
-    Calibration,
-    KeptLosses,
     estimates,
-    loss_rows,
-    losses_without,
     protocol,
     score_blocks,
+)
+from nanoprune.evaluation.removal_losses import (
+    Calibration,
+    KeptLosses,
+    loss_rows,
+    losses_without,
     without,
 )
 from nanoprune.io.files import (

@@ -9,7 +9,6 @@ import textwrap
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from model import Decoder
 from nanoprune import command_line
@@ -22,6 +21,7 @@ from nanoprune.io.hub import locate
 from nanoprune.io.jsonl import write_jsonl
 from nanoprune.nn.peft import config_folder
 from nanoprune.nn.sampling import generate
+from nanoprune.progress import progress
 
 TURN_END_TOKENS = ("<|im_end|>", "<|eot_id|>")  # of a chat's turn, for Qwen and Llama 3
 
@@ -54,7 +54,7 @@ def main() -> None:
                 "chat": args.chat}
     rows = []
     try:
-        for name, folder in zip(tqdm(args.models, desc="models", disable=None), folders, strict=True):
+        for name, folder in zip(progress(args.models, "models"), folders, strict=True):
             rows += complete(name, folder, args.prompt, args.tokens, device, **sampling)
     finally:  # one model's failure does not hide the texts of those before it
         print_texts(args.prompt, rows)

@@ -27,11 +27,10 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
-from tqdm import tqdm
-
 from nanoprune import command_line
 from nanoprune.io.files import write_bytes
 from nanoprune.io.jsonl import json_line, read_log
+from nanoprune.progress import progress
 from nanoprune.web.archive import Archive
 from nanoprune.web.http import MAX_UNANSWERED, Disallowed, Fetcher, FetchError
 from nanoprune.web.listing import fetch_article, from_feed, from_sitemap
@@ -107,7 +106,7 @@ def collect(site: Site, out: Path, report: Report, selection: Selection, *, sour
         listing = ((blank_article(site.article_id(url), url), "") for url in urls)
     ids, seen = set(previous), set()
     try:
-        for listed, version in tqdm(listing, desc="articles", unit="", disable=None):
+        for listed, version in progress(listing, "articles"):
             url = listed["url"] or listed["id"] or listed["title"]
             if url in seen:  # topics overlap
                 continue
@@ -155,7 +154,7 @@ def collect_folder(folder: Path, out: Path, report: Report, selection: Selection
     """Write the articles of a folder's files; those of files that are gone stay. ValueError if there is none.
     """
     previous, articles = read_articles(out), {}
-    for path in tqdm(files_below(folder), desc="files", unit="", disable=None):
+    for path in progress(files_below(folder), "files"):
         report.listed += 1
         try:
             if path.suffix.lower() not in READERS:
@@ -200,7 +199,7 @@ def parse_archive(
     it leaves empty (a feed has no teaser) is taken from the versions before.
     """
     articles: dict[str, dict] = {}
-    for answer in tqdm(archive.answers, desc="reading", unit="", disable=None):
+    for answer in progress(archive.answers, "reading"):
         if answer["kind"] not in ("feed", "page"):
             continue
         try:

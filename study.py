@@ -30,10 +30,6 @@ from nanoprune.device import environment, keep_freed_memory, make_autocast, pick
 from nanoprune.distributed import Ranks, join
 from nanoprune.evaluation.block_scores import (
     BlockScores,
-    Calibration,
-    KeptLosses,
-    RemovalLosses,
-    losses_without,
     score_blocks,
 )
 from nanoprune.evaluation.cost import compare_speed
@@ -46,6 +42,12 @@ from nanoprune.evaluation.measured import (
     measure_model,
 )
 from nanoprune.evaluation.perplexity import Protocol
+from nanoprune.evaluation.removal_losses import (
+    Calibration,
+    KeptLosses,
+    RemovalLosses,
+    losses_without,
+)
 from nanoprune.evaluation.study_page import StudyResults, write_study
 from nanoprune.figures.blocks import draw_blocks
 from nanoprune.figures.style import numbers, read_csv

@@ -127,10 +127,8 @@ def train(
     def validate() -> None:
         """Log the validation loss; save the model if it is the best so far and the config keeps the best."""
         loss, documents = validation.measure(model, autocast, ranks)
-        mark = {"step": progress.step, "tokens": progress.step * config.tokens_per_step}
-        run.log("eval", **mark, split="val", **loss._asdict(), documents=validation.documents)
-        for document in documents:
-            run.log("eval_documents", **mark, **document)
+        run.log_validation(loss._asdict(), documents, step=progress.step,
+                           tokens=progress.step * config.tokens_per_step)
         better = progress.count_validation(loss.nll)
         if better and config.keep == "best":
             run.save_model(model)

@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from benchmarks.common import make_parser, median_and_range, record, report, run_fresh, select
 from benchmarks.tables import markdown
 from nanoprune import command_line
+from nanoprune.progress import progress
 
 WORDS, BATCH = 300, 1024
 STOP_WORDS = "the and of to in is for with that on as are from this by at has was it its be will".split()
@@ -38,7 +38,7 @@ def write_articles(path: Path, count: int, tokenizer) -> None:
     ends = np.cumsum(1 / np.arange(1, len(words) + 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
-        for i in tqdm(range(count), f"writing {count:,} articles", disable=None):
+        for i in progress(range(count), f"writing {count:,} articles"):
             drawn = words[np.searchsorted(ends, rng.random(WORDS) * ends[-1])].tolist()
             sentences = [" ".join(drawn[k : k + 15]).capitalize() + "." for k in range(0, WORDS, 15)]
             power, torque = 100 + i % 397, 200 + i % 211

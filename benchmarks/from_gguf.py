@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from model import Decoder
 from nanoprune import command_line
 from nanoprune.data.tokenizer import END_TOKENS
 from nanoprune.io.files import replace_folder, write_json
 from nanoprune.io.tensors import weights_hash, write_tensors
+from nanoprune.progress import progress
 
 ARCHITECTURES = ("llama", "qwen2")
 # Parts of tensor names, in llama.cpp's and in Hugging Face's words.
@@ -116,7 +116,7 @@ def read_weights(metadata: Metadata, stored: list) -> dict[str, Tensor]:
         heads = {"attn_q": metadata["llama.attention.head_count"],
                  "attn_k": metadata["llama.attention.head_count_kv"]}
     weights = {}
-    for tensor in tqdm(stored, "tensors", disable=None):
+    for tensor in progress(stored, "tensors"):
         values = torch.tensor(dequantize(tensor.data, tensor.tensor_type), dtype=torch.float32)
         part = tensor.name.split(".")[-2]
         if part in heads:

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import ArrayLike
 from torch import nn
-from tqdm import tqdm
+
+from nanoprune.progress import progress
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Ranks:
     local: int = 0  # rank of this process on its machine
     here: int = 1  # processes on this machine
 
-    def shard(self, items: Sequence, label: str) -> tqdm:
-        """This rank's share of the items, every size-th, under a progress bar on rank 0."""
-        return tqdm(items[self.rank :: self.size], desc=label, leave=False, disable=None if self.rank == 0
-                    else True)
+    def shard(self, items: Sequence, label: str) -> Iterable:
+        """This rank's share of the items, every size-th; rank 0 tells of its progress."""
+        share = items[self.rank :: self.size]
+        return share if self.rank else progress(share, label)
 
     def sum(self, values: ArrayLike) -> ArrayLike:
         """The sum of each value over the ranks, in fp64 and in the shape of the values."""

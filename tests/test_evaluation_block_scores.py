@@ -14,18 +14,20 @@ from model import Decoder
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import Example
 from nanoprune.device import make_autocast
-from nanoprune.evaluation import block_scores
+from nanoprune.evaluation import block_scores, removal_losses
 from nanoprune.evaluation.block_scores import (
     SCORES,
-    Calibration,
-    KeptLosses,
     Score,
-    WindowStates,
-    losses_without,
     score_blocks,
-    without,
 )
 from nanoprune.evaluation.perplexity import score_text
+from nanoprune.evaluation.removal_losses import (
+    Calibration,
+    KeptLosses,
+    WindowStates,
+    losses_without,
+    without,
+)
 from nanoprune.nn.model_config import Part, part_name
 from prune import choose_blocks, choose_documents, drop_blocks
 
@@ -84,7 +86,7 @@ def test_a_loss_that_is_not_finite_ranks_last(world):
 def test_shared_prefixes_give_the_plain_losses(world, monkeypatch):
     """Of blocks, halves and pairs: bit by bit what the pruned model itself gives."""
     states, bytes_of_each = 2 * SHAPE["num_hidden_layers"] + 1, 4 * SHAPE["hidden_size"]
-    monkeypatch.setattr(block_scores, "ROOM", 128 * states * bytes_of_each)
+    monkeypatch.setattr(removal_losses, "ROOM", 128 * states * bytes_of_each)
     model, calibration = load(world, "train")
     assert max(batch.ids.numel() for batch in calibration.windows) == 128
     removals = [(), *((Part(i, half),) for i in range(3) for half in ("", "attn", "mlp"))]
@@ -275,7 +277,7 @@ def test_losses_are_kept_for_the_same_weights_text_type_and_version(world, tmp_p
     assert measured_again(load(world, "test")[1])
     with without(model, [2]):
         assert measured_again(calibration)
-    monkeypatch.setattr(block_scores, "VERSION", block_scores.VERSION + 1)
+    monkeypatch.setattr(removal_losses, "VERSION", removal_losses.VERSION + 1)
     assert measured_again(calibration)
     monkeypatch.undo()
     scored = count_scored(monkeypatch)

@@ -16,7 +16,15 @@ from small import ROOT, SHAPE, random_base, read_rows, run_main
 from model import Decoder
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.tokenizer import load_tokenizer
-from nanoprune.evaluation.block_scores import SCORES, Calibration, estimates, losses_without, score_blocks
+from nanoprune.evaluation.block_scores import (
+    SCORES,
+    estimates,
+    score_blocks,
+)
+from nanoprune.evaluation.removal_losses import (
+    Calibration,
+    losses_without,
+)
 from nanoprune.io.files import file_hash
 from nanoprune.io.hub import copy_tokenizer
 from nanoprune.io.jsonl import read_jsonl

@@ -14,9 +14,14 @@ from model import Decoder
 from nanoprune.config import Study, load_study
 from nanoprune.data.dataset import Dataset
 from nanoprune.evaluation import multiple_choice
-from nanoprune.evaluation.block_scores import Calibration, score_blocks
+from nanoprune.evaluation.block_scores import (
+    score_blocks,
+)
 from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihoods
 from nanoprune.evaluation.perplexity import Protocol, score_text
+from nanoprune.evaluation.removal_losses import (
+    Calibration,
+)
 from prune import drop_blocks
 from study import Stopped, run_study
 from train import train

@@ -10,10 +10,13 @@ from small import read_rows
 import train as train_module
 from model import Decoder
 from nanoprune.data.dataset import Dataset
-from nanoprune.evaluation import block_scores, multiple_choice, perplexity
-from nanoprune.evaluation.block_scores import Calibration, losses_without
+from nanoprune.evaluation import multiple_choice, perplexity, removal_losses
 from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihoods
 from nanoprune.evaluation.perplexity import Protocol, score_text
+from nanoprune.evaluation.removal_losses import (
+    Calibration,
+    losses_without,
+)
 from nanoprune.nn.model_config import Part
 
 TEXT, CHOICES, WITHOUT, TRAINED = 1984.1333, -1490.7259, 1209.8295, 5.24677
@@ -47,7 +50,7 @@ def test_losses_without_a_block(world):
     model = written_model(world)
     calibration = Calibration.of_split(model, Dataset(world.data).split("val"), 32)
     losses = losses_without(model, [(Part(1),)], calibration)
-    assert (block_scores.VERSION, losses.nll.sum()) == (1, pytest.approx(WITHOUT, rel=1e-4))
+    assert (removal_losses.VERSION, losses.nll.sum()) == (1, pytest.approx(WITHOUT, rel=1e-4))
 
 
 def test_what_a_run_learns(world, tmp_path):

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from nanoprune.data.cleaning import (
     fingerprint,
@@ -34,6 +33,7 @@ from nanoprune.data.dataset import SPLITS
 from nanoprune.data.duplicates import near_duplicates, signature
 from nanoprune.data.language import ANY, language_of, words_of
 from nanoprune.io.jsonl import JsonLines, json_line, parse_lines
+from nanoprune.progress import progress
 
 CHUNK = 256  # articles cleaned at a time
 
@@ -248,7 +248,7 @@ def clean_articles(
     signatures, hashes, holders = bytearray(), array("Q"), array("Q")
     with open(cleaned, "wb") as file:
         results = over_processes(partial(clean_chunk, articles, options, newsroom_of), chunks)
-        for chunk in tqdm(results, "cleaning", len(chunks), disable=None):
+        for chunk in progress(results, "cleaning", len(chunks)):
             for article in chunk:
                 document = article.document
                 days.add(document.date)

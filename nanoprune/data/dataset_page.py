@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from nanoprune.data.corpus import Corpus, evenly_spaced
 from nanoprune.data.dataset import SPLITS, Dataset
@@ -17,6 +16,7 @@ from nanoprune.figures.dataset import draw_lengths
 from nanoprune.io.files import write_text
 from nanoprune.io.jsonl import JsonLines
 from nanoprune.io.markdown import table
+from nanoprune.progress import progress
 
 EXAMPLES = 5  # of each kind
 RUN = 13  # words that make a leak, as in GPT-3's report (arXiv:2005.14165, appendix C)
@@ -85,7 +85,7 @@ def leakage(documents: dict[str, JsonLines], entries: dict[str, dict]) -> list[s
     runs = [np.unique(shingles(words_of(document["text"]), RUN)) for document in tested]
     test_runs = np.unique(np.concatenate(runs))
     in_training = np.zeros(len(test_runs), bool)
-    for document in tqdm(documents["train"], "leakage", disable=None):
+    for document in progress(documents["train"], "leakage"):
         training_runs = shingles(words_of(document["text"]), RUN)
         places = np.minimum(np.searchsorted(test_runs, training_runs), len(test_runs) - 1)
         in_training[places[test_runs[places] == training_runs]] = True

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TextIO
 
 from tokenizers import Encoding
-from tqdm import tqdm
 
 from nanoprune.data.chat_format import ChatForm
 from nanoprune.data.conversations import Conversation, encode_pairs, with_task
@@ -17,6 +16,7 @@ from nanoprune.data.token_file import write_documents, write_examples
 from nanoprune.data.tokenizer import end_token, first_token, load_tokenizer, vocabulary
 from nanoprune.io.files import make_folder
 from nanoprune.io.jsonl import json_line, write_jsonl
+from nanoprune.progress import progress
 
 BATCH = 1024  # documents tokenized at a time
 
@@ -65,7 +65,7 @@ class DatasetWriter:
         """The documents and their encodings; the next batch is tokenized while one is written."""
         documents, pending = corpus.splits[name], deque()
         with ThreadPoolExecutor(1) as pool:
-            for start in tqdm(range(0, len(documents), BATCH), desc=f"tokenizing {name}", disable=None):
+            for start in progress(range(0, len(documents), BATCH), f"tokenizing {name}"):
                 batch = [corpus[document] for document in documents[start : start + BATCH]]
                 texts = [document["text"] for document in batch]
                 pending.append((batch, pool.submit(self.tokenizer.encode_batch_fast, texts)))

@@ -14,7 +14,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
-from tqdm import tqdm
+
+from nanoprune.progress import progress
 
 PROMPT = Path(__file__).parents[2] / "qa" / "prompt.txt"
 TIMEOUT = (10, 300)  # seconds to connect, and to wait for an answer
@@ -31,7 +32,7 @@ def write_questions(
     """
     rng, questions, rejected, failures = random.Random(seed), [], Counter(), 0
     template = PROMPT.read_text(encoding="utf-8")
-    for document in tqdm(documents, desc="writing questions", disable=None):
+    for document in progress(documents, "writing questions"):
         prompt = template.replace("{count}", str(count)).replace("{date}", document["date"])
         try:
             proposals = parse(request(url, model, prompt.replace("{text}", document["text"])))

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nanoprune.config import IGNORE
 from nanoprune.data.token_file import Example
 from nanoprune.device import matmul_dtype, to_device
 from nanoprune.evaluation.perplexity import Protocol, Text
 from nanoprune.nn.losses import HEAD_CHUNK
+from nanoprune.progress import progress
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -74,7 +74,7 @@ def compare_predictions(models: dict[str, FinalStates], device: torch.device) ->
     vocabulary = min(head.config.vocab_size for head in heads.values())  # some are padded
     size = max(1, HEAD_CHUNK // vocabulary // len(models))
     same, kl = (np.zeros((len(pairs), len(first.hidden))) for _ in range(2))
-    for start in tqdm(range(0, len(first.hidden), size), desc="agreement", leave=False, disable=None):
+    for start in progress(range(0, len(first.hidden), size), "agreement"):
         part, log_p = slice(start, start + size), {}
         for name, states in models.items():
             logits = heads[name].logits(states.hidden[part].to(device))[:, :vocabulary]

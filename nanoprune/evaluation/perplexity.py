@@ -222,7 +222,7 @@ class Validation:
         if dataset.conversations:  # none is ever cut
             context = max(context, int(np.diff(split.offsets).max(initial=0)))
         self.windows = list(Protocol(context=context).windows(split, only=self.chosen))
-        self.size, self.documents = len(split), len(self.chosen)
+        self.size = len(split)
         self.bytes = int(split.bytes[self.chosen].sum())
         if not self.windows:
             raise ValueError(f"{dataset.folder} has an empty validation split; prepare it from more articles")

@@ -9,10 +9,17 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from nanoprune.config import Study
-from nanoprune.evaluation.block_scores import BlockScores, Removal, RemovalLosses, estimates
+from nanoprune.evaluation.block_scores import (
+    BlockScores,
+    estimates,
+)
 from nanoprune.evaluation.exchange_rate import equal_time, tokens_to_reach
 from nanoprune.evaluation.items import Items
 from nanoprune.evaluation.measured import RunResult, final_validation
+from nanoprune.evaluation.removal_losses import (
+    Removal,
+    RemovalLosses,
+)
 from nanoprune.figures.study import draw_exchange, draw_study
 from nanoprune.io.files import finite_or_none, write_csv, write_json, write_text
 from nanoprune.io.markdown import interval_table, with_interval

@@ -159,9 +159,15 @@ class RunFolder:
                      for name in ("train", "eval", "eval_documents")}
 
     def log(self, name: str, **row) -> None:
-        """Add a row to train.csv, eval.csv or eval_documents.csv."""
+        """Add a row to a log."""
         if self.writes:
             self.logs[name].write(**row)
+
+    def log_validation(self, loss: dict, documents: list[dict], **mark) -> None:
+        """Add a row to eval.csv, and one for each document to eval_documents.csv; `mark`: step and tokens."""
+        self.log("eval", **mark, split="val", **loss, documents=len(documents))
+        for document in documents:
+            self.log("eval_documents", **mark, **document)
 
     def save_model(self, model: "Decoder") -> None:
         """Write model/: the whole model, or its adapters alone."""
