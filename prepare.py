@@ -99,8 +99,9 @@ def prepare(options: Options, folder: Path) -> dict:
     form = None
     if options.tokenizer:
         model = locate(options.tokenizer, files=TOKENIZER_FILES)
+        tokenizer = load_tokenizer(model)  # before the articles are read: it may be missing or damaged
         copy_tokenizer(model, folder)
-        form = chat_form(model, load_tokenizer(folder)) if options.chat else None
+        form = chat_form(model, tokenizer) if options.chat else None
 
     # ---- read, clean and split the articles
     corpus, cleaned = None, folder / "cleaned.jsonl"

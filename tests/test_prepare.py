@@ -83,6 +83,15 @@ def test_a_vocabulary_with_holes(prepare, tmp_path, monkeypatch, capsys):
     assert data.tokenizer.decode(tokens[:-1]) == data.documents("train")[0]["text"]
 
 
+def test_a_model_without_a_tokenizer_is_named(prepare, world, tmp_path):
+    """The folder that the user gave, before the articles are read."""
+    without = tmp_path / "without"
+    shutil.copytree(world.model, without)
+    (without / "tokenizer.json").unlink()
+    code, out, err, _ = prepare(GOOD, "--tokenizer", without)
+    assert code == 2 and f"no tokenizer.json in {without}; give a folder" in err and "articles" not in out
+
+
 def test_pairs_and_questions_of_some_documents(prepare):
     folder = prepare([article(i) for i in range(60)], "--train-tokenizer", "400", "--generated-documents",
                      "5")[3]
