@@ -15,6 +15,7 @@ import argparse
 import math
 import shutil
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,48 +108,60 @@ def run_study(study: Study) -> None:
     tried = {"none": tune_learning_rate(runs, "none", ()),
              best: tune_learning_rate(runs, best, names(arms[best]))}
     lr = {arm: best_rate(arm, losses, study) for arm, losses in tried.items()}
-    full_lr, reduced_lr = lr["none"], lr[best]
 
     # ---- after healing: all models take the same steps on the same tokens
-    results = defaultdict(list)
-    once = set(map(str, study.once))
-    for number, seed in enumerate(study.seeds):
-        for arm, removed in {"none": (), **arms}.items():
-            if number == 0 or arm not in once:
-                results[arm].append(runs.result(
-                    arm, drop_blocks=names(removed), lr=full_lr if arm == "none" else reduced_lr, seed=seed))
-
-    # ---- the block whose removal costs least: healed longer, by adapters, by the full model
-    first, reduced = study.seeds[0], {"drop_blocks": names(arms[best]), "lr": reduced_lr}
-    for times in study.longer:
-        steps = round(training.max_steps * times)
-        results[f"{best}, {times:g} times as long"] = [
-            runs.result(f"{best}-longer", **reduced, seed=first, max_steps=steps)]
-    if study.adapters:
-        results["none, adapters"] = [runs.result("none-adapters", seed=first, **study.adapters)]
-        results[f"{best}, adapters"] = [runs.result(
-            f"{best}-adapters", **reduced | {"seed": first} | study.adapters)]
-    for seed, full, plain in zip(study.seeds if study.distill else (), results["none"], results[best],
-                                 strict=False):
-        if full.diverged or plain.diverged:
-            print(f"seed {seed}: no distillation, the full or the reduced model diverged")
-            continue
-        teacher = runs.configure("none", lr=full_lr, seed=seed)
-        taught = runs.result(f"{best}-distilled", teacher, **reduced, seed=seed)
-        results[f"{best}, distilled"].append(taught)
-        steps = training.max_steps  # plain ones, for as long
-        if not taught.diverged:
-            steps = max(steps, round(steps * taught.seconds / plain.seconds))
-        results[f"{best}, as long without"].append(
-            runs.result(f"{best}-longer", **reduced, seed=seed, max_steps=steps))
-
-    if ranks.rank == 0:
-        runs.remove_models()
-        rivals = {"none": ()} | {arm: removed for arm, removed in arms.items()
-                                 if arms[best][0].block in {part.block for part in removed}}
-        speed = measure_speed(source, rivals, device, study.folder / "speed.json")
+    results, stopped = defaultdict(list), None
+    try:
+        for row, result in heal(study, runs, arms, best, lr):
+            results[row].append(result)
+    except Stopped as reason:  # a page of what is measured so far
+        stopped = reason
+    if ranks.rank == 0 and results:
+        speed = {}
+        if not stopped:
+            runs.remove_models()
+            rivals = {"none": ()} | {arm: removed for arm, removed in arms.items()
+                                     if arms[best][0].block in {part.block for part in removed}}
+            speed = measure_speed(source, rivals, device, study.folder / "speed.json")
         write_study(StudyResults(study, items, arms, best, scores, general_scores, before, tried, lr,
                                  dict(results), speed))
+    if stopped:
+        raise stopped
+
+
+def heal(
+    study: Study, runs: "Runs", arms: dict[str, tuple], best: str, lr: dict[str, float]
+) -> Iterator[tuple[str, RunResult]]:
+    """The rows of the study's table, each as often as it has seeds, with a run's result."""
+    once, first = set(map(str, study.once)), study.seeds[0]
+    reduced = {"drop_blocks": names(arms[best]), "lr": lr[best]}
+    steps, plain = study.training.max_steps, {}
+    for seed in study.seeds:
+        for arm, removed in {"none": (), **arms}.items():
+            if seed == first or arm not in once:
+                rate = lr["none" if arm == "none" else best]
+                plain[arm, seed] = runs.result(arm, drop_blocks=names(removed), lr=rate, seed=seed)
+                yield arm, plain[arm, seed]
+
+    # ---- the block whose removal costs least: healed longer, by adapters, by the full model
+    for times in study.longer:
+        yield f"{best}, {times:g} times as long", runs.result(
+            f"{best}-longer", **reduced, seed=first, max_steps=round(steps * times))
+    if study.adapters:
+        yield "none, adapters", runs.result("none-adapters", seed=first, **study.adapters)
+        yield f"{best}, adapters", runs.result(
+            f"{best}-adapters", **reduced | {"seed": first} | study.adapters)
+    for seed in study.seeds if study.distill else ():
+        full, alone = plain["none", seed], plain.get((best, seed))
+        if alone is None or full.diverged or alone.diverged:
+            print(f"seed {seed}: no distillation, the full or the reduced model diverged or did not run")
+            continue
+        teacher = runs.configure("none", lr=lr["none"], seed=seed)
+        taught = runs.result(f"{best}-distilled", teacher, **reduced, seed=seed)
+        yield f"{best}, distilled", taught
+        as_long = steps if taught.diverged else max(steps, round(steps * taught.seconds / alone.seconds))
+        yield f"{best}, as long without", runs.result(
+            f"{best}-longer", **reduced, seed=seed, max_steps=as_long)
 
 
 def measure_before(
@@ -216,6 +229,8 @@ class Runs:
             about = self.measured.about(config, self.measured.about(teacher, None))
         result = self.measured.read(about)
         if result is None:
+            if self.ranks.sum([len(self.stop_signals)])[0]:
+                raise Stopped(f"{self.study.folder}: stopped between two runs; the same command resumes it")
             self.ranks.barrier()  # until every rank has looked
             if teacher:
                 self.train(teacher)
@@ -226,8 +241,6 @@ class Runs:
                 if not (self.study.keep_models or (self.study.distill and not config.drop_blocks)):
                     shutil.rmtree(config.folder / "model", ignore_errors=True)
             self.ranks.barrier()
-        if self.stop_signals:
-            raise Stopped(f"{self.study.folder}: stopped between two runs; the same command resumes it")
         return result
 
     def train(self, config: Config) -> None:

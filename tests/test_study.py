@@ -51,9 +51,10 @@ def record_runs(monkeypatch) -> list[str]:
 
 @pytest.fixture(scope="module")
 def done(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
+    folder, blocks = tmp_path_factory.mktemp("study"), (0, 1, 2, "1.attn", "0+2")
+    once = tuple(block for block in blocks if block != study_best(world, (0, 1, 2)))
     study = make_study(world, folder / "runs", keep_models=True, results=str(folder / "results"),
-                       blocks=(0, 1, 2, "1.attn", "0+2"), once=("1.attn", "0+2"), longer=(2.0,),
+                       blocks=blocks, once=once, longer=(2.0,),
                        adapters={"lora": "all", "lora_rank": 2, "lr": 1e-2})
     run_study(study)
     return study
@@ -77,7 +78,7 @@ def test_the_table_follows_from_the_runs(world, done):
         drop_blocks(before, dropped)
         assert float(row["before"]) == pytest.approx(mean_loss(before), rel=1e-6)
         seeds, rate = [], lr["none" if block == "none" else best]
-        for seed in (0, 1) if "." not in block and "+" not in block else (0,):
+        for seed in (0, 1) if block in ("none", best) else (0,):
             run = done.runs_folder / f"{block}-lr{rate:g}-s{seed}"
             model = Decoder.from_pretrained(run).eval()
             assert model.config.blocks == before.config.blocks
@@ -137,7 +138,7 @@ def test_rounding_costs_what_it_costs(done):
 def test_a_study_resumes_where_it_was(world, done, monkeypatch):
     """What was measured is not measured again; what was half done is."""
     before = read_rows(done.folder / "study.csv", ("seconds",))
-    path, = (done.folder / "measured").glob("0-lr*-s1-*.json")
+    path, = (done.folder / "measured").glob("1.attn-lr*-s0-*.json")
     name = path.name.rpartition("-")[0]
     path.unlink()
     shutil.rmtree(done.runs_folder / name)
@@ -208,6 +209,26 @@ def test_a_signal_between_two_runs_stops_the_study(world, tmp_path, monkeypatch)
     with pytest.raises(Stopped, match="stopped between two runs"):
         run_study(short(world, tmp_path))
     assert names == ["none-lr0.001-s0"] and len(list((tmp_path / "which" / "measured").glob("none-*"))) == 1
+
+
+def test_a_stopped_study_has_a_page_of_what_is_measured(world, tmp_path, monkeypatch):
+    signals, best = [], study_best(world, (0, 1))
+    monkeypatch.setattr(study_module, "catch_signals", lambda: signals)
+    measure = study_module.measure_model
+
+    def signal_at_the_third(*given):
+        if len(names) == 3:
+            signals.append("SIGTERM")
+        return measure(*given)
+
+    monkeypatch.setattr(study_module, "measure_model", signal_at_the_third)
+    names = record_runs(monkeypatch)
+    with pytest.raises(Stopped, match="stopped between two runs"):
+        run_study(short(world, tmp_path, blocks=(0, 1, 2)))
+    assert len(names) == 3
+    rows = [row["block"] for row in read_rows(tmp_path / "which" / "study.csv")]
+    assert rows[0] == "none" and str(best) in rows and len(rows) == 3
+    assert (tmp_path / "which" / "study.md").is_file() and (tmp_path / "which" / "exchange.png").is_file()
 
 
 def break_runs(monkeypatch, broken: set[str]) -> None:

@@ -75,7 +75,7 @@ class StudyResults:
 def write_study(results: StudyResults) -> None:
     """Write all tables, the page and the figures into the study's folder, and print the page."""
     folder, rows = results.study.folder, study_rows(results)
-    arms = rows[1 : 1 + len(results.arms)]
+    arms = [row for row in rows if row["block"] in results.arms]
     for when in ("before", "after"):
         ranked = sorted(arms, key=lambda row: np.nan_to_num(row[when], nan=np.inf))
         for rank, row in enumerate(ranked, start=1):
@@ -83,9 +83,9 @@ def write_study(results: StudyResults) -> None:
     predictions = predict_healed_loss(results, rows)
     questions, exchange = question_rows(results), exchange_rows(results, rows)
     rates = learning_rate_rows(results)
-    curves, exchange_rate = curve_rows(results), {
-        "tokens_to_reach": tokens_to_reach(results.runs["none"], results.runs[results.best]),
-        "equal_time": equal_time(results.runs["none"], results.runs[results.best])}
+    arms_of_rate = results.runs["none"], results.runs.get(results.best, [])
+    curves, exchange_rate = curve_rows(results), {"tokens_to_reach": tokens_to_reach(*arms_of_rate),
+                                                  "equal_time": equal_time(*arms_of_rate)}
     page = markdown(results, rows, predictions, questions, exchange, rates, exchange_rate)
     write_csv(folder / "study.csv", rows)
     write_csv(folder / "questions.csv", questions)
@@ -106,13 +106,14 @@ def write_study(results: StudyResults) -> None:
 # ---------------------------------------------------------------- tables
 def study_rows(results: StudyResults) -> list[dict]:
     """A row for each entry of `runs`: intervals over documents, of the mean over seeds; no ranks yet."""
-    rows, before, sizes = [], results.before, {text: results.sizes(text, "tokens")
-                                               for text in TEXTS.values()}
-    for k, (name, runs) in enumerate(results.runs.items()):
+    rows, before = [], results.before
+    sizes = {text: results.sizes(text, "tokens") for text in TEXTS.values()}
+    losses_before = dict(zip(("none", *results.arms), before.nll, strict=True))
+    for name, runs in results.runs.items():
         row = {"block": name}
-        if k < len(before.nll):
-            row |= entry("before", before.nll[k], before.tokens)
-            row |= entry("lost_before", before.nll[k] - before.nll[0], before.tokens)
+        if name in losses_before:
+            row |= entry("before", losses_before[name], before.tokens)
+            row |= entry("lost_before", losses_before[name] - before.nll[0], before.tokens)
         else:
             row |= {f"{measure}{end}": "" for measure in ("before", "lost_before") for end in ENDS}
         for measure, text in TEXTS.items():
@@ -156,8 +157,8 @@ def exchange_rows(results: StudyResults, rows: list[dict]) -> list[dict]:
     full, tokens = results.runs["none"][0], results.sizes("test", "tokens")
     by_name, options = {row["block"]: row for row in rows}, {"none": ("none", "trained")}
     options |= {label: ("none", form) for form, label in FORMS.items() if form in full.measures}
-    parts = [arm for arm, removed in results.arms.items()
-             if {part.block for part in removed} & {part.block for part in results.arms[results.best]}]
+    parts = [arm for arm, removed in results.arms.items() if arm in results.runs
+             and {part.block for part in removed} & {part.block for part in results.arms[results.best]}]
     further = [name for name in results.runs if name not in results.arms and name != "none"]
     options |= {name: (name, "trained") for name in (*parts, *further)}
     table = []
@@ -203,7 +204,8 @@ def curve_rows(results: StudyResults) -> list[dict]:
 def predict_healed_loss(results: StudyResults, rows: list[dict]) -> list[dict]:
     """The rank correlation of each score before healing with the loss after it, over whole blocks."""
     healed = {row["block"]: row["after"] for row in rows}
-    blocks = [arm for arm, removed in results.arms.items() if len(removed) == 1 and not removed[0].half]
+    blocks = [arm for arm, removed in results.arms.items()
+              if arm in results.runs and len(removed) == 1 and not removed[0].half]
     predictions = []
     for text, scores in (("validation", results.scores), ("general", results.general_scores)):
         by_block = {row["block"]: row for row in scores.rows}
