@@ -62,46 +62,62 @@ class Ratio(NamedTuple):
         return (self.numerators - self.value * self.denominators) / self.denominators.sum()
 
     def spread(self, groups: Sequence | None = None) -> Spread:
-        return spread(self.influences, groups)
+        return spread(self.influences, self.denominators, groups)
 
     def interval(self, groups: Sequence | None = None, level: float = LEVEL) -> Interval:
         """Linearised t interval over groups; with differences of two models as numerators it is paired."""
         return self.spread(groups).interval(self.value, level)
 
 
-def spread(influences: np.ndarray, groups: Sequence | None = None) -> Spread:
-    """The spread of an estimate from its units' influences (n,) that come in groups (None: each its own).
+def spread(influences: np.ndarray, sizes: np.ndarray, groups: Sequence | None = None) -> Spread:
+    """The spread of a ratio, or of a difference of ratios, from its units' influences (n,) and sizes (n,).
 
-    Groups are independent, units of one are not (Cochran 1977, chapter 9).
+    Groups (None: each unit is its own) are independent, units of one are not. The standard error is the
+    jackknife's, to first order. Large groups count for more, so there are fewer degrees of freedom than
+    groups: Satterthwaite's (1946), for a variance in proportion to squared sizes.
     """
-    _, index = np.unique(range(len(influences)) if groups is None else groups, return_inverse=True)
-    sums = np.bincount(index, weights=influences)
-    count = len(sums)
+    sums, shares = by_group(influences[None], sizes, groups)
+    return group_spread(sums[0], shares)
+
+
+def by_group(
+    influences: np.ndarray, sizes: np.ndarray, groups: Sequence | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Influences (rows, units) summed over groups, and the groups' shares of all sizes."""
+    _, index = np.unique(range(len(sizes)) if groups is None else groups, return_inverse=True)
+    sums = np.stack([np.bincount(index, weights=row) for row in influences])
+    return sums, np.bincount(index, weights=sizes) / sizes.sum()
+
+
+def group_spread(sums: np.ndarray, shares: np.ndarray) -> Spread:
+    """The spread of an estimate from its groups' influences and shares (groups,)."""
+    count = len(shares)
     if count < LEAST:
         return NO_SPREAD
-    return Spread(math.sqrt(count / (count - 1) * (sums**2).sum()), count - 1)
+    without_each = sums / (1 - shares)  # the deviation of the estimate without this group
+    freedom = (count - 1) / count * (shares**2).sum() ** 2 / (shares**4).sum()
+    return Spread(math.sqrt((count - 1) / count * (without_each**2).sum()), freedom)
 
 
-def crossed_spread(influences: np.ndarray, groups: Sequence | None = None) -> Spread:
+def crossed_spread(influences: np.ndarray, sizes: np.ndarray, groups: Sequence | None = None) -> Spread:
     """The spread over new groups *and* new seeds, from influences (seeds, n): two crossed random effects.
 
     The variances of the effects are added, that of their interaction, which is in both, is subtracted once
     (Cornfield and Tukey 1956); degrees of freedom by Satterthwaite (1946).
     """
-    _, index = np.unique(range(influences.shape[1]) if groups is None else groups, return_inverse=True)
-    sums = np.stack([np.bincount(index, weights=row) for row in influences])  # (seeds, groups)
+    sums, shares = by_group(influences, sizes, groups)
     seeds, count = sums.shape
-    if count < LEAST:
+    over_groups = group_spread(sums.mean(0), shares)
+    if math.isnan(over_groups.standard_error):
         return NO_SPREAD
-    by_group, by_seed = sums.mean(0), sums.sum(1) - sums.sum(1).mean()
-    rest = sums - by_group - (by_seed / count)[:, None]
-    over_groups = count / (count - 1) * (by_group**2).sum()
-    over_seeds = (by_seed**2).sum() / (seeds - 1) / seeds
+    effects = sums.sum(1) - sums.sum(1).mean()  # of the seeds
+    rest = sums - sums.mean(0) - effects[:, None] * shares
+    documents, by_seed = over_groups.standard_error**2, (effects**2).sum() / (seeds - 1) / seeds
     both = count * (rest**2).sum() / (count - 1) / (seeds - 1) / seeds
-    variance = max(over_groups, over_seeds, over_groups + over_seeds - both)
+    variance = max(documents, by_seed, documents + by_seed - both)
     if variance == 0:
-        return Spread(0.0, count - 1)
-    freedom = variance**2 / (over_groups**2 / (count - 1) + over_seeds**2 / (seeds - 1))
+        return over_groups
+    freedom = variance**2 / (documents**2 / over_groups.freedom + by_seed**2 / (seeds - 1))
     return Spread(math.sqrt(variance), freedom)
 
 
@@ -151,10 +167,27 @@ def binomial_interval(successes: int, n: int, level: float = LEVEL) -> Interval:
 def wilson_interval(successes: float, n: float, level: float = LEVEL) -> Interval:
     """Score interval of a share (Wilson 1927)."""
     z = NormalDist().inv_cdf((1 + level) / 2)
-    share = successes / n
+    share = min(1.0, successes / n)
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     margin = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return Interval(middle - margin, middle + margin)
+
+
+def share_interval(values: np.ndarray, groups: Sequence | None = None) -> Interval:
+    """95 % interval of a share, the mean of values (n,) from 0 to 1 that come in groups.
+
+    Wilson's, of as many values as they are worth: n over the design effect of the groups (Kish 1965). Over
+    fewer groups than LEAST it is the exact one, of as many values as groups.
+    """
+    share, varied = values.mean(), mean(values).spread(groups)
+    if math.isnan(share):
+        return Interval(math.nan, math.nan)
+    if math.isnan(varied.standard_error):
+        count = len(set(groups)) if groups is not None else len(values)
+        return binomial_interval(round(share * count), count)
+    independent = share * (1 - share) / len(values)  # the variance without groups
+    effect = max(1.0, varied.standard_error**2 / independent) if independent else 1.0
+    return wilson_interval(share * len(values) / effect, len(values) / effect)
 
 
 # ---------------------------------------------------------------- tests and ranks

@@ -18,6 +18,7 @@ from nanoprune.statistics import (
     holm,
     mcnemar,
     mean,
+    share_interval,
     spearman,
     spearman_interval,
     spread,
@@ -54,12 +55,20 @@ def test_a_ratio_is_linearised():
     ratio = Ratio(nll, tokens)
     left_out = (nll.sum() - nll) / (tokens.sum() - tokens)
     jackknife = math.sqrt(199 / 200 * ((left_out - left_out.mean()) ** 2).sum())
-    assert ratio.spread().standard_error == pytest.approx(jackknife, rel=0.01)
-    assert ratio.spread().freedom == 199
+    assert ratio.spread().standard_error == pytest.approx(jackknife, rel=1e-3)
+    assert 100 < ratio.spread().freedom < 199
     clusters = np.repeat(np.arange(40), 5)
     summed = Ratio(nll.reshape(40, 5).sum(1), tokens.reshape(40, 5).sum(1))
     assert ratio.spread(clusters).standard_error == pytest.approx(summed.spread().standard_error)
-    assert ratio.spread(clusters).freedom == 39
+    assert 25 < ratio.spread(clusters).freedom < 39
+
+
+def test_degrees_of_freedom_are_of_the_sizes():
+    """Of equal sizes one fewer than units; where one unit is most of the text, nearly one."""
+    even = Ratio(np.arange(20.0), np.full(20, 7.0)).spread()
+    assert even.freedom == pytest.approx(19)
+    sizes = np.array([1e6, *np.ones(19)])
+    assert Ratio(np.arange(20.0), sizes).spread().freedom == pytest.approx(0.95, abs=0.01)
 
 
 def test_copies_of_an_observation_are_no_further_evidence():
@@ -98,11 +107,11 @@ def test_seeds_and_documents_together():
     rng = np.random.default_rng(7)
     by_document = np.tile(rng.normal(0, 1, 30) / 30, (3, 1))
     by_document -= by_document.mean()
-    alone = crossed_spread(by_document)
-    assert alone.standard_error == pytest.approx(spread(by_document[0]).standard_error)
+    alone = crossed_spread(by_document, np.ones(30))
+    assert alone.standard_error == pytest.approx(spread(by_document[0], np.ones(30)).standard_error)
     assert alone.freedom == pytest.approx(29)
     effects = np.array([0.1, -0.3, 0.2])
-    seeds = crossed_spread(np.tile(effects[:, None] / 30, (1, 30)))
+    seeds = crossed_spread(np.tile(effects[:, None] / 30, (1, 30)), np.ones(30))
     assert seeds.standard_error == pytest.approx(effects.std(ddof=1) / math.sqrt(3))
     assert seeds.freedom == pytest.approx(2)
 
@@ -113,7 +122,7 @@ def test_seeds_and_documents_cover_a_new_seed_and_a_new_document():
         seeds, documents = rng.normal(0, 0.05, 3), rng.normal(0, 0.2, 30)
         values = 1.0 + seeds[:, None] + documents + rng.normal(0, 0.05, (3, 30))
         influences = (values - values.mean()) / 30
-        low, high = crossed_spread(influences).interval(values.mean())
+        low, high = crossed_spread(influences, np.ones(30)).interval(values.mean())
         covered += low <= 1.0 <= high
     assert covered / 1000 > 0.92
 
@@ -170,3 +179,15 @@ def test_mcnemar_is_the_binomial_test():
 def test_digits():
     assert [digits(1 - half, 1 + half) for half in (30, 3, 0.3, 0.035, 0.0015)] == [0, 1, 2, 3, 4]
     assert digits(math.nan, math.nan) == 4
+
+
+def test_the_interval_of_a_share_knows_its_groups():
+    """Of independent answers Wilson's; of copies that of the originals; exact over few groups."""
+    right = np.array([1.0] * 30 + [0.0] * 20)
+    assert share_interval(right) == pytest.approx(wilson_interval(30, 50), abs=0.01)
+    copies, sources = np.repeat(right, 4), np.repeat(np.arange(50), 4).tolist()
+    assert share_interval(copies, sources) == pytest.approx(wilson_interval(30, 50), abs=0.01)
+    assert share_interval(copies) == pytest.approx(wilson_interval(120, 200), abs=0.01)
+    assert share_interval(np.ones(6)) == binomial_interval(6, 6)
+    assert share_interval(np.ones(12), ["a"] * 6 + ["b"] * 6) == binomial_interval(2, 2)
+    assert share_interval(np.ones(66)) == wilson_interval(66, 66) and share_interval(np.ones(66)).low < 1
