@@ -243,7 +243,7 @@ def spearman_interval(a, b) -> Interval:
     nan over fewer pairs than LEAST, and where a side is constant.
     """
     value, n = float(spearman(a, b)), len(a)
-    if n < LEAST or math.isnan(value):
+    if n < max(LEAST, 4) or math.isnan(value):
         return Interval(math.nan, math.nan)
     z = math.atanh(min(max(value, -0.9999), 0.9999))
     margin = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((1 + value**2 / 2) / (n - 3))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from nanoprune import statistics
 from nanoprune.statistics import (
-    LEAST,
     Ratio,
     average_ranks,
     binomial_interval,
@@ -26,6 +26,13 @@ from nanoprune.statistics import (
     t_tail,
     wilson_interval,
 )
+
+LEAST = 12  # the shipped value: tests of small worlds lower it
+
+
+@pytest.fixture(autouse=True)
+def least(monkeypatch):
+    monkeypatch.setattr(statistics, "LEAST", LEAST)
 
 
 def test_the_interval_of_a_mean_is_students():

@@ -10,7 +10,17 @@ import numpy as np
 
 from nanoprune.evaluation.perplexity import EDGES
 from nanoprune.evaluation.written_answers import KINDS, MEANS, SCORES, corpus_bleu
-from nanoprune.statistics import LEVEL, Ratio, Spread, crossed_spread, mcnemar, mean, share_interval, spread
+from nanoprune.statistics import (
+    LEVEL,
+    NO_SPREAD,
+    Ratio,
+    Spread,
+    crossed_spread,
+    mcnemar,
+    mean,
+    share_interval,
+    spread,
+)
 
 RULES = {"correct": "accuracy", "correct_norm": "accuracy_norm", "correct_bytes": "accuracy_bytes"}
 ABOUT = ("name", "path", "blocks", "original", "params", "tokenizer", "seed", "like")
@@ -191,8 +201,8 @@ def verdict(value: float, varied: Spread, comparisons: int) -> dict:
     """A difference, its interval, and whether it holds alone and among all comparisons (Bonferroni)."""
     low, high = varied.interval(value)
     lowest, highest = varied.interval(value, 1 - (1 - LEVEL) / comparisons)
-    return {"difference": value, "interval": [low, high], "shown": low > 0 or high < 0,
-            "shown_among_all": lowest > 0 or highest < 0, "groups": varied.freedom + 1,
+    return {"difference": value, "interval": [low, high], "shown": bool(low > 0 or high < 0),
+            "shown_among_all": bool(lowest > 0 or highest < 0), "freedom": varied.freedom,
             "detectable": varied.detectable(), "method": "linearised t, 95 %, paired"}
 
 
@@ -243,20 +253,16 @@ def describe_seeds(name: str, runs: list[dict]) -> dict:
 
 
 def compare_seeds(a: str, b: str, runs_a: list[dict], runs_b: list[dict]) -> dict:
-    """The difference of config b from config a."""
-    (nll_a, tokens), (nll_b, _) = losses_by_seed(runs_a), losses_by_seed(runs_b)
-    value = (nll_b.mean(0).sum() - nll_a.mean(0).sum()) / tokens.sum()
-    paired = [run["seed"] for run in runs_a] == [run["seed"] for run in runs_b]
-    if paired:
-        varied = crossed_spread((nll_b - nll_a - value * tokens) / tokens.sum(), tokens)
-    else:  # the seeds' means differ by chance of both
-        parts = [crossed_spread((nll - Ratio(nll.mean(0), tokens).value * tokens) / tokens.sum(), tokens)
-                 for nll in (nll_a, nll_b)]
-        alone = Ratio(nll_b.mean(0) - nll_a.mean(0), tokens).spread()
-        seeds = [nll.sum(1).std(ddof=1) / tokens.sum() / math.sqrt(len(nll)) for nll in (nll_a, nll_b)]
-        error = math.sqrt(alone.standard_error**2 + sum(part**2 for part in seeds))
-        varied = Spread(error, min(part.freedom for part in parts))
+    """The difference of config b from config a over the seeds that both ran with."""
+    common = {run["seed"] for run in runs_a} & {run["seed"] for run in runs_b}
+    (nll_a, tokens), (nll_b, _) = (losses_by_seed([run for run in runs if run["seed"] in common] or runs[:1])
+                                   for runs in (runs_a, runs_b))
+    gains = nll_b - nll_a
+    value = gains.mean(0).sum() / tokens.sum()
+    influences = (gains - value * tokens) / tokens.sum()
+    varied = crossed_spread(influences, tokens) if len(common) > 1 else NO_SPREAD
     low, high = varied.interval(value)
-    return {"configs": [a, b], "difference": value, "interval": [low, high], "shown": low > 0 or high < 0,
-            "paired": paired, "freedom": varied.freedom,
+    return {"configs": [a, b], "difference": value, "interval": [low, high],
+            "shown": bool(low > 0 or high < 0), "seeds": len(common), "error": varied.standard_error,
+            "freedom": varied.freedom,
             "method": "crossed random effects of seeds and documents, Satterthwaite"}

@@ -64,12 +64,11 @@ class StudyResults:
     def correct(self, row: str, questions: str, form: str = "trained") -> np.ndarray:
         """Answers (seeds, questions) that are right by the highest sum; nan where a run diverged."""
         answers = np.array([question.question["answer"] for question in self.items.questions[questions]])
-        rows = []
-        for run in self.runs[row]:
-            chosen = [] if run.diverged else run.measures[form]["questions"][questions]
-            right = np.array([np.argmax(choices) for choices in chosen]) == answers
-            rows.append(np.full(len(answers), math.nan) if run.diverged else right)
-        return np.array(rows, float)
+        rows = np.full((len(self.runs[row]), len(answers)), math.nan)
+        for run, right in zip(self.runs[row], rows, strict=True):
+            if not run.diverged:
+                right[:] = answers == list(map(np.argmax, run.measures[form]["questions"][questions]))
+        return rows
 
     def sources(self, questions: str) -> list[str]:
         return [str(question.get("source", number))
