@@ -9,8 +9,8 @@ Prediction: nats per token under a protocol that is printed (--protocol, --conte
 The default is whole documents in windows that do not overlap and no prefix token, so that the first token of
 a document is not scored. Answers: the log-likelihood of " " + choice after the question and "Answer:", token
 boundaries as in lm-evaluation-harness. `accuracy` takes the highest sum, `accuracy_norm` the highest per
-character, `accuracy_bytes` per byte. Intervals: 95 %, bootstrap over documents, or over what questions rest
-on (`source`); differences are paired. Weights stay in fp32, products are in --dtype. Scores are stored in
+character, `accuracy_bytes` per byte. Intervals: 95 %, over documents, or over what questions rest on
+(`source`); differences are paired. Weights stay in fp32, products are in --dtype. Scores are stored in
 OUT/scores: after a stop or a kill the same command resumes. Under torchrun the ranks share the work, for the
 same numbers.
 """

@@ -1,18 +1,49 @@
-"""Intervals of ratios and of rank correlations, by resampling; tests of paired answers."""
+"""Intervals that cover what they say, and tests of paired answers.
+
+docs/coverage.md has the simulations by which they were chosen (`python -m benchmarks.coverage`).
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
-FEW = 10  # documents or sources: resampling fewer gives intervals that are too narrow
-RESAMPLES = 10_000
+LEVEL = 0.95
+LEAST = 12  # documents, sources or blocks: over fewer there is no interval
 
 
 class Interval(NamedTuple):
     low: float
     high: float
+
+
+class Spread(NamedTuple):
+    """The uncertainty of an estimate that is linear in independent units, or nearly so."""
+
+    standard_error: float  # nan where there are fewer units than LEAST
+    freedom: float  # degrees of freedom
+
+    def interval(self, value: float, level: float = LEVEL) -> Interval:
+        """The t interval around a value; the value alone where nothing varies."""
+        margin = self.standard_error and self.standard_error * t_quantile((1 + level) / 2, self.freedom)
+        return Interval(value - margin, value + margin)
+
+    def p(self, value: float) -> float:
+        """Two-sided p of the hypothesis that the value is zero."""
+        if not self.standard_error:
+            return float(value == 0)
+        return 2 * t_tail(abs(value) / self.standard_error, self.freedom)
+
+    def detectable(self) -> float:
+        """Minimum detectable difference: a true one of this size is shown in 80 of 100 samples."""
+        return self.standard_error * (t_quantile((1 + LEVEL) / 2, self.freedom)
+                                      + t_quantile(0.8, self.freedom))
+
+
+NO_SPREAD = Spread(math.nan, math.nan)
 
 
 class Ratio(NamedTuple):
@@ -25,14 +56,69 @@ class Ratio(NamedTuple):
     def value(self) -> float:
         return self.numerators.sum() / self.denominators.sum()
 
-    def resampled(self, groups: Sequence | None = None) -> np.ndarray:
-        """Its values (RESAMPLES,) over resampled groups; ratios of the same groups share the resamples."""
-        numerators, denominators = resample(self, groups)
-        return numerators / denominators
+    @property
+    def influences(self) -> np.ndarray:
+        """What each unit adds to the value's deviation from the truth (n,), to first order (delta method)."""
+        return (self.numerators - self.value * self.denominators) / self.denominators.sum()
 
-    def interval(self, groups: Sequence | None = None) -> Interval:
-        """95 % percentile interval; with the differences of two models as numerators it is paired."""
-        return percentiles(self.resampled(groups))
+    def spread(self, groups: Sequence | None = None) -> Spread:
+        return spread(self.influences, self.denominators, groups)
+
+    def interval(self, groups: Sequence | None = None, level: float = LEVEL) -> Interval:
+        """Linearised t interval over groups; with differences of two models as numerators it is paired."""
+        return self.spread(groups).interval(self.value, level)
+
+
+def spread(influences: np.ndarray, sizes: np.ndarray, groups: Sequence | None = None) -> Spread:
+    """The spread of a ratio, or of a difference of ratios, from its units' influences (n,) and sizes (n,).
+
+    Groups (None: each unit is its own) are independent, units of one are not. The standard error is the
+    jackknife's, to first order. Large groups count for more, so there are fewer degrees of freedom than
+    groups: Satterthwaite's (1946), for a variance in proportion to squared sizes.
+    """
+    sums, shares = by_group(influences[None], sizes, groups)
+    return group_spread(sums[0], shares)
+
+
+def by_group(
+    influences: np.ndarray, sizes: np.ndarray, groups: Sequence | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Influences (rows, units) summed over groups, and the groups' shares of all sizes."""
+    _, index = np.unique(range(len(sizes)) if groups is None else groups, return_inverse=True)
+    sums = np.stack([np.bincount(index, weights=row) for row in influences])
+    return sums, np.bincount(index, weights=sizes) / sizes.sum()
+
+
+def group_spread(sums: np.ndarray, shares: np.ndarray) -> Spread:
+    """The spread of an estimate from its groups' influences and shares (groups,)."""
+    count = len(shares)
+    if count < LEAST:
+        return NO_SPREAD
+    without_each = sums / (1 - shares)  # the deviation of the estimate without this group
+    freedom = (count - 1) / count * (shares**2).sum() ** 2 / (shares**4).sum()
+    return Spread(math.sqrt((count - 1) / count * (without_each**2).sum()), freedom)
+
+
+def crossed_spread(influences: np.ndarray, sizes: np.ndarray, groups: Sequence | None = None) -> Spread:
+    """The spread over new groups *and* new seeds, from influences (seeds, n): two crossed random effects.
+
+    The variances of the effects are added, that of their interaction, which is in both, is subtracted once
+    (Cornfield and Tukey 1956); degrees of freedom by Satterthwaite (1946).
+    """
+    sums, shares = by_group(influences, sizes, groups)
+    seeds, count = sums.shape
+    over_groups = group_spread(sums.mean(0), shares)
+    if math.isnan(over_groups.standard_error):
+        return NO_SPREAD
+    effects = sums.sum(1) - sums.sum(1).mean()  # of the seeds
+    rest = sums - sums.mean(0) - effects[:, None] * shares
+    documents, by_seed = over_groups.standard_error**2, (effects**2).sum() / (seeds - 1) / seeds
+    both = count * (rest**2).sum() / (count - 1) / (seeds - 1) / seeds
+    variance = max(documents, by_seed, documents + by_seed - both)
+    if variance == 0:
+        return over_groups
+    freedom = variance**2 / (documents**2 / over_groups.freedom + by_seed**2 / (seeds - 1))
+    return Spread(math.sqrt(variance), freedom)
 
 
 def mean(values: np.ndarray) -> Ratio:
@@ -40,42 +126,71 @@ def mean(values: np.ndarray) -> Ratio:
     return Ratio(values, np.ones(len(values)))
 
 
-def resample(parts: Sequence[np.ndarray], groups: Sequence | None = None) -> np.ndarray:
-    """Sums (k, RESAMPLES) of the parts (k, n) over whole groups drawn with replacement (Efron 1979).
+# ---------------------------------------------------------------- distributions
+def t_tail(t: float, freedom: float) -> float:
+    """P(T > t) of Student's distribution, t >= 0, by integration of its density over an angle."""
+    # With t = sqrt(freedom) tan(angle) the density is proportional to cos(angle)^(freedom - 1).
+    start = math.atan(t / math.sqrt(freedom))
+    angles = np.linspace(start, math.pi / 2, 2001)
+    density = np.cos(angles) ** (freedom - 1)
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    step = (math.pi / 2 - start) / 2000
+    return scale * step / 3 * (density[0] + density[-1] + 4 * density[1:-1:2].sum()
+                               + 2 * density[2:-1:2].sum())
 
-    `groups`: the group of each of the n units; None: each is its own. nan where there is a single group:
-    resampling it says nothing.
+
+@cache
+def t_quantile(p: float, freedom: float) -> float:
+    """The value below which Student's t lies with probability p, from 0.5 to below 1."""
+    return bisect(lambda t: 1 - t_tail(t, freedom) - p, 0, 1e3 / (1 - p))
+
+
+def bisect(function: Callable[[float], float], low: float, high: float) -> float:
+    """The root of an increasing function."""
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if function(middle) < 0 else (low, middle)
+    return (low + high) / 2
+
+
+def binomial_interval(successes: int, n: int, level: float = LEVEL) -> Interval:
+    """Exact interval of a share, Clopper and Pearson's (1934)."""
+    def at_most(k: int, p: float) -> float:
+        return math.fsum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
+
+    tail = (1 - level) / 2
+    low = bisect(lambda p: 1 - at_most(successes - 1, p) - tail, 0, 1) if successes else 0.0
+    high = bisect(lambda p: tail - at_most(successes, p), 0, 1) if successes < n else 1.0
+    return Interval(low, high)
+
+
+def wilson_interval(successes: float, n: float, level: float = LEVEL) -> Interval:
+    """Score interval of a share (Wilson 1927)."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share = min(1.0, successes / n)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    margin = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Interval(middle - margin, middle + margin)
+
+
+def share_interval(values: np.ndarray, groups: Sequence | None = None) -> Interval:
+    """95 % interval of a share, the mean of values (n,) from 0 to 1 that come in groups.
+
+    Wilson's, of as many values as they are worth: n over the design effect of the groups (Kish 1965). Over
+    fewer groups than LEAST it is the exact one, of as many values as groups.
     """
-    units = range(len(parts[0])) if groups is None else groups
-    _, index = np.unique(units, return_inverse=True)
-    if not index.any():
-        return np.full((len(parts), RESAMPLES), math.nan)
-    size, rng, drawn_sums = index.max() + 1, np.random.default_rng(0), []
-    sums = np.stack([np.bincount(index, weights=part) for part in parts])
-    for _ in range(10):  # in ten parts, to bound the memory
-        drawn = rng.integers(size, size=(RESAMPLES // 10, size)) + size * np.arange(RESAMPLES // 10)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * len(drawn)).reshape(drawn.shape)
-        drawn_sums.append(sums @ counts.T)
-    return np.concatenate(drawn_sums, axis=1)
+    share, varied = values.mean(), mean(values).spread(groups)
+    if math.isnan(share):
+        return Interval(math.nan, math.nan)
+    if math.isnan(varied.standard_error):
+        count = len(set(groups)) if groups is not None else len(values)
+        return binomial_interval(round(share * count), count)
+    independent = share * (1 - share) / len(values)  # the variance without groups
+    effect = max(1.0, varied.standard_error**2 / independent) if independent else 1.0
+    return wilson_interval(share * len(values) / effect, len(values) / effect)
 
 
-def percentiles(drawn: np.ndarray, level: float = 0.95) -> Interval:
-    """The ends between which a share `level` of the drawn values lies."""
-    return Interval(*np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]).tolist())
-
-
-def bootstrap_rows(
-    rows: np.ndarray, denominators: np.ndarray, groups: Sequence | None = None
-) -> tuple[list[float], list[float]]:
-    """95 % percentile intervals of sum(row) / sum(denominators) for rows (k, n), which share the resamples.
-
-    Returns the lower and the upper ends, k each; nan where there is a single group.
-    """
-    *numerators, drawn = resample([*rows, denominators], groups)
-    low, high = zip(*(percentiles(row / drawn) for row in numerators), strict=True)
-    return low, high
-
-
+# ---------------------------------------------------------------- tests and ranks
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     """Exact two-sided p of McNemar's test (1947).
 
@@ -86,9 +201,13 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
 
 
-def detectable_difference(low: float, high: float) -> float:
-    """Minimum detectable difference (80 % power) of a set whose 95 % interval is as wide as this one."""
-    return (high - low) / 2 / 1.96 * (1.96 + 0.84)
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values of a family, adjusted by Holm (1979): each below .05 holds with all of them."""
+    order, adjusted, largest = np.argsort(p), [0.0] * len(p), 0.0
+    for rank, k in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[k]))
+        adjusted[k] = largest
+    return adjusted
 
 
 def digits(low: float, high: float) -> int:
@@ -119,14 +238,13 @@ def spearman(a, b) -> np.ndarray:
 
 
 def spearman_interval(a, b) -> Interval:
-    """95 % percentile interval of the rank correlation, resampling the pairs.
+    """95 % interval of the rank correlation by Fisher's z, with Bonett and Wright's variance (2000).
 
-    nan where half of the resamples or more have no rank correlation.
+    nan over fewer pairs than LEAST, and where a side is constant.
     """
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    drawn = np.random.default_rng(0).integers(len(a), size=(2000, len(a)))
-    correlations = spearman(a[drawn], b[drawn])
-    correlations = correlations[np.isfinite(correlations)]
-    if len(correlations) <= len(drawn) / 2:
+    value, n = float(spearman(a, b)), len(a)
+    if n < max(LEAST, 4) or math.isnan(value):
         return Interval(math.nan, math.nan)
-    return percentiles(correlations)
+    z = math.atanh(min(max(value, -0.9999), 0.9999))
+    margin = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((1 + value**2 / 2) / (n - 3))
+    return Interval(math.tanh(z - margin), math.tanh(z + margin))

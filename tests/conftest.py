@@ -8,6 +8,7 @@ import pytest
 import torch
 from small import World, run_main
 
+from nanoprune import statistics
 from nanoprune.device import pick_device
 from nanoprune.io.jsonl import write_jsonl
 
@@ -49,6 +50,14 @@ def one_thread():
 def world(tmp_path_factory) -> World:
     """A dataset folder and a base; tests must not change them."""
     return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_documents_suffice():
+    """Intervals over the few documents of the small world, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "LEAST", 3)
+        yield
 
 
 @pytest.fixture(scope="session")

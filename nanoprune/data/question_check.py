@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
-from nanoprune.statistics import Interval, mean
+from nanoprune.statistics import Interval, share_interval
 
 GAP = "____"
 MONTHS = ("January", "February", "March", "April", "May", "June",
@@ -117,8 +117,8 @@ def accuracies_by_choices(questions: list[dict]) -> dict[str, tuple[float, Inter
     sources, accuracies = [question["source"] for question in questions], {}
     for name, score in scores.items():
         best = score == score.max(axis=1, keepdims=True)
-        accuracy = mean(best[rows, answers] / best.sum(axis=1))
-        accuracies[name] = float(accuracy.value), accuracy.interval(sources)
+        right = best[rows, answers] / best.sum(axis=1)
+        accuracies[name] = float(right.mean()), share_interval(right, sources)
     return accuracies
 
 

@@ -167,7 +167,7 @@ def protocol() -> dict[str, str]:
     """The meaning of the table's columns, by column."""
     return {
         "nll": "mean over tokens, each document in windows of its own, no prefix token; 95 % interval and "
-               "paired difference from unpruned by bootstrap over documents, 10,000 resamples, percentile",
+               "paired difference from unpruned: linearised t over documents",
         **{name: score.source for name, score in estimates().items()},
         "rank": "among the rows of one kind (block, attn, mlp), 1 costs least",
         "time_saved": "share of a forward pass with its loss, measured while scoring",

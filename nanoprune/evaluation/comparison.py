@@ -11,13 +11,15 @@ import numpy as np
 from nanoprune.evaluation.perplexity import EDGES
 from nanoprune.evaluation.written_answers import KINDS, MEANS, SCORES, corpus_bleu
 from nanoprune.statistics import (
-    RESAMPLES,
+    LEVEL,
+    NO_SPREAD,
     Ratio,
-    detectable_difference,
+    Spread,
+    crossed_spread,
     mcnemar,
     mean,
-    percentiles,
-    resample,
+    share_interval,
+    spread,
 )
 
 RULES = {"correct": "accuracy", "correct_norm": "accuracy_norm", "correct_bytes": "accuracy_bytes"}
@@ -92,16 +94,17 @@ def summarize_questions(rows: list[dict]) -> dict:
     summary = {"n": n, "sources": len(set(sources(rows)))}
     summary |= {key: column(rows, key).mean() for key in ("chance", "longest")}
     for key, name in RULES.items():
-        summary |= estimate(name, mean(column(rows, key)), sources(rows))
+        right = column(rows, key)
+        summary |= {name: right.mean(), f"{name}_interval": share_interval(right, sources(rows))}
     true, best_other = np.array([true_and_best_other(row) for row in rows]).T
     summary |= {"mean_loglikelihood": true.mean(), "mean_margin": (true - best_other).mean()}
     summary["stderr"] = column(rows, "correct").std(ddof=1) / math.sqrt(n) if n > 1 else None
     for kind in ("category", "difficulty"):
         accuracies = summary[f"by_{kind}"] = {}
         for value, group in sorted(grouped(rows, kind).items()):
-            accuracy = mean(column(group, "correct"))
-            accuracies[value] = {"n": len(group), "accuracy": accuracy.value,
-                                 "interval": accuracy.interval(sources(group))}
+            right = column(group, "correct")
+            accuracies[value] = {"n": len(group), "accuracy": right.mean(),
+                                 "interval": share_interval(right, sources(group))}
     return summary
 
 
@@ -170,10 +173,9 @@ def compare(a: dict, b: dict, comparisons: int) -> dict:
     for text, label in (("test", ""), ("general", "general ")):
         before, after = a[text], b[text]
         if before:
-            total, size, total_after, size_after = resample([*bits(before), *bits(after)])
-            drawn = total_after / size_after - total / size
             gain = bits(after).value - bits(before).value
-            differences[f"{label}bits_per_byte"] = verdict(gain, drawn, len(before), comparisons)
+            varied = spread(bits(after).influences - bits(before).influences, column(before, "bytes"))
+            differences[f"{label}bits_per_byte"] = verdict(gain, varied, comparisons)
             if same_tokens:
                 gains = Ratio(column(after, "nll") - column(before, "nll"), column(before, "tokens"))
                 differences[f"{label}nll"] = mean_difference(gains, None, comparisons)
@@ -192,25 +194,16 @@ def compare(a: dict, b: dict, comparisons: int) -> dict:
 
 
 def mean_difference(gains: Ratio, groups: Sequence | None, comparisons: int) -> dict:
-    count = len(set(groups)) if groups else len(gains.numerators)
-    return verdict(gains.value, gains.resampled(groups), count, comparisons)
+    return verdict(gains.value, gains.spread(groups), comparisons)
 
 
-def verdict(value: float, drawn: np.ndarray, groups: int, comparisons: int) -> dict:
-    """A difference, its interval from the resamples `drawn`, and whether it holds alone and among all
-    comparisons (Bonferroni).
-    """
-    low, high = percentiles(drawn)
-    wide = percentiles(drawn, 1 - 0.05 / comparisons)
-    return {
-        "difference": value,
-        "interval": [low, high],
-        "shown": low > 0 or high < 0,
-        "groups": groups,
-        "shown_among_all": wide.low > 0 or wide.high < 0,
-        "detectable": detectable_difference(low, high),
-        "method": f"paired bootstrap, {RESAMPLES} resamples, percentile, 95 %",
-    }
+def verdict(value: float, varied: Spread, comparisons: int) -> dict:
+    """A difference, its interval, and whether it holds alone and among all comparisons (Bonferroni)."""
+    low, high = varied.interval(value)
+    lowest, highest = varied.interval(value, 1 - (1 - LEVEL) / comparisons)
+    return {"difference": value, "interval": [low, high], "shown": bool(low > 0 or high < 0),
+            "shown_among_all": bool(lowest > 0 or highest < 0), "freedom": varied.freedom,
+            "detectable": varied.detectable(), "method": "linearised t, 95 %, paired"}
 
 
 def summarize_agreement(rows: list[dict]) -> list[dict]:
@@ -231,37 +224,45 @@ def summarize_agreement(rows: list[dict]) -> list[dict]:
 def over_seeds(results: list[dict]) -> dict[str, list[dict]]:
     """The test nll of configs that ran with several seeds, and the differences between them.
 
-    Two sources of variance stand apart: `documents`, the standard error of the seeds' mean over resampled
-    documents, and `seeds`, the standard deviation between them. The interval of a difference has both.
+    The interval of a difference is that of a new seed and a new document. Its runs are paired by seed where
+    both configs ran with the same ones.
     """
-    families = []  # of each config: its row, the losses of its runs' mean, their tokenizer
+    families = {}  # the runs of each config, by its name
     for runs in grouped(results, "like").values():
         if len(runs) > 1:
-            nll, first = np.array([column(run["test"], "nll") for run in runs]), runs[0]
-            loss = Ratio(nll.mean(0), column(first["test"], "tokens"))
-            means = nll.sum(1) / loss.denominators.sum()
-            row = {"config": re.sub(r"[-_]?s?\d+$", "", first["name"]) or first["name"], "runs": len(runs),
-                   "nll": means.mean(), "documents": standard_error(loss), "seeds": means.std(ddof=1),
-                   "lowest": means.min(), "highest": means.max()}
-            families.append((row, loss, first["tokenizer"]))
-    comparisons = [compare_seeds(a, b, loss_a, loss_b) for (a, loss_a, tokenizer), (b, loss_b, other)
-                   in itertools.combinations(families, 2) if tokenizer == other]
-    return {"configs": [row for row, *_ in families], "comparisons": comparisons}
+            name = re.sub(r"[-_]?s?\d+$", "", runs[0]["name"]) or runs[0]["name"]
+            families[name] = sorted(runs, key=lambda run: run["seed"])
+    pairs = itertools.combinations(families.items(), 2)
+    comparisons = [compare_seeds(a, b, runs_a, runs_b) for (a, runs_a), (b, runs_b) in pairs
+                   if runs_a[0]["tokenizer"] == runs_b[0]["tokenizer"]]
+    return {"configs": [describe_seeds(name, runs) for name, runs in families.items()],
+            "comparisons": comparisons}
 
 
-def standard_error(loss: Ratio) -> float:
-    """Standard error over resampled documents."""
-    low, high = loss.interval()
-    return (high - low) / 3.92
+def losses_by_seed(runs: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of test nll (seeds, documents) and tokens (documents,)."""
+    return np.array([column(run["test"], "nll") for run in runs]), column(runs[0]["test"], "tokens")
 
 
-def compare_seeds(a: dict, b: dict, loss_a: Ratio, loss_b: Ratio) -> dict:
-    """The difference of config b from config a, from their rows and their mean losses."""
-    gains = Ratio(loss_b.numerators - loss_a.numerators, loss_a.denominators)
-    documents = standard_error(gains)
-    seeds = sum(config["seeds"] ** 2 / config["runs"] for config in (a, b))
-    margin, difference = 1.96 * math.sqrt(documents**2 + seeds), gains.value
-    return {"configs": [a["config"], b["config"]], "difference": difference,
-            "interval": [difference - margin, difference + margin], "shown": bool(abs(difference) > margin),
-            "documents": documents, "seeds": math.sqrt(seeds),
-            "method": "normal, variances of documents and of seeds added"}
+def describe_seeds(name: str, runs: list[dict]) -> dict:
+    nll, tokens = losses_by_seed(runs)
+    means, loss = nll.sum(1) / tokens.sum(), Ratio(nll.mean(0), tokens)
+    return {"config": name, "runs": len(runs), "nll": means.mean(),
+            "documents": loss.spread().standard_error, "seeds": means.std(ddof=1), "lowest": means.min(),
+            "highest": means.max()}
+
+
+def compare_seeds(a: str, b: str, runs_a: list[dict], runs_b: list[dict]) -> dict:
+    """The difference of config b from config a over the seeds that both ran with."""
+    common = {run["seed"] for run in runs_a} & {run["seed"] for run in runs_b}
+    (nll_a, tokens), (nll_b, _) = (losses_by_seed([run for run in runs if run["seed"] in common] or runs[:1])
+                                   for runs in (runs_a, runs_b))
+    gains = nll_b - nll_a
+    value = gains.mean(0).sum() / tokens.sum()
+    influences = (gains - value * tokens) / tokens.sum()
+    varied = crossed_spread(influences, tokens) if len(common) > 1 else NO_SPREAD
+    low, high = varied.interval(value)
+    return {"configs": [a, b], "difference": value, "interval": [low, high],
+            "shown": bool(low > 0 or high < 0), "seeds": len(common), "error": varied.standard_error,
+            "freedom": varied.freedom,
+            "method": "crossed random effects of seeds and documents, Satterthwaite"}

@@ -5,7 +5,6 @@ import math
 import numpy as np
 
 from nanoprune.evaluation.measured import RunResult
-from nanoprune.statistics import percentiles
 
 RESAMPLES = 1000
 
@@ -84,7 +83,7 @@ def equal_time(full: list[RunResult], reduced: list[RunResult]) -> dict | None:
         documents = rng.integers(len(a.predicted), size=len(a.predicted))
         runs = [rng.integers(len(curves.nll), size=len(curves.nll)) for curves in (a, b)]
         drawn.append(lost(*runs, documents))
-    low, high = percentiles(np.array(drawn))
+    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
     value = lost(a.all[0], b.all[0], a.all[1])
     return {"tokens": b.tokens[-1], "full_tokens": float(full_tokens), "lost": float(value),
             "lost_low": low, "lost_high": high}

@@ -25,7 +25,7 @@ from nanoprune.distributed import ALONE, Ranks
 from nanoprune.evaluation.perplexity import Protocol, WindowBatch, add_by_document
 from nanoprune.io.files import json_hash, read_json, write_text
 from nanoprune.nn.model_config import Part, part_name, read_parts
-from nanoprune.statistics import bootstrap_rows
+from nanoprune.statistics import Ratio
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -190,10 +190,10 @@ class WindowStates:
 def loss_rows(losses: RemovalLosses) -> list[dict]:
     """For each removal, nats per token, the paired difference from the first, with 95 % intervals."""
     scored = losses.tokens > 0
-    nll, tokens = losses.nll[:, scored], losses.tokens[scored]
-    means, columns = nll.sum(1) / tokens.sum(), {}
-    for name, rows, mean in (("nll", nll, means), ("difference", nll - nll[0], means - means[0])):
-        low, high = bootstrap_rows(rows, tokens, range(len(tokens)))
-        columns |= {name: mean, f"{name}_low": low, f"{name}_high": high}
-    columns["perplexity"] = np.exp(means)
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    nll, tokens, rows = losses.nll[:, scored], losses.tokens[scored], []
+    for sums in nll:
+        row = {}
+        for name, loss in (("nll", Ratio(sums, tokens)), ("difference", Ratio(sums - nll[0], tokens))):
+            row[name], (row[f"{name}_low"], row[f"{name}_high"]) = loss.value, loss.interval()
+        rows.append(row | {"perplexity": np.exp(row["nll"])})
+    return rows

@@ -5,7 +5,7 @@ import math
 from nanoprune.evaluation.comparison import RULES
 from nanoprune.evaluation.written_answers import SCORES
 from nanoprune.io.markdown import table, with_interval
-from nanoprune.statistics import FEW, digits
+from nanoprune.statistics import LEAST, digits
 
 OVERLAPS = ("rouge1", "rouge2", "rougeL", "bleu", "repetition", "invented")
 
@@ -67,9 +67,9 @@ def sizes(model: dict) -> list[str]:
         lines.append(f"{name}: {q['n']} questions on {q['sources']} sources; chance {q['chance']:.3f}, the "
                      f"longest choice alone {q['longest']:.3f}.")
         fewest = min(fewest, q["sources"])
-    if fewest < FEW:
-        lines.append(f"Intervals over fewer than {FEW} documents or sources are too narrow; over one there "
-                     "is none (nan).")
+    if fewest < LEAST:
+        lines.append(f"Over fewer than {LEAST} documents or sources there are no intervals (nan): simulated "
+                     "ones do not cover what they say.")
     return lines
 
 

@@ -23,7 +23,7 @@ from nanoprune.evaluation.removal_losses import (
 from nanoprune.figures.study import draw_exchange, draw_study
 from nanoprune.io.files import finite_or_none, write_csv, write_json, write_text
 from nanoprune.io.markdown import interval_table, with_interval
-from nanoprune.statistics import Ratio, mean, spearman, spearman_interval
+from nanoprune.statistics import crossed_spread, share_interval, spearman, spearman_interval, spread
 
 FORMS = {"nf4": "none, NF4", "int8": "none, int8"}  # rows of the full model with its matrices rounded
 TEXTS = {"after": "test", "general": "general"}  # measures of healed models, and the texts they are of
@@ -47,9 +47,10 @@ class StudyResults:
     speed: dict[str, dict]  # by arm, of one sequence on this machine
 
     def nll(self, row: str, text: str, form: str = "trained") -> np.ndarray:
-        """Sums of nll (documents,) of a text, a mean over the seeds that did not diverge."""
-        runs = [run.measures[form][text] for run in self.runs[row] if not run.diverged]
-        return np.array(runs, float).mean(0) if runs else np.full(len(self.texts(text)), math.nan)
+        """Sums of nll (seeds, documents) of a text; nan where a run diverged."""
+        nothing = np.full(len(self.texts(text)), math.nan)
+        return np.array([nothing if run.diverged else run.measures[form][text] for run in self.runs[row]],
+                        float)
 
     def texts(self, text: str) -> list:
         return getattr(self.items, text)
@@ -61,11 +62,13 @@ class StudyResults:
         return np.array([item.example.learned[1:].sum() for item in self.texts(text)], float)
 
     def correct(self, row: str, questions: str, form: str = "trained") -> np.ndarray:
-        """Answers (questions,) that are right by the highest sum, a mean over seeds."""
+        """Answers (seeds, questions) that are right by the highest sum; nan where a run diverged."""
         answers = np.array([question.question["answer"] for question in self.items.questions[questions]])
-        runs = [np.array([np.argmax(choices) for choices in run.measures[form]["questions"][questions]])
-                == answers for run in self.runs[row] if not run.diverged]
-        return np.mean(runs, axis=0) if runs else np.full(len(answers), math.nan)
+        rows = np.full((len(self.runs[row]), len(answers)), math.nan)
+        for run, right in zip(self.runs[row], rows, strict=True):
+            if not run.diverged:
+                right[:] = answers == list(map(np.argmax, run.measures[form]["questions"][questions]))
+        return rows
 
     def sources(self, questions: str) -> list[str]:
         return [str(question.get("source", number))
@@ -112,32 +115,47 @@ def study_rows(results: StudyResults) -> list[dict]:
     for name, runs in results.runs.items():
         row = {"block": name}
         if name in losses_before:
-            row |= entry("before", losses_before[name], before.tokens)
-            row |= entry("lost_before", losses_before[name] - before.nll[0], before.tokens)
+            row |= entry("before", losses_before[name][None], before.tokens)
+            row |= entry("lost_before", losses_before[name][None] - before.nll[:1], before.tokens)
         else:
             row |= {f"{measure}{end}": "" for measure in ("before", "lost_before") for end in ENDS}
         for measure, text in TEXTS.items():
             nll, size = results.nll(name, text), sizes[text]
             row |= entry(measure, nll, size)
-            row |= entry(f"lost_{measure}", nll - results.nll("none", text), size)
-        by_seed = [sum(run.measures["trained"]["test"]) / sizes["test"].sum()
-                   for run in runs if not run.diverged] or [math.nan]
+            row |= entry(f"lost_{measure}", paired(nll, results.nll("none", text)), size)
+        by_seed = results.nll(name, "test").sum(1) / sizes["test"].sum()
         seconds = [run.seconds for run in runs if not run.diverged] or [math.nan]
         rows.append(row | {
-            "seed_low": min(by_seed), "seed_high": max(by_seed), "rank_before": "", "rank_after": "",
+            "seed_low": np.nanmin(by_seed, initial=np.inf),
+            "seed_high": np.nanmax(by_seed, initial=-np.inf), "rank_before": "", "rank_after": "",
             "seconds": round(float(np.median(seconds)), 1), "runs": len(runs),
             "diverged": sum(run.diverged for run in runs)})
     return rows
 
 
-def entry(name: str, numerators: np.ndarray, denominators: np.ndarray) -> dict[str, float]:
-    """A ratio and its interval over documents, as columns; documents without tokens count nowhere."""
-    some = denominators > 0
-    return columns(name, Ratio(numerators[some], denominators[some]))
+def entry(name: str, values: np.ndarray, sizes: np.ndarray, groups: Sequence | None = None) -> dict:
+    """A ratio of sums and its interval, as columns.
+
+    `values` (seeds, units): of one seed the interval is of that run, of several of a new seed and a new unit.
+    Seeds that diverged, and units of no size, count nowhere.
+    """
+    values, some = values[np.isfinite(values).all(1)], sizes > 0
+    if not len(values):
+        return {f"{name}{end}": math.nan for end in ENDS}
+    values, sizes = values[:, some], sizes[some]
+    value = values.mean(0).sum() / sizes.sum()
+    influences = (values - value * sizes) / sizes.sum()
+    if len(values) == 1:
+        varied = spread(influences[0], sizes, groups)
+    else:
+        varied = crossed_spread(influences, sizes, groups)
+    return dict(zip([f"{name}{end}" for end in ENDS], (value, *varied.interval(value)), strict=True))
 
 
-def columns(name: str, ratio: Ratio, groups: Sequence | None = None) -> dict[str, float]:
-    return dict(zip([f"{name}{end}" for end in ENDS], (ratio.value, *ratio.interval(groups)), strict=True))
+def paired(values: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """Differences (seeds, units) from the full model's runs with the same seeds."""
+    seeds = min(len(values), len(full))
+    return values[:seeds] - full[:seeds]
 
 
 def question_rows(results: StudyResults) -> list[dict]:
@@ -146,9 +164,11 @@ def question_rows(results: StudyResults) -> list[dict]:
     for name in results.runs:
         for questions in results.items.questions:
             right, sources = results.correct(name, questions), results.sources(questions)
-            row = {"block": name, "set": questions, "n": len(right)}
-            row |= columns("accuracy", mean(right), sources)
-            rows.append(row | columns("lost", mean(results.correct("none", questions) - right), sources))
+            each, lost = np.ones(len(sources)), -paired(right, results.correct("none", questions))
+            accuracy = np.nanmean(right, axis=0)
+            row = {"block": name, "set": questions, "n": len(each), "accuracy": accuracy.mean()}
+            row["accuracy_low"], row["accuracy_high"] = share_interval(accuracy, sources)
+            rows.append(row | entry("lost", lost, each, sources))
     return rows
 
 
@@ -166,13 +186,13 @@ def exchange_rows(results: StudyResults, rows: list[dict]) -> list[dict]:
         run = results.runs[name][0]
         if run.diverged:
             continue
-        lost = results.nll(name, "test", form) - results.nll("none", "test")
+        lost = paired(results.nll(name, "test", form), results.nll("none", "test"))
         row = {"what": label, "parameters": run.parameters, "bytes": run.measures[form]["bytes"]}
         row |= entry("lost", lost, tokens)
         row |= entry("lost_bits_per_byte", lost / math.log(2), results.sizes("test", "bytes"))
         for questions in results.items.questions:
-            lost = mean(results.correct("none", questions) - results.correct(name, questions, form))
-            row |= columns(f"lost_{questions}", lost, results.sources(questions))
+            lost = -paired(results.correct(name, questions, form), results.correct("none", questions))
+            row |= entry(f"lost_{questions}", lost, np.ones(lost.shape[1]), results.sources(questions))
         row["training_seconds"] = by_name[name]["seconds"]
         table.append(row | results.speed.get(label, {}))
     return table
@@ -186,7 +206,7 @@ def learning_rate_rows(results: StudyResults) -> list[dict]:
         row = {"lr": lr, "full_validation": final_validation(full),
                "reduced_validation": final_validation(reduced)}
         if not full.diverged and not reduced.diverged:
-            nll = [np.array(run.measures["trained"]["test"], float) for run in (full, reduced)]
+            nll = [np.array([run.measures["trained"]["test"]], float) for run in (full, reduced)]
             row |= entry("full_test", nll[0], tokens) | entry("reduced_test", nll[1], tokens)
             row |= entry("lost", nll[1] - nll[0], tokens)
         rows.append(row)
@@ -236,8 +256,9 @@ def markdown(
         f"(reduced), each the best of {', '.join(f'{lr:g}' for lr in study.learning_rates)} by validation "
         "loss.", "",
         f"Test loss in nats per token over {np.count_nonzero(tokens)} documents, {int(tokens.sum()):,} "
-        f"tokens, windows of {training.context}, no prefix token. Intervals: 95 %, bootstrap over documents, "
-        "of the mean over seeds; differences are paired. Lost: to the full model, fine-tuned alike.", "",
+        f"tokens, windows of {training.context}, no prefix token. Intervals: 95 %, t, over "
+        "documents and, of several seeds, over seeds, too; those of one seed are of this pair of runs. "
+        "Differences are paired. Lost: to the full model, fine-tuned alike.", "",
         *interval_table(rows, ("block", "before", "lost_before", "after", "seed_low", "seed_high",
                                "lost_after", "rank_before", "rank_after", "lost_general", "runs", "diverged",
                                "seconds")), "",
@@ -263,10 +284,10 @@ def markdown(
         "The reduced model at its end beside the full model at the same time, in validation loss:", "",
         *interval_table([exchange_rate["equal_time"]] if exchange_rate["equal_time"] else []), "",
         "## Does a score before healing predict the loss after it?", "",
-        f"Rank correlation over {predictions[0]['of']} blocks, 95 % interval by bootstrap over blocks. One "
-        "that contains 0 shows nothing.", "", *interval_table(predictions), "",
+        f"Rank correlation over {predictions[0]['of']} blocks, 95 % interval by Fisher's z. One that "
+        "contains 0 shows nothing.", "", *interval_table(predictions), "",
         "## Questions", "",
-        "Accuracy by log-likelihood, 95 % interval by bootstrap over sources; "
+        "Accuracy by log-likelihood, 95 % interval over sources; "
         + ", ".join(f"{len(results.items.questions[name])} of {name}" for name in sets) + ".", "",
         *interval_table(answered)]
     return "\n".join(lines) + "\n"

@@ -28,8 +28,10 @@ def interval_table(rows: list[dict], columns: Sequence[str] = ()) -> list[str]:
 
 
 def with_interval(value: float, interval: Sequence[float], sign: str = "") -> str:
-    """A value and its interval, with as many digits as the interval supports."""
+    """A value and its interval, with as many digits as the interval supports; [-] where there is none."""
     low, high = interval
+    if math.isnan(low):
+        return f"{value:{sign}.4g} [-]"
     form = f"{sign}.{digits(low, high)}f"
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
@@ -43,7 +45,7 @@ def cell(row: dict, column: str) -> str:
         return f"{value:,}" if isinstance(value, int | np.integer) else f"{value:,.5g}"
     if low == high == value:
         return f"{value:.4g}"
-    if not math.isfinite(high):
+    if math.isinf(high):
         return f"{value:,.0f} [{low:,.0f}, {high:,.0f}]"
     sign = "+" if column.startswith(("lost", "difference", "spearman")) else ""
     shown = with_interval(value, (low, high), sign)
