@@ -66,14 +66,17 @@ class Options:
     cut: bool
     answers: int
     answer_tokens: int
+    documents: int | None
+    questions: int | None
     device: str
     dtype: str
     export_harness: str | None
 
     def check(self) -> None:
-        for name, least in (("context", 2), ("stride", 0), ("answers", 0), ("answer_tokens", 1)):
+        for name, least in (("context", 2), ("stride", 0), ("answers", 0), ("answer_tokens", 1),
+                            ("documents", 1), ("questions", 1)):
             value = getattr(self, name)
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, given {value}")
         if self.stride and (self.protocol != "documents" or self.stride > self.context):
             raise ValueError(f"--stride {self.stride} is for --protocol documents, and at most --context "
@@ -144,10 +147,10 @@ def make_items(options: Options, dataset: Dataset, folder: Path, window: int) ->
     """The texts, questions and instructions in the tokens of a folder's tokenizer."""
     protocol = Protocol(options.protocol, min(options.context, window), options.stride, options.prefix_token)
     items = Items(dataset, folder, protocol, window)
-    items.add_test()
+    items.add_test(options.documents)
     if options.general:
-        items.add_general(options.general)
-    items.add_questions(options.cut)
+        items.add_general(options.general, options.documents)
+    items.add_questions(options.cut, options.questions)
     items.add_instructions(options.answers, options.answer_tokens, options.cut)
     return items
 
@@ -271,6 +274,10 @@ def parse_options() -> Options:
     add("--answers", type=int, default=100, help="most held-out instructions to answer, as many of each task "
         "as may be")
     add("--answer-tokens", type=int, default=64, help="longest answer")
+    add("--documents", type=int, metavar="N", help="at most N documents of the test split and of the "
+        "general text, evenly spaced (default: all)")
+    add("--questions", type=int, metavar="N", help="at most N questions of each set, drawn at random and "
+        "spread over their sources (default: all)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="type of the "
         "products, as in training (auto: bfloat16 where the device has units for it)")
