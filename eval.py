@@ -4,6 +4,7 @@ Several models are measured on one dataset's test split and compared.
 
     python eval.py Qwen/Qwen3-0.6B-Base models/less-25 runs/full runs/reduced --data data/bmw --out results
     python eval.py runs/full --data data/bmw --export-harness tasks     (the same for lm-evaluation-harness)
+    python eval.py Qwen/Qwen3-0.6B-Base --data data/bmw --plan          (the differences that this can show)
 
 Prediction: nats per token under a protocol that is printed (--protocol, --context, --stride, --prefix-token).
 The default is whole documents in windows that do not overlap and no prefix token, so that the first token of
@@ -36,11 +37,13 @@ from nanoprune.evaluation.cost import measure_cost
 from nanoprune.evaluation.items import Items
 from nanoprune.evaluation.lm_eval_tasks import export_tasks
 from nanoprune.evaluation.multiple_choice import score_questions
-from nanoprune.evaluation.perplexity import PROTOCOLS, Protocol, text_rows
+from nanoprune.evaluation.perplexity import PROTOCOLS, Protocol, Text, text_rows
+from nanoprune.evaluation.plan import ASSUMED, describe_plan, question_plan, text_plan
+from nanoprune.evaluation.removal_losses import without
 from nanoprune.evaluation.result_cache import ResultCache
 from nanoprune.evaluation.results_files import write_results
 from nanoprune.evaluation.written_answers import corpus_numbers, overlap_scores, write_answers
-from nanoprune.io.files import file_hash, file_hashes, make_folder, read_json
+from nanoprune.io.files import file_hash, file_hashes, finite_or_none, make_folder, read_json, write_json
 from nanoprune.io.hub import locate
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.peft import config_folder, is_adapter
@@ -68,6 +71,8 @@ class Options:
     answer_tokens: int
     documents: int | None
     questions: int | None
+    plan: str | None
+    changed: float | None
     device: str
     dtype: str
     export_harness: str | None
@@ -78,6 +83,10 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, given {value}")
+        if self.changed is not None and (self.plan is None or not 0 < self.changed <= 1):
+            raise ValueError(f"--changed goes with --plan, above 0 and up to 1; given {self.changed}")
+        if self.plan is not None and self.export_harness:
+            raise ValueError("--plan exports nothing: give it without --export-harness")
         if self.stride and (self.protocol != "documents" or self.stride > self.context):
             raise ValueError(f"--stride {self.stride} is for --protocol documents, and at most --context "
                              f"({self.context})")
@@ -169,35 +178,24 @@ def evaluate(
     candidate: Candidate, options: Options, corpus: set[str], prompts: list[str], cache: ResultCache,
     ranks: Ranks,
 ) -> dict:
-    """Every result of a model: rows of texts, questions and answers; on rank 0 also its cost, samples and
+    """Every result of a model: rows of texts, questions and answers; on rank 0 also its size, samples and
     final states.
 
     `corpus`: the numbers in the dataset's text. `prompts`: beginnings to continue. Autocast is the caller's.
     """
-    folder, items, device = candidate.folder, candidate.items, pick_device(options.device)
+    folder, items = candidate.folder, candidate.items
+    device = pick_device(options.device)
     reset_peak(device)
     model = Decoder.from_pretrained(folder, device=device).eval()
     config, size = model.config, count_parameters(model)
-    identity = {"model": file_hashes(folder), "config": file_hash(config_folder(folder) / "config.json"),
-                "products": options.dtype, "device": device.type, "torch": torch.__version__}
-    if is_adapter(folder):
-        identity["base"] = model.base.base_sha256
-
-    def measure(name: str, settings: dict, questions: list, answer: Callable) -> list[dict]:
-        return cache.rows(f"{candidate.label}-{name}", identity | settings, questions, answer)
+    measure = cached_measure(candidate, options, model, cache)
 
     # ---- how well does it predict?
-    texts = {}
-    for name, unscored in (("test", items.test), ("general", items.general)):
-        texts[name] = measure(
-            name, {"protocol": items.protocol.describe()}, unscored,
-            lambda piece, label: text_rows(model, piece, items.protocol, items.end, ranks, label))
+    texts = {name: predict(name, unscored, items, model, measure, ranks)
+             for name, unscored in (("test", items.test), ("general", items.general))}
 
     # ---- how well does it answer?
-    answers = {}
-    for name, questions in items.questions.items():
-        answers[name] = measure(name, {"protocol": "choices"}, questions,
-                                lambda piece, label: score_questions(model, piece, ranks, label))
+    answers = choose(items, model, measure, ranks)
     settings = {"protocol": "written", "most": options.answer_tokens,
                 "measures": sorted(overlap_scores("", "")),
                 "known": hashlib.sha256(" ".join(sorted(corpus)).encode()).hexdigest()}
@@ -206,7 +204,7 @@ def evaluate(
 
     # ---- what does it cost?
     cost, samples, states = None, [], None
-    if ranks.rank == 0:  # the others would slow it down
+    if ranks.rank == 0:
         cost = measure_cost(model, folder) | {"peak_mb": 1000 * peak_memory(device), "trained_params": None}
         if cost["training_s"] is not None or is_adapter(folder):
             cost["trained_params"] = size.trained
@@ -218,6 +216,55 @@ def evaluate(
         "original": list(config.blocks), "params": size.total,
         "tokenizer": items.tokenizer_hash, **texts, "answers": answers, "written": written, "cost": cost,
         "samples": samples, "states": states} | describe_run(folder.parent)
+
+
+def cached_measure(
+    candidate: Candidate, options: Options, model: Decoder, cache: ResultCache, **changes
+) -> Callable[..., list[dict]]:
+    """A function (name, settings, items, measure) of the rows of a model's items, from the cache if it has
+    them; `changes`: made to the model since it was loaded.
+    """
+    folder = candidate.folder
+    identity = {"model": file_hashes(folder), "config": file_hash(config_folder(folder) / "config.json"),
+                "products": options.dtype, "device": model.device.type, "torch": torch.__version__} | changes
+    if is_adapter(folder):
+        identity["base"] = model.base.base_sha256
+    return lambda name, settings, *item: cache.rows(f"{candidate.label}-{name}", identity | settings, *item)
+
+
+def predict(
+    name: str, texts: list[Text], items: Items, model: Decoder, measure: Callable, ranks: Ranks
+) -> list[dict]:
+    return measure(name, {"protocol": items.protocol.describe()}, texts,
+                   lambda piece, label: text_rows(model, piece, items.protocol, items.end, ranks, label))
+
+
+def choose(items: Items, model: Decoder, measure: Callable, ranks: Ranks) -> dict[str, list[dict]]:
+    """The rows of every question set."""
+    return {name: measure(name, {"protocol": "choices"}, questions,
+                          lambda piece, label: score_questions(model, piece, ranks, label))
+            for name, questions in items.questions.items()}
+
+
+def plan(candidate: Candidate, options: Options, cache: ResultCache, ranks: Ranks) -> dict:
+    """The differences that the test split and the questions can show, from a model with and without a block.
+    """
+    items = candidate.items
+    model = Decoder.from_pretrained(candidate.folder, device=pick_device(options.device)).eval()
+    block = options.plan or str(model.config.num_hidden_layers // 2)
+
+    def both(**changes) -> tuple[list[dict], dict[str, list[dict]]]:
+        measure = cached_measure(candidate, options, model, cache, **changes)
+        return predict("test", items.test, items, model, measure, ranks), choose(items, model, measure, ranks)
+
+    with without(model, [block]):  # first: a wrong block costs no time
+        test_without, answers_without = both(without=block)
+    test, answers = both()
+    changed = options.changed or ASSUMED
+    return {"model": candidate.name, "without": block, "changed": changed,
+            "protocol": items.protocol.describe(), "text": text_plan(test, test_without),
+            "questions": {name: question_plan(rows, answers_without[name], changed)
+                          for name, rows in answers.items()}}
 
 
 def continuation(model: Decoder, prompt: str, items: Items) -> str:
@@ -278,6 +325,9 @@ def parse_options() -> Options:
         "general text, evenly spaced (default: all)")
     add("--questions", type=int, metavar="N", help="at most N questions of each set, drawn at random and "
         "spread over their sources (default: all)")
+    add("--plan", nargs="?", const="", metavar="BLOCK", help="only say what difference these documents and "
+        "questions can show, from the first model with and without a block (default: the middle one)")
+    add("--changed", type=float, metavar="SHARE", help="of answers, for --plan (default: 0.2)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="type of the "
         "products, as in training (auto: bfloat16 where the device has units for it)")
@@ -297,9 +347,18 @@ def main() -> None:
     if options.export_harness:
         print("wrote " + ", ".join(map(str, export_tasks(dataset, Path(options.export_harness)))))
         return
+    if options.plan is not None:
+        options = replace(options, models=options.models[:1])
     candidates = find_candidates(options, dataset, ranks)
     out = make_folder(options.out)
     cache = ResultCache(out / "scores", ranks)
+    if options.plan is not None:
+        with autocast():
+            planned = plan(candidates[0], options, cache, ranks)
+        if ranks.rank == 0:
+            write_json(out / "plan.json", finite_or_none(planned))
+            print("\n".join([*describe_plan(planned), f"wrote {out / 'plan.json'}"]))
+        return
     prompts = prompts_to_continue(options.prompts, dataset.documents("test"))
     written = any(candidate.items.instructions for candidate in candidates)
     corpus = corpus_numbers(dataset) if written else set()  # a large corpus takes a while
