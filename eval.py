@@ -30,10 +30,10 @@ from model import Decoder
 from nanoprune import command_line
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.tokenizer import tokenizer_hash
-from nanoprune.device import make_autocast, peak_memory, pick_device, pick_dtype, reset_peak
+from nanoprune.device import make_autocast, pick_device, pick_dtype
 from nanoprune.distributed import Ranks, join
 from nanoprune.evaluation.agreement import compare_predictions, final_states
-from nanoprune.evaluation.cost import measure_cost
+from nanoprune.evaluation.cost import measure_speed, model_cost
 from nanoprune.evaluation.items import Items
 from nanoprune.evaluation.lm_eval_tasks import export_tasks
 from nanoprune.evaluation.multiple_choice import score_questions
@@ -71,6 +71,7 @@ class Options:
     answer_tokens: int
     documents: int | None
     questions: int | None
+    cost: bool
     plan: str | None
     changed: float | None
     device: str
@@ -85,8 +86,9 @@ class Options:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, given {value}")
         if self.changed is not None and (self.plan is None or not 0 < self.changed <= 1):
             raise ValueError(f"--changed goes with --plan, above 0 and up to 1; given {self.changed}")
-        if self.plan is not None and self.export_harness:
-            raise ValueError("--plan exports nothing: give it without --export-harness")
+        if self.plan is not None and (self.cost or self.export_harness):
+            raise ValueError("--plan measures no model's cost and exports nothing: give it without --cost "
+                             "and --export-harness")
         if self.stride and (self.protocol != "documents" or self.stride > self.context):
             raise ValueError(f"--stride {self.stride} is for --protocol documents, and at most --context "
                              f"({self.context})")
@@ -184,9 +186,7 @@ def evaluate(
     `corpus`: the numbers in the dataset's text. `prompts`: beginnings to continue. Autocast is the caller's.
     """
     folder, items = candidate.folder, candidate.items
-    device = pick_device(options.device)
-    reset_peak(device)
-    model = Decoder.from_pretrained(folder, device=device).eval()
+    model = Decoder.from_pretrained(folder, device=pick_device(options.device)).eval()
     config, size = model.config, count_parameters(model)
     measure = cached_measure(candidate, options, model, cache)
 
@@ -205,7 +205,7 @@ def evaluate(
     # ---- what does it cost?
     cost, samples, states = None, [], None
     if ranks.rank == 0:
-        cost = measure_cost(model, folder) | {"peak_mb": 1000 * peak_memory(device), "trained_params": None}
+        cost = {"trained_params": None} | model_cost(model, folder, options.dtype)
         if cost["training_s"] is not None or is_adapter(folder):
             cost["trained_params"] = size.trained
         samples = [continuation(model, prompt, items) for prompt in prompts]
@@ -325,6 +325,8 @@ def parse_options() -> Options:
         "general text, evenly spaced (default: all)")
     add("--questions", type=int, metavar="N", help="at most N questions of each set, drawn at random and "
         "spread over their sources (default: all)")
+    add("--cost", action="store_true", help="measure speed and memory at the end: three rounds of ten "
+        "seconds for each model, in processes of their own")
     add("--plan", nargs="?", const="", metavar="BLOCK", help="only say what difference these documents and "
         "questions can show, from the first model with and without a block (default: the middle one)")
     add("--changed", type=float, metavar="SHARE", help="of answers, for --plan (default: 0.2)")
@@ -377,6 +379,12 @@ def main() -> None:
             agreement += compare_predictions(
                 {result["name"]: result["states"] for result in results if result["tokenizer"] == tokenizer},
                 device)
+        if options.cost:
+            speeds = measure_speed(Decoder.from_pretrained,
+                                   {result["name"]: Path(result["path"]) for result in results},
+                                   str(device), options.dtype)
+            for result in results:
+                result["cost"] |= speeds[result["name"]]
         about = describe_evaluation(options, candidates, results)
         write_results(out, results, agreement, about, prompts)
         print((out / "results.md").read_text(encoding="utf-8"))
