@@ -4,6 +4,7 @@ Several models are measured on one dataset's test split and compared.
 
     python eval.py Qwen/Qwen3-0.6B-Base models/less-25 runs/full runs/reduced --data data/bmw --out results
     python eval.py runs/full --data data/bmw --export-harness tasks     (the same for lm-evaluation-harness)
+    python eval.py Qwen/Qwen3-0.6B-Base --data data/bmw --plan          (the differences that this can show)
 
 Prediction: nats per token under a protocol that is printed (--protocol, --context, --stride, --prefix-token).
 The default is whole documents in windows that do not overlap and no prefix token, so that the first token of
@@ -29,18 +30,20 @@ from model import Decoder
 from nanoprune import command_line
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.tokenizer import tokenizer_hash
-from nanoprune.device import make_autocast, peak_memory, pick_device, pick_dtype, reset_peak
+from nanoprune.device import make_autocast, pick_device, pick_dtype
 from nanoprune.distributed import Ranks, join
 from nanoprune.evaluation.agreement import compare_predictions, final_states
-from nanoprune.evaluation.cost import measure_cost
+from nanoprune.evaluation.cost import measure_speed, model_cost
 from nanoprune.evaluation.items import Items
 from nanoprune.evaluation.lm_eval_tasks import export_tasks
 from nanoprune.evaluation.multiple_choice import score_questions
-from nanoprune.evaluation.perplexity import PROTOCOLS, Protocol, text_rows
+from nanoprune.evaluation.perplexity import PROTOCOLS, Protocol, Text, text_rows
+from nanoprune.evaluation.plan import ASSUMED, describe_plan, question_plan, text_plan
+from nanoprune.evaluation.removal_losses import without
 from nanoprune.evaluation.result_cache import ResultCache
 from nanoprune.evaluation.results_files import write_results
 from nanoprune.evaluation.written_answers import corpus_numbers, overlap_scores, write_answers
-from nanoprune.io.files import file_hash, file_hashes, make_folder, read_json
+from nanoprune.io.files import file_hash, file_hashes, finite_or_none, make_folder, read_json, write_json
 from nanoprune.io.hub import locate
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.peft import config_folder, is_adapter
@@ -66,15 +69,26 @@ class Options:
     cut: bool
     answers: int
     answer_tokens: int
+    documents: int | None
+    questions: int | None
+    cost: bool
+    plan: str | None
+    changed: float | None
     device: str
     dtype: str
     export_harness: str | None
 
     def check(self) -> None:
-        for name, least in (("context", 2), ("stride", 0), ("answers", 0), ("answer_tokens", 1)):
+        for name, least in (("context", 2), ("stride", 0), ("answers", 0), ("answer_tokens", 1),
+                            ("documents", 1), ("questions", 1)):
             value = getattr(self, name)
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, given {value}")
+        if self.changed is not None and (self.plan is None or not 0 < self.changed <= 1):
+            raise ValueError(f"--changed goes with --plan, above 0 and up to 1; given {self.changed}")
+        if self.plan is not None and (self.cost or self.export_harness):
+            raise ValueError("--plan measures no model's cost and exports nothing: give it without --cost "
+                             "and --export-harness")
         if self.stride and (self.protocol != "documents" or self.stride > self.context):
             raise ValueError(f"--stride {self.stride} is for --protocol documents, and at most --context "
                              f"({self.context})")
@@ -144,10 +158,10 @@ def make_items(options: Options, dataset: Dataset, folder: Path, window: int) ->
     """The texts, questions and instructions in the tokens of a folder's tokenizer."""
     protocol = Protocol(options.protocol, min(options.context, window), options.stride, options.prefix_token)
     items = Items(dataset, folder, protocol, window)
-    items.add_test()
+    items.add_test(options.documents)
     if options.general:
-        items.add_general(options.general)
-    items.add_questions(options.cut)
+        items.add_general(options.general, options.documents)
+    items.add_questions(options.cut, options.questions)
     items.add_instructions(options.answers, options.answer_tokens, options.cut)
     return items
 
@@ -166,35 +180,22 @@ def evaluate(
     candidate: Candidate, options: Options, corpus: set[str], prompts: list[str], cache: ResultCache,
     ranks: Ranks,
 ) -> dict:
-    """Every result of a model: rows of texts, questions and answers; on rank 0 also its cost, samples and
+    """Every result of a model: rows of texts, questions and answers; on rank 0 also its size, samples and
     final states.
 
     `corpus`: the numbers in the dataset's text. `prompts`: beginnings to continue. Autocast is the caller's.
     """
-    folder, items, device = candidate.folder, candidate.items, pick_device(options.device)
-    reset_peak(device)
-    model = Decoder.from_pretrained(folder, device=device).eval()
+    folder, items = candidate.folder, candidate.items
+    model = Decoder.from_pretrained(folder, device=pick_device(options.device)).eval()
     config, size = model.config, count_parameters(model)
-    identity = {"model": file_hashes(folder), "config": file_hash(config_folder(folder) / "config.json"),
-                "products": options.dtype, "device": device.type, "torch": torch.__version__}
-    if is_adapter(folder):
-        identity["base"] = model.base.base_sha256
-
-    def measure(name: str, settings: dict, questions: list, answer: Callable) -> list[dict]:
-        return cache.rows(f"{candidate.label}-{name}", identity | settings, questions, answer)
+    measure = cached_measure(candidate, options, model, cache)
 
     # ---- how well does it predict?
-    texts = {}
-    for name, unscored in (("test", items.test), ("general", items.general)):
-        texts[name] = measure(
-            name, {"protocol": items.protocol.describe()}, unscored,
-            lambda piece, label: text_rows(model, piece, items.protocol, items.end, ranks, label))
+    texts = {name: predict(name, unscored, items, model, measure, ranks)
+             for name, unscored in (("test", items.test), ("general", items.general))}
 
     # ---- how well does it answer?
-    answers = {}
-    for name, questions in items.questions.items():
-        answers[name] = measure(name, {"protocol": "choices"}, questions,
-                                lambda piece, label: score_questions(model, piece, ranks, label))
+    answers = choose(items, model, measure, ranks)
     settings = {"protocol": "written", "most": options.answer_tokens,
                 "measures": sorted(overlap_scores("", "")),
                 "known": hashlib.sha256(" ".join(sorted(corpus)).encode()).hexdigest()}
@@ -203,8 +204,8 @@ def evaluate(
 
     # ---- what does it cost?
     cost, samples, states = None, [], None
-    if ranks.rank == 0:  # the others would slow it down
-        cost = measure_cost(model, folder) | {"peak_mb": 1000 * peak_memory(device), "trained_params": None}
+    if ranks.rank == 0:
+        cost = {"trained_params": None} | model_cost(model, folder, options.dtype)
         if cost["training_s"] is not None or is_adapter(folder):
             cost["trained_params"] = size.trained
         samples = [continuation(model, prompt, items) for prompt in prompts]
@@ -215,6 +216,55 @@ def evaluate(
         "original": list(config.blocks), "params": size.total,
         "tokenizer": items.tokenizer_hash, **texts, "answers": answers, "written": written, "cost": cost,
         "samples": samples, "states": states} | describe_run(folder.parent)
+
+
+def cached_measure(
+    candidate: Candidate, options: Options, model: Decoder, cache: ResultCache, **changes
+) -> Callable[..., list[dict]]:
+    """A function (name, settings, items, measure) of the rows of a model's items, from the cache if it has
+    them; `changes`: made to the model since it was loaded.
+    """
+    folder = candidate.folder
+    identity = {"model": file_hashes(folder), "config": file_hash(config_folder(folder) / "config.json"),
+                "products": options.dtype, "device": model.device.type, "torch": torch.__version__} | changes
+    if is_adapter(folder):
+        identity["base"] = model.base.base_sha256
+    return lambda name, settings, *item: cache.rows(f"{candidate.label}-{name}", identity | settings, *item)
+
+
+def predict(
+    name: str, texts: list[Text], items: Items, model: Decoder, measure: Callable, ranks: Ranks
+) -> list[dict]:
+    return measure(name, {"protocol": items.protocol.describe()}, texts,
+                   lambda piece, label: text_rows(model, piece, items.protocol, items.end, ranks, label))
+
+
+def choose(items: Items, model: Decoder, measure: Callable, ranks: Ranks) -> dict[str, list[dict]]:
+    """The rows of every question set."""
+    return {name: measure(name, {"protocol": "choices"}, questions,
+                          lambda piece, label: score_questions(model, piece, ranks, label))
+            for name, questions in items.questions.items()}
+
+
+def plan(candidate: Candidate, options: Options, cache: ResultCache, ranks: Ranks) -> dict:
+    """The differences that the test split and the questions can show, from a model with and without a block.
+    """
+    items = candidate.items
+    model = Decoder.from_pretrained(candidate.folder, device=pick_device(options.device)).eval()
+    block = options.plan or str(model.config.num_hidden_layers // 2)
+
+    def both(**changes) -> tuple[list[dict], dict[str, list[dict]]]:
+        measure = cached_measure(candidate, options, model, cache, **changes)
+        return predict("test", items.test, items, model, measure, ranks), choose(items, model, measure, ranks)
+
+    with without(model, [block]):  # first: a wrong block costs no time
+        test_without, answers_without = both(without=block)
+    test, answers = both()
+    changed = options.changed or ASSUMED
+    return {"model": candidate.name, "without": block, "changed": changed,
+            "protocol": items.protocol.describe(), "text": text_plan(test, test_without),
+            "questions": {name: question_plan(rows, answers_without[name], changed)
+                          for name, rows in answers.items()}}
 
 
 def continuation(model: Decoder, prompt: str, items: Items) -> str:
@@ -271,6 +321,15 @@ def parse_options() -> Options:
     add("--answers", type=int, default=100, help="most held-out instructions to answer, as many of each task "
         "as may be")
     add("--answer-tokens", type=int, default=64, help="longest answer")
+    add("--documents", type=int, metavar="N", help="at most N documents of the test split and of the "
+        "general text, evenly spaced (default: all)")
+    add("--questions", type=int, metavar="N", help="at most N questions of each set, drawn at random and "
+        "spread over their sources (default: all)")
+    add("--cost", action="store_true", help="measure speed and memory at the end: three rounds of ten "
+        "seconds for each model, in processes of their own")
+    add("--plan", nargs="?", const="", metavar="BLOCK", help="only say what difference these documents and "
+        "questions can show, from the first model with and without a block (default: the middle one)")
+    add("--changed", type=float, metavar="SHARE", help="of answers, for --plan (default: 0.2)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="type of the "
         "products, as in training (auto: bfloat16 where the device has units for it)")
@@ -290,9 +349,18 @@ def main() -> None:
     if options.export_harness:
         print("wrote " + ", ".join(map(str, export_tasks(dataset, Path(options.export_harness)))))
         return
+    if options.plan is not None:
+        options = replace(options, models=options.models[:1])
     candidates = find_candidates(options, dataset, ranks)
     out = make_folder(options.out)
     cache = ResultCache(out / "scores", ranks)
+    if options.plan is not None:
+        with autocast():
+            planned = plan(candidates[0], options, cache, ranks)
+        if ranks.rank == 0:
+            write_json(out / "plan.json", finite_or_none(planned))
+            print("\n".join([*describe_plan(planned), f"wrote {out / 'plan.json'}"]))
+        return
     prompts = prompts_to_continue(options.prompts, dataset.documents("test"))
     written = any(candidate.items.instructions for candidate in candidates)
     corpus = corpus_numbers(dataset) if written else set()  # a large corpus takes a while
@@ -311,6 +379,12 @@ def main() -> None:
             agreement += compare_predictions(
                 {result["name"]: result["states"] for result in results if result["tokenizer"] == tokenizer},
                 device)
+        if options.cost:
+            speeds = measure_speed(Decoder.from_pretrained,
+                                   {result["name"]: Path(result["path"]) for result in results},
+                                   str(device), options.dtype)
+            for result in results:
+                result["cost"] |= speeds[result["name"]]
         about = describe_evaluation(options, candidates, results)
         write_results(out, results, agreement, about, prompts)
         print((out / "results.md").read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@
     python plot.py results --out comparison.png                perplexity and accuracy with intervals
     python plot.py results/accuracy.csv --out categories.png   accuracy by category
     python plot.py results/slices.csv --out slices.png         loss by month and by position
-    python plot.py results/models.csv --out tradeoff.png       quality over size and speed
+    python plot.py results/models.csv --out tradeoff.png       quality over size and speed, of eval.py --cost
     python plot.py blocks.csv --out blocks.png                 the loss without each block, and its estimates
     python plot.py runs/which --out which.png                  a study: each block before and after healing
     python plot.py runs/which/exchange.csv --out exchange.png  the same study: what one block buys

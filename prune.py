@@ -12,7 +12,8 @@ torchrun, too.
 
 import argparse
 import math
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -22,7 +23,7 @@ from model import Decoder
 from nanoprune import command_line
 from nanoprune.config import Dtype
 from nanoprune.data.dataset import Dataset
-from nanoprune.data.token_file import TokenFile
+from nanoprune.data.token_file import Example, TokenFile
 from nanoprune.device import environment, keep_freed_memory, make_autocast, pick_device, pick_dtype
 from nanoprune.distributed import join
 from nanoprune.evaluation.block_scores import (
@@ -56,6 +57,8 @@ from nanoprune.nn.peft import check_weights_can_change
 from nanoprune.statistics import average_ranks
 
 LEAST_DOCUMENTS, LEAST_TOKENS = 2, 100  # of a calibration: fewer give no interval, and no basis for a choice
+FEW_DOCUMENTS = 12  # fewer give intervals that are too narrow
+BEGINNINGS, BEGINNING_TOKENS = 64, 32  # of --tokens: so many documents at most, and so much of each at least
 
 
 def drop_blocks(model: Decoder, blocks: Iterable[int | str]) -> None:
@@ -112,7 +115,7 @@ def calibrate(
     documents = choose_documents(split, tokens)
     context = min(context, model.config.max_position_embeddings)
     calibration = Calibration.of_split(
-        model, split, context, only=documents, autocast=make_autocast(dtype, model.device), **how)
+        model, documents, context, autocast=make_autocast(dtype, model.device), **how)
     if len(documents) < LEAST_DOCUMENTS or calibration.tokens < LEAST_TOKENS:
         raise ValueError(f"{dataset.folder}: the validation split gives {calibration.tokens} tokens of "
                          f"{len(documents)} document(s) to score on; at least {LEAST_TOKENS} tokens of "
@@ -120,14 +123,34 @@ def calibrate(
     return calibration, {
         "data": str(dataset.folder), "data_sha256": file_hash(split.path), "split": "val",
         "documents": len(documents),
-        "chosen": "evenly spaced over the split" if tokens else "all of the split",
+        "chosen": describe_choice(documents) if tokens else "all of the split",
         "tokens": calibration.tokens, "context": context, "dtype": dtype}
 
 
-def choose_documents(split: TokenFile, tokens: int) -> set[int]:
-    """Documents evenly spaced over the split, of about `tokens` tokens in all (0: every document)."""
-    step = max(1, round(len(split.tokens) / tokens)) if tokens else 1
-    return set(range(0, len(split), step))
+def choose_documents(split: TokenFile, tokens: int) -> Sequence[Example]:
+    """The beginnings of documents evenly spaced over the split, about `tokens` in all (0: the whole split).
+
+    Many documents tell more than much of each: they are BEGINNINGS, or more where these are too short, of
+    BEGINNING_TOKENS tokens or more. Conversations are never cut.
+    """
+    if not tokens or not len(split):
+        return split
+    enough = math.ceil(tokens * len(split) / max(1, len(split.tokens)))  # of whole documents
+    most = enough if split.mask is not None else max(enough, min(BEGINNINGS, tokens // BEGINNING_TOKENS))
+    count = min(len(split), max(1, most))
+    documents = [split[i] for i in np.linspace(0, len(split) - 1, count).round().astype(int)]
+    lengths = np.array([len(document) for document in documents])
+    if split.mask is not None or lengths.sum() <= tokens:
+        return documents
+    length = BEGINNING_TOKENS
+    while np.minimum(lengths, length).sum() < tokens:
+        length += 1
+    return [Example(document.tokens[:length], document.learned[:length]) for document in documents]
+
+
+def describe_choice(documents: Sequence[Example]) -> str:
+    """The part of the split that choose_documents took, such as "the first 40 tokens of 50 documents"."""
+    return f"the first {max(map(len, documents))} tokens of {len(documents)} documents, evenly spaced"
 
 
 def print_scores(scores: BlockScores) -> None:
@@ -143,6 +166,38 @@ def print_scores(scores: BlockScores) -> None:
         low, high = correlation["interval"]
         print(f"rank correlation of {name} with the loss, over {correlation['of']}: "
               f"{correlation['spearman']:+.2f} [{low:+.2f}, {high:+.2f}]")
+
+
+def ties(model: Decoder, calibration: Calibration, scores: BlockScores) -> list[str]:
+    """The block whose removal costs least, and those whose paired difference from it may be none (95 %).
+
+    Empty where no loss is finite. The losses are those of the table, kept in the calibration's file.
+    """
+    rows = [row for row in scores.rows[1:] if "." not in row["block"] and math.isfinite(row["nll"])]
+    blocks = [row["block"] for row in sorted(rows, key=lambda row: row["nll"])]
+    if not blocks:
+        return []
+    losses = losses_without(model, [(Part(int(block)),) for block in blocks], calibration)
+    return [block for block, row in zip(blocks, loss_rows(losses), strict=True)
+            if not row["difference_low"] > 0]
+
+
+def verdict(tied: list[str], more_tokens: int, drop: list[str]) -> str:
+    """A line on what the scores decide and what to run next.
+
+    `more_tokens`: for --tokens, if the split has more text. `drop`: the options besides --drop and --out.
+    """
+    if not tied:
+        return "no block can be removed: no loss is finite"
+    best, *others = tied
+    command = shlex.join(["python", "prune.py", *drop, "--drop", best,
+                          "--out", f"models/{Path(drop[0]).name}-less-{best}"])
+    if not others:
+        return f"block {best} costs least, told apart from all others (95 %); next: {command}"
+    line = f"not told apart from the best, block {best}: {', '.join(others)} (95 %); next: "
+    if more_tokens:
+        return f"{line}the same command with --tokens {more_tokens}"
+    return f"{line}prepare.py with more articles, or {command}"
 
 
 def write_scores(path: Path, scores: BlockScores, description: dict) -> None:
@@ -207,7 +262,8 @@ def parse_arguments() -> argparse.Namespace:
     add("base", help="a hub name, a model's folder or a run folder")
     add("--revision", help="hub branch, tag or commit")
     add("--data", help="dataset folder, for --score and --choose")
-    add("--tokens", type=int, default=0, help="score on about this many tokens (0: all)")
+    add("--tokens", type=int, default=0, help="score on about this many tokens, the beginnings of "
+        "up to 64 documents, or of more where these are too short (0: all)")
     add("--context", type=int, default=1024, help="longest window, in tokens")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--dtype", default="auto", choices=get_args(Dtype), help="of the products; auto: bfloat16 where the "
@@ -282,7 +338,10 @@ def main() -> None:
             kept=keep(args.score))
         print(f"loss without each of {config.num_hidden_layers} blocks, products in {dtype}, on "
               f"{text['documents']} validation documents in windows of {text['context']}, "
-              f"{text['tokens']:,} tokens, no prefix token")
+              f"{text['tokens']:,} tokens ({text['chosen']}), no prefix token")
+        if text["documents"] < FEW_DOCUMENTS:
+            print(f"warning: intervals over fewer than {FEW_DOCUMENTS} documents are too narrow; raise "
+                  "--tokens, or prepare from more articles")
         scores = score_blocks(model, calibration, args.parts)
         print_scores(scores)
         if ranks.rank == 0:
@@ -290,6 +349,10 @@ def main() -> None:
                 "base": args.base, "base_sha256": file_hashes(folder), "blocks": list(config.blocks),
                 "history": config.extra.get("nanoprune_history", []), **text, "seed": args.seed,
                 "environment": environment(model.device)})
+        more_tokens = 4 * args.tokens if args.tokens < len(dataset.split("val").tokens) else 0
+        drop = [args.base, *(["--revision", args.revision] if args.revision else []), "--evidence",
+                str(args.score)]
+        print(verdict(ties(model, calibration, scores), more_tokens, drop))
 
     # ---- choose: the blocks whose removal costs least
     if args.choose is not None:

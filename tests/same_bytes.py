@@ -27,8 +27,7 @@ ROOT = Path(__file__).parent.parent
 RECORD = Path(__file__).with_suffix(".json")
 UNEQUAL = {  # keys and columns that two equal runs do not share
     "cost", "environment", "git", "sha256", "seconds", "tokens_per_s", "mfu", "memory_gb", "time_saved",
-    "prefill_tokens_per_s", "decode_tokens_per_s", "token_p50_ms", "token_p95_ms", "peak_mb", "disk_mb",
-    "training_s",
+    "disk_mb", "training_s",
 }
 DEMO = (
     "data/demo/*.jsonl", "data/demo/others/*", "data/demo/newsroom/*", "data/demo/*/qa/*", "models/demo/*/*",

@@ -38,8 +38,11 @@ def test_the_files_and_their_content(result, world):
     out, text = result
     assert {p.name for p in out.iterdir()} == {
         "results.json", "results.md", "models.csv", "accuracy.csv", "documents.csv", "slices.csv",
-        "questions.csv", "agreement.csv", "samples.jsonl", "comparison.png", "slices.png", "tradeoff.png",
+        "questions.csv", "agreement.csv", "samples.jsonl", "comparison.png", "slices.png",
         "categories.png", "scores"}
+    assert "Speed and memory were not measured: `eval.py --cost` measures them." in text
+    assert not {"peak_mb", "prefill_tokens_per_s", "decode_tokens_per_s"} & set(
+        read_rows(out / "models.csv")[0])
     assert "wrote" in text and (out / "results.md").read_text() in text
     found = json.loads((out / "results.json").read_text())
     base, less, other = found["models"]
@@ -114,6 +117,12 @@ def test_without_questions(world, tmp_path, evaluate):
     ("stream", "tokens, less than one cut of 128: lower --context"),
     ("unfinished", "is a run without a finished model/; finish it with"),
     ("answer", "line 1: lacks answer"),
+    ("documents", "--documents must be at least 1, given 0"),
+    ("questions", "--questions must be at least 1, given -1"),
+    ("changed", "--changed goes with --plan, above 0 and up to 1; given 0.2"),
+    ("changed share", "--changed goes with --plan, above 0 and up to 1; given 0.0"),
+    ("plan block", "cannot drop block 3: this model has 3 blocks"),
+    ("plan cost", "--plan measures no model's cost"),
 ])
 def test_mistakes(world, tmp_path, evaluate, spoil, message):
     data, model, out = shutil.copytree(world.data, tmp_path / "data"), world.model, tmp_path / "out"
@@ -142,7 +151,10 @@ def test_mistakes(world, tmp_path, evaluate, spoil, message):
         (tmp_path / "file").write_text(lines.get(spoil.split()[1], ""))
     elif spoil == "out":
         out = "/dev/null/out"
-    more = {"device": ["--device", "cuda:9"], "context": ["--context", "0"],
+    more = {"documents": ["--documents", "0"], "questions": ["--questions", "-1"],
+            "changed": ["--changed", "0.2"], "changed share": ["--plan", "--changed", "0"],
+            "plan block": ["--plan", "3"], "plan cost": ["--plan", "--cost"]}.get(spoil, [])
+    more = more or {"device": ["--device", "cuda:9"], "context": ["--context", "0"],
             "general": ["--general", "nowhere.jsonl"], "prompts": ["--prompts", "nowhere.txt"],
             "prompts empty": ["--prompts", tmp_path / "file"], "prefix": ["--prefix-token", "99999"],
             "stream": ["--protocol", "stream"], "stride": ["--stride", "9", "--context", "8"]}.get(spoil, [])
@@ -231,3 +243,70 @@ def test_answers_to_held_out_instructions(world, tmp_path, evaluate):
     code, *_ = evaluate(other, "--data", world.data, "--out", tmp_path / "out")
     assert code == 0
     assert not list((tmp_path / "out").glob("answers.*"))
+
+
+def test_fewer_documents_and_questions(world, tmp_path, evaluate):
+    """Documents are evenly spaced, questions spread over their sources; each is scored as among all."""
+    arguments = [world.model, "--data", world.data, "--general", ""]
+    code, *_ = evaluate(*arguments, "--out", tmp_path / "all")
+    assert code == 0
+    code, page, _ = evaluate(*arguments, "--out", tmp_path / "few", "--documents", "3", "--questions", "4")
+    assert code == 0 and "3 of the test documents are not scored (--documents, evenly spaced)" in page
+    assert "4 of places are not asked (--questions, drawn at random, spread over their sources)" in page
+    assert "of counts are not asked" not in page  # there are four
+    few, everything = (read_rows(tmp_path / name / "documents.csv") for name in ("few", "all"))
+    assert [row["id"] for row in few] == ["test0", "test2", "test5"]  # of six
+    for row in few:
+        (other,) = [other for other in everything if other["id"] == row["id"]]
+        assert float(row["nll"]) == pytest.approx(float(other["nll"]), rel=1e-5)
+    rows = read_rows(tmp_path / "few" / "questions.csv")
+    places = [row for row in rows if row["set"] == "places"]
+    assert len({row["source"] for row in places}) == 4 == len(places) and len(rows) == 8
+    asked = {(row["set"], row["question"]): row["loglikelihoods"] for row in read_rows(
+        tmp_path / "all" / "questions.csv")}
+    for row in rows:
+        assert json.loads(row["loglikelihoods"]) == pytest.approx(
+            json.loads(asked[row["set"], row["question"]]), rel=1e-4)
+    before = sorted(path.name for path in (tmp_path / "few" / "scores").iterdir())
+    evaluate(*arguments, "--out", tmp_path / "few", "--documents", "99", "--questions", "99")  # all there are
+    assert len(read_rows(tmp_path / "few" / "documents.csv")) == 6
+    after = sorted(path.name for path in (tmp_path / "few" / "scores").iterdir())
+    assert set(before) < set(after)  # other items, other files
+
+
+def test_the_plan_by_hand(world, tmp_path, evaluate):
+    """Against an evaluation of the same two models."""
+    data = make_data(tmp_path / "data", test=24)
+    base = make_model(tmp_path / "base", data)
+    model = Decoder.from_pretrained(base)
+    drop_blocks(model, [1])  # the middle of three
+    model.save_pretrained(tmp_path / "less")
+    arguments = ["--data", data, "--general", "", "--out", tmp_path / "out"]
+    code, out, err = evaluate(base, "no such model", *arguments, "--plan", "--changed", "0.3")
+    assert code == 0, err
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan["without"] == "1" and plan["changed"] == 0.3 and "block 1" in out
+    assert code == 0 and f"wrote {tmp_path / 'out' / 'plan.json'}" in out
+    code, *_ = evaluate(base, tmp_path / "less", *arguments)
+    whole, less = ([row for row in read_rows(tmp_path / "out" / "documents.csv") if row["model"] == name]
+                   for name in ("base", "less"))
+    tokens = np.array([float(row["tokens"]) for row in whole])
+    gains = np.array([float(b["nll"]) - float(a["nll"]) for a, b in zip(whole, less, strict=True)])
+    ratio = gains.sum() / tokens.sum()
+    error = math.sqrt(24 / 23 * ((gains - ratio * tokens) ** 2).sum()) / tokens.sum()
+    text = plan["text"]
+    assert text["documents"] == 24
+    assert text["detectable_nats"] == pytest.approx((1.96 + 0.84) * error, rel=0.1)
+    assert text["detectable_perplexity_percent"] == pytest.approx(
+        100 * (math.exp(text["detectable_nats"]) - 1))
+    assert text["documents_needed"] == math.ceil(24 * (text["detectable_nats"] / 0.01) ** 2)
+    assert f"{text['documents_needed']:,} documents" in out
+    correct = {name: [int(row["correct"]) for row in read_rows(tmp_path / "out" / "questions.csv")
+                      if (row["model"], row["set"]) == (name, "places")] for name in ("base", "less")}
+    places = plan["questions"]["places"]
+    assert places["questions"] == 8 and places["sources"] == 4
+    assert places["changed_without_block"] == pytest.approx(
+        np.not_equal(correct["base"], correct["less"]).mean())
+    assert places["detectable_points"] == pytest.approx(100 * 2.8 * math.sqrt(0.3 / 8))
+    assert places["questions_needed"] == math.ceil(0.3 * (2.8 / 0.05) ** 2)
+    assert f"{places['questions_needed']:,}" in out

@@ -171,7 +171,7 @@ def assert_scores_are_those_of_transformers(folder, data, context: int, tokens: 
     autograd.
     """
     model, split = Decoder.from_pretrained(folder).eval(), Dataset(data).split("val")
-    calibration = Calibration.of_split(model, split, context, only=choose_documents(split, tokens))
+    calibration = Calibration.of_split(model, choose_documents(split, tokens), context)
     by_block = {row["block"]: row for row in score_blocks(model, calibration, halves=True).rows}
     count = model.config.num_hidden_layers
     theirs = transformers.AutoModelForCausalLM.from_pretrained(

@@ -3,10 +3,12 @@ best one.
 """
 
 import json
+import math
 import shutil
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -15,6 +17,7 @@ from small import ROOT, SHAPE, random_base, read_rows, run_main
 
 from model import Decoder
 from nanoprune.data.dataset import Dataset
+from nanoprune.data.token_file import Example, TokenFile, write_documents, write_examples
 from nanoprune.data.tokenizer import load_tokenizer
 from nanoprune.evaluation.block_scores import (
     SCORES,
@@ -30,7 +33,8 @@ from nanoprune.io.hub import copy_tokenizer
 from nanoprune.io.jsonl import read_jsonl
 from nanoprune.nn.attention import KeyValueCache
 from nanoprune.nn.model_config import ModelConfig, Part
-from prune import choose_blocks, choose_documents, drop_blocks
+from nanoprune.statistics import Ratio
+from prune import choose_blocks, choose_documents, describe_choice, drop_blocks, ties, verdict
 from train import train
 
 TWO_WINDOWS = dict(use_sliding_window=True, sliding_window=4, max_window_layers=2)
@@ -182,13 +186,75 @@ def test_choosing_by_other_scores(world, method):
         assert again[str(decisions[1]["blocks"][0])][f"{method}_rank"] == "1"
 
 
-def test_some_tokens_are_whole_documents_evenly_spaced(world):
-    split = Dataset(world.data).split("train")
-    chosen = choose_documents(split, len(split.tokens) // 3)
-    assert chosen == {0, 3, 6, 9} and choose_documents(split, 0) == choose_documents(split, 10**9) == set(
-        range(12)
-    )
-    assert choose_documents(split, 1) == {0}
+def test_some_tokens_are_the_beginnings_of_many_documents_evenly_spaced(tmp_path):
+    lengths = [20 + 11 * (i % 10) for i in range(200)]
+    write_documents(tmp_path / "val.safetensors", ((range(n), n) for n in lengths), len(lengths), 300)
+    split = TokenFile(tmp_path / "val.safetensors")
+    assert choose_documents(split, 0) is split
+    numbers = np.linspace(0, 199, 64).round().astype(int)
+    chosen = choose_documents(split, 2500)  # enough for 64 documents of more than 32 tokens
+    length = max(map(len, chosen))
+    assert len(chosen) == 64 and 2500 <= sum(map(len, chosen)) < 2500 + 64 and length > 32
+    for document, number in zip(chosen, numbers, strict=True):
+        assert document.tokens.tolist() == list(range(min(length, lengths[number])))
+    assert describe_choice(chosen) == f"the first {length} tokens of 64 documents, evenly spaced"
+    chosen = choose_documents(split, 320)
+    assert len(chosen) == 10 and max(map(len, chosen)) >= 32
+    assert len(choose_documents(split, 1)) == 1
+    # 64 documents are too few for this many: whole ones, as many as there must be
+    assert len(choose_documents(split, sum(lengths) // 2)) == 100
+    whole = choose_documents(split, 10**9)
+    assert [len(document) for document in whole] == lengths
+
+
+def test_conversations_are_scored_whole(tmp_path):
+    learned = np.arange(60) >= 50  # their beginnings hold nothing that is learned
+    write_examples(tmp_path / "val.safetensors", [Example(np.arange(60), learned)] * 20, 300)
+    chosen = choose_documents(TokenFile(tmp_path / "val.safetensors"), 290)
+    assert [len(example) for example in chosen] == [60] * 5 and chosen[0].learned.sum() == 10
+
+
+def test_the_blocks_that_are_not_told_apart_from_the_best(world):
+    """Against the interval of the paired differences, block by block."""
+    model, _ = five_blocks(world)
+    calibration = Calibration.of_split(model, Dataset(world.data).split("train"), 32)
+    scores = score_blocks(model, calibration, halves=True)
+    whole = [row for row in scores.rows[1:] if "." not in row["block"]]
+    best = min(whole, key=lambda row: row["nll"])["block"]
+    nll = losses_without(model, [(Part(i),) for i in range(5)], calibration)
+    expected = {best}
+    for block in range(5):
+        gains = Ratio(nll.nll[block] - nll.nll[int(best)], nll.tokens)
+        if block != int(best) and not gains.interval().low > 0:
+            expected.add(str(block))
+    tied = ties(model, calibration, scores)
+    assert tied[0] == best and set(tied) == expected and 1 <= len(expected) < 5
+    for row in scores.rows:
+        row["nll"] = math.nan
+    assert ties(model, calibration, scores) == []
+
+
+def test_the_scoring_ends_with_the_next_command(world, tmp_path, monkeypatch, capsys):
+    table = tmp_path / "b.csv"
+    arguments = [world.model, "--data", world.data, "--score", table, "--dtype", "float32"]
+    code, out, _ = run_main(monkeypatch, capsys, "prune.py", *arguments, "--tokens", "120")
+    assert code == 0 and "tokens of 3 documents, evenly spaced), no prefix token" in out
+    assert "warning: intervals over fewer than 12 documents are too narrow" in out
+    last = out.splitlines()[-1]
+    best = next(row["block"] for row in read_rows(table) if row["rank"] == "1")
+    drop = f"python prune.py {world.model} --evidence {table} --drop {best} --out models/base-less-{best}"
+    assert last == f"block {best} costs least, told apart from all others (95 %); next: {drop}" or (
+        last.startswith(f"not told apart from the best, block {best}: ")
+        and last.endswith("next: the same command with --tokens 480"))
+    base = "org/base"
+    assert verdict(["2"], 480, [base]) == (
+        "block 2 costs least, told apart from all others (95 %); "
+        "next: python prune.py org/base --drop 2 --out models/base-less-2")
+    assert verdict(["2", "0"], 480, [base]) == (
+        "not told apart from the best, block 2: 0 (95 %); next: the same command with --tokens 480")
+    assert verdict(["2", "0"], 0, [base]).endswith(
+        "prepare.py with more articles, or python prune.py org/base --drop 2 --out models/base-less-2")
+    assert "no loss is finite" in verdict([], 0, [base])
 
 
 def test_a_model_is_replaced_whole_or_not_at_all(world, tmp_path, monkeypatch, capsys):

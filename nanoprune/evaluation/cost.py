@@ -1,42 +1,130 @@
-"""The size of a model, the speed of one sequence, and the text it continues."""
+"""The cost of a model: its size, its work for a token, and the speed of one sequence."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from nanoprune.device import make_autocast, peak_memory
 from nanoprune.figures.style import read_csv
+from nanoprune.io.tensors import open_tensors
+from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.sampling import empty_cache
 
 if TYPE_CHECKING:
     from model import Decoder
 
 PROMPT_TOKENS, NEW_TOKENS = 256, 32
-ROUNDS, SECONDS = 4, 3  # limits of a measurement; two rounds at least, of which the first warms up
+ROUNDS, SECONDS = 3, 10  # a process per model and round, and what each measures behind its warm-up
+BUSY = 0.2  # rounds of a model that differ by more than this share were disturbed
 
 
-@torch.no_grad()
-def measure_cost(model: Decoder, folder: Path) -> dict:
-    """Size on disk, training time, and the speed of one sequence: medians over rounds."""
-    prompt_tokens = min(PROMPT_TOKENS, max(1, model.config.max_position_embeddings - NEW_TOKENS - 1))
-    rounds, began = [], time.perf_counter()
-    while len(rounds) < 2 or (len(rounds) < ROUNDS and time.perf_counter() - began < SECONDS):
-        rounds.append(time_tokens(model, prompt_tokens))
-    seconds = np.array(rounds[1:])
-    prefill, token = np.median(seconds[:, 0]), seconds[:, 1:].ravel()
+# ---------------------------------------------------------------- exact numbers
+def model_cost(model: Decoder, folder: Path, dtype: str) -> dict:
+    """Size, operations and bytes of a token, and what training took: numbers that no clock decides.
+
+    A decoded token multiplies every matrix once, and attends to PROMPT_TOKENS tokens before it; its bytes are
+    those of the weights that it reads, in the type of the products.
+    """
+    config, total = model.config, count_parameters(model).total
+    vectors = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() < 2)
+    lookup = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size  # one row is read
+    seen = sum(min(PROMPT_TOKENS, layer.window or PROMPT_TOKENS) for layer in model.model.layers
+               if layer.self_attn is not None)
+    attention = 4 * config.num_attention_heads * config.head_dim * seen  # queries by keys, weights by values
+    files, types = sorted(folder.glob("*.safetensors")), set()
+    for path in files:
+        with open_tensors(path) as file:
+            types |= {file.get_slice(name).get_dtype() for name in file.keys()}
     return {
-        "prefill_tokens_per_s": prompt_tokens / float(prefill),
-        "decode_tokens_per_s": 1 / float(np.median(token)),
-        "token_p50_ms": 1000 * float(np.median(token)),
-        "token_p95_ms": 1000 * float(np.quantile(token, 0.95)),
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": NEW_TOKENS,
-        "disk_mb": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6,
+        "token_mflop": (2 * (total - vectors - lookup) + attention) / 1e6,
+        "token_mb": (total - lookup) * getattr(torch, dtype).itemsize / 1e6,
+        "token_context": PROMPT_TOKENS,
+        "bf16_mb": 2 * total / 1e6,
+        "disk_mb": sum(path.stat().st_size for path in files) / 1e6,
+        "disk_dtype": " ".join(sorted(types)),
     } | training_cost(folder)
+
+
+def training_cost(folder: Path) -> dict:
+    """Seconds and tokens that the run of a model's folder took; None for a model that is no run's."""
+    log = folder.parent / "train.csv"
+    if folder.name != "model" or not log.is_file():
+        return {"training_s": None, "training_tokens": None}
+    last = read_csv(log, ("seconds", "tokens"))[-1]
+    return {"training_s": float(last["seconds"]), "training_tokens": int(last["tokens"])}
+
+
+# ---------------------------------------------------------------- measured in processes of their own
+def measure_speed(
+    open_model: Callable[..., Decoder], folders: dict[str, Path], device: str, dtype: str
+) -> dict[str, dict]:
+    """Speed and peak memory of each model, by name: ROUNDS processes for each, one alive at a time.
+
+    Each round begins with another model, so that a slow moment of the machine, or its heat, meets none alone.
+    """
+    torch.cuda.empty_cache()  # what this process has freed is theirs
+    names, rounds, notes = list(folders), [], {}
+    for number in range(ROUNDS):
+        first = number % len(names)
+        rounds.append({})
+        for name in names[first:] + names[:first]:
+            try:
+                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                    row = pool.submit(time_model, open_model, folders[name], device, dtype, SECONDS).result()
+            except Exception as error:  # of loading, of memory, or the process was killed
+                notes[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+                print(f"cost, round {number + 1} of {ROUNDS}: {name}  {notes[name]}", flush=True)
+                continue
+            rounds[-1][name] = row
+            print(f"cost, round {number + 1} of {ROUNDS}: {name}  reading "
+                  f"{row['prefill_tokens_per_s']:,.0f} tokens/s, writing {row['decode_tokens_per_s']:,.1f}",
+                  flush=True)
+    return {name: {"note": notes[name]} if name in notes else summarize_speed(name, names[0], rounds)
+            for name in names}
+
+
+def time_model(
+    open_model: Callable[..., Decoder], folder: Path, device: str, dtype: str, seconds: float
+) -> dict[str, float]:
+    """Medians over so many seconds behind a warm-up, and this process's peak of memory."""
+    model, times = open_model(folder, device=device).eval(), []
+    prompt_tokens = min(PROMPT_TOKENS, max(1, model.config.max_position_embeddings - NEW_TOKENS - 1))
+    with torch.no_grad(), make_autocast(dtype, model.device)():
+        time_tokens(model, prompt_tokens)
+        began = time.perf_counter()
+        while not times or time.perf_counter() - began < seconds:
+            times.append(time_tokens(model, prompt_tokens))
+    times = np.array(times)
+    return {"prefill_tokens_per_s": prompt_tokens / float(np.median(times[:, 0])),
+            "decode_tokens_per_s": 1 / float(np.median(times[:, 1:])),
+            "peak_mb": 1000 * peak_memory(model.device)}
+
+
+def summarize_speed(name: str, first: str, rounds: list[dict[str, dict]]) -> dict:
+    """Medians over rounds with the lowest and highest, and the same of the ratios to the first model."""
+    cost, disagreement = {}, 0.0
+    for speed in ("prefill", "decode"):
+        key = f"{speed}_tokens_per_s"
+        values = np.array([row[name][key] for row in rounds])
+        disagreement = max(disagreement, values.max() / values.min() - 1)
+        cost |= spread(key, values)
+        ratios = [row[name][key] / row[first][key] for row in rounds if first in row]
+        if ratios:
+            cost |= spread(f"{speed}_ratio", np.array(ratios))
+    cost["peak_mb"] = max(row[name]["peak_mb"] for row in rounds)
+    return cost | {"note": "machine busy" if disagreement > BUSY else ""}
+
+
+def spread(key: str, values: np.ndarray) -> dict[str, float]:
+    return {key: float(np.median(values)), f"{key}_low": values.min(), f"{key}_high": values.max()}
 
 
 def time_tokens(model: Decoder, prompt_tokens: int) -> np.ndarray:
@@ -49,15 +137,6 @@ def time_tokens(model: Decoder, prompt_tokens: int) -> np.ndarray:
         ids.cpu()  # waits for the device
         ends.append(time.perf_counter())
     return np.diff(ends)
-
-
-def training_cost(folder: Path) -> dict:
-    """Seconds and tokens that the run of a model's folder took; None for a model that is no run's."""
-    log = folder.parent / "train.csv"
-    if folder.name != "model" or not log.is_file():
-        return {"training_s": None, "training_tokens": None}
-    last = read_csv(log, ("seconds", "tokens"))[-1]
-    return {"training_s": float(last["seconds"]), "training_tokens": int(last["tokens"])}
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Everything that models are evaluated on: texts to predict, questions and instructions to answer."""
 
 from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,20 +47,26 @@ class Items:
         self.counts: dict[str, dict[str, int]] = {}
 
     # ---- texts to predict
-    def add_test(self) -> None:
-        documents = self.dataset.documents("test")
+    def add_test(self, most: int | None = None) -> None:
+        """At most `most` documents of the test split, evenly spaced (None: all)."""
+        documents = self._spaced("the test documents", self.dataset.documents("test"), most)
         self.test = self._conversations(documents) if self.dataset.conversations else self._texts(documents)
         if not self.test:
             raise ValueError(f"the test split of {self.dataset.folder} has {len(documents)} document(s) of "
                              f"too few tokens, less than one cut of {self.protocol.context}: lower "
                              "--context, or take --protocol documents")
 
-    def add_general(self, path: str) -> None:
+    def add_general(self, path: str, most: int | None = None) -> None:
         documents = read_jsonl(path, ("text",))
         if not any(document["text"] for document in documents):
             raise ValueError(f"--general {path}: no line has any text; give a JSONL file whose lines have a "
                              "`text`, or --general '' for none")
-        self.general = self._texts(documents)
+        self.general = self._texts(self._spaced("the general texts", documents, most))
+
+    def _spaced(self, name: str, documents: list[dict], most: int | None) -> list[dict]:
+        count = min(len(documents), most or len(documents))
+        self.counts[name] = {"not scored": len(documents) - count}
+        return [documents[i] for i in np.linspace(0, len(documents) - 1, count).round().astype(int)]
 
     def _texts(self, documents: list[dict]) -> list[Text]:
         """The documents, or the cuts of their stream."""
@@ -101,12 +108,18 @@ class Items:
         return texts
 
     # ---- questions and instructions to answer
-    def add_questions(self, cut: bool) -> None:
+    def add_questions(self, cut: bool, most: int | None = None) -> None:
+        """Every question set, or at most `most` questions of each, drawn at random and spread over sources.
+        """
         for name, questions in self.dataset.questions().items():
             encoded, counts = encode_questions(self.tokenizer, questions, self.window, cut)
-            self.counts[name] = counts
             if encoded:
-                self.questions[name] = encoded
+                drawn = np.random.default_rng(0).permutation(len(encoded))
+                sources = [str(encoded[i].question.get("source", i)) for i in drawn]
+                chosen = sorted(drawn[spread(sources, most or len(encoded))])
+                counts["not drawn"] = len(encoded) - len(chosen)
+                self.questions[name] = [encoded[i] for i in chosen]
+            self.counts[name] = counts
 
     def add_instructions(self, most: int, max_new_tokens: int, cut: bool) -> None:
         """At most `most` held-out instructions: prompt, tokens, reference, kinds.
@@ -141,6 +154,8 @@ class Items:
             "left out": f"are longer than {self.window} tokens and left out",
             "cut": "were cut at the left",
             "merged": "choices merge with the last token of their prompt",
+            "not scored": "are not scored (--documents, evenly spaced)",
+            "not drawn": "are not asked (--questions, drawn at random, spread over their sources)",
             "not asked": f"are not asked (--answers {self.most}, as many of each task as may be)",
         }
         return [f"{counts[key]} of {name} {meaning}" for name, counts in self.counts.items()
@@ -155,9 +170,13 @@ def describe_text(name: str, text: str, month: str = "", category: str | None = 
 
 def spread_over_tasks(pairs: list[dict], most: int) -> list[dict]:
     """At most so many of the pairs, spread over the tasks as evenly as there are pairs, in their order."""
-    seen, rounds = Counter(), []  # in each round one pair of every task that has one left
-    for number, pair in enumerate(pairs):
-        task = pair.get("task")
-        rounds.append((seen[task], number))
-        seen[task] += 1
-    return [pairs[number] for number in sorted(number for _, number in sorted(rounds)[:most])]
+    return [pairs[i] for i in sorted(spread([pair.get("task") for pair in pairs], most))]
+
+
+def spread(kinds: Sequence[Hashable], most: int) -> list[int]:
+    """The numbers of at most so many items, as many of each kind as may be, the first of a kind first."""
+    seen, rounds = Counter(), []  # in each round one item of every kind that has one left
+    for number, kind in enumerate(kinds):
+        rounds.append((seen[kind], number))
+        seen[kind] += 1
+    return [number for _, number in sorted(rounds)[:most]]

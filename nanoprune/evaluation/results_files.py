@@ -17,7 +17,7 @@ from nanoprune.io.files import finite_or_none, write_csv, write_json, write_text
 from nanoprune.io.jsonl import write_jsonl
 
 OPTIONAL = ("agreement.csv", "answers.csv", "answers.jsonl", "categories.png",
-            "curves.png")  # an earlier evaluation's
+            "curves.png", "tradeoff.png")  # an earlier evaluation's
 
 
 def write_results(
@@ -102,7 +102,8 @@ def side_by_side(results: list[dict]) -> list[dict]:
 def draw_figures(folder: Path, results: list[dict]) -> None:
     draw_results(folder, folder / "comparison.png")
     draw_slices(folder, folder / "slices.png")
-    draw_tradeoff(folder, folder / "tradeoff.png")
+    if any("decode_tokens_per_s" in result["cost"] for result in results):
+        draw_tradeoff(folder, folder / "tradeoff.png")
     if any(row["category"] for result in results for rows in result["answers"].values() for row in rows):
         draw_categories(folder, folder / "categories.png")
     runs = [Path(result["path"]).parent for result in results if result["like"]]

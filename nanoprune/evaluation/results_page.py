@@ -17,7 +17,7 @@ def results_page(
     lines = ["# Results", "", conclusions(models, comparisons, seeds), "", protocol, ""]
     lines += [*overview(models), "", *sizes(models[0])]
     sections = {
-        "Size and speed": costs(models),
+        "Size and cost": sizes_of_models(models) + ["", *speeds(models)],
         "Text": texts(models),
         "Questions": questions_table(models),
         "Answers written to held-out instructions": written_table(models),
@@ -73,23 +73,47 @@ def sizes(model: dict) -> list[str]:
     return lines
 
 
-def costs(models: list[dict]) -> list[str]:
+def sizes_of_models(models: list[dict]) -> list[str]:
     rows = []
     for model in models:
         cost = model["cost"]
         rows.append({
             "model": model["name"],
             "trained parameters": known(cost["trained_params"], ","),
-            "on disk, MB": f"{cost['disk_mb']:.1f}",
-            "peak memory, MB": f"{cost['peak_mb']:,.0f}",
-            "reading, tokens/s": f"{cost['prefill_tokens_per_s']:,.0f}",
-            "writing, tokens/s": f"{cost['decode_tokens_per_s']:,.0f}",
-            "a token, ms, p50 / p95": f"{cost['token_p50_ms']:.1f} / {cost['token_p95_ms']:.1f}",
+            "a token, MFLOP": f"{cost['token_mflop']:,.4g}",
+            "a token, MB": f"{cost['token_mb']:,.4g}",
+            "in bf16, MB": f"{cost['bf16_mb']:,.1f}",
+            "on disk, MB": f"{cost['disk_mb']:,.1f} ({cost['disk_dtype']})",
             "trained for, s": known(cost["training_s"], ",.0f"),
             "on, tokens": known(cost["training_tokens"], ","),
         })
-    return [*table(rows), "", "Peak memory is the process's, on top of what the models before left; an "
-            "adapter's size on disk is without its base."]
+    return [*table(rows), "", f"A token is decoded behind {cost['token_context']} others: operations of all "
+            "products, and bytes of the weights that it reads, in the type of the products. In bf16: all "
+            "parameters at two bytes. On disk: the files as they are, an adapter's without its base."]
+
+
+def speeds(models: list[dict]) -> list[str]:
+    if not any("note" in model["cost"] for model in models):
+        return ["Speed and memory were not measured: `eval.py --cost` measures them."]
+    rows = []
+    for model in models:
+        cost = model["cost"]
+        row = {"model": model["name"]}
+        if "peak_mb" in cost:
+            row |= {"peak memory, MB": f"{cost['peak_mb']:,.0f}"}
+            for key, label in (("prefill", "reading"), ("decode", "writing")):
+                row[f"{label}, tokens/s"] = with_range(cost, f"{key}_tokens_per_s", ",.4g")
+                row[f"{label}, to the first model"] = with_range(cost, f"{key}_ratio", ".3f")
+        rows.append(row | {"note": cost["note"]})
+    return [*table(rows), "", "One sequence, each model in processes of its own, one at a time: the median "
+            "over rounds (lowest to highest). Ratios are taken within a round. Machine busy: a model's "
+            "rounds disagree by more than 20 %. Peak memory is the process's, on CUDA its tensors'."]
+
+
+def with_range(cost: dict, key: str, form: str) -> str:
+    if key not in cost:
+        return "-"
+    return f"{cost[key]:{form}} ({cost[f'{key}_low']:{form}} to {cost[f'{key}_high']:{form}})"
 
 
 def texts(models: list[dict]) -> list[str]:
