@@ -54,10 +54,9 @@ from nanoprune.io.tensors import stored_types, weights_hash
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.model_config import ModelConfig, Part, part_name, read_parts, record_removal
 from nanoprune.nn.peft import check_weights_can_change
-from nanoprune.statistics import average_ranks
+from nanoprune.statistics import LEAST, average_ranks
 
 LEAST_DOCUMENTS, LEAST_TOKENS = 2, 100  # of a calibration: fewer give no interval, and no basis for a choice
-FEW_DOCUMENTS = 12  # fewer give intervals that are too narrow
 BEGINNINGS, BEGINNING_TOKENS = 64, 32  # of --tokens: so many documents at most, and so much of each at least
 
 
@@ -339,8 +338,8 @@ def main() -> None:
         print(f"loss without each of {config.num_hidden_layers} blocks, products in {dtype}, on "
               f"{text['documents']} validation documents in windows of {text['context']}, "
               f"{text['tokens']:,} tokens ({text['chosen']}), no prefix token")
-        if text["documents"] < FEW_DOCUMENTS:
-            print(f"warning: intervals over fewer than {FEW_DOCUMENTS} documents are too narrow; raise "
+        if text["documents"] < LEAST:
+            print(f"warning: there are no intervals over fewer than {LEAST} documents; raise "
                   "--tokens, or prepare from more articles")
         scores = score_blocks(model, calibration, args.parts)
         print_scores(scores)

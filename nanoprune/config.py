@@ -337,7 +337,7 @@ def _parse(text: str, kind) -> Any:
         return kind(text)
     if kind == str | None and text.lower() == "none":
         return None
-    if kind == int | str and text.isdecimal():  # a block
+    if kind == int | str and text != "none" and not set(".+") & set(text):  # a block, and no part or group
         return int(text)
     return text
 

@@ -17,7 +17,7 @@ GOOD = dict(name="x", base="some/model", data="data/x")
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs(name):
     path = ROOT / name
-    config = load_study(path).training if path.name.startswith("study") else load_config(path)
+    config = load_study(path).training if "study" in path.name else load_config(path)
     assert not config.problems()
     assert config_from_dict(config.to_dict(), name) == config
 

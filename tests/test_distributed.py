@@ -174,6 +174,7 @@ def test_measurements_are_the_same_whatever_the_number_of_processes(world, tmp_p
     for processes in (1, 2):
         done = torchrun(processes, ROOT / "eval.py", world.model, other, "--data", data, "--out",
                         tmp_path / str(processes), "--answer-tokens", "4", "--dtype", "float32",
+                        "--documents", "12",
                         env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("# Results") == 1

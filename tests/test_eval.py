@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import transformers
 from adapters import adapted_model
@@ -307,6 +308,7 @@ def test_the_plan_by_hand(world, tmp_path, evaluate):
     assert places["questions"] == 8 and places["sources"] == 4
     assert places["changed_without_block"] == pytest.approx(
         np.not_equal(correct["base"], correct["less"]).mean())
-    assert places["detectable_points"] == pytest.approx(100 * 2.8 * math.sqrt(0.3 / 8))
-    assert places["questions_needed"] == math.ceil(0.3 * (2.8 / 0.05) ** 2)
+    quantiles = scipy.stats.t.ppf(0.975, 7) + scipy.stats.t.ppf(0.8, 7)
+    assert places["detectable_points"] == pytest.approx(100 * quantiles * math.sqrt(0.3 / 8), rel=1e-5)
+    assert places["questions_needed"] == math.ceil(0.3 * (quantiles / 0.05) ** 2)
     assert f"{places['questions_needed']:,}" in out

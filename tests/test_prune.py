@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from small import ROOT, SHAPE, random_base, read_rows, run_main
 
 from model import Decoder
+from nanoprune import statistics
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import Example, TokenFile, write_documents, write_examples
 from nanoprune.data.tokenizer import load_tokenizer
@@ -235,11 +236,12 @@ def test_the_blocks_that_are_not_told_apart_from_the_best(world):
 
 
 def test_the_scoring_ends_with_the_next_command(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(statistics, "LEAST", 12)
     table = tmp_path / "b.csv"
     arguments = [world.model, "--data", world.data, "--score", table, "--dtype", "float32"]
     code, out, _ = run_main(monkeypatch, capsys, "prune.py", *arguments, "--tokens", "120")
     assert code == 0 and "tokens of 3 documents, evenly spaced), no prefix token" in out
-    assert "warning: intervals over fewer than 12 documents are too narrow" in out
+    assert "warning: there are no intervals over fewer than 12 documents" in out
     last = out.splitlines()[-1]
     best = next(row["block"] for row in read_rows(table) if row["rank"] == "1")
     drop = f"python prune.py {world.model} --evidence {table} --drop {best} --out models/base-less-{best}"

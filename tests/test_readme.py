@@ -39,7 +39,7 @@ SHORTER = {  # options that are added to a command, so that a laptop's minute is
     "train.py configs": ["--max_steps=2", "--warmup_steps=1", "--batch_size=1", "--accumulation=2",
                          "--context=64", "--eval_every=1", "--eval_documents=2", "--save_every=1"],
     "study.py": ["--seeds=0", "--blocks=25", "--learning_rates=1e-4", "--max_steps=2", "--warmup_steps=1",
-                 "--batch_size=1", "--accumulation=2", "--context=64", "--save_every=1"],
+                 "--batch_size=1", "--accumulation=2", "--context=64", "--save_every=1", "--once=", "--longer="],
     "prepare.py": ["--generated-documents", "6"],
     "scrape.py": ["--base-url", "{site}", "--delay", "0"],
 }
@@ -64,7 +64,8 @@ def test_the_tree_names_every_script_and_every_room():
     tree = section("How it works")
     names = [path.name for path in tracked(":(glob)*") if not path.name.startswith(".")]
     names += [f"{path.name}" for path in tracked(":(glob)nanoprune/*.py")]
-    names += [f"{path.parent.name}/" for path in tracked(":(glob)*/**/*.py", "qa", "docs")]
+    names += [f"{path.parent.name}/" for path in tracked(":(glob)*/**/*.py", "qa", ":(glob)docs/*",
+                                                                  ":(glob)docs/*/*")]
     missing = set(names) - {"README.md", "LICENSE", "__init__.py"} - set(re.findall(r"[\w.-]+/?", tree))
     assert not missing, f"not in the README's tree: {', '.join(sorted(missing))}"
     for script in tracked(":(glob)*.py"):  # in a place of its own: configs have a study.py, too
@@ -147,6 +148,8 @@ def test_every_command_runs(checkout, tmp_path, monkeypatch, capsys):
     shape = SHAPE | dict(num_hidden_layers=28, hidden_size=16, intermediate_size=16, num_attention_heads=2,
                          max_position_embeddings=2048)
     make_model(checkout / "Qwen" / "Qwen3-0.6B-Base", data, **shape)
+    make_model(checkout / "HuggingFaceTB" / "SmolLM2-135M-Instruct", data, **shape | {
+        "model_type": "llama", "num_hidden_layers": 30})
     with serve(releases(company, 20, 1, date(2025, 9, 1))) as url:
         for command in COMMANDS:
             if command.startswith("make ") or "nanoprune.demo" in command:  # CI runs them

@@ -115,7 +115,7 @@ def test_full_against_lora_on_pairs(checkout, monkeypatch, capsys):
     make_articles(checkout / "data" / "raw")
     stand_in(checkout / "Qwen" / "Qwen2.5-0.5B", "qwen2", CHATML)
     outputs = run(["pairs_full", "pairs_lora"], monkeypatch, capsys, {
-        "train.py": SHORTER, "eval.py": ["--answers", "3", "--context", "500"],
+        "train.py": SHORTER, "eval.py": ["--answers", "3", "--context", "500", "--dtype", "float32"],
         "prepare.py": ["--generated-documents", "8"]})
     assert any("training pairs by task" in out for out in outputs.values())
     data = Dataset("data/pairs")
@@ -153,7 +153,7 @@ def test_the_service_manual(checkout, monkeypatch, capsys):
     corpora.manual(checkout / "data" / "raw" / "manual.jsonl")
     stand_in(checkout / "meta-llama" / "Llama-3.2-3B-Instruct", "llama", LLAMA)
     run(["manual"], monkeypatch, capsys, {
-        "train.py": [*SHORTER, "--context=300"], "eval.py": ["--answers", "4"]})
+        "train.py": [*SHORTER, "--context=300"], "eval.py": ["--answers", "4", "--dtype", "float32"]})
     data = Dataset("data/manual")
     tasks = data.meta["tasks"]
     assert set(tasks) == set(corpora.TASKS) and max(tasks.values()) <= 2 * min(tasks.values())

@@ -164,7 +164,8 @@ def test_validation_cuts_no_conversation(world, tmp_path):
 
 def test_a_run_that_makes_nothing_better_says_so(world, tmp_path, monkeypatch, capsys):
     config, worse = world.config(tmp_path, keep="best", eval_every=2), count(1)
-    monkeypatch.setattr(Validation, "measure", lambda *_: ValidationLoss(float(next(worse)), 1.0, 1.0))
+    monkeypatch.setattr(Validation, "measure", lambda *_: (
+        ValidationLoss(float(next(worse)), 1.0, 1.0), []))
     assert train(config)
     assert "no validation was better than the one before training" in capsys.readouterr().out
     assert all(map(torch.equal, weights(config.folder).values(),

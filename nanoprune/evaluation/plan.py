@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from nanoprune.evaluation.comparison import column, nats
-from nanoprune.statistics import Ratio, detectable_difference
+from nanoprune.statistics import Ratio, Spread
 
 ASSUMED = 0.2  # share of a set's answers that another model changes
 NATS, POINTS = 0.01, 5  # the differences that documents and questions are counted for
@@ -15,7 +15,7 @@ NATS, POINTS = 0.01, 5  # the differences that documents and questions are count
 
 def detectable(gains: Ratio) -> float:
     """The minimum detectable difference (80 % power) of paired differences."""
-    return detectable_difference(*gains.interval())
+    return gains.spread().detectable()
 
 
 def text_plan(whole: list[dict], reduced: list[dict]) -> dict:
@@ -36,8 +36,7 @@ def question_plan(whole: list[dict], reduced: list[dict], changed: float) -> dic
     otherwise, as many better as worse, each for itself.
     """
     count, measured = len(whole), np.mean(column(whole, "correct") != column(reduced, "correct"))
-    margin = 1.96 * 100 * math.sqrt(changed / count)
-    least = detectable_difference(-margin, margin)
+    least = Spread(100 * math.sqrt(changed / count), max(1, count - 1)).detectable()
     return {
         "questions": count,
         "sources": len({row["source"] for row in whole}),
