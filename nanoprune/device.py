@@ -148,15 +148,6 @@ def peak_memory(device: torch.device) -> float:
     return (peak * 1024 if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1e9
 
 
-def reset_peak(device: torch.device) -> None:
-    """Let the peak of memory begin anew, if the system can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-
-
 def memory_left(device: torch.device) -> float:
     """Bytes still free on the device; inf if the system does not say."""
     if device.type == "cuda":

@@ -39,7 +39,8 @@ SHORTER = {  # options that are added to a command, so that a laptop's minute is
     "train.py configs": ["--max_steps=2", "--warmup_steps=1", "--batch_size=1", "--accumulation=2",
                          "--context=64", "--eval_every=1", "--eval_documents=2", "--save_every=1"],
     "study.py": ["--seeds=0", "--blocks=25", "--learning_rates=1e-4", "--max_steps=2", "--warmup_steps=1",
-                 "--batch_size=1", "--accumulation=2", "--context=64", "--save_every=1", "--once=", "--longer="],
+                 "--batch_size=1", "--accumulation=2", "--context=64", "--save_every=1", "--once=",
+                 "--longer="],
     "prepare.py": ["--generated-documents", "6"],
     "scrape.py": ["--base-url", "{site}", "--delay", "0"],
 }
