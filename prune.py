@@ -26,20 +26,8 @@ from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import Example, TokenFile
 from nanoprune.device import environment, keep_freed_memory, make_autocast, pick_device, pick_dtype
 from nanoprune.distributed import join
-from nanoprune.evaluation.block_scores import (
-    SCORES,
-    BlockScores,
-    estimates,
-    protocol,
-    score_blocks,
-)
-from nanoprune.evaluation.removal_losses import (
-    Calibration,
-    KeptLosses,
-    loss_rows,
-    losses_without,
-    without,
-)
+from nanoprune.evaluation.block_scores import SCORES, BlockScores, estimates, protocol, score_blocks
+from nanoprune.evaluation.removal_losses import Calibration, KeptLosses, loss_rows, losses_without, without
 from nanoprune.io.files import (
     file_hash,
     file_hashes,

@@ -29,26 +29,12 @@ from nanoprune.config import Config, Study, load_study
 from nanoprune.data.dataset import Dataset
 from nanoprune.device import environment, keep_freed_memory, make_autocast, pick_device, pick_dtype
 from nanoprune.distributed import Ranks, join
-from nanoprune.evaluation.block_scores import (
-    BlockScores,
-    score_blocks,
-)
+from nanoprune.evaluation.block_scores import BlockScores, score_blocks
 from nanoprune.evaluation.cost import compare_speed
 from nanoprune.evaluation.items import Items
-from nanoprune.evaluation.measured import (
-    Measured,
-    RunResult,
-    describe_items,
-    final_validation,
-    measure_model,
-)
+from nanoprune.evaluation.measured import Measured, RunResult, describe_items, final_validation, measure_model
 from nanoprune.evaluation.perplexity import Protocol
-from nanoprune.evaluation.removal_losses import (
-    Calibration,
-    KeptLosses,
-    RemovalLosses,
-    losses_without,
-)
+from nanoprune.evaluation.removal_losses import Calibration, KeptLosses, RemovalLosses, losses_without
 from nanoprune.evaluation.study_page import StudyResults, write_study
 from nanoprune.figures.blocks import draw_blocks
 from nanoprune.figures.style import numbers, read_csv
@@ -152,9 +138,12 @@ def heal(
         yield f"{best}, adapters", runs.result(
             f"{best}-adapters", **reduced | {"seed": first} | study.adapters)
     for seed in study.seeds if study.distill else ():
-        full, alone = plain["none", seed], plain.get((best, seed))
-        if alone is None or full.diverged or alone.diverged:
-            print(f"seed {seed}: no distillation, the full or the reduced model diverged or did not run")
+        full, alone = plain.get(("none", seed)), plain.get((best, seed))
+        if full is None or alone is None:  # one of the two runs on the first seed alone
+            break
+        if full.diverged or alone.diverged:
+            for row in (f"{best}, distilled", f"{best}, as long without"):
+                yield row, RunResult(diverged=True)  # so that later seeds stand beside their own
             continue
         teacher = runs.configure("none", lr=lr["none"], seed=seed)
         taught = runs.result(f"{best}-distilled", teacher, **reduced, seed=seed)
@@ -245,9 +234,9 @@ class Runs:
 
     def train(self, config: Config) -> None:
         """Train a run, or resume it; nothing where it is finished and has its model."""
-        resume, finished = has_state(config.folder / "state"), (config.folder / "model").is_dir()
+        resume = has_state(config.folder / "state")
         if config.folder.exists() and not resume:
-            if finished and (config.folder / "model" / "config.json").is_file():
+            if any((config.folder / "model").glob("*.safetensors")):
                 return
             if self.ranks.rank == 0:
                 shutil.rmtree(config.folder)  # killed before its first save

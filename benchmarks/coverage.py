@@ -1,6 +1,6 @@
 """Do 95 % intervals cover? Simulated documents, questions and blocks like ours, and several intervals.
 
-    python -m benchmarks.coverage --out docs/results    (coverage.csv and coverage.md; 20 minutes on one core)
+    python -m benchmarks.coverage --out docs/results    (coverage.csv and coverage.md)
 
 Each case draws data sets from a distribution whose true value is known, and counts how often an interval
 contains it. The standard error of a coverage near .95 from 1,000 data sets is .007.

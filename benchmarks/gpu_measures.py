@@ -33,10 +33,7 @@ from nanoprune.config import Config
 from nanoprune.data.dataset import Dataset
 from nanoprune.device import environment, memory_left, pick_device, synchronize
 from nanoprune.evaluation.perplexity import score_text
-from nanoprune.evaluation.removal_losses import (
-    Calibration,
-    losses_without,
-)
+from nanoprune.evaluation.removal_losses import Calibration, losses_without
 from nanoprune.io.jsonl import read_jsonl, write_jsonl
 from nanoprune.nn.losses import head_loss, plain_loss
 from nanoprune.nn.model_config import ModelConfig, Part

@@ -20,11 +20,7 @@ from nanoprune import command_line
 from nanoprune.data.token_file import Example
 from nanoprune.device import keep_freed_memory
 from nanoprune.evaluation.perplexity import score_text
-from nanoprune.evaluation.removal_losses import (
-    Calibration,
-    losses_without,
-    without,
-)
+from nanoprune.evaluation.removal_losses import Calibration, losses_without, without
 from nanoprune.nn.model_config import ModelConfig, Part
 
 SIDES = ("shared", "naive", "full")

@@ -10,7 +10,7 @@
 from configs import replace
 from configs.smollm2_full import config as smollm2
 
-# 64 steps of 2,048 tokens: 131,072 in all, some 25 minutes on 2 CPU cores with bf16 units.
+# 64 steps of 2,048 tokens: 131,072 in all.
 config = replace(
     smollm2,
     name="qwen25_coder_full",

@@ -2,8 +2,8 @@
 
     python study.py configs/smollm2_study.py
 
-About 55 runs of 10 minutes on 2 CPU cores with bf16 units. What is measured stands in
-docs/studies/smollm2/measured, so the study goes on where it was, on this machine or another.
+Some 50 runs of 122,880 tokens. What is measured stands in docs/studies/smollm2/measured, so the study goes on
+where it was, on this machine or another.
 """
 
 from configs import Study, replace

@@ -1,6 +1,6 @@
 """Intervals that cover what they say, and tests of paired answers.
 
-docs/coverage.md has the simulations by which they were chosen (`python -m benchmarks.coverage`).
+docs/results/coverage.md has the simulations by which they were chosen (`python -m benchmarks.coverage`).
 """
 
 import math
@@ -31,12 +31,6 @@ class Spread(NamedTuple):
         margin = self.standard_error and self.standard_error * t_quantile((1 + level) / 2, self.freedom)
         return Interval(value - margin, value + margin)
 
-    def p(self, value: float) -> float:
-        """Two-sided p of the hypothesis that the value is zero."""
-        if not self.standard_error:
-            return float(value == 0)
-        return 2 * t_tail(abs(value) / self.standard_error, self.freedom)
-
     def detectable(self) -> float:
         """Minimum detectable difference: a true one of this size is shown in 80 of 100 samples."""
         return self.standard_error * (t_quantile((1 + LEVEL) / 2, self.freedom)
@@ -64,9 +58,9 @@ class Ratio(NamedTuple):
     def spread(self, groups: Sequence | None = None) -> Spread:
         return spread(self.influences, self.denominators, groups)
 
-    def interval(self, groups: Sequence | None = None, level: float = LEVEL) -> Interval:
-        """Linearised t interval over groups; with differences of two models as numerators it is paired."""
-        return self.spread(groups).interval(self.value, level)
+    def interval(self, groups: Sequence | None = None) -> Interval:
+        """95 % t interval over groups; with differences of two models as numerators it is paired."""
+        return self.spread(groups).interval(self.value)
 
 
 def spread(influences: np.ndarray, sizes: np.ndarray, groups: Sequence | None = None) -> Spread:
@@ -147,7 +141,7 @@ def t_quantile(p: float, freedom: float) -> float:
 
 def bisect(function: Callable[[float], float], low: float, high: float) -> float:
     """The root of an increasing function."""
-    for _ in range(200):
+    for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if function(middle) < 0 else (low, middle)
     return (low + high) / 2
@@ -199,15 +193,6 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     only_a, only_b = int((a > b).sum()), int((b > a).sum())
     n, fewer = only_a + only_b, min(only_a, only_b)
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """p-values of a family, adjusted by Holm (1979): each below .05 holds with all of them."""
-    order, adjusted, largest = np.argsort(p), [0.0] * len(p), 0.0
-    for rank, k in enumerate(order):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[k]))
-        adjusted[k] = largest
-    return adjusted
 
 
 def digits(low: float, high: float) -> int:

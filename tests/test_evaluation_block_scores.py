@@ -15,19 +15,9 @@ from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import Example
 from nanoprune.device import make_autocast
 from nanoprune.evaluation import block_scores, removal_losses
-from nanoprune.evaluation.block_scores import (
-    SCORES,
-    Score,
-    score_blocks,
-)
+from nanoprune.evaluation.block_scores import SCORES, Score, score_blocks
 from nanoprune.evaluation.perplexity import score_text
-from nanoprune.evaluation.removal_losses import (
-    Calibration,
-    KeptLosses,
-    WindowStates,
-    losses_without,
-    without,
-)
+from nanoprune.evaluation.removal_losses import Calibration, KeptLosses, WindowStates, losses_without, without
 from nanoprune.nn.model_config import Part, part_name
 from prune import choose_blocks, choose_documents, drop_blocks
 

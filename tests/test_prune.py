@@ -20,15 +20,8 @@ from nanoprune import statistics
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import Example, TokenFile, write_documents, write_examples
 from nanoprune.data.tokenizer import load_tokenizer
-from nanoprune.evaluation.block_scores import (
-    SCORES,
-    estimates,
-    score_blocks,
-)
-from nanoprune.evaluation.removal_losses import (
-    Calibration,
-    losses_without,
-)
+from nanoprune.evaluation.block_scores import SCORES, estimates, score_blocks
+from nanoprune.evaluation.removal_losses import Calibration, losses_without
 from nanoprune.io.files import file_hash
 from nanoprune.io.hub import copy_tokenizer
 from nanoprune.io.jsonl import read_jsonl

@@ -18,10 +18,7 @@ from nanoprune.data.token_file import Example
 from nanoprune.data.tokenizer import load_tokenizer
 from nanoprune.device import make_autocast
 from nanoprune.evaluation.perplexity import Protocol
-from nanoprune.evaluation.removal_losses import (
-    Calibration,
-    losses_without,
-)
+from nanoprune.evaluation.removal_losses import Calibration, losses_without
 from nanoprune.io.jsonl import read_jsonl
 from nanoprune.nn.model_config import Part
 from nanoprune.statistics import Ratio

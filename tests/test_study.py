@@ -14,14 +14,10 @@ from model import Decoder
 from nanoprune.config import Study, load_study
 from nanoprune.data.dataset import Dataset
 from nanoprune.evaluation import multiple_choice
-from nanoprune.evaluation.block_scores import (
-    score_blocks,
-)
+from nanoprune.evaluation.block_scores import score_blocks
 from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihoods
 from nanoprune.evaluation.perplexity import Protocol, score_text
-from nanoprune.evaluation.removal_losses import (
-    Calibration,
-)
+from nanoprune.evaluation.removal_losses import Calibration
 from prune import drop_blocks
 from study import Stopped, run_study
 from train import train
@@ -279,7 +275,15 @@ def test_one_diverged_seed_does_not_keep_a_study_from_its_report(world, tmp_path
     rows = {row["block"]: row for row in read_rows(tmp_path / "which" / "study.csv")}
     assert rows["none"]["diverged"] == "1" and float(rows["none"]["after"]) > 0
     assert np.isfinite(float(rows["0"]["lost_after"]))
-    assert rows["0, distilled"]["runs"] == "1"
+    for row in ("0, distilled", "0, as long without"):
+        assert (rows[row]["runs"], rows[row]["diverged"]) == ("2", "1")
+
+
+def test_a_full_model_with_one_seed_teaches_that_seed_alone(world, tmp_path):
+    run_study(short(world, tmp_path, seeds=(0, 1), distill=True, once=("none",)))
+    rows = {row["block"]: row for row in read_rows(tmp_path / "which" / "study.csv")}
+    assert {name: row["runs"] for name, row in rows.items()} == {
+        "none": "1", "0": "2", "0, distilled": "1", "0, as long without": "1"}
 
 
 def test_epochs_are_steps_that_a_longer_arm_exceeds(world, tmp_path, monkeypatch):

@@ -13,10 +13,7 @@ from nanoprune.data.dataset import Dataset
 from nanoprune.evaluation import multiple_choice, perplexity, removal_losses
 from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihoods
 from nanoprune.evaluation.perplexity import Protocol, score_text
-from nanoprune.evaluation.removal_losses import (
-    Calibration,
-    losses_without,
-)
+from nanoprune.evaluation.removal_losses import Calibration, losses_without
 from nanoprune.nn.model_config import Part
 
 TEXT, CHOICES, WITHOUT, TRAINED = 1984.1333, -1490.7259, 1209.8295, 5.24677

@@ -9,17 +9,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from nanoprune.config import Study
-from nanoprune.evaluation.block_scores import (
-    BlockScores,
-    estimates,
-)
+from nanoprune.evaluation.block_scores import BlockScores, estimates
 from nanoprune.evaluation.exchange_rate import equal_time, tokens_to_reach
 from nanoprune.evaluation.items import Items
 from nanoprune.evaluation.measured import RunResult, final_validation
-from nanoprune.evaluation.removal_losses import (
-    Removal,
-    RemovalLosses,
-)
+from nanoprune.evaluation.removal_losses import Removal, RemovalLosses
 from nanoprune.figures.study import draw_exchange, draw_study
 from nanoprune.io.files import finite_or_none, write_csv, write_json, write_text
 from nanoprune.io.markdown import interval_table, with_interval
@@ -126,8 +120,8 @@ def study_rows(results: StudyResults) -> list[dict]:
         by_seed = results.nll(name, "test").sum(1) / sizes["test"].sum()
         seconds = [run.seconds for run in runs if not run.diverged] or [math.nan]
         rows.append(row | {
-            "seed_low": np.nanmin(by_seed, initial=np.inf),
-            "seed_high": np.nanmax(by_seed, initial=-np.inf), "rank_before": "", "rank_after": "",
+            "seed_low": np.fmin.reduce(by_seed), "seed_high": np.fmax.reduce(by_seed),
+            "rank_before": "", "rank_after": "",
             "seconds": round(float(np.median(seconds)), 1), "runs": len(runs),
             "diverged": sum(run.diverged for run in runs)})
     return rows
@@ -139,7 +133,7 @@ def entry(name: str, values: np.ndarray, sizes: np.ndarray, groups: Sequence | N
     `values` (seeds, units): of one seed the interval is of that run, of several of a new seed and a new unit.
     Seeds that diverged, and units of no size, count nowhere.
     """
-    values, some = values[np.isfinite(values).all(1)], sizes > 0
+    values, some = converged(values), sizes > 0
     if not len(values):
         return {f"{name}{end}": math.nan for end in ENDS}
     values, sizes = values[:, some], sizes[some]
@@ -150,6 +144,11 @@ def entry(name: str, values: np.ndarray, sizes: np.ndarray, groups: Sequence | N
     else:
         varied = crossed_spread(influences, sizes, groups)
     return dict(zip([f"{name}{end}" for end in ENDS], (value, *varied.interval(value)), strict=True))
+
+
+def converged(values: np.ndarray) -> np.ndarray:
+    """The values (seeds, units) of the seeds that did not diverge."""
+    return values[np.isfinite(values).all(1)]
 
 
 def paired(values: np.ndarray, full: np.ndarray) -> np.ndarray:
@@ -165,7 +164,7 @@ def question_rows(results: StudyResults) -> list[dict]:
         for questions in results.items.questions:
             right, sources = results.correct(name, questions), results.sources(questions)
             each, lost = np.ones(len(sources)), -paired(right, results.correct("none", questions))
-            accuracy = np.nanmean(right, axis=0)
+            accuracy = converged(right).mean(0) if len(converged(right)) else right[0]
             row = {"block": name, "set": questions, "n": len(each), "accuracy": accuracy.mean()}
             row["accuracy_low"], row["accuracy_high"] = share_interval(accuracy, sources)
             rows.append(row | entry("lost", lost, each, sources))

@@ -6,14 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
-from nanoprune.figures.style import (
-    BESIDE,
-    draw_intervals,
-    numbers,
-    read_csv,
-    save,
-    scale_differences,
-)
+from nanoprune.figures.style import BESIDE, draw_intervals, numbers, read_csv, save, scale_differences
 
 BEFORE = ("lost_before", "lost_before_low", "lost_before_high")
 AFTER = ("lost_after", "lost_after_low", "lost_after_high")

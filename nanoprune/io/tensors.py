@@ -62,11 +62,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def stored_types(folder: Path) -> dict[str, torch.dtype]:
-    """The element types of a model's tensors as they are stored, by name."""
+    """The element types of a model's tensors as they are stored, by name; fp32 for those we cannot write."""
     dtypes, types = {name: dtype for dtype, name in SAFETENSORS_TYPES.items()}, {}
     for path in weight_files(folder):
         with open_tensors(path) as file:
-            types |= {name: dtypes[file.get_slice(name).get_dtype()] for name in file.keys()}
+            for name in file.keys():
+                types[name] = dtypes.get(file.get_slice(name).get_dtype(), torch.float32)
     return types
 
 
