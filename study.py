@@ -126,7 +126,8 @@ def heal(
         for arm, removed in {"none": (), **arms}.items():
             if seed == first or arm not in once:
                 rate = lr["none" if arm == "none" else best]
-                plain[arm, seed] = runs.result(arm, drop_blocks=names(removed), lr=rate, seed=seed)
+                curve = {"eval_every": 0} if arm in once else {}  # only arms of several seeds are compared
+                plain[arm, seed] = runs.result(arm, drop_blocks=names(removed), lr=rate, seed=seed, **curve)
                 yield arm, plain[arm, seed]
 
     # ---- the block whose removal costs least: healed longer, by adapters, by the full model
