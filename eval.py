@@ -18,7 +18,6 @@ same numbers.
 
 import argparse
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,9 +29,10 @@ from model import Decoder
 from nanoprune import command_line
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.tokenizer import tokenizer_hash
-from nanoprune.device import make_autocast, pick_device, pick_dtype
+from nanoprune.device import environment, make_autocast, pick_device, pick_dtype
 from nanoprune.distributed import Ranks, join
 from nanoprune.evaluation.agreement import compare_predictions, final_states
+from nanoprune.evaluation.arms import make_arms
 from nanoprune.evaluation.cost import measure_speed, model_cost
 from nanoprune.evaluation.items import Items
 from nanoprune.evaluation.lm_eval_tasks import export_tasks
@@ -50,6 +50,7 @@ from nanoprune.nn.peft import config_folder, is_adapter
 from nanoprune.nn.sampling import generate
 
 SAMPLES, SAMPLE_WORDS, SAMPLE_TOKENS = 5, 8, 60  # continued beginnings of test documents, or --prompts
+SAMPLED = {"temperature": 0.8, "top_p": 0.95, "seed": 0}
 GENERAL = Path(__file__).parent / "qa" / "general.jsonl"  # plain text on many things, written for this
 
 
@@ -166,18 +167,21 @@ def make_items(options: Options, dataset: Dataset, folder: Path, window: int) ->
     return items
 
 
-def prompts_to_continue(path: str | None, documents: list[dict]) -> list[str]:
-    """The lines of a file, or else the first words of a few documents, evenly spaced."""
+def prompts_to_continue(path: str | None, documents: list[dict]) -> list[dict]:
+    """The lines of a file, or else the first words of a few documents, evenly spaced, and the words behind.
+    """
     if path:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-        return [line.strip() for line in lines if line.strip()]
+        return [{"prompt": line.strip(), "reference": ""} for line in lines if line.strip()]
     chosen = np.linspace(0, len(documents) - 1, min(SAMPLES, len(documents))).round().astype(int)
-    return [" ".join(documents[i]["text"].split()[:SAMPLE_WORDS]) for i in chosen]
+    words = [documents[i]["text"].split()[: SAMPLE_WORDS + SAMPLE_TOKENS] for i in chosen]
+    return [{"prompt": " ".join(text[:SAMPLE_WORDS]), "reference": " ".join(text[SAMPLE_WORDS:])}
+            for text in words]
 
 
 # ---------------------------------------------------------------- one model
 def evaluate(
-    candidate: Candidate, options: Options, corpus: set[str], prompts: list[str], cache: ResultCache,
+    candidate: Candidate, options: Options, corpus: set[str], prompts: list[dict], cache: ResultCache,
     ranks: Ranks,
 ) -> dict:
     """Every result of a model: rows of texts, questions and answers; on rank 0 also its size, samples and
@@ -208,14 +212,18 @@ def evaluate(
         cost = {"trained_params": None} | model_cost(model, folder, options.dtype)
         if cost["training_s"] is not None or is_adapter(folder):
             cost["trained_params"] = size.trained
-        samples = [continuation(model, prompt, items) for prompt in prompts]
+        samples = [continuations(model, prompt["prompt"], items) for prompt in prompts]
         states = final_states(model, items.test, items.protocol, items.end)
     ranks.barrier()
+    run = folder.parent if (folder.parent / "train.csv").is_file() else None
     return {
-        "name": candidate.label, "path": str(folder), "blocks": config.num_hidden_layers,
-        "original": list(config.blocks), "params": size.total,
-        "tokenizer": items.tokenizer_hash, **texts, "answers": answers, "written": written, "cost": cost,
-        "samples": samples, "states": states} | describe_run(folder.parent)
+        "label": candidate.name, "name": candidate.label, "path": str(folder), "sha256": file_hashes(folder),
+        "blocks": config.num_hidden_layers, "original": list(config.blocks),
+        "history": config.extra.get("nanoprune_history", []),
+        "run": read_json(run / "config.json") if run else None,
+        "base_sha256": read_json(run / "env.json").get("base") if run else None,
+        "params": size.total, "tokenizer": items.tokenizer_hash, **texts, "answers": answers,
+        "written": written, "cost": cost, "samples": samples, "states": states}
 
 
 def cached_measure(
@@ -267,37 +275,37 @@ def plan(candidate: Candidate, options: Options, cache: ResultCache, ranks: Rank
                           for name, rows in answers.items()}}
 
 
-def continuation(model: Decoder, prompt: str, items: Items) -> str:
-    """The greedy continuation of a prompt, or why there is none."""
+def continuations(model: Decoder, prompt: str, items: Items) -> dict[str, str]:
+    """A prompt's greedy continuation and a sampled one, or why there is none."""
     window = model.config.max_position_embeddings
-    ids = items.tokenizer.encode(prompt).ids[: window // 2]
-    try:
-        tokens = generate(model, torch.tensor([ids]), min(SAMPLE_TOKENS, window - len(ids)),
-                          stop=model.stop_tokens | {items.end})[0]
-    except ValueError as error:
-        return f"({error})"
-    return items.tokenizer.decode(tokens)
-
-
-def describe_run(run: Path) -> dict:
-    """The seed of a run, and as `like` all that runs of one config have in common; None for other folders."""
-    if not (run / "train.csv").is_file():
-        return {"seed": None, "like": None}
-    config = read_json(run / "config.json")
-    like = {key: value for key, value in config.items() if key not in ("name", "runs", "seed")}
-    return {"seed": config["seed"], "like": json.dumps(like, sort_keys=True)}
+    ids, texts = torch.tensor([items.tokenizer.encode(prompt).ids[: window // 2]]), {}
+    for way, settings in (("greedy", {}), ("sampled", SAMPLED)):
+        try:
+            (tokens,) = generate(model, ids, min(SAMPLE_TOKENS, window - ids.shape[1]),
+                                 stop=model.stop_tokens | {items.end}, **settings)
+            texts[way] = items.tokenizer.decode(tokens)
+        except ValueError as error:
+            texts[way] = f"({error})"
+    return texts
 
 
 # ---------------------------------------------------------------- all models
-def describe_evaluation(options: Options, candidates: list[Candidate], results: list[dict]) -> str:
-    """The protocol, the hardware and the notes that a reader needs beside the numbers."""
+def describe_evaluation(
+    options: Options, dataset: Dataset, candidates: list[Candidate], results: list[dict], device: torch.device
+) -> dict[str, str]:
+    """The protocol, the data and the machine that a reader needs beside the numbers."""
     notes = "".join(f"; {note}" for note in candidates[0].items.notes())
-    text = (f"Data {options.data}. Text: {candidates[-1].items.protocol.describe()}; products in "
-            f"{options.dtype} on {pick_device(options.device).type}. Questions by log-likelihood of the "
-            f"choices{notes}.")
+    text = (f"Text: {candidates[-1].items.protocol.describe()}; products in {options.dtype} on "
+            f"{device.type}. Questions by log-likelihood of the choices{notes}.")
     if len({result["tokenizer"] for result in results}) > 1:
         text += " The models' tokenizers differ: they are compared in bits per byte only."
-    return text
+    splits = [f"{split['documents']} of {split['first']} to {split['last']} for {name}"
+              for name, split in dataset.meta.get("splits", {}).items() if split.get("first")]
+    machine = environment(device)
+    return {"data": options.data + (f": documents, {', '.join(splits)}" if splits else ""),
+            "machine": f"commit {(machine['git'] or 'unknown')[:7]}, {machine['device']}, "
+                       f"{machine['threads']} threads, torch {machine['torch']}",
+            "protocol": text}
 
 
 def parse_options() -> Options:
@@ -374,21 +382,21 @@ def main() -> None:
             break
     # ---- how sure are we?
     if results and ranks.rank == 0:
-        agreement = []
+        arms, agreement = make_arms(results), []
         for tokenizer in dict.fromkeys(result["tokenizer"] for result in results):
             agreement += compare_predictions(
-                {result["name"]: result["states"] for result in results if result["tokenizer"] == tokenizer},
+                {arm.name: arm.first["states"] for arm in arms if arm.first["tokenizer"] == tokenizer},
                 device)
         if options.cost:
             speeds = measure_speed(Decoder.from_pretrained,
-                                   {result["name"]: Path(result["path"]) for result in results},
-                                   str(device), options.dtype)
-            for result in results:
-                result["cost"] |= speeds[result["name"]]
-        about = describe_evaluation(options, candidates, results)
-        write_results(out, results, agreement, about, prompts)
+                                   {arm.name: Path(arm.first["path"]) for arm in arms}, str(device),
+                                   options.dtype)
+            for arm in arms:
+                arm.first["cost"] |= speeds[arm.name]
+        about = describe_evaluation(options, dataset, candidates, results, device)
+        write_results(out, arms, agreement, about, prompts)
         print((out / "results.md").read_text(encoding="utf-8"))
-        print(f"wrote {out}: results.md, the same in results.json, tables and figures")
+        print(f"wrote {out}: results.md, results.html to send on, results.json, tables and figures")
     if failure:
         raise failure
 

@@ -31,6 +31,12 @@ class Spread(NamedTuple):
         margin = self.standard_error and self.standard_error * t_quantile((1 + level) / 2, self.freedom)
         return Interval(value - margin, value + margin)
 
+    def p_value(self, value: float) -> float:
+        """Two-sided p of the value's difference from 0; nan without a spread."""
+        if not self.standard_error:
+            return float(value == 0)
+        return 2 * t_tail(abs(value) / self.standard_error, self.freedom)
+
     def detectable(self) -> float:
         """Minimum detectable difference: a true one of this size is shown in 80 of 100 samples."""
         return self.standard_error * (t_quantile((1 + LEVEL) / 2, self.freedom)
@@ -43,16 +49,19 @@ NO_SPREAD = Spread(math.nan, math.nan)
 class Ratio(NamedTuple):
     """A mean over units, sum(numerators) / sum(denominators), such as nats by tokens of each document."""
 
-    numerators: np.ndarray  # (n,)
+    numerators: np.ndarray  # (n,), or (seeds, n) of several runs, whose mean it is
     denominators: np.ndarray  # (n,)
 
     @property
     def value(self) -> float:
-        return self.numerators.sum() / self.denominators.sum()
+        return np.atleast_2d(self.numerators).mean(0).sum() / self.denominators.sum()
 
     @property
     def influences(self) -> np.ndarray:
-        """What each unit adds to the value's deviation from the truth (n,), to first order (delta method)."""
+        """What each unit adds to the value's deviation from the truth, to first order (delta method).
+
+        (n,) or (seeds, n).
+        """
         return (self.numerators - self.value * self.denominators) / self.denominators.sum()
 
     def spread(self, groups: Sequence | None = None) -> Spread:
@@ -64,27 +73,24 @@ class Ratio(NamedTuple):
 
 
 def spread(influences: np.ndarray, sizes: np.ndarray, groups: Sequence | None = None) -> Spread:
-    """The spread of a ratio, or of a difference of ratios, from its units' influences (n,) and sizes (n,).
+    """The spread of a ratio, or of a difference of ratios, from its units' influences and sizes (n,).
 
-    Groups (None: each unit is its own) are independent, units of one are not. The standard error is the
-    jackknife's, to first order. Large groups count for more, so there are fewer degrees of freedom than
-    groups: Satterthwaite's (1946), for a variance in proportion to squared sizes.
+    Influences (n,) of one run, or (seeds, n): then it is that over new units *and* new seeds. Groups (None:
+    each unit is its own) are independent, units of one are not.
     """
-    sums, shares = by_group(influences[None], sizes, groups)
-    return group_spread(sums[0], shares)
-
-
-def by_group(
-    influences: np.ndarray, sizes: np.ndarray, groups: Sequence | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Influences (rows, units) summed over groups, and the groups' shares of all sizes."""
+    influences = np.atleast_2d(influences)
     _, index = np.unique(range(len(sizes)) if groups is None else groups, return_inverse=True)
     sums = np.stack([np.bincount(index, weights=row) for row in influences])
-    return sums, np.bincount(index, weights=sizes) / sizes.sum()
+    shares = np.bincount(index, weights=sizes) / sizes.sum()
+    return group_spread(sums[0], shares) if len(sums) == 1 else crossed_spread(sums, shares)
 
 
 def group_spread(sums: np.ndarray, shares: np.ndarray) -> Spread:
-    """The spread of an estimate from its groups' influences and shares (groups,)."""
+    """The spread of an estimate from its groups' influences and shares of all sizes (groups,).
+
+    The standard error is the jackknife's, to first order. Large groups count for more, so there are fewer
+    degrees of freedom than groups: Satterthwaite's (1946), for a variance in proportion to squared sizes.
+    """
     count = len(shares)
     if count < LEAST:
         return NO_SPREAD
@@ -93,13 +99,12 @@ def group_spread(sums: np.ndarray, shares: np.ndarray) -> Spread:
     return Spread(math.sqrt((count - 1) / count * (without_each**2).sum()), freedom)
 
 
-def crossed_spread(influences: np.ndarray, sizes: np.ndarray, groups: Sequence | None = None) -> Spread:
-    """The spread over new groups *and* new seeds, from influences (seeds, n): two crossed random effects.
+def crossed_spread(sums: np.ndarray, shares: np.ndarray) -> Spread:
+    """The spread over new groups *and* new seeds, from sums (seeds, groups): two crossed random effects.
 
     The variances of the effects are added, that of their interaction, which is in both, is subtracted once
     (Cornfield and Tukey 1956); degrees of freedom by Satterthwaite (1946).
     """
-    sums, shares = by_group(influences, sizes, groups)
     seeds, count = sums.shape
     over_groups = group_spread(sums.mean(0), shares)
     if math.isnan(over_groups.standard_error):
@@ -116,8 +121,8 @@ def crossed_spread(influences: np.ndarray, sizes: np.ndarray, groups: Sequence |
 
 
 def mean(values: np.ndarray) -> Ratio:
-    """The mean of values (n,) of equal weight."""
-    return Ratio(values, np.ones(len(values)))
+    """The mean of values (n,) or (seeds, n) of equal weight."""
+    return Ratio(values, np.ones(values.shape[-1]))
 
 
 # ---------------------------------------------------------------- distributions
@@ -168,7 +173,7 @@ def wilson_interval(successes: float, n: float, level: float = LEVEL) -> Interva
 
 
 def share_interval(values: np.ndarray, groups: Sequence | None = None) -> Interval:
-    """95 % interval of a share, the mean of values (n,) from 0 to 1 that come in groups.
+    """95 % interval of a share, the mean of values (n,) or (seeds, n) from 0 to 1 that come in groups.
 
     Wilson's, of as many values as they are worth: n over the design effect of the groups (Kish 1965). Over
     fewer groups than LEAST it is the exact one, of as many values as groups.
@@ -177,11 +182,12 @@ def share_interval(values: np.ndarray, groups: Sequence | None = None) -> Interv
     if math.isnan(share):
         return Interval(math.nan, math.nan)
     if math.isnan(varied.standard_error):
-        count = len(set(groups)) if groups is not None else len(values)
+        count = len(set(groups)) if groups is not None else values.shape[-1]
         return binomial_interval(round(share * count), count)
-    independent = share * (1 - share) / len(values)  # the variance without groups
+    count = values.shape[-1]
+    independent = share * (1 - share) / count  # the variance without groups
     effect = max(1.0, varied.standard_error**2 / independent) if independent else 1.0
-    return wilson_interval(share * len(values) / effect, len(values) / effect)
+    return wilson_interval(share * count / effect, count / effect)
 
 
 # ---------------------------------------------------------------- tests and ranks
@@ -193,6 +199,13 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     only_a, only_b = int((a > b).sum()), int((b > a).sum())
     n, fewer = only_a + only_b, min(only_a, only_b)
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p-values (n,) adjusted so that all hold together (Holm 1979)."""
+    order = np.argsort(p)
+    adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return adjusted[np.argsort(order)]
 
 
 def digits(low: float, high: float) -> int:

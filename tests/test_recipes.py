@@ -92,7 +92,9 @@ def run(names: list[str], monkeypatch, capsys, shorter: dict[str, list[str]]) ->
 
 
 def results(folder) -> dict[str, dict]:
-    return {m["name"]: m for m in json.loads((folder / "results.json").read_text())["models"]}
+    """The models of a comparison by the names of their runs or folders."""
+    models = json.loads((folder / "results.json").read_text())["models"]
+    return {Path(m["paths"][0].removesuffix("/model")).name: m for m in models}
 
 
 def test_every_recipe_is_a_config():
@@ -133,7 +135,8 @@ def test_full_against_lora_on_pairs(checkout, monkeypatch, capsys):
     page = (checkout / "results" / "pairs" / "results.md").read_text()
     assert longest > 500 and f"in windows of {longest} tokens" in page
     lines = read_jsonl(checkout / "results" / "pairs" / "answers.jsonl")
-    assert len(lines) == 3 and all(set(line["answers"]) == set(models) for line in lines)
+    assert len(lines) == 3 and all(
+        set(line["answers"]) == {model["name"] for model in models.values()} for line in lines)
 
 
 def test_qlora_full_against_reduced(checkout, monkeypatch, capsys):
@@ -216,4 +219,7 @@ def test_replay(checkout, monkeypatch, capsys):
     assert [model["blocks"] for model in models.values()] == [26, 26, 25, 26, 25]
     assert all(model["general"]["nll"] > 0 for model in models.values())
     report = (checkout / "results" / "replay" / "results.md").read_text()
-    assert "| full | full_replay | general nll |" in report
+    assert {model["name"] for model in models.values()} == {
+        "base", "fine-tuned full (replay 0.0)", "fine-tuned full (replay 0.5)",
+        "fine-tuned without block 25 (replay 0.0)", "fine-tuned without block 25 (replay 0.5)"}
+    assert report.count("| reduced against full |") == 2

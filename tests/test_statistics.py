@@ -13,7 +13,6 @@ from nanoprune.statistics import (
     Ratio,
     average_ranks,
     binomial_interval,
-    crossed_spread,
     digits,
     mcnemar,
     mean,
@@ -110,11 +109,11 @@ def test_seeds_and_documents_together():
     rng = np.random.default_rng(7)
     by_document = np.tile(rng.normal(0, 1, 30) / 30, (3, 1))
     by_document -= by_document.mean()
-    alone = crossed_spread(by_document, np.ones(30))
+    alone = spread(by_document, np.ones(30))
     assert alone.standard_error == pytest.approx(spread(by_document[0], np.ones(30)).standard_error)
     assert alone.freedom == pytest.approx(29)
     effects = np.array([0.1, -0.3, 0.2])
-    seeds = crossed_spread(np.tile(effects[:, None] / 30, (1, 30)), np.ones(30))
+    seeds = spread(np.tile(effects[:, None] / 30, (1, 30)), np.ones(30))
     assert seeds.standard_error == pytest.approx(effects.std(ddof=1) / math.sqrt(3))
     assert seeds.freedom == pytest.approx(2)
 
@@ -125,7 +124,7 @@ def test_seeds_and_documents_cover_a_new_seed_and_a_new_document():
         seeds, documents = rng.normal(0, 0.05, 3), rng.normal(0, 0.2, 30)
         values = 1.0 + seeds[:, None] + documents + rng.normal(0, 0.05, (3, 30))
         influences = (values - values.mean()) / 30
-        low, high = crossed_spread(influences, np.ones(30)).interval(values.mean())
+        low, high = spread(influences, np.ones(30)).interval(values.mean())
         covered += low <= 1.0 <= high
     assert covered / 1000 > 0.92
 

@@ -1,34 +1,22 @@
-"""Each model's numbers with their intervals, and paired differences between models and between seeds."""
+"""Each model's numbers with their intervals, and paired differences between models."""
 
 import itertools
 import math
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
+from nanoprune.evaluation.arms import STEPS, Arm, bits, find_steps, nats, values
 from nanoprune.evaluation.perplexity import EDGES
 from nanoprune.evaluation.written_answers import KINDS, MEANS, SCORES, corpus_bleu
-from nanoprune.statistics import (
-    LEVEL,
-    NO_SPREAD,
-    Ratio,
-    Spread,
-    crossed_spread,
-    mcnemar,
-    mean,
-    share_interval,
-    spread,
-)
+from nanoprune.statistics import Ratio, Spread, holm, mcnemar, mean, share_interval, spread
 
 RULES = {"correct": "accuracy", "correct_norm": "accuracy_norm", "correct_bytes": "accuracy_bytes"}
-ABOUT = ("name", "path", "blocks", "original", "params", "tokenizer", "seed", "like")
 LENGTHS = ("shortest third", "middle third", "longest third")
-
-
-def column(rows: list[dict], key: str) -> np.ndarray:
-    return np.array([row[key] for row in rows], float)
+BINS = 10  # of confidence, for calibration
+METHOD = ("95 %, paired, t over documents or sources, jackknife, Satterthwaite's degrees of freedom; of "
+          "several seeds: crossed random effects of seeds and documents")
 
 
 def sources(rows: list[dict]) -> list[str]:
@@ -36,34 +24,27 @@ def sources(rows: list[dict]) -> list[str]:
     return [row["source"] for row in rows]
 
 
-def grouped(rows: list[dict], key: str) -> dict[str, list[dict]]:
-    """Rows by a column; those without a value are left out."""
-    groups = defaultdict(list)
-    for row in rows:
+def groups(rows: list[dict], key: str) -> dict[str, np.ndarray]:
+    """By value of a column the numbers of its rows; rows without a value are left out."""
+    numbers = defaultdict(list)
+    for number, row in enumerate(rows):
         if row.get(key) not in ("", None):
-            groups[str(row[key])].append(row)
-    return groups
-
-
-def nats(rows: list[dict]) -> Ratio:
-    """Nats per token."""
-    return Ratio(column(rows, "nll"), column(rows, "tokens"))
-
-
-def bits(rows: list[dict]) -> Ratio:
-    """Bits per byte."""
-    return Ratio(column(rows, "nll") / math.log(2), column(rows, "bytes"))
+            numbers[str(row[key])].append(number)
+    return {value: np.array(numbers[value]) for value in sorted(numbers)}
 
 
 # ---------------------------------------------------------------- one model
-def summarize(result: dict) -> dict:
-    """A model's entry in results.json."""
-    return {key: result[key] for key in ABOUT} | {
-        "test": summarize_text(result["test"]),
-        "general": summarize_text(result["general"]) if result["general"] else None,
-        "qa": {name: summarize_questions(rows) for name, rows in result["answers"].items()},
-        "written": summarize_by_task(result["written"]) if result["written"] else {},
-        "cost": result["cost"],
+def summarize(arm: Arm) -> dict:
+    """A model's entry in results.json; of several seeds, means over them."""
+    first = arm.first
+    return {
+        "name": arm.name, "paths": [run["path"] for run in arm.runs], "seeds": arm.seeds,
+        "removed": arm.removed, **{key: first[key] for key in ("blocks", "original", "params", "tokenizer")},
+        "test": summarize_text(arm.rows("test")),
+        "general": summarize_text(arm.rows("general")) if first["general"] else None,
+        "qa": {name: summarize_questions(arm.rows("", name)) for name in first["answers"]},
+        "written": summarize_by_task(arm.rows("written")) if first["written"] else {},
+        "cost": first["cost"],
     }
 
 
@@ -72,40 +53,51 @@ def estimate(name: str, ratio: Ratio, groups: Sequence | None = None) -> dict:
     return {name: ratio.value, f"{name}_interval": ratio.interval(groups)}
 
 
-def summarize_text(rows: list[dict]) -> dict:
-    nll, tokens, size, words = (column(rows, key).sum() for key in ("nll", "tokens", "bytes", "words"))
-    loss = estimate("nll", nats(rows))
+def summarize_text(runs: list[list[dict]]) -> dict:
+    nll, tokens, size, words = (values(runs, key).sum(1).mean()
+                                for key in ("nll", "tokens", "bytes", "words"))
+    loss = estimate("nll", nats(runs))
     return loss | {
         "perplexity": math.exp(loss["nll"]),
         "perplexity_interval": [math.exp(end) for end in loss["nll_interval"]],
-        "bits_per_byte": nll / math.log(2) / size,
-        "bits_per_byte_interval": bits(rows).interval(),
+        **estimate("bits_per_byte", bits(runs)),
         "word_perplexity": math.exp(min(700, nll / words)),
         "byte_perplexity": math.exp(nll / size),
+        "nll_by_seed": (values(runs, "nll").sum(1) / tokens).tolist(),
         "tokens": int(tokens),
         "bytes": int(size),
         "words": int(words),
-        "documents": len(rows),
+        "documents": len(runs[0]),
+        "not_finite": int((~np.isfinite(values(runs, "nll"))).any(0).sum()),
     }
 
 
-def summarize_questions(rows: list[dict]) -> dict:
-    n = len(rows)
-    summary = {"n": n, "sources": len(set(sources(rows)))}
-    summary |= {key: column(rows, key).mean() for key in ("chance", "longest")}
+def summarize_questions(runs: list[list[dict]]) -> dict:
+    rows, of = runs[0], sources(runs[0])
+    summary = {"n": len(rows), "sources": len(set(of))}
+    summary |= {key: values(runs, key).mean() for key in ("chance", "longest")}
     for key, name in RULES.items():
-        right = column(rows, key)
-        summary |= {name: right.mean(), f"{name}_interval": share_interval(right, sources(rows))}
-    true, best_other = np.array([true_and_best_other(row) for row in rows]).T
-    summary |= {"mean_loglikelihood": true.mean(), "mean_margin": (true - best_other).mean()}
-    summary["stderr"] = column(rows, "correct").std(ddof=1) / math.sqrt(n) if n > 1 else None
+        right = values(runs, key)
+        summary |= {name: right.mean(), f"{name}_interval": share_interval(right, of)}
+    summary |= estimate("true_bits_per_byte", true_bits(runs), of)
+    true, best_other = np.array([[true_and_best_other(row) for row in run] for run in runs]).mean((0, 1))
+    summary |= {"mean_loglikelihood": true, "mean_margin": true - best_other,
+                "calibration_error": np.mean([calibration_error(run) for run in runs])}
+    spread_of_answers = values(runs, "correct").mean(0)
+    summary["stderr"] = spread_of_answers.std(ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else None
     for kind in ("category", "difficulty"):
         accuracies = summary[f"by_{kind}"] = {}
-        for value, group in sorted(grouped(rows, kind).items()):
-            right = column(group, "correct")
-            accuracies[value] = {"n": len(group), "accuracy": right.mean(),
-                                 "interval": share_interval(right, sources(group))}
+        for value, numbers in groups(rows, kind).items():
+            right = values(runs, "correct")[:, numbers]
+            accuracies[value] = {"n": len(numbers), "accuracy": right.mean(),
+                                 "interval": share_interval(right, [of[number] for number in numbers])}
     return summary
+
+
+def true_bits(runs: list[list[dict]]) -> Ratio:
+    """Bits per byte of the true answers: a signal, too, where the accuracy is at chance."""
+    nll = [[-row["loglikelihoods"][row["answer"]] / math.log(2) for row in run] for run in runs]
+    return Ratio(np.array(nll), values(runs, "answer_bytes")[0])
 
 
 def true_and_best_other(row: dict) -> tuple[float, float]:
@@ -114,96 +106,176 @@ def true_and_best_other(row: dict) -> tuple[float, float]:
     return scores[answer], np.delete(scores, answer).max()
 
 
-def summarize_by_task(rows: list[dict]) -> dict[str, dict]:
+def calibration_error(rows: list[dict]) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599), in ten bins of equal width.
+
+    The mean distance of the share that is right from the probability of the choice taken, where the choices'
+    likelihoods are scaled to sum to 1.
+    """
+    confidence = np.array([1 / np.exp(np.array(row["loglikelihoods"]) - max(row["loglikelihoods"])).sum()
+                           for row in rows])
+    right, bins = values([rows], "correct")[0], np.minimum((confidence * BINS), BINS - 1)
+    if not np.isfinite(confidence).all():
+        return math.nan
+    gaps = np.bincount(bins.astype(int), right - confidence, BINS)
+    return float(np.abs(gaps).sum() / len(rows))
+
+
+def summarize_by_task(runs: list[list[dict]]) -> dict[str, dict]:
     """Means of every measure over all answers, by task, by category and by difficulty."""
-    summaries = {"all": summarize_answers(rows)}
+    summaries = {"all": summarize_answers(runs)}
     for kind in KINDS:
-        for value, group in sorted(grouped(rows, kind).items()):
-            summaries[value if kind == "task" else f"{kind} {value}"] = summarize_answers(group)
+        for value, numbers in groups(runs[0], kind).items():
+            own = [[rows[number] for number in numbers] for rows in runs]
+            summaries[value if kind == "task" else f"{kind} {value}"] = summarize_answers(own)
     return summaries
 
 
-def summarize_answers(rows: list[dict]) -> dict:
+def summarize_answers(runs: list[list[dict]]) -> dict:
     """Means over answers, those of SCORES with intervals; `invented` is a share of the numbers written."""
-    means = {measure: mean(column(rows, measure)) for measure in MEANS if measure in rows[0]}
-    summary = {"n": len(rows)} | {measure: ratio.value for measure, ratio in means.items()}
-    if "bleu" in rows[0]:
+    means = {measure: mean(values(runs, measure)) for measure in MEANS if measure in runs[0][0]}
+    summary = {"n": len(runs[0])} | {measure: ratio.value for measure, ratio in means.items()}
+    if "bleu" in runs[0][0]:
+        rows = list(itertools.chain.from_iterable(runs))
         summary["bleu"] = corpus_bleu([row["answer"] for row in rows], [row["reference"] for row in rows])
     for measure in SCORES:
         summary |= estimate(measure, means[measure])
-    written = column(rows, "numbers").sum()
-    return summary | {"invented": column(rows, "invented").sum() / written if written else 0.0}
+    written = values(runs, "numbers").sum()
+    return summary | {"invented": values(runs, "invented").sum() / written if written else 0.0}
 
 
-def slices(result: dict) -> list[dict]:
+def slices(arm: Arm) -> list[dict]:
     """The rows of slices.csv: test loss by month, category, length and position; general text by category."""
-    thirds = np.quantile(column(result["test"], "tokens"), [1 / 3, 2 / 3])
-    rows = [row | {"length": LENGTHS[np.searchsorted(thirds, row["tokens"])]} for row in result["test"]]
-    parts = [(kind, value, "", documents) for kind in ("month", "category", "length")
-             for value, documents in sorted(grouped(rows, kind).items())]
-    parts += [("general", value, "", documents)
-              for value, documents in sorted(grouped(result["general"], "category").items())]
+    test = arm.rows("test")
+    thirds = np.quantile(values(test, "tokens")[0], [1 / 3, 2 / 3])
+    rows = [row | {"length": LENGTHS[np.searchsorted(thirds, row["tokens"])]} for row in test[0]]
+    parts = [(kind, value, "", test, numbers) for kind in ("month", "category", "length")
+             for value, numbers in groups(rows, kind).items()]
+    parts += [("general", value, "", arm.rows("general"), numbers)
+              for value, numbers in groups(arm.first["general"], "category").items()]
     for first, after in itertools.zip_longest(EDGES, EDGES[1:]):
-        parts.append(("position", f"{first} to {after - 1}" if after else f"from {first}", f"_{first}", rows))
+        parts.append(("position", f"{first} to {after - 1}" if after else f"from {first}", f"_{first}", test,
+                      np.arange(len(rows))))
     lines = []
-    for kind, value, suffix, documents in parts:
-        scored = [row for row in documents if row[f"tokens{suffix}"]]
-        loss = Ratio(column(scored, f"nll{suffix}"), column(scored, f"tokens{suffix}"))
-        if scored:
+    for kind, value, suffix, runs, numbers in parts:
+        tokens = values(runs, f"tokens{suffix}")[0, numbers]
+        loss = Ratio(values(runs, f"nll{suffix}")[:, numbers][:, tokens > 0], tokens[tokens > 0])
+        if tokens.any():
             low, high = loss.interval()
-            lines.append({
-                "model": result["name"], "slice": kind, "value": value, "nll": loss.value, "low": low,
-                "high": high, "tokens": int(loss.denominators.sum()), "documents": len(scored)})
+            lines.append({"model": arm.name, "slice": kind, "value": value, "nll": loss.value, "low": low,
+                          "high": high, "tokens": int(tokens.sum()), "documents": int((tokens > 0).sum())})
     return lines
 
 
 # ---------------------------------------------------------------- two models
-def compare_all(results: list[dict]) -> list[dict]:
-    """Comparisons of every two models; those that hold among all differences listed are marked."""
-    pairs = list(itertools.combinations(results, 2))
-    first = results[0]
-    measures = 1 + bool(first["general"]) + len(first["answers"]) + len(SCORES) * bool(first["written"])
-    return [compare(a, b, len(pairs) * measures) for a, b in pairs]
+def compare_all(arms: list[Arm]) -> list[dict]:
+    """Comparisons of every two models; those that are a step of the experiment come first."""
+    named = {(a.name, b.name): step for step, pairs in find_steps(arms).items() for a, b in pairs}
+    by_name = {arm.name: arm for arm in arms}
+    others = [pair for pair in itertools.combinations(by_name, 2)
+              if pair not in named and pair[::-1] not in named]
+    pairs = sorted(named, key=lambda pair: STEPS.index(named[pair])) + others
+    return [{"models": list(pair), "step": named.get(pair, "")} | compare(*map(by_name.get, pair))
+            for pair in pairs]
 
 
-def compare(a: dict, b: dict, comparisons: int) -> dict:
-    """Paired differences of b from a with 95 % intervals; `comparisons`: how many are listed in all."""
-    same_tokens = a["tokenizer"] == b["tokenizer"]
-    differences = {"models": [a["name"], b["name"]]}
+def compare(a: Arm, b: Arm) -> dict:
+    """Paired differences of b from a; of several seeds those that both ran with are paired."""
+    common = set(a.seeds) & set(b.seeds)
+    if len(a.runs) > 1 and len(b.runs) > 1:
+        a, b = (Arm(arm.name, [run for run in arm.runs if run["run"]["seed"] in common] or arm.runs[:1])
+                for arm in (a, b))
+    differences = {"seeds": max(len(a.runs), len(b.runs))}
+    same_tokens = a.first["tokenizer"] == b.first["tokenizer"]
     for text, label in (("test", ""), ("general", "general ")):
-        before, after = a[text], b[text]
-        if before:
-            gain = bits(after).value - bits(before).value
-            varied = spread(bits(after).influences - bits(before).influences, column(before, "bytes"))
-            differences[f"{label}bits_per_byte"] = verdict(gain, varied, comparisons)
-            if same_tokens:
-                gains = Ratio(column(after, "nll") - column(before, "nll"), column(before, "tokens"))
-                differences[f"{label}nll"] = mean_difference(gains, None, comparisons)
+        before, after = a.rows(text), b.rows(text)
+        if not before[0]:
+            continue
+        if same_tokens:
+            gains = Ratio(values(after, "nll") - values(before, "nll"), values(before, "tokens")[0])
+            differences[f"{label}nll"] = verdict(gains)
+        first, second = bits(before), bits(after)
+        # each unit's part in the logarithm of the ratio, for its spread
+        parts = second.influences / second.value - first.influences / first.value
+        differences[f"{label}log_bits_per_byte"] = describe(
+            math.log(second.value / first.value), spread(parts, second.denominators))
     if not same_tokens:
         return differences | {"note": "different tokenizers: compared in bits per byte only"}
-    for name, before in a["answers"].items():
-        for key, measure in RULES.items():
-            right, right_after = column(before, key), column(b["answers"][name], key)
-            gains = mean(right_after - right)
-            differences[f"{name} {measure}"] = mean_difference(gains, sources(before), comparisons) | {
-                "mcnemar_p": mcnemar(right, right_after)}
-    for key in SCORES if a["written"] else ():
-        gains = mean(column(b["written"], key) - column(a["written"], key))
-        differences[f"written {key}"] = mean_difference(gains, None, comparisons)
+    for name in a.first["answers"]:
+        differences |= compare_answers(name, a.rows("", name), b.rows("", name))
+    for key in SCORES if a.first["written"] else ():
+        gains = mean(values(b.rows("written"), key) - values(a.rows("written"), key))
+        differences[f"written {key}"] = verdict(gains)
     return differences
 
 
-def mean_difference(gains: Ratio, groups: Sequence | None, comparisons: int) -> dict:
-    return verdict(gains.value, gains.spread(groups), comparisons)
+def compare_answers(name: str, before: list[list[dict]], after: list[list[dict]]) -> dict:
+    """Differences in the answers to a question set, as a whole and by category."""
+    rows, of, differences = before[0], sources(before[0]), {}
+    for key, measure in RULES.items():
+        gains = mean(values(after, key) - values(before, key))
+        differences[f"{name} {measure}"] = verdict(gains, of) | {
+            "p": p_value(before, after, key, gains.spread(of))}
+    first, second = true_bits(before), true_bits(after)
+    gains = Ratio(second.numerators - first.numerators, first.denominators)
+    differences[f"{name} true_bits_per_byte"] = verdict(gains, of)
+    categories = {}
+    for category, numbers in groups(rows, "category").items():
+        own = [[[run[number] for number in numbers] for run in runs] for runs in (before, after)]
+        gains = mean(values(own[1], "correct") - values(own[0], "correct"))
+        own_sources = [of[number] for number in numbers]
+        categories[category] = verdict(gains, own_sources) | {
+            "n": len(numbers), "p": p_value(*own, "correct", gains.spread(own_sources))}
+    adjusted = holm(np.array([category["p"] for category in categories.values()]))
+    for category, p in zip(categories.values(), adjusted, strict=True):
+        category["p_holm"] = float(p)
+    return differences | {f"{name} by category": categories}
 
 
-def verdict(value: float, varied: Spread, comparisons: int) -> dict:
-    """A difference, its interval, and whether it holds alone and among all comparisons (Bonferroni)."""
+def p_value(before: list[list[dict]], after: list[list[dict]], key: str, varied: Spread) -> float:
+    """McNemar's exact p of one run each, else that of the t interval."""
+    a, b = values(before, key), values(after, key)
+    return mcnemar(a[0], b[0]) if len(a) == len(b) == 1 else varied.p_value((b - a).mean())
+
+
+def verdict(gains: Ratio, groups: Sequence | None = None) -> dict:
+    """A paired difference, its interval, and whether it is shown; `identical`: no unit differs."""
+    return describe(gains.value, gains.spread(groups)) | {"identical": not gains.numerators.any()}
+
+
+def describe(value: float, varied: Spread) -> dict:
     low, high = varied.interval(value)
-    lowest, highest = varied.interval(value, 1 - (1 - LEVEL) / comparisons)
     return {"difference": value, "interval": [low, high], "shown": bool(low > 0 or high < 0),
-            "shown_among_all": bool(lowest > 0 or highest < 0), "freedom": varied.freedom,
-            "detectable": varied.detectable(), "method": "linearised t, 95 %, paired"}
+            "identical": False, "freedom": varied.freedom, "detectable": varied.detectable()}
+
+
+def difference_rows(comparisons: list[dict]) -> list[dict]:
+    """The rows of differences.csv: perplexities in per cent, accuracies in points."""
+    rows = []
+    for comparison in comparisons:
+        first, second = comparison["models"]
+        about = {"first": first, "second": second, "step": comparison["step"]}
+        for measure, found in comparison.items():
+            described = in_readable_units(measure, found, comparison)
+            if described:
+                rows.append(about | described | {"seeds": comparison["seeds"]})
+    return rows
+
+
+def in_readable_units(measure: str, found: dict, comparison: dict) -> dict | None:
+    """A difference of perplexity in per cent, of accuracy in points; None for other measures."""
+    text = {"nll": "test", "general nll": "general"}.get(measure)
+    if text or ("note" in comparison and measure.endswith("log_bits_per_byte")):
+        name = f"{text} perplexity" if text else (
+            "general bits per byte" if measure.startswith("general") else "test bits per byte")
+        ends, unit = [100 * math.expm1(x) for x in (found["difference"], *found["interval"])], "%"
+    elif measure.endswith(" accuracy"):
+        name, unit = measure, "points"
+        ends = [100 * x for x in (found["difference"], *found["interval"])]
+    else:
+        return None
+    return {"measure": name, "unit": unit, "difference": ends[0], "low": ends[1], "high": ends[2],
+            "shown": found["shown"], "identical": found["identical"]}
 
 
 def summarize_agreement(rows: list[dict]) -> list[dict]:
@@ -213,56 +285,8 @@ def summarize_agreement(rows: list[dict]) -> list[dict]:
         pairs[row["first"], row["second"]].append(row)
     entries = []
     for models, documents in pairs.items():
-        tokens = column(documents, "tokens")
-        entry = {"models": list(models)} | estimate("top1", Ratio(column(documents, "same"), tokens))
-        entry |= estimate("kl", Ratio(column(documents, "kl"), tokens))
+        tokens = values([documents], "tokens")[0]
+        entry = {"models": list(models)} | estimate("top1", Ratio(values([documents], "same"), tokens))
+        entry |= estimate("kl", Ratio(values([documents], "kl"), tokens))
         entries.append(entry | {"tokens": int(tokens.sum()), "documents": len(documents)})
     return entries
-
-
-# ---------------------------------------------------------------- several seeds
-def over_seeds(results: list[dict]) -> dict[str, list[dict]]:
-    """The test nll of configs that ran with several seeds, and the differences between them.
-
-    The interval of a difference is that of a new seed and a new document. Its runs are paired by seed where
-    both configs ran with the same ones.
-    """
-    families = {}  # the runs of each config, by its name
-    for runs in grouped(results, "like").values():
-        if len(runs) > 1:
-            name = re.sub(r"[-_]?s?\d+$", "", runs[0]["name"]) or runs[0]["name"]
-            families[name] = sorted(runs, key=lambda run: run["seed"])
-    pairs = itertools.combinations(families.items(), 2)
-    comparisons = [compare_seeds(a, b, runs_a, runs_b) for (a, runs_a), (b, runs_b) in pairs
-                   if runs_a[0]["tokenizer"] == runs_b[0]["tokenizer"]]
-    return {"configs": [describe_seeds(name, runs) for name, runs in families.items()],
-            "comparisons": comparisons}
-
-
-def losses_by_seed(runs: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of test nll (seeds, documents) and tokens (documents,)."""
-    return np.array([column(run["test"], "nll") for run in runs]), column(runs[0]["test"], "tokens")
-
-
-def describe_seeds(name: str, runs: list[dict]) -> dict:
-    nll, tokens = losses_by_seed(runs)
-    means, loss = nll.sum(1) / tokens.sum(), Ratio(nll.mean(0), tokens)
-    return {"config": name, "runs": len(runs), "nll": means.mean(),
-            "documents": loss.spread().standard_error, "seeds": means.std(ddof=1), "lowest": means.min(),
-            "highest": means.max()}
-
-
-def compare_seeds(a: str, b: str, runs_a: list[dict], runs_b: list[dict]) -> dict:
-    """The difference of config b from config a over the seeds that both ran with."""
-    common = {run["seed"] for run in runs_a} & {run["seed"] for run in runs_b}
-    (nll_a, tokens), (nll_b, _) = (losses_by_seed([run for run in runs if run["seed"] in common] or runs[:1])
-                                   for runs in (runs_a, runs_b))
-    gains = nll_b - nll_a
-    value = gains.mean(0).sum() / tokens.sum()
-    influences = (gains - value * tokens) / tokens.sum()
-    varied = crossed_spread(influences, tokens) if len(common) > 1 else NO_SPREAD
-    low, high = varied.interval(value)
-    return {"configs": [a, b], "difference": value, "interval": [low, high],
-            "shown": bool(low > 0 or high < 0), "seeds": len(common), "error": varied.standard_error,
-            "freedom": varied.freedom,
-            "method": "crossed random effects of seeds and documents, Satterthwaite"}

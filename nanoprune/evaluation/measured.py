@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 # Settings that change no number but in its last digits, and names and paths: what these hold is hashed.
 APART = {"name", "runs", "base", "revision", "data", "teacher", "device", "threads", "batch_size",
          "accumulation", "recompute", "compile", "parallel", "log_every", "save_every"}
-OF_A_RUN = {"seed", "lr", "drop_blocks", "max_steps"}  # settings in which the runs of a study may differ
+# Settings in which the runs of a study may differ.
+OF_A_RUN = {"seed", "lr", "drop_blocks", "max_steps", "eval_every"}
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def describe_items(items: Items) -> dict:
     about["questions"] = {
         name: [{"answer": question["answer"], "source": str(question.get("source", number)),
                 "category": question.get("category", ""),
-                "characters": [len(choice) for choice in question["choices"]]}
+                "characters": [len(choice) for choice in question["choices"]],
+                "bytes": [len(choice.encode()) for choice in question["choices"]]}
                for number, question, _ in questions]
         for name, questions in items.questions.items()}
     return about

@@ -176,5 +176,6 @@ def question_row(number: int, question: dict, scores: np.ndarray) -> dict:
         "correct_norm": correct(scores / characters),
         "correct_bytes": correct(scores / utf8_bytes),
         "answer": answer,
+        "answer_bytes": int(utf8_bytes[answer]),
         "loglikelihoods": scores.tolist(),
     }

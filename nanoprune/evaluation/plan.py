@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from nanoprune.evaluation.comparison import column, nats
+from nanoprune.evaluation.arms import nats, values
 from nanoprune.statistics import Ratio, Spread
 
 ASSUMED = 0.2  # share of a set's answers that another model changes
@@ -20,8 +20,8 @@ def detectable(gains: Ratio) -> float:
 
 def text_plan(whole: list[dict], reduced: list[dict]) -> dict:
     """The difference in nats a token that these documents can show, from the rows of two models."""
-    tokens = nats(whole).denominators
-    least = detectable(Ratio(column(reduced, "nll") - column(whole, "nll"), tokens))
+    tokens = nats([whole]).denominators
+    least = detectable(Ratio(values([reduced], "nll") - values([whole], "nll"), tokens))
     documents = int((tokens > 0).sum())
     return {
         "documents": documents,
@@ -35,7 +35,7 @@ def question_plan(whole: list[dict], reduced: list[dict], changed: float) -> dic
     """The difference in points of accuracy that these questions can show if `changed` of them are answered
     otherwise, as many better as worse, each for itself.
     """
-    count, measured = len(whole), np.mean(column(whole, "correct") != column(reduced, "correct"))
+    count, measured = len(whole), np.mean(values([whole], "correct") != values([reduced], "correct"))
     least = Spread(100 * math.sqrt(changed / count), max(1, count - 1)).detectable()
     return {
         "questions": count,

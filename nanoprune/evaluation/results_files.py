@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from nanoprune.evaluation.arms import Arm
 from nanoprune.evaluation.comparison import (
+    METHOD,
     compare_all,
-    over_seeds,
+    difference_rows,
     slices,
     summarize,
     summarize_agreement,
@@ -13,44 +15,55 @@ from nanoprune.evaluation.results_page import results_page
 from nanoprune.evaluation.written_answers import KINDS
 from nanoprune.figures.results import draw_categories, draw_results, draw_slices, draw_tradeoff
 from nanoprune.figures.runs import draw_curves
-from nanoprune.io.files import finite_or_none, write_csv, write_json, write_text
+from nanoprune.io.files import finite_or_none, read_json, write_csv, write_json, write_text
 from nanoprune.io.jsonl import write_jsonl
+from nanoprune.io.markdown import to_html
 
-OPTIONAL = ("agreement.csv", "answers.csv", "answers.jsonl", "categories.png",
-            "curves.png", "tradeoff.png")  # an earlier evaluation's
+OPTIONAL = ("agreement.csv", "answers.csv", "answers.jsonl", "categories.png", "curves.png",
+            "differences.csv", "slices.png", "tradeoff.png")  # an earlier evaluation's
 
 
 def write_results(
-    folder: Path, results: list[dict], agreement: list[dict], protocol: str, prompts: list[str]
+    folder: Path, arms: list[Arm], agreement: list[dict], about: dict, prompts: list[dict]
 ) -> None:
-    """Write everything about the models' results; `agreement`: rows of `compare_predictions`."""
+    """Write everything about the models' results.
+
+    `agreement`: rows of `compare_predictions`. `about`: data, machine and protocol, in words. `prompts`: of
+    the generations, with what the release says.
+    """
     for name in OPTIONAL:
         (folder / name).unlink(missing_ok=True)
-    models = [summarize(result) for result in results]
-    comparisons, seeds, pairs = compare_all(results), over_seeds(results), summarize_agreement(agreement)
-    samples = [{"prompt": prompt, "texts": {result["name"]: result["samples"][i] for result in results}}
+    if (folder / "plan.json").is_file():
+        about |= {"plan": read_json(folder / "plan.json")}
+    models, comparisons = [summarize(arm) for arm in arms], compare_all(arms)
+    pairs = summarize_agreement(agreement)
+    samples = [prompt | {"texts": {arm.name: arm.first["samples"][i] for arm in arms}}
                for i, prompt in enumerate(prompts)]
-    write_text(folder / "results.md", results_page(models, comparisons, pairs, seeds, protocol, samples))
     write_json(folder / "results.json", finite_or_none(
-        {"protocol": protocol, "models": models, "comparisons": comparisons, "agreement": pairs,
-         "over_seeds": seeds}))
+        {"about": about, "models": models, "comparisons": comparisons, "method": METHOD, "agreement": pairs}))
     write_jsonl(folder / "samples.jsonl", samples)
     write_csv(folder / "models.csv", model_rows(models))
     write_csv(folder / "accuracy.csv", accuracy_rows(models))
-    for name, rows in raw_rows(results).items():
+    if differences := difference_rows(comparisons):
+        write_csv(folder / "differences.csv", differences)
+    for name, rows in raw_rows(arms).items():
         write_csv(folder / name, rows)
     if agreement:
         write_csv(folder / "agreement.csv", agreement)
-    if results[0]["written"]:
-        write_jsonl(folder / "answers.jsonl", side_by_side(results))
-    draw_figures(folder, results)
+    if arms[0].first["written"]:
+        write_jsonl(folder / "answers.jsonl", answers_side_by_side(arms))
+    draw_figures(folder, arms)
+    page = results_page(arms, models, comparisons, pairs, about, samples)
+    write_text(folder / "results.md", page)
+    write_text(folder / "results.html", to_html(page, folder))
 
 
 def model_rows(models: list[dict]) -> list[dict]:
     rows = []
     for model in models:
         test, row = model["test"], {"model": model["name"]}
-        row |= {key: model[key] for key in ("tokenizer", "blocks", "params")} | {"nll": test["nll"]}
+        row |= {key: model[key] for key in ("tokenizer", "removed", "blocks", "params")}
+        row |= {"seeds": len(model["seeds"]), "nll": test["nll"]}
         for key, short in (("perplexity", "perplexity"), ("bits_per_byte", "bits")):
             low, high = test[f"{key}_interval"]
             row |= {key: test[key], f"{short}_low": low, f"{short}_high": high}
@@ -73,39 +86,41 @@ def accuracy_rows(models: list[dict]) -> list[dict]:
     return rows
 
 
-def raw_rows(results: list[dict]) -> dict[str, list[dict]]:
-    """By file: the rows of every document, slice, question and answer."""
+def raw_rows(arms: list[Arm]) -> dict[str, list[dict]]:
+    """By file: the rows of every document, slice, question and answer, of every run."""
     tables = {"documents.csv": [], "slices.csv": [], "questions.csv": []}
-    if results[0]["written"]:
+    if arms[0].first["written"]:
         tables["answers.csv"] = []
-    for result in results:
-        model = {"model": result["name"]}
-        for name in ("test", "general"):
-            tables["documents.csv"] += [model | {"set": name} | row for row in result[name]]
-        tables["slices.csv"] += slices(result)
-        for name, rows in result["answers"].items():
-            tables["questions.csv"] += [model | {"set": name} | row for row in rows]
-        for row in result["written"]:
-            tables["answers.csv"].append(model | row)
+    for arm in arms:
+        tables["slices.csv"] += slices(arm)
+        for run in arm.runs:
+            model = {"model": arm.name, "seed": run["run"]["seed"] if run["run"] else ""}
+            for name in ("test", "general"):
+                tables["documents.csv"] += [model | {"set": name} | row for row in run[name]]
+            for name, rows in run["answers"].items():
+                tables["questions.csv"] += [model | {"set": name} | row for row in rows]
+            for row in run["written"]:
+                tables["answers.csv"].append(model | row)
     return tables
 
 
-def side_by_side(results: list[dict]) -> list[dict]:
-    """Each instruction with the answers of all models."""
+def answers_side_by_side(arms: list[Arm]) -> list[dict]:
+    """Each instruction with the answers of all models, of their first seeds."""
     rows = []
-    for i, first in enumerate(results[0]["written"]):
+    for i, first in enumerate(arms[0].first["written"]):
         row = {key: first[key] for key in (*KINDS, "prompt", "reference")}
-        rows.append(row | {"answers": {result["name"]: result["written"][i]["answer"] for result in results}})
+        rows.append(row | {"answers": {arm.name: arm.first["written"][i]["answer"] for arm in arms}})
     return rows
 
 
-def draw_figures(folder: Path, results: list[dict]) -> None:
+def draw_figures(folder: Path, arms: list[Arm]) -> None:
     draw_results(folder, folder / "comparison.png")
     draw_slices(folder, folder / "slices.png")
-    if any("decode_tokens_per_s" in result["cost"] for result in results):
+    if any("decode_tokens_per_s" in arm.first["cost"] for arm in arms):
         draw_tradeoff(folder, folder / "tradeoff.png")
+    results = [run for arm in arms for run in arm.runs]
     if any(row["category"] for result in results for rows in result["answers"].values() for row in rows):
         draw_categories(folder, folder / "categories.png")
-    runs = [Path(result["path"]).parent for result in results if result["like"]]
+    runs = [Path(arm.first["path"]).parent for arm in arms if arm.first["run"]]
     if runs:
         draw_curves(runs, folder / "curves.png")

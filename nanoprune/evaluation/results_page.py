@@ -1,29 +1,53 @@
-"""The page of results: results.md."""
+"""The page of results: results.md. The first screen says what was compared and what followed; details after.
+"""
 
 import math
 
-from nanoprune.evaluation.comparison import RULES
-from nanoprune.evaluation.written_answers import SCORES
-from nanoprune.io.markdown import table, with_interval
-from nanoprune.statistics import LEAST, digits
+from nanoprune.evaluation.arms import REDUCED, REMOVED, STEPS, Arm, find_steps, warnings
+from nanoprune.evaluation.comparison import RULES, difference_rows
+from nanoprune.evaluation.results_summary import (
+    cell,
+    compared,
+    conclusions,
+    doubts,
+    forgotten,
+    headline,
+    of_row,
+    overview,
+    saved,
+    with_range,
+)
+from nanoprune.evaluation.written_answers import SCORES, repetition
+from nanoprune.io.markdown import counted, table, with_interval
 
 OVERLAPS = ("rouge1", "rouge2", "rougeL", "bleu", "repetition", "invented")
+COVERAGE = ("95 % intervals, each for itself: of twenty comparisons without a difference one is shown all "
+            "the same. Simulated, they cover 93 to 98 % from 12 documents; 88 to 91 % where a few of up to "
+            "60 differ much more than the others (docs/results/coverage.md).")
 
 
 def results_page(
-    models: list[dict], comparisons: list[dict], agreement: list[dict], seeds: dict, protocol: str,
+    arms: list[Arm], models: list[dict], comparisons: list[dict], agreement: list[dict], about: dict,
     samples: list[dict],
 ) -> str:
-    lines = ["# Results", "", conclusions(models, comparisons, seeds), "", protocol, ""]
-    lines += [*overview(models), "", *sizes(models[0])]
+    """`about`: protocol, data, hardware and notes, from eval.py."""
+    steps, rows = find_steps(arms), difference_rows(comparisons)
+    lines = [f"# {headline(arms, steps)}", "", *compared(arms, models, about), ""]
+    lines += [f"- {sentence}" for sentence in conclusions(models, comparisons, rows)]
+    lines += ["", *overview(models), "", "![The differences and the answers](comparison.png)", ""]
+    lines += [f"- {sentence}" for sentence in [
+        *forgotten(rows), *saved(models, steps), *doubts(arms, models), *warnings(arms, steps)]]
     sections = {
-        "Size and cost": sizes_of_models(models) + ["", *speeds(models)],
+        "The steps": steps_table(rows),
+        "Protocol": protocol(models, about),
+        "Planned and seen": plan_table(about.get("plan"), comparisons),
         "Text": texts(models),
         "Questions": questions_table(models),
+        "Questions by kind": kinds_table(models, comparisons),
         "Answers written to held-out instructions": written_table(models),
-        "Differences": differences(comparisons),
-        "From base to others and between them": agreement_table(agreement),
-        "Over seeds": seeds_table(seeds["configs"]),
+        "Seeds": seeds_table(models),
+        "Size and cost": [*sizes_of_models(models), "", *speeds(models)],
+        "Agreement": agreement_table(agreement),
         "Side by side": side_by_side(samples),
     }
     for title, section in sections.items():
@@ -32,45 +56,120 @@ def results_page(
     return "\n".join(lines) + "\n"
 
 
-# ---------------------------------------------------------------- cells
-def cell(values: dict, key: str) -> str:
-    return with_interval(values[key], values[f"{key}_interval"])
-
-
-def difference(d: dict) -> str:
-    return with_interval(d["difference"], d["interval"], "+")
-
-
 def known(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"
+    return "-" if value is None or math.isnan(value) else f"{value:{form}}"
 
 
-# ---------------------------------------------------------------- the sections
-def overview(models: list[dict]) -> list[str]:
-    rows = []
-    for model in models:
-        row = {"model": model["name"], "blocks": model["blocks"], "parameters": f"{model['params']:,}"}
-        if all(model["tokenizer"] == other["tokenizer"] for other in models):  # else it cannot be compared
-            row["test perplexity [95 %]"] = cell(model["test"], "perplexity")
-        row["bits/byte [95 %]"] = cell(model["test"], "bits_per_byte")
-        row |= {f"{name} accuracy [95 %]": cell(q, "accuracy") for name, q in model["qa"].items()}
-        rows.append(row)
-    return table(rows)
+def steps_table(rows: list[dict]) -> list[str]:
+    pairs = {}
+    for row in rows:
+        if row["step"]:
+            pair = pairs.setdefault((row["first"], row["second"]), {
+                "step": row["step"], "from": row["first"], "to": row["second"]})
+            pair[row["measure"]] = of_row(row)
+    if not pairs:
+        return []
+    return [*table(sorted(pairs.values(), key=lambda pair: STEPS.index(pair["step"]))), "",
+            "The other pairs stand in differences.csv and results.json."]
 
 
-def sizes(model: dict) -> list[str]:
-    """Sizes of the test split and of the question sets, and a warning where they are small."""
-    test, fewest = model["test"], model["test"]["documents"]
+def protocol(models: list[dict], about: dict) -> list[str]:
+    test = models[0]["test"]
     lines = [f"Test split: {test['documents']} documents, {test['tokens']:,} scored tokens of "
-             f"{model['name']}."]
-    for name, q in model["qa"].items():
-        lines.append(f"{name}: {q['n']} questions on {q['sources']} sources; chance {q['chance']:.3f}, the "
-                     f"longest choice alone {q['longest']:.3f}.")
-        fewest = min(fewest, q["sources"])
-    if fewest < LEAST:
-        lines.append(f"Over fewer than {LEAST} documents or sources there are no intervals (nan): simulated "
-                     "ones do not cover what they say.")
-    return lines
+             f"{models[0]['name']}. {about['protocol']}"]
+    lines += [f"{name}: {q['n']} questions on {counted(q['sources'], 'source')}; chance {q['chance']:.3f}, "
+              f"the longest choice alone {q['longest']:.3f}." for name, q in models[0]["qa"].items()]
+    return [*lines, "", COVERAGE]
+
+
+def plan_table(plan: dict | None, comparisons: list[dict]) -> list[str]:
+    """The least difference that `eval.py --plan` foretold, beside that of the models compared."""
+    seen = [c for c in comparisons if c["step"] == REDUCED and "nll" in c]
+    if not plan or not seen:
+        return []
+    rows = [{"least difference shown with 80 % power": "test perplexity, %",
+             "planned": f"{plan['text']['detectable_perplexity_percent']:.2g}",
+             "seen": f"{100 * math.expm1(seen[0]['nll']['detectable']):.2g}"}]
+    for name, questions in plan["questions"].items():
+        if found := seen[0].get(f"{name} accuracy"):
+            rows.append({"least difference shown with 80 % power": f"{name}, points",
+                         "planned": f"{questions['detectable_points']:.2g}",
+                         "seen": known(100 * found["detectable"], ".2g")})
+    return [*table(rows), "", f"The plan took the spread of {plan['model']} with and without block "
+            f"{plan['without']}, and {plan['changed']:.0%} of changed answers."]
+
+
+def texts(models: list[dict]) -> list[str]:
+    rows = []
+    for text in ("test", "general"):
+        for model in models:
+            if found := model[text]:
+                row = {"text": text, "model": model["name"], "nats a token": cell(found, "nll")}
+                if text == "general":
+                    row |= {"perplexity": cell(found, "perplexity"),
+                            "bits/byte": cell(found, "bits_per_byte")}
+                rows.append(row | {"byte perplexity": f"{found['byte_perplexity']:.3f}",
+                                   "word perplexity": f"{found['word_perplexity']:.4g}"})
+    return [*table(rows), "", "test: the test split, whose perplexity stands above; general: text on many "
+            "things, which tells what was forgotten. By month, position and category: slices.csv."]
+
+
+def questions_table(models: list[dict]) -> list[str]:
+    rows = []
+    for name in models[0]["qa"]:
+        for model in models:
+            q = model["qa"][name]
+            rows.append({
+                "set": name, "model": model["name"],
+                **{measure: cell(q, measure) for measure in list(RULES.values())[1:]},
+                "bits/byte of the true answer": cell(q, "true_bits_per_byte"),
+                "log-likelihood": f"{q['mean_loglikelihood']:.2f}", "margin": f"{q['mean_margin']:+.2f}",
+                "calibration error": known(q["calibration_error"], ".3f")})
+    if not rows:
+        return []
+    return [*table(rows), "", "The share that is right, above, takes the choice of the highest "
+            "log-likelihood; accuracy_norm the highest per character, accuracy_bytes per byte. "
+            "Log-likelihood and margin of the true answer, in nats. Calibration error: how far the "
+            "probability of the choice taken is from the share that is right, expected, in ten bins; above 0 "
+            "by chance where questions are few."]
+
+
+def kinds_table(models: list[dict], comparisons: list[dict]) -> list[str]:
+    """Accuracy by category of the two models that the experiment is about."""
+    rows, by_name = [], {model["name"]: model for model in models}
+    steps = [c for step in (REDUCED, REMOVED) for c in comparisons if c["step"] == step]
+    for comparison in steps[:1]:
+        for measure, kinds in comparison.items():
+            if not measure.endswith(" by category"):
+                continue
+            name = measure.removesuffix(" by category")
+            for kind, found in kinds.items():
+                row = {"set": name, "kind": kind, "n": found["n"]}
+                for model in comparison["models"]:
+                    of_kind = by_name[model]["qa"][name]["by_category"][kind]
+                    row[f"{model}, % right"] = with_interval(
+                        100 * of_kind["accuracy"], [100 * end for end in of_kind["interval"]])
+                row |= {"p": known(found["p"], ".2g"), "p, Holm": known(found["p_holm"], ".2g")}
+                rows.append(row)
+    if not rows:
+        return []
+    return [*table(rows), "", "p: McNemar's, of several seeds the t interval's; Holm: adjusted for all "
+            "kinds of the set. Intervals are single ones."]
+
+
+def written_table(models: list[dict]) -> list[str]:
+    return table([
+        {"model": model["name"], "task": task, "n": means["n"],
+         **{key: cell(means, key) for key in SCORES},
+         **{key: f"{means[key]:.3f}" for key in OVERLAPS if key in means}}
+        for model in models for task, means in model["written"].items()])
+
+
+def seeds_table(models: list[dict]) -> list[str]:
+    return table([
+        {"model": model["name"], **{f"seed {seed}, nats a token": f"{nll:.4f}" for seed, nll in zip(
+            model["seeds"], model["test"]["nll_by_seed"], strict=True)}}
+        for model in models if len(model["seeds"]) > 1])
 
 
 def sizes_of_models(models: list[dict]) -> list[str]:
@@ -79,17 +178,16 @@ def sizes_of_models(models: list[dict]) -> list[str]:
         cost = model["cost"]
         rows.append({
             "model": model["name"],
+            "blocks": model["blocks"],
             "trained parameters": known(cost["trained_params"], ","),
             "a token, MFLOP": f"{cost['token_mflop']:,.4g}",
             "a token, MB": f"{cost['token_mb']:,.4g}",
-            "in bf16, MB": f"{cost['bf16_mb']:,.1f}",
             "on disk, MB": f"{cost['disk_mb']:,.1f} ({cost['disk_dtype']})",
             "trained for, s": known(cost["training_s"], ",.0f"),
-            "on, tokens": known(cost["training_tokens"], ","),
         })
-    return [*table(rows), "", f"A token is decoded behind {cost['token_context']} others: operations of all "
-            "products, and bytes of the weights that it reads, in the type of the products. In bf16: all "
-            "parameters at two bytes. On disk: the files as they are, an adapter's without its base."]
+    return [*table(rows), "", f"A token is decoded behind {models[0]['cost']['token_context']} others: "
+            "operations of all products, and bytes of the weights that it reads, in the type of the "
+            "products. On disk: the files as they are, an adapter's without its base."]
 
 
 def speeds(models: list[dict]) -> list[str]:
@@ -100,9 +198,9 @@ def speeds(models: list[dict]) -> list[str]:
         cost = model["cost"]
         row = {"model": model["name"]}
         if "peak_mb" in cost:
-            row |= {"peak memory, MB": f"{cost['peak_mb']:,.0f}"}
+            row |= {"peak memory, MB": f"{cost['peak_mb']:,.0f}",
+                    "read tokens/s": with_range(cost, "prefill_tokens_per_s", ",.4g")}
             for key, label in (("prefill", "reading"), ("decode", "writing")):
-                row[f"{label}, tokens/s"] = with_range(cost, f"{key}_tokens_per_s", ",.4g")
                 row[f"{label}, to the first model"] = with_range(cost, f"{key}_ratio", ".3f")
         rows.append(row | {"note": cost["note"]})
     return [*table(rows), "", "One sequence, each model in processes of its own, one at a time: the median "
@@ -110,132 +208,23 @@ def speeds(models: list[dict]) -> list[str]:
             "rounds disagree by more than 20 %. Peak memory is the process's, on CUDA its tensors'."]
 
 
-def with_range(cost: dict, key: str, form: str) -> str:
-    if key not in cost:
-        return "-"
-    return f"{cost[key]:{form}} ({cost[f'{key}_low']:{form}} to {cost[f'{key}_high']:{form}})"
-
-
-def texts(models: list[dict]) -> list[str]:
-    rows = [{
-        "text": text,
-        "model": model["name"],
-        "nll a token [95 %]": cell(model[text], "nll"),
-        "perplexity [95 %]": cell(model[text], "perplexity"),
-        "bits/byte [95 %]": cell(model[text], "bits_per_byte"),
-        "byte perplexity": f"{model[text]['byte_perplexity']:.3f}",
-        "word perplexity": f"{model[text]['word_perplexity']:.4g}",
-    } for text in ("test", "general") for model in models if model[text]]
-    return ["test: the test split; general: text on many things, which tells what was forgotten.", "",
-            *table(rows)]
-
-
-def questions_table(models: list[dict]) -> list[str]:
-    rows = []
-    for name in models[0]["qa"]:
-        for model in models:
-            q = model["qa"][name]
-            rows.append({
-                "set": name, "model": model["name"],
-                **{f"{measure} [95 %]": cell(q, measure) for measure in RULES.values()},
-                "log-likelihood": f"{q['mean_loglikelihood']:.2f}", "margin": f"{q['mean_margin']:+.2f}"})
-    if not rows:
-        return []
-    return ["accuracy takes the choice of the highest log-likelihood, accuracy_norm the highest per "
-            "character, accuracy_bytes per byte; log-likelihood and margin of the true answer, in nats.", "",
-            *table(rows)]
-
-
-def written_table(models: list[dict]) -> list[str]:
-    return table([
-        {"model": model["name"], "task": task, "n": means["n"],
-         **{f"{key} [95 %]": cell(means, key) for key in SCORES},
-         **{key: f"{means[key]:.3f}" for key in OVERLAPS if key in means}}
-        for model in models for task, means in model["written"].items()])
-
-
-def differences(comparisons: list[dict]) -> list[str]:
-    rows = []
-    for comparison in comparisons:
-        first, second = comparison["models"]
-        for measure, d in comparison.items():
-            in_nats = measure.replace("bits_per_byte", "nll")
-            other_units = in_nats != measure and in_nats in comparison
-            if measure in ("models", "note") or other_units or measure.endswith(("_norm", "_bytes")):
-                continue
-            rows.append({
-                "first": first, "second": second, "measure": "test nll" if measure == "nll" else measure,
-                "difference [95 %]": difference(d),
-                "detectable": f"{d['detectable']:.{digits(*d['interval'])}f}",
-                "McNemar p": known(d.get("mcnemar_p"), ".2g"),
-                "": "*" if d["shown_among_all"] else "" if d["shown"] else "no difference shown"})
-    if not rows:
-        return []
-    return ["Second model less first, paired; an interval that contains 0 shows no difference. Were there "
-            f"none at all, one in twenty would be shown all the same, {0.05 * len(rows):.1f} of these "
-            f"{len(rows)}; those that hold at 95 % for all of them together (Bonferroni) are marked *. "
-            "Detectable: the minimum detectable difference (80 % power).", "", *table(rows)]
-
-
 def agreement_table(pairs: list[dict]) -> list[str]:
     rows = [{"first": pair["models"][0], "second": pair["models"][1],
-             "top-1 agreement [95 %]": cell(pair, "top1"), "KL, nats a token [95 %]": cell(pair, "kl"),
-             "tokens": f"{pair['tokens']:,}", "documents": pair["documents"]} for pair in pairs]
+             "same likeliest token": cell(pair, "top1"), "KL, nats a token": cell(pair, "kl")}
+            for pair in pairs]
     if not rows:
         return []
-    return ["On the beginnings of test documents, evenly spaced. Top-1 agreement: the share of tokens for "
-            "which both models hold the same likeliest. KL: KL(first || second), 0 where both predict alike.",
-            "", *table(rows)]
-
-
-def seeds_table(configs: list[dict]) -> list[str]:
-    return table([
-        {"config": row["config"], "runs": row["runs"], "test nll": f"{row['nll']:.4f}",
-         "standard error, documents": f"{row['documents']:.4f}",
-         "standard deviation, seeds": f"{row['seeds']:.4f}",
-         "lowest to highest": f"{row['lowest']:.4f} to {row['highest']:.4f}"} for row in configs])
+    return [*table(rows), "", f"On {pairs[0]['tokens']:,} tokens, the beginnings of "
+            f"{pairs[0]['documents']} test documents. KL(first || second): 0 where both predict alike."]
 
 
 def side_by_side(samples: list[dict]) -> list[str]:
-    lines = ["Greedy, from the same beginnings."]
+    lines = ["Each model's greedy text and one sampled at temperature 0.8, top-p 0.95; behind each the "
+             "share of its sequences of four words that it repeats."]
     for sample in samples:
         lines += ["", f"> {' '.join(sample['prompt'].split())}", ""]
-        lines += [f"- **{name}:** {' '.join(text.split())}" for name, text in sample["texts"].items()]
+        if sample["reference"]:
+            lines.append(f"- **the release:** {' '.join(sample['reference'].split())}")
+        lines += [f"- **{name}, {way}:** {' '.join(text.split())} ({100 * repetition(text):.0f} %)"
+                  for name, texts_ in sample["texts"].items() for way, text in texts_.items()]
     return lines
-
-
-# ---------------------------------------------------------------- one plain paragraph
-def conclusions(models: list[dict], comparisons: list[dict], seeds: dict) -> str:
-    """A paragraph that follows from the numbers."""
-    sentences = []
-    for text, label in (("test", "the test documents"), ("general", "general text")):
-        if models[0][text]:
-            bits = {model["name"]: model[text]["bits_per_byte"] for model in models}
-            best = min(bits, key=lambda name: (math.isnan(bits[name]), bits[name]))
-            sentences.append(f"Fewest bits a byte on {label}: {best}, {bits[best]:.3f}.")
-    sentences += [text_conclusion(comparison) for comparison in comparisons]
-    for name in models[0]["qa"]:
-        measure = f"{name} accuracy"
-        listed = [c for c in comparisons if measure in c]
-        pairs = [f"{c['models'][1]} {c[measure]['difference']:+.3f} from {c['models'][0]}"
-                 for c in listed if c[measure]["shown"]]
-        if listed:
-            sentences.append(f"On {name}: {'; '.join(pairs) or 'no difference shown between any two'}.")
-    for comparison in seeds["comparisons"]:
-        first, second = comparison["configs"]
-        remark = "" if comparison["shown"] else ", no difference shown"
-        sentences.append(f"Over seeds and documents, {second} against {first}: {difference(comparison)} "
-                         f"nats a token{remark}.")
-    return " ".join(sentences)
-
-
-def text_conclusion(comparison: dict) -> str:
-    """A sentence on which of two models predicts the test documents better."""
-    first, second = comparison["models"]
-    d = comparison.get("nll", comparison["bits_per_byte"])
-    unit = "nats a token" if "nll" in comparison else "bits a byte (the tokenizers differ)"
-    if not d["shown"]:
-        return (f"{first} to {second}: no difference shown ({difference(d)} {unit}; {d['detectable']:.2g} "
-                "would have been).")
-    quality = "worse" if d["difference"] > 0 else "better"
-    return f"{second} predicts {quality} than {first} by {difference(d)} {unit}."

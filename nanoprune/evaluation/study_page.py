@@ -17,7 +17,7 @@ from nanoprune.evaluation.removal_losses import Removal, RemovalLosses
 from nanoprune.figures.study import draw_exchange, draw_study
 from nanoprune.io.files import finite_or_none, write_csv, write_json, write_text
 from nanoprune.io.markdown import interval_table, with_interval
-from nanoprune.statistics import crossed_spread, share_interval, spearman, spearman_interval, spread
+from nanoprune.statistics import Ratio, share_interval, spearman, spearman_interval
 
 FORMS = {"nf4": "none, NF4", "int8": "none, int8"}  # rows of the full model with its matrices rounded
 TEXTS = {"after": "test", "general": "general"}  # measures of healed models, and the texts they are of
@@ -137,13 +137,8 @@ def entry(name: str, values: np.ndarray, sizes: np.ndarray, groups: Sequence | N
     if not len(values):
         return {f"{name}{end}": math.nan for end in ENDS}
     values, sizes = values[:, some], sizes[some]
-    value = values.mean(0).sum() / sizes.sum()
-    influences = (values - value * sizes) / sizes.sum()
-    if len(values) == 1:
-        varied = spread(influences[0], sizes, groups)
-    else:
-        varied = crossed_spread(influences, sizes, groups)
-    return dict(zip([f"{name}{end}" for end in ENDS], (value, *varied.interval(value)), strict=True))
+    ratio = Ratio(values, sizes)
+    return dict(zip([f"{name}{end}" for end in ENDS], (ratio.value, *ratio.interval(groups)), strict=True))
 
 
 def converged(values: np.ndarray) -> np.ndarray:

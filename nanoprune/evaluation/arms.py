@@ -1,0 +1,195 @@
+"""The models of a comparison: named by what was done to them, runs of several seeds put together."""
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from nanoprune.statistics import Ratio
+
+# The steps of the experiment: what each pair of models shows.
+REMOVED, TUNED, HEALED, REDUCED = STEPS = (
+    "take the block out", "fine-tune the full model", "heal the reduced model", "reduced against full")
+APART = ("name", "runs", "seed")  # settings in which the seeds of one arm differ
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model, or the runs of one config with several seeds; all are measured on the same items."""
+
+    name: str
+    runs: list[dict]  # results of eval.py, one for each seed
+
+    @property
+    def first(self) -> dict:
+        return self.runs[0]
+
+    @property
+    def removed(self) -> str:
+        """The removed blocks in the base's numbers, such as "25" or "3,14.attn"."""
+        return removed(self.first)
+
+    @property
+    def tuned(self) -> bool:
+        return fine_tuned(self.first)
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run["run"]["seed"] for run in self.runs if run["run"]]
+
+    def rows(self, table: str, questions: str = "") -> list[list[dict]]:
+        """For each run the rows of a table: test, general, written, or a question set's answers."""
+        return [run["answers"][questions] if questions else run[table] for run in self.runs]
+
+
+def values(runs: list[list[dict]], key: str) -> np.ndarray:
+    """A column of the rows of every run (seeds, n)."""
+    return np.array([[row[key] for row in rows] for rows in runs], float)
+
+
+def nats(runs: list[list[dict]]) -> Ratio:
+    """Nats per token."""
+    return Ratio(values(runs, "nll"), values(runs, "tokens")[0])
+
+
+def bits(runs: list[list[dict]]) -> Ratio:
+    """Bits per byte."""
+    return Ratio(values(runs, "nll") / np.log(2), values(runs, "bytes")[0])
+
+
+# ---------------------------------------------------------------- one result
+def removed(result: dict) -> str:
+    return ",".join(entry["original"] for entry in result["history"])
+
+
+def fine_tuned(result: dict) -> bool:
+    return bool(result["run"]) and not isinstance(result["run"]["base"], dict)
+
+
+def origin(result: dict) -> str:
+    """A hash of the weights that a result began as; models that share it come from one base."""
+    first = result["history"][0]["base_sha256"] if result["history"] else result["base_sha256"]
+    return json.dumps(first or result["sha256"], sort_keys=True)
+
+
+def title(result: dict, base: str) -> str:
+    """Such as "base without block 25"; `base`: what its base is called."""
+    without = removed(result)
+    blocks = "block" if "," not in without else "blocks"
+    lost = f"without {blocks} {without.replace(',', ', ')}" if without else ""
+    if not fine_tuned(result):
+        return f"{base} {lost}".strip()
+    run, method = result["run"], ""
+    if run.get("lora"):
+        method = " (QLoRA)" if run.get("frozen") == "nf4" else " (LoRA)"
+    elif run.get("teacher"):
+        method = " (distilled)"
+    return ("" if base == "base" else f"{base} ") + f"fine-tuned {lost or 'full'}{method}"
+
+
+# ---------------------------------------------------------------- all results
+def make_arms(results: list[dict]) -> list[Arm]:
+    """The arms in the order of their first results; each has a name of its own."""
+    groups, arms = defaultdict(list), []
+    for result in results:
+        like = describe_config(result) or f"{result['name']} {len(groups)}"
+        groups[title(result, base_name(result, results)), like].append(result)
+    for (name, _), runs in groups.items():
+        namesakes = [others[0] for (other, _), others in groups.items() if other == name]
+        if len(namesakes) > 1:
+            name = f"{name} ({distinction(runs[0], namesakes)})"
+        seeds = {run["run"]["seed"] for run in runs if run["run"]}
+        if len(runs) > len(seeds) > 0:  # copies of a run
+            arms += [Arm(f"{name} ({run['name']})", [run]) for run in runs]
+        else:
+            arms.append(Arm(name, sorted(runs, key=lambda run: run["run"]["seed"]) if seeds else runs))
+    return arms
+
+
+def base_name(result: dict, results: list[dict]) -> str:
+    """What the base of a result is called: "base" if all share it, else by its own name."""
+    tuned = {json.dumps(run["sha256"], sort_keys=True): run for run in results if fine_tuned(run)}
+    if parent := tuned.get(origin(result)):
+        return title(parent, base_name(parent, results))
+    origins = [key for key in dict.fromkeys(map(origin, results)) if key not in tuned]
+    family = [other for other in results if origin(other) == origin(result)]
+    unchanged = [other["name"] for other in family if not fine_tuned(other) and not other["history"]]
+    if len(origins) == 1 and (len(family) > 1 or not unchanged):
+        return "base"
+    return unchanged[0] if unchanged else f"base {1 + origins.index(origin(result))}"
+
+
+def describe_config(result: dict) -> str:
+    """What all seeds of a config have in common; empty for a model that no run made."""
+    settings = {key: value for key, value in (result["run"] or {}).items() if key not in APART}
+    return json.dumps(settings, sort_keys=True) if settings else ""
+
+
+def distinction(result: dict, namesakes: list[dict]) -> str:
+    """The settings by which a run differs from others that are called alike, or else its own name."""
+    runs = [other["run"] for other in namesakes]
+    if None in runs:
+        return result["name"]
+    differing = sorted(set().union(*(differing_settings(runs[0], run) for run in runs)))
+    short = [f"{key} {result['run'].get(key)}" for key in differing[:2]]
+    return ", ".join(short) if short and all(len(text) < 40 for text in short) else result["name"]
+
+
+def differing_settings(a: dict, b: dict) -> list[str]:
+    """The settings in which two runs differ, names and seeds apart."""
+    return sorted(key for key in a.keys() | b.keys() if key not in APART and a.get(key) != b.get(key))
+
+
+def find_steps(arms: list[Arm]) -> dict[str, list[tuple[Arm, Arm]]]:
+    """The pairs of models that show each step of the experiment; a run stands beside its nearest."""
+    steps = {step: [] for step in STEPS}
+    for arm in arms:
+        kin = [other for other in arms if origin(other.first) == origin(arm.first)]
+        bases = [other for other in kin if not other.tuned and not other.removed]
+        reduced = [other for other in kin if not other.tuned and other.removed == arm.removed]
+        full = [other for other in kin if other.tuned and not other.removed]
+        if not arm.tuned:
+            step, before = REMOVED, bases if arm.removed else []
+        elif not arm.removed:
+            step, before = TUNED, bases
+        else:
+            step, before = HEALED, reduced
+            full.sort(key=lambda other: len(differing_settings(other.first["run"], arm.first["run"])))
+            steps[REDUCED] += [(other, arm) for other in full[:1]]
+        steps[step] += [(other, arm) for other in before[:1]]
+    return steps
+
+
+def warnings(arms: list[Arm], steps: dict[str, list[tuple[Arm, Arm]]]) -> list[str]:
+    """What a reader must know before trusting the comparison."""
+    lines = []
+    healed = {arm.name for _, arm in steps[HEALED]}
+    others = sorted({arm.name for arm in arms if arm.removed and not arm.tuned})
+    for arm in arms:
+        if arm.tuned and arm.removed and others and arm.name not in healed:
+            lines.append(f"{arm.name} began without block {arm.removed}, and stands beside "
+                         f"{', '.join(others)}: another model, which shows nothing of its healing.")
+    for full, reduced in steps[REDUCED]:
+        settings = [key for key in differing_settings(full.first["run"], reduced.first["run"])
+                    if key not in ("drop_blocks", "base")]
+        if settings:
+            lines.append(f"{full.name} and {reduced.name} differ in {', '.join(settings)}, too.")
+        if full.seeds != reduced.seeds:
+            lines.append(f"{full.name} has the seed(s) {listed(full.seeds)}, {reduced.name} "
+                         f"{listed(reduced.seeds)}: only those of both are paired.")
+    plain = defaultdict(list)
+    for arm in arms:
+        plain[re.sub(r" \((?!LoRA|QLoRA|distilled).*", "", arm.name)].append(arm)
+    for name, namesakes in plain.items():
+        if len(namesakes) > 1 and namesakes[0].tuned:
+            keys = sorted(set().union(*(differing_settings(namesakes[0].first["run"], arm.first["run"])
+                                        for arm in namesakes)))
+            lines.append(f"The runs of {name} differ in {', '.join(keys) or 'their names alone'}: they are "
+                         "not put together as seeds of one config.")
+    return lines
+
+
+def listed(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds))

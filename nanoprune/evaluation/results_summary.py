@@ -1,0 +1,186 @@
+"""The first screen of results.md: what was compared, and what followed."""
+
+import math
+from collections import defaultdict
+
+from nanoprune import statistics
+from nanoprune.evaluation.arms import HEALED, REDUCED, REMOVED, TUNED, Arm
+from nanoprune.io.markdown import counted, table, with_interval
+
+SAVED = {"parameters": "params", "bytes a token": "token_mb", "operations a token": "token_mflop"}
+
+
+# ---------------------------------------------------------------- cells
+def cell(values: dict, key: str, scale: float = 1) -> str:
+    return with_interval(scale * values[key], [scale * end for end in values[f"{key}_interval"]])
+
+
+def of_row(row: dict, sign: str = "+") -> str:
+    """A difference of differences.csv, its unit and interval; "identical" where nothing differs."""
+    if row["identical"]:
+        return "identical"
+    value, *interval = with_interval(row["difference"], (row["low"], row["high"]), sign).partition(" ")
+    return f"{value} {row['unit']}{''.join(interval)}"
+
+
+def mirrored(row: dict) -> dict:
+    """The same difference, seen from the other model."""
+    return row | {"difference": -row["difference"], "low": -row["high"], "high": -row["low"]}
+
+
+def with_range(cost: dict, key: str, form: str) -> str:
+    if key not in cost:
+        return "-"
+    return f"{cost[key]:{form}} ({cost[f'{key}_low']:{form}} to {cost[f'{key}_high']:{form}})"
+
+
+# ---------------------------------------------------------------- the screen, from above
+def headline(arms: list[Arm], steps: dict) -> str:
+    removed = {arm.removed for _, arm in steps[REDUCED] + steps[REMOVED]}
+    if len(removed) == 1:
+        (blocks,) = removed
+        return f"What block {blocks} was worth" if "," not in blocks else f"What blocks {blocks} were worth"
+    return arms[0].name if len(arms) == 1 else f"{len(arms)} models compared"
+
+
+def compared(arms: list[Arm], models: list[dict], about: dict) -> list[str]:
+    """What was compared, on what, by which code, on which machine."""
+    rows = []
+    for arm in arms:
+        if not arm.tuned and not arm.removed:
+            first = arm.first
+            rows.append((arm.name, f"{first['label']}, {first['blocks']} blocks, weights "
+                         f"{next(iter(first['sha256'].values()), '')[:8]}"))
+    chosen = {(arm.removed, how) for arm in arms for how in chosen_by(arm.first["history"])}
+    rows += [(f"block {blocks}", f"chosen {how}") for blocks, how in sorted(chosen)]
+    trainings = defaultdict(list)
+    for arm, model in zip(arms, models, strict=True):
+        if arm.tuned:
+            trainings[trained(arm, model)].append(arm.name)
+    rows += [(" and ".join(names), training) for training, names in trainings.items()]
+    rows += [("data", about["data"]), ("machine", about["machine"])]
+    return table([{"compared": what, "": text} for what, text in rows])
+
+
+def chosen_by(history: list[dict]) -> list[str]:
+    """How the removed blocks were chosen; the config of a run names only which."""
+    hows = []
+    for entry in history:
+        if entry.get("scores"):
+            hows.append(f"by {entry['method']} from {entry['scores']}")
+        elif entry.get("method") != "by the config":
+            hows.append(entry.get("method", "in a way that is not recorded"))
+    return hows
+
+
+def trained(arm: Arm, model: dict) -> str:
+    run, tokens = arm.first["run"], model["cost"]["training_tokens"]
+    length = f"{run['epochs']:g} epoch(s)" if run["epochs"] else counted(run["max_steps"], "step")
+    seeds = "seed" if len(arm.seeds) == 1 else "seeds"
+    return (f"{length}, {tokens or 0:,} tokens, learning rate {run['lr']:g}, {seeds} "
+            f"{', '.join(map(str, arm.seeds))}")
+
+
+def conclusions(models: list[dict], comparisons: list[dict], rows: list[dict]) -> list[str]:
+    """What the block cost before healing, after healing, and on questions."""
+    sentences, detectable = [], {}
+    for comparison in comparisons:
+        for measure, found in comparison.items():
+            if isinstance(found, dict) and "detectable" in found:
+                detectable[*comparison["models"], measure] = found["detectable"]
+    text = [row for row in rows if row["measure"].startswith("test")]
+    shown_steps = {REMOVED: "Before healing", REDUCED: "After healing"}
+    told = [row for row in text if row["step"] in shown_steps] or [row for row in text if row["step"]]
+    told = told or [row for row in text if row["first"] == models[0]["name"]]
+    for row in told:
+        when = shown_steps.get(row["step"])
+        sentences.append(f"{f'**{when}:** ' if when else ''}{text_sentence(row, detectable)}")
+    for name in models[0]["qa"]:
+        answers = [row for row in rows if row["measure"] == f"{name} accuracy"
+                   and (row["first"], row["second"]) in {(t["first"], t["second"]) for t in told}]
+        sentences.append(f"**Questions, {name}:** " + answers_sentence(name, models, answers, detectable))
+    return sentences
+
+
+def text_sentence(row: dict, detectable: dict) -> str:
+    first, second, measure = row["first"], row["second"], row["measure"]
+    runs = f" ({row['seeds']} seeds)" if row["seeds"] > 1 else ""
+    if row["step"] == REDUCED and not runs:
+        runs = " (this pair of runs)"
+    if math.isnan(row["difference"]):
+        return f"{second} against {first}: a loss is not finite."
+    if row["identical"]:
+        return f"{second} predicts exactly as {first} does."
+    if not row["shown"]:
+        least = 100 * math.expm1(detectable.get((first, second, "nll"), math.nan))
+        could = "" if math.isnan(least) else f"; {least:.2g} % would have been"
+        return f"no difference shown from {first} to {second} in {measure}: {of_row(row)}{could}{runs}."
+    above, row = ("above", row) if row["difference"] > 0 else ("below", mirrored(row))
+    return f"the {measure} of {second} is {of_row(row, '')} {above} that of {first}{runs}."
+
+
+def answers_sentence(name: str, models: list[dict], rows: list[dict], detectable: dict) -> str:
+    qa = [model["qa"][name] for model in models]
+    if qa[0]["sources"] < statistics.LEAST:
+        return f"too few to show anything ({counted(qa[0]['sources'], 'source')})."
+    if all(q["accuracy_interval"][0] <= q["chance"] <= q["accuracy_interval"][1] for q in qa):
+        return f"all models are at chance ({100 * qa[0]['chance']:.0f} %)."
+    sentences = []
+    for row in rows:
+        least = 100 * detectable.get((row["first"], row["second"], row["measure"]), math.nan)
+        remark = "" if row["shown"] or row["identical"] else ", no difference shown" + (
+            f" ({least:.2g} points would have been)" if math.isfinite(least) else "")
+        sentences.append(f"{row['second']} against {row['first']} {of_row(row)}{remark}")
+    return "; ".join(sentences) + "." if sentences else f"{100 * qa[0]['accuracy']:.0f} % are right."
+
+
+def overview(models: list[dict]) -> list[str]:
+    rows = []
+    for model in models:
+        row = {"model": model["name"]}
+        if all(model["tokenizer"] == other["tokenizer"] for other in models):  # else it cannot be compared
+            row["test perplexity"] = cell(model["test"], "perplexity")
+        row["bits/byte"] = cell(model["test"], "bits_per_byte")
+        row |= {f"{name}, % right": cell(q, "accuracy", 100) for name, q in model["qa"].items()}
+        row |= {"parameters": f"{model['params']:,}", "MB in bf16": f"{model['cost']['bf16_mb']:,.4g}"}
+        if "decode_tokens_per_s" in model["cost"]:
+            row["written tokens/s"] = with_range(model["cost"], "decode_tokens_per_s", ",.4g")
+        rows.append(row)
+    return table(rows)
+
+
+def forgotten(rows: list[dict]) -> list[str]:
+    """How fine-tuning, and healing, changed the loss of general text."""
+    told = [row for row in rows if row["measure"].startswith("general") and row["step"] in (TUNED, HEALED)]
+    return [f"On general text the {row['measure'][8:]} changes by {of_row(row)} from {row['first']} to "
+            f"{row['second']}" + ("." if row["shown"] else ", no difference shown.") for row in told]
+
+
+def saved(models: list[dict], steps: dict) -> list[str]:
+    by_name, pairs = {model["name"]: model for model in models}, steps[REDUCED] or steps[REMOVED]
+    if not pairs:
+        return []
+    full, reduced = (by_name[arm.name] for arm in pairs[0])
+    costs = [{"params": model["params"]} | model["cost"] for model in (full, reduced)]
+    shares = [f"{100 * (1 - costs[1][key] / costs[0][key]):.1f} % of the {label}"
+              for label, key in SAVED.items()]
+    if "decode_tokens_per_s" in costs[0]:
+        ratio = costs[1]["decode_tokens_per_s"] / costs[0]["decode_tokens_per_s"]
+        shares.append(f"and it writes {100 * (ratio - 1):+.1f} % tokens a second")
+    return [f"{reduced['name'].capitalize()} saves {', '.join(shares)} of {full['name']}."]
+
+
+def doubts(arms: list[Arm], models: list[dict]) -> list[str]:
+    """Where documents, sources or seeds are too few, or a loss is not finite."""
+    lines, least = [], statistics.LEAST
+    units = {"test documents": models[0]["test"]["documents"]}
+    units |= {f"sources of {name}": q["sources"] for name, q in models[0]["qa"].items()}
+    few = [f"{count} {name}" for name, count in units.items() if count < least]
+    if few:
+        lines.append(f"Too few: {', '.join(few)}. Over fewer than {least} differences have no interval, "
+                     "and shares the exact one.")
+    if any(arm.tuned and len(arm.runs) == 1 for arm in arms):
+        lines.append("Of one seed, differences are of this pair of runs: another seed may give others.")
+    lines += [f"{model['name']}: the loss of {counted(model['test']['not_finite'], 'test document')} is not "
+              "finite." for model in models if model["test"]["not_finite"]]
+    return lines
