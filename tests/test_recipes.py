@@ -5,6 +5,7 @@ import runpy
 import shlex
 import shutil
 from datetime import date
+from pathlib import Path
 
 import corpora
 import numpy as np
@@ -220,6 +221,6 @@ def test_replay(checkout, monkeypatch, capsys):
     assert all(model["general"]["nll"] > 0 for model in models.values())
     report = (checkout / "results" / "replay" / "results.md").read_text()
     assert {model["name"] for model in models.values()} == {
-        "base", "fine-tuned full (replay 0.0)", "fine-tuned full (replay 0.5)",
-        "fine-tuned without block 25 (replay 0.0)", "fine-tuned without block 25 (replay 0.5)"}
+        "base", "fine-tuned full (replay 0.0)", "fine-tuned full (replay 0.1)",
+        "fine-tuned without block 25 (replay 0.0)", "fine-tuned without block 25 (replay 0.1)"}
     assert report.count("| reduced against full |") == 2
