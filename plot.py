@@ -27,7 +27,8 @@ TABLES = {"accuracy.csv": draw_categories, "slices.csv": draw_slices, "models.cs
 def draw(sources: list[Path], out: Path) -> Path:
     """The figure that the sources are for; ValueError where there is none."""
     if all((source / "train.csv").is_file() for source in sources):
-        return draw_curves(sources, out)
+        runs = {source.name: source for source in sources}
+        return draw_curves(runs if len(runs) == len(sources) else {str(run): run for run in sources}, out)
     source, *others = sources
     if not others:
         for table, draw_folder in FOLDERS.items():

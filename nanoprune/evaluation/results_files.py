@@ -106,6 +106,6 @@ def draw_figures(folder: Path, results: list[dict]) -> None:
         draw_tradeoff(folder, folder / "tradeoff.png")
     if any(row["category"] for result in results for rows in result["answers"].values() for row in rows):
         draw_categories(folder, folder / "categories.png")
-    runs = [Path(result["path"]).parent for result in results if result["like"]]
+    runs = {result["name"]: Path(result["path"]).parent for result in results if result["like"]}
     if runs:
-        draw_curves(runs, folder / "curves.png")
+        draw_curves(runs, folder / "curves.png", [result["name"] for result in results])
