@@ -1,10 +1,10 @@
 """Every figure, from the CSVs alone.
 
     python plot.py runs/full runs/reduced --out curves.png     training and validation loss of runs
-    python plot.py results --out comparison.png                perplexity and accuracy with intervals
+    python plot.py results --out comparison.png                each step's changes, and accuracy
     python plot.py results/accuracy.csv --out categories.png   accuracy by category
     python plot.py results/slices.csv --out slices.png         loss by month and by position
-    python plot.py results/models.csv --out tradeoff.png       quality over size and speed, of eval.py --cost
+    python plot.py results/models.csv --out tradeoff.png       quality over size, and speed of eval.py --cost
     python plot.py blocks.csv --out blocks.png                 the loss without each block, and its estimates
     python plot.py runs/which --out which.png                  a study: each block before and after healing
     python plot.py runs/which/exchange.csv --out exchange.png  the same study: what one block buys
@@ -24,10 +24,11 @@ TABLES = {"accuracy.csv": draw_categories, "slices.csv": draw_slices, "models.cs
           "exchange.csv": draw_exchange}
 
 
-def draw(sources: list[Path], out: Path) -> Path:
-    """The figure that the sources are for; ValueError where there is none."""
+def draw(sources: list[Path], out: Path) -> Path | None:
+    """The figure that the sources are for, None where it would be empty; ValueError where there is none."""
     if all((source / "train.csv").is_file() for source in sources):
-        return draw_curves(sources, out)
+        runs = {source.name: source for source in sources}
+        return draw_curves(runs if len(runs) == len(sources) else {str(run): run for run in sources}, out)
     source, *others = sources
     if not others:
         for table, draw_folder in FOLDERS.items():
@@ -50,7 +51,11 @@ def main() -> None:
                              "block scores")
     parser.add_argument("--out", type=Path, required=True, help="the figure's file: .png, .pdf or .svg")
     args = parser.parse_args()
-    print(f"wrote {draw(args.sources, args.out)}")
+    path = draw(args.sources, args.out)
+    if path is None:
+        raise ValueError(f"{args.sources[0]} has nothing to show: sets of fewer than ten questions and "
+                         "single months are left out")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

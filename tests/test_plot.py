@@ -2,11 +2,15 @@
 
 import csv
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from small import run_main
 
 from nanoprune.figures.blocks import draw_blocks
-from nanoprune.figures.runs import running_mean
+from nanoprune.figures.runs import draw_curves, running_mean
+from nanoprune.figures.style import draw_intervals
+from plot import draw
 from train import train
 
 
@@ -19,12 +23,71 @@ def write_csv(path, rows):
     return path
 
 
-def models_csv(path, count=4):
-    return write_csv(path / "models.csv", [
-        {"model": f"m{i}", "tokenizer": "t", "perplexity": 3 + 100 * i, "perplexity_low": 2 + 100 * i,
-         "perplexity_high": 5 + 100 * i, "params": 10 * i, "bits_per_byte": 1, "bits_low": 0.9,
-         "bits_high": 1.2, "decode_tokens_per_s": i}
-        for i in range(count)])
+STEPS = {(0, 1): "take the block out", (0, 2): "fine-tune the full model", (1, 3): "heal the reduced model",
+         (2, 3): "reduced against full"}
+SETS = {"large": 66, "small": 9}  # questions
+NAMES = ["base", "base without block 25", "fine-tuned full", "fine-tuned without block 25",
+         *(f"model {number}" for number in range(4, 12))]
+
+
+def results_folder(folder, count=4, steps=STEPS, sets=SETS, months=2, change=10, **more):
+    """The tables of an evaluation; `more`: further columns of models.csv."""
+    names = NAMES[:count]
+    write_csv(folder / "models.csv", [
+        {"model": name, "tokenizer": "t", "params": 100 - k, "bits_per_byte": 1 + k / 10, "bits_low": 0.9,
+         "bits_high": 2.2} | more for k, name in enumerate(names)])
+    pairs = [(i, j) for j in range(count) for i in range(j)]
+    measures = [("test perplexity", "%"), ("general perplexity", "%"),
+                *((f"{name} accuracy", "points") for name in sets)]
+    differences = [
+        {"first": names[i], "second": names[j], "step": steps.get((i, j), ""), "measure": measure,
+         "unit": unit, "difference": change, "low": change - 2, "high": "" if i else change + 2,
+         "shown": i == 0, "seeds": 1}
+        for i, j in pairs for measure, unit in measures]
+    write_csv(folder / "differences.csv", differences or [{}])
+    write_csv(folder / "accuracy.csv", [
+        {"model": name, "set": questions, "category": category, "n": n, "accuracy": 0.5, "low": 0.4,
+         "high": 0.6, "chance": 0.25}
+        for name in reversed(names) for questions, n in sets.items() for category in ("", "when", "who")
+    ] or [{}])
+    write_csv(folder / "slices.csv", [
+        {"model": name, "slice": kind, "value": value, "nll": 2, "low": "", "high": 2.1}
+        for name in reversed(names)
+        for kind, value in [*(("month", f"2025-{month:02d}") for month in range(1, 1 + months)),
+                            ("position", "0 to 15"), ("position", "16 to 63"), ("no-such", "a"),
+                            ("no-such", "b")]])
+    return folder
+
+
+def run_folder(folder, losses):
+    """A run with these losses of validation, by tokens."""
+    write_csv(folder / "train.csv", [{"tokens": tokens, "loss": loss} for tokens, loss in losses.items()])
+    write_csv(folder / "eval.csv", [{"tokens": tokens, "nll": loss} for tokens, loss in losses.items()])
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are drawn, and not written."""
+    figures = []
+    for module in ("blocks", "results", "runs", "study"):
+        monkeypatch.setattr(f"nanoprune.figures.{module}.save",
+                            lambda figure, out: figures.append(figure) or out)
+    yield figures
+    plt.close("all")
+
+
+def styles(axes):
+    """Colour, marker and line by label; a mark with an interval has no line."""
+    handles, labels = axes.get_legend_handles_labels()
+    lines = {label: handle[0] if isinstance(handle, tuple) else handle
+             for handle, label in zip(handles, labels, strict=True)}
+    return {label.replace("\n", " "): (line.get_color(), line.get_marker())
+            for label, line in lines.items() if label != "chance"}
+
+
+def tick_labels(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
@@ -51,47 +114,180 @@ def test_half_a_last_line_and_a_name_without_an_ending(world, tmp_path, monkeypa
 
 
 def test_results(tmp_path, monkeypatch, capsys):
-    models_csv(tmp_path / "results")
-    assert (
-        run_main(monkeypatch, capsys, "plot.py", tmp_path / "results", "--out", tmp_path / "one.png")[0] == 0
-    )
-    write_csv(
-        tmp_path / "results" / "accuracy.csv",
-        [
-            {
-                "model": f"m{i}",
-                "set": s,
-                "category": c,
-                "n": 5,
-                "accuracy": 0.5,
-                "low": 0.4,
-                "high": 0.6,
-                "chance": 0.25,
-            }
-            for i in range(4)
-            for s in "xy"
-            for c in ("", "when", "who")
-        ],
-    )
-    assert (
-        run_main(monkeypatch, capsys, "plot.py", tmp_path / "results", "--out", tmp_path / "two.png")[0] == 0
-    )
-    assert (tmp_path / "two.png").stat().st_size > (tmp_path / "one.png").stat().st_size
-    write_csv(
-        tmp_path / "results" / "slices.csv",
-        [
-            {"model": f"m{i}", "slice": kind, "value": v, "nll": 2, "low": "nan", "high": 2.1}
-            for i in range(2)
-            for kind, v in (("month", "2025-02"), ("month", "2025-01"), ("position", "0 to 15"))
-        ],
-    )
-    for name in ("accuracy", "slices", "models"):
-        out = tmp_path / f"{name}.png"
-        assert (
-            run_main(monkeypatch, capsys, "plot.py", tmp_path / "results" / f"{name}.csv", "--out", out)[0]
-            == 0
-        )
-        assert out.stat().st_size > 5000
+    folder = results_folder(tmp_path / "results", decode_tokens_per_s=7)
+    for source, out in (("", "comparison"), ("accuracy.csv", "categories"), ("slices.csv", "slices"),
+                        ("models.csv", "tradeoff")):
+        path, again = tmp_path / f"{out}.png", tmp_path / "again.png"
+        assert run_main(monkeypatch, capsys, "plot.py", folder / source, "--out", path)[0] == 0
+        assert run_main(monkeypatch, capsys, "plot.py", folder / source, "--out", again)[0] == 0
+        assert path.stat().st_size > 5000 and path.read_bytes() == again.read_bytes()
+
+
+def test_steps_are_drawn_as_differences(tmp_path, drawn):
+    draw([results_folder(tmp_path)], tmp_path / "f.png")
+    loss, accuracy, levels = drawn[0].axes
+    assert [" ".join(label.split()) for label in tick_labels(loss.yaxis)] == [
+        "take the block out base → base without block 25",
+        "fine-tune the full model base → fine-tuned full",
+        "heal the reduced model base without block 25 → fine-tuned without block 25",
+        "reduced against full fine-tuned full → fine-tuned without block 25"]
+    assert [text.get_text() for text in loss.texts] == [
+        "test perplexity +10.0", "general perplexity +10.0"] * 2 + [
+        "test perplexity +10.00", "general perplexity +10.00"] * 2
+    assert [text.get_text().split()[0] for text in accuracy.texts] == ["large"] * 4
+    assert tick_labels(levels.xaxis) == ["large\n(n = 66)"]
+    for axes in (loss, accuracy):
+        assert [0, 0] in [list(line.get_xdata()) for line in axes.lines]
+        points = [line for line in axes.lines if line.get_marker() == "o"]
+        assert [point.get_fillstyle() for point in points] == [
+            "full" if point.get_ydata()[0] < 1.5 else "none" for point in points]
+        right = axes.transAxes.transform((1, 0))[0]
+        assert all(text.get_window_extent().x0 > right for text in axes.texts)
+
+
+@pytest.mark.parametrize(("change", "scale"), [(99, "linear"), (101, "symlog"), (40000, "symlog")])
+def test_a_large_change_gets_a_log_scale_that_says_so(tmp_path, drawn, change, scale):
+    draw([results_folder(tmp_path, change=change - 2)], tmp_path / "f.png")
+    axes = drawn[0].axes[0]
+    assert axes.get_xscale() == scale and ("log scale" in axes.get_xlabel()) == (scale == "symlog")
+
+
+@pytest.mark.parametrize(("count", "pairs"), [(2, 1), (4, 6), (8, 10)])
+def test_pairs_where_none_is_a_step(tmp_path, drawn, count, pairs):
+    draw([results_folder(tmp_path, count, steps={})], tmp_path / "f.png")
+    labels = tick_labels(drawn[0].axes[0].yaxis)
+    assert len(labels) == pairs and labels[0] == "base → base without block 25"
+
+
+def test_one_model_has_no_differences(tmp_path, drawn):
+    draw([results_folder(tmp_path, 1)], tmp_path / "f.png")
+    assert [tick_labels(axes.xaxis) for axes in drawn[0].axes] == [["large\n(n = 66)"]]
+
+
+def test_nothing_to_show(tmp_path, monkeypatch, capsys):
+    folder = results_folder(tmp_path, 1, sets={"small": 9})
+    write_csv(folder / "slices.csv", [
+        {"model": "base", "slice": "month", "value": "2025-01", "nll": 2, "low": 1, "high": 3}])
+    for table in (".", "accuracy.csv", "slices.csv"):
+        code, _, err = run_main(monkeypatch, capsys, "plot.py", folder / table, "--out", tmp_path / "f.png")
+        assert code == 2 and "has nothing to show" in err and not (tmp_path / "f.png").exists()
+
+
+@pytest.mark.parametrize("count", [1, 4, 8, 12])
+def test_models_look_alike_everywhere(tmp_path, drawn, count):
+    """In the order of models.csv, whatever that of the other tables."""
+    folder, names = results_folder(tmp_path / "results", count), NAMES[:count]
+    for table in (".", "accuracy.csv", "slices.csv", "models.csv"):
+        draw([folder / table], tmp_path / "f.png")
+    run = run_folder(tmp_path / "run", {0: 3, 10: 2})
+    draw_curves({name: run for name in names[::-1]}, tmp_path / "f.png", names)
+    first = styles(drawn[0].axes[-1])
+    assert list(first) == names and len(drawn) == 5
+    assert all(styles(axes) == first for figure in drawn[:4] for axes in figure.axes[-1:])
+    assert styles(drawn[4].axes[1]) == first
+    assert len({marker for _, marker in first.values()}) == count
+
+
+def test_curves_of_some_models_look_as_in_the_folder(tmp_path, drawn):
+    run = run_folder(tmp_path / "run", {0: 3, 10: 2})
+    draw_curves({name: run for name in NAMES[:4]}, tmp_path / "f.png")
+    draw_curves({"no-such": run, NAMES[2]: run}, tmp_path / "f.png", NAMES[:4])
+    every, some = styles(drawn[0].axes[1]), styles(drawn[1].axes[1])
+    assert some[NAMES[2]] == every[NAMES[2]] and some["no-such"] not in every.values()
+    lines = [line.get_linestyle() for line in drawn[0].axes[1].lines]
+    assert len(set(lines)) == 4
+
+
+def test_the_speed_panel_only_where_it_was_measured(tmp_path, drawn):
+    draw([results_folder(tmp_path / "a") / "models.csv"], tmp_path / "f.png")
+    measured = {"decode_tokens_per_s": 7, "decode_tokens_per_s_low": 6, "decode_tokens_per_s_high": 9}
+    draw([results_folder(tmp_path / "b", **measured) / "models.csv"], tmp_path / "f.png")
+    assert [[axes.get_xlabel() for axes in figure.axes] for figure in drawn] == [
+        ["parameters"], ["parameters", "written tokens/s"]]
+    assert drawn[1].axes[1].dataLim.intervalx.tolist() == [6, 9]
+
+
+@pytest.mark.parametrize(("months", "panels"), [(1, ["position"]), (2, ["month", "position"])])
+def test_one_month_is_no_panel(tmp_path, drawn, months, panels):
+    draw([results_folder(tmp_path, months=months) / "slices.csv"], tmp_path / "f.png")
+    assert [axes.get_xlabel() for axes in drawn[0].axes] == [f"{panel} of the document" for panel in panels]
+
+
+def test_small_sets_are_left_out(tmp_path, drawn):
+    folder = results_folder(tmp_path, sets={"nine": 9, "ten": 10, "eleven": 11})
+    draw([folder], tmp_path / "f.png")
+    draw([folder / "accuracy.csv"], tmp_path / "f.png")
+    assert tick_labels(drawn[0].axes[-1].xaxis) == ["ten\n(n = 10)", "eleven\n(n = 11)"]
+    assert [axes.get_title() for axes in drawn[1].axes] == ["ten", "eleven"]
+
+
+def test_curves_get_a_panel_of_the_second_less_the_first(tmp_path, drawn):
+    full = run_folder(tmp_path / "full", {0: 3.5, 10: 2.5, 20: 2.25})
+    reduced = run_folder(tmp_path / "reduced", {0: 4, 15: 3, 20: 2.5})
+    draw([full, reduced], tmp_path / "f.png")
+    draw([full], tmp_path / "f.png")
+    draw([full, reduced, full], tmp_path / "f.png")
+    assert [len(figure.axes) for figure in drawn] == [3, 2, 2]
+    axes = drawn[0].axes[2]
+    curve, zero = axes.lines
+    assert curve.get_xydata().tolist() == [[0, 0.5], [20, 0.25]] and list(zero.get_ydata()) == [0, 0]
+    assert axes.get_title() == "Validation loss: reduced\nless full" and "log scale" in axes.get_ylabel()
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path, drawn):
+    runs = [run_folder(tmp_path / place / "full", {0: 3, 10: 2}) for place in "ab"]
+    draw(runs, tmp_path / "f.png")
+    assert [label.replace("\n", "") for label in drawn[0].axes[1].get_legend_handles_labels()[1]] == [
+        str(run) for run in runs]
+
+
+@pytest.mark.parametrize(("last", "scale"), [(2, "linear"), (0.5, "log")])
+def test_a_log_scale_has_numbers_and_says_so(tmp_path, drawn, last, scale):
+    draw([run_folder(tmp_path / "run", {0: 4, 10: last})], tmp_path / "f.png")
+    axes = drawn[0].axes[1]
+    assert axes.get_yscale() == scale and ("log scale" in axes.get_ylabel()) == (scale == "log")
+    assert len([label for label in tick_labels(axes.yaxis) if label]) > 2
+
+
+def test_an_unknown_end_of_an_interval_is_not_drawn():
+    axes = plt.figure().subplots()
+    draw_intervals(axes, [0], [{"x": "1", "low": "", "high": "2"}], ("x", "low", "high"))
+    _, (low, high), _ = axes.containers[0].lines
+    assert np.isnan(low.get_ydata()).all() and high.get_ydata().tolist() == [2]
+    plt.close()
+
+
+def test_the_block_that_costs_least_is_ringed(tmp_path, drawn):
+    rows = [{"block": block, "nll": 2, "difference": difference, "difference_low": 0, "difference_high": 9}
+            for block, difference in (("none", 0), ("0", 5), ("1", 1), ("1.mlp", 0.5), ("2", 3))]
+    draw([write_csv(tmp_path / "blocks.csv", rows)], tmp_path / "f.png")
+    axes = drawn[0].axes[0]
+    lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    assert list(lines) == ["costs least", "whole block", "its MLP"]
+    assert lines["costs least"].get_xydata().tolist() == [[1, 1]] and not axes.texts
+
+
+def test_options_of_a_study_have_marks_of_their_own(tmp_path, drawn):
+    names = ["none", *(f"option {number}" for number in range(8))]
+    write_csv(tmp_path / "exchange.csv", [
+        {"what": name, "bytes": 10**6, "lost": 1, "lost_low": 0, "lost_high": 2} for name in names])
+    write_csv(tmp_path / "curves.csv", [
+        {"block": name, "seed": seed, "tokens": tokens, "nll": 3 + seed}
+        for name in names[:3] for seed in range(2) for tokens in (0, 10)])
+    draw([tmp_path / "exchange.csv"], tmp_path / "f.png")
+    left, right = (styles(axes) for axes in drawn[0].axes)
+    assert list(right) == names and len({marker for _, marker in right.values()}) == len(names)
+    assert left == {name: right[name] for name in names[:3]}
+
+
+def test_a_folder_of_an_older_format_says_what_it_lacks(tmp_path):
+    folder = results_folder(tmp_path)
+    (folder / "differences.csv").unlink()
+    with pytest.raises(ValueError, match="cannot read .*differences.csv"):
+        draw([folder], tmp_path / "f.png")
+    write_csv(folder / "differences.csv", [{"first": "a", "second": "b", "measure": "m"}])
+    with pytest.raises(ValueError, match="lacks the column.*step, difference, low, high, shown"):
+        draw([folder], tmp_path / "f.png")
 
 
 @pytest.mark.parametrize("estimates", [[], ["no-such-score"], ["influence", "no-such-score"]])
@@ -122,7 +318,7 @@ def test_blocks_with_a_panel_for_each_estimate(tmp_path, monkeypatch, capsys, es
 
 
 def test_mistakes(tmp_path, monkeypatch, capsys):
-    models_csv(tmp_path / "results")
+    results_folder(tmp_path / "results")
     broken = write_csv(tmp_path / "broken.csv", [{"block": "none"}])
     (tmp_path / "empty.csv").write_text("block,nll,difference\n")
     for sources, out, message in (

@@ -121,6 +121,6 @@ def draw_figures(folder: Path, arms: list[Arm]) -> None:
     results = [run for arm in arms for run in arm.runs]
     if any(row["category"] for result in results for rows in result["answers"].values() for row in rows):
         draw_categories(folder, folder / "categories.png")
-    runs = [Path(arm.first["path"]).parent for arm in arms if arm.first["run"]]
+    runs = {arm.name: Path(arm.first["path"]).parent for arm in arms if arm.first["run"]}
     if runs:
-        draw_curves(runs, folder / "curves.png")
+        draw_curves(runs, folder / "curves.png", [arm.name for arm in arms])

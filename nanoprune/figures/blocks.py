@@ -5,13 +5,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from nanoprune.figures.style import draw_intervals, numbers, read_csv, save, scale_differences
+from nanoprune.figures.style import BESIDE, draw_intervals, looks, numbers, read_csv, save, scale_differences
 from nanoprune.statistics import spearman
 
 NAMES = {"influence": "block influence", "angular": "angular distance", "taylor": "Taylor importance",
          "magnitude": "weight magnitude"}  # of columns; others go by the column's own name
-MARKERS = {"": "o", "attn": "s", "mlp": "^"}  # by the part removed
-LABELS = {"": "whole block", "attn": "its attention", "mlp": "its MLP"}
+PARTS = {"": "whole block", "attn": "its attention", "mlp": "its MLP"}
 INTERVAL = ("difference", "difference_low", "difference_high")
 
 
@@ -35,19 +34,19 @@ def draw_blocks(path: Path, out: Path) -> Path:
 
 
 def _draw_losses(axes, rows: list[dict], blocks: list[str]) -> None:
-    for k, (half, marker) in enumerate(MARKERS.items()):
+    styles = looks(PARTS.values())
+    for k, (half, name) in enumerate(PARTS.items()):
         part = [row for row in rows if row["block"].partition(".")[2] == half]
         if part:
             at = [blocks.index(row["block"].partition(".")[0]) + 0.22 * k for row in part]
-            draw_intervals(axes, at, part, INTERVAL, fmt=marker, color=f"C{k}", markersize=5,
-                           label=LABELS[half])
+            draw_intervals(axes, at, part, INTERVAL, markersize=5, **styles[name])
     whole = numbers([row for row in rows if row["block"] in blocks], "difference")
     best = np.nan_to_num(whole, nan=np.inf).argmin()
-    axes.annotate("costs least", (best, whole[best]), xytext=(0, 14), textcoords="offset points", ha="center",
-                  fontsize=8, arrowprops={"arrowstyle": "-", "linewidth": 0.6})
-    scale_differences(axes)
-    axes.legend()
-    axes.set(title="The loss without each block (95 % intervals)", ylabel="rise, nats per token")
+    axes.plot(best, whole[best], "o", color="black", markersize=12, markerfacecolor="none",
+              label="costs least")
+    scale_differences(axes, "rise, nats per token")
+    axes.legend(**BESIDE)
+    axes.set_title("The loss without each block (95 % intervals)")
 
 
 def _draw_estimate(axes, rows: list[dict], estimate: str) -> None:

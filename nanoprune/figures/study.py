@@ -6,7 +6,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
-from nanoprune.figures.style import BESIDE, draw_intervals, numbers, read_csv, save, scale_differences
+from nanoprune.figures.style import (
+    BESIDE,
+    distinct,
+    draw_intervals,
+    looks,
+    numbers,
+    read_csv,
+    save,
+    scale_differences,
+    scale_levels,
+)
 
 BEFORE = ("lost_before", "lost_before_low", "lost_before_high")
 AFTER = ("lost_after", "lost_after_low", "lost_after_high")
@@ -20,14 +30,13 @@ def draw_study(folder: Path, out: Path) -> Path:
     figure, axes = plt.subplots(figsize=(max(6, 0.36 * len(rows) + 2), 4.5))
     at = np.arange(len(rows))
     draw_intervals(axes, at - 0.08, rows, BEFORE, color="C1", markersize=5, label="before healing")
-    draw_intervals(axes, at + 0.08, rows, AFTER, color="C0", markersize=5, fmt="s",
+    draw_intervals(axes, at + 0.08, rows, AFTER, color="C0", markersize=5, marker="s",
                    label="after, to the full model fine-tuned as long")
-    scale_differences(axes)
-    axes.set(title="What each block is worth (95 % intervals)", xlabel="block removed",
-             ylabel="test loss lost to the full model, nats per token")
+    scale_differences(axes, "test loss lost to the full model, nats per token")
+    axes.set(title="What each block is worth (95 % intervals)", xlabel="block removed")
     axes.set_xticks(at, [row["block"] for row in rows], rotation=90 if any(
         len(row["block"]) > 2 for row in rows) else 0)
-    axes.legend()
+    axes.legend(**BESIDE)
     return save(figure, out)
 
 
@@ -36,21 +45,21 @@ def draw_exchange(folder: Path, out: Path) -> Path:
     options = read_csv(folder / "exchange.csv", ("what", "bytes", *LOST))
     curves = read_csv(folder / "curves.csv", ("block", "tokens", "nll"))
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
-    for k, option in enumerate(options):
-        name, style = option["what"], {"color": f"C{k % 6}", "label": option["what"]}
-        size = numbers([option], "bytes") / 1e6
-        draw_intervals(right, size, [option], LOST, fmt="os^"[k // 6 % 3], **style)
+    styles = looks(distinct(options, "what"))
+    for option in options:
+        name = option["what"]
+        style = styles[name]
+        draw_intervals(right, numbers([option], "bytes") / 1e6, [option], LOST, **style)
         rows = [row for row in curves if row["block"] == name]
         tokens = sorted({int(row["tokens"]) for row in rows})
         by_mark = [numbers([row for row in rows if int(row["tokens"]) == mark], "nll") for mark in tokens]
         if rows:
-            left.plot(tokens, [values.mean() for values in by_mark], linestyle=("-", "--", ":")[k // 6 % 3],
-                      **style)
+            left.plot(tokens, [values.mean() for values in by_mark], markersize=4, **style)
             left.fill_between(tokens, [values.min() for values in by_mark],
                               [values.max() for values in by_mark], color=style["color"], alpha=0.15,
                               linewidth=0)
-    left.set(title="Healing (mean of seeds, band: lowest and highest)", xlabel="tokens of fine-tuning",
-             ylabel="validation loss, nats per token")
+    left.set(title="Healing (mean of seeds, band: lowest and highest)", xlabel="tokens of fine-tuning")
+    scale_levels(left, "validation loss, nats per token")
     left.xaxis.set_major_formatter(EngFormatter(sep=""))
     right.axhline(0, color="black", linewidth=0.8)
     right.set(title="What the same bytes could buy (95 % intervals)", xlabel="size, MB",
