@@ -47,7 +47,7 @@ def test_seeds_are_put_together(world, tmp_path, evaluate):
             train(world.config(tmp_path / "runs", name=f"{name}-s{seed}", seed=seed, drop_blocks=drop))
     runs = sorted((tmp_path / "runs").iterdir())
     code, out, _ = evaluate(*runs, "--data", world.data, "--out", tmp_path / "out")
-    assert code == 0 and "## Seeds" in out and "(3 seeds)" in out
+    assert code == 0 and "## Training" in out and "(3 seeds)" in out
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     full, less = found["models"]
     assert (full["name"], less["name"]) == ("fine-tuned full", "fine-tuned without block 1")

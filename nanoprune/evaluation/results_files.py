@@ -53,7 +53,8 @@ def write_results(
     if arms[0].first["written"]:
         write_jsonl(folder / "answers.jsonl", answers_side_by_side(arms))
     draw_figures(folder, arms)
-    page = results_page(arms, models, comparisons, pairs, about, samples)
+    figures = {path.name for path in folder.glob("*.png")}
+    page = results_page(arms, models, comparisons, pairs, about, samples, figures)
     write_text(folder / "results.md", page)
     write_text(folder / "results.html", to_html(page, folder))
 

@@ -20,6 +20,8 @@ from nanoprune.evaluation.results_summary import (
 from nanoprune.evaluation.written_answers import SCORES, repetition
 from nanoprune.io.markdown import counted, table, with_interval
 
+FIGURES = {"Text": "slices.png", "Questions by kind": "categories.png", "Training": "curves.png",
+           "Size and cost": "tradeoff.png"}  # by the section below which they stand
 OVERLAPS = ("rouge1", "rouge2", "rougeL", "bleu", "repetition", "invented")
 COVERAGE = ("95 % intervals, each for itself: of twenty comparisons without a difference one is shown all "
             "the same. Simulated, they cover 93 to 98 % from 12 documents; 88 to 91 % where a few of up to "
@@ -28,9 +30,9 @@ COVERAGE = ("95 % intervals, each for itself: of twenty comparisons without a di
 
 def results_page(
     arms: list[Arm], models: list[dict], comparisons: list[dict], agreement: list[dict], about: dict,
-    samples: list[dict],
+    samples: list[dict], figures: set[str],
 ) -> str:
-    """`about`: protocol, data, hardware and notes, from eval.py."""
+    """`about`: protocol, data, hardware and notes, from eval.py. `figures`: files that were drawn."""
     steps, rows = find_steps(arms), difference_rows(comparisons)
     lines = [f"# {headline(arms, steps)}", "", *compared(arms, models, about), ""]
     lines += [f"- {sentence}" for sentence in conclusions(models, comparisons, rows)]
@@ -45,14 +47,17 @@ def results_page(
         "Questions": questions_table(models),
         "Questions by kind": kinds_table(models, comparisons),
         "Answers written to held-out instructions": written_table(models),
-        "Seeds": seeds_table(models),
+        "Training": seeds_table(models),
         "Size and cost": [*sizes_of_models(models), "", *speeds(models)],
         "Agreement": agreement_table(agreement),
         "Side by side": side_by_side(samples),
     }
     for title, section in sections.items():
-        if section:
+        drawn = FIGURES.get(title, "") in figures
+        if section or drawn:
             lines += ["", f"## {title}", "", *section]
+        if drawn:
+            lines += ["", f"![{title}]({FIGURES[title]})"]
     return "\n".join(lines) + "\n"
 
 
