@@ -1,0 +1,60 @@
+"""Numbers with intervals in the documents are those of tracked tables that a named command wrote."""
+
+import csv
+import json
+import re
+
+import pytest
+from small import ROOT
+
+TRIPLE = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?)\s+\[([+-]?\d[\d,]*(?:\.\d+)?),\s+([+-]?\d[\d,]*(?:\.\d+)?)\]")
+# The part of each document that speaks of studies; other tables name their own commands.
+STUDIES = {"docs/which_block.md": ("# Which block?", "## How it is measured")}
+
+
+def triples(text: str) -> list[tuple[str, str, str]]:
+    """Every value with its interval, as printed."""
+    return [tuple(number.replace(",", "") for number in found) for found in TRIPLE.findall(text)]
+
+
+def known_triples() -> list[tuple[float, float, float]]:
+    """Values with intervals of all tables and scores in docs/studies."""
+    known = []
+    for path in (ROOT / "docs" / "studies").rglob("*.csv"):
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                known += [tuple(float(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
+                          for name in row if row.get(f"{name}_low")]
+                if row.get("low"):
+                    known += [tuple(float(row[key]) for key in (name, "low", "high"))
+                              for name in ("nll", "accuracy", "difference") if row.get(name)]
+    for path in (ROOT / "docs" / "studies").glob("*/*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        correlations = content.get("correlations") or {}
+        known += [(found["spearman"], *found["interval"]) for found in correlations.values()]
+    return known
+
+
+def is_known(printed: tuple[str, str, str], known: list[tuple[float, float, float]]) -> bool:
+    """Equal at the printed decimals."""
+    decimals = [len(number.partition(".")[2]) for number in printed]
+    return any(all(abs(float(text) - value) <= 0.5001 * 10**-places
+                   for text, value, places in zip(printed, values, decimals, strict=True))
+               for values in known)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_interval_comes_from_a_study(name):
+    text, known = (ROOT / name).read_text(encoding="utf-8"), known_triples()
+    begin, end = (text.index(heading) for heading in STUDIES[name])
+    printed = triples(text[begin:end])
+    assert len(printed) > 10
+    assert [numbers for numbers in printed if not is_known(numbers, known)] == []
+
+
+def test_a_wrong_number_is_seen():
+    assert triples("a +0.091 [+0.081, +0.101], 1,024.5 [1,000, 1,100]") == [
+        ("+0.091", "+0.081", "+0.101"), ("1024.5", "1000", "1100")]
+    known = [(0.0911, 0.0807, 0.1015)]
+    assert is_known(("+0.091", "+0.081", "+0.102"), known) and is_known(("+0.09", "+0.1", "+0.1"), known)
+    assert not is_known(("+0.092", "+0.081", "+0.101"), known)
