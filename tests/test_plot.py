@@ -226,7 +226,7 @@ def test_curves_get_a_panel_of_the_second_less_the_first(tmp_path, drawn):
     reduced = run_folder(tmp_path / "reduced", {0: 4, 15: 3, 20: 2.5})
     draw([full, reduced], tmp_path / "f.png")
     draw([full], tmp_path / "f.png")
-    draw([full, reduced, full], tmp_path / "f.png")
+    draw([full, reduced, run_folder(tmp_path / "third", {0: 3})], tmp_path / "f.png")
     assert [len(figure.axes) for figure in drawn] == [3, 2, 2]
     axes = drawn[0].axes[2]
     curve, zero = axes.lines
