@@ -48,7 +48,7 @@ def test_one_model_has_no_differences(world, tmp_path, evaluate):
     evaluate(world.model, "--data", world.data, "--out", tmp_path / "out")
     page = (tmp_path / "out" / "results.md").read_text()
     assert "scored tokens" in page and "The steps" not in page
-    assert not (tmp_path / "out" / "differences.csv").exists()
+    assert (tmp_path / "out" / "differences.csv").read_text().strip() == ""
 
 
 def test_the_first_screen(page, tmp_path):

@@ -20,7 +20,7 @@ from nanoprune.io.jsonl import write_jsonl
 from nanoprune.io.markdown import to_html
 
 OPTIONAL = ("agreement.csv", "answers.csv", "answers.jsonl", "categories.png", "curves.png",
-            "differences.csv", "slices.png", "tradeoff.png")  # an earlier evaluation's
+            "comparison.png", "slices.png", "tradeoff.png")  # an earlier evaluation's
 
 
 def write_results(
@@ -44,8 +44,7 @@ def write_results(
     write_jsonl(folder / "samples.jsonl", samples)
     write_csv(folder / "models.csv", model_rows(models))
     write_csv(folder / "accuracy.csv", accuracy_rows(models))
-    if differences := difference_rows(comparisons):
-        write_csv(folder / "differences.csv", differences)
+    write_csv(folder / "differences.csv", difference_rows(comparisons))
     for name, rows in raw_rows(arms).items():
         write_csv(folder / name, rows)
     if agreement:
@@ -119,9 +118,7 @@ def draw_figures(folder: Path, arms: list[Arm]) -> None:
     draw_slices(folder, folder / "slices.png")
     if any("decode_tokens_per_s" in arm.first["cost"] for arm in arms):
         draw_tradeoff(folder, folder / "tradeoff.png")
-    results = [run for arm in arms for run in arm.runs]
-    if any(row["category"] for result in results for rows in result["answers"].values() for row in rows):
-        draw_categories(folder, folder / "categories.png")
+    draw_categories(folder, folder / "categories.png")
     runs = {arm.name: Path(arm.first["path"]).parent for arm in arms if arm.first["run"]}
     if runs:
         draw_curves(runs, folder / "curves.png", [arm.name for arm in arms])

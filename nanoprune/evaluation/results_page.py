@@ -36,7 +36,9 @@ def results_page(
     steps, rows = find_steps(arms), difference_rows(comparisons)
     lines = [f"# {headline(arms, steps)}", "", *compared(arms, models, about), ""]
     lines += [f"- {sentence}" for sentence in conclusions(models, comparisons, rows)]
-    lines += ["", *overview(models), "", "![The differences and the answers](comparison.png)", ""]
+    lines += ["", *overview(models), ""]
+    if "comparison.png" in figures:
+        lines += ["![The differences and the answers](comparison.png)", ""]
     lines += [f"- {sentence}" for sentence in [
         *forgotten(rows), *saved(models, steps), *doubts(arms, models), *warnings(arms, steps)]]
     sections = {
