@@ -40,7 +40,7 @@ def test_manners(archive, quick):
      ["/x?print=1", "/a/print/b", "/x.pdf"]),
     ("Disallow: /*.html$\nAllow: /news*/index.html$", ["/news1/index.html", "/a.html5"], ["/news/b.html"]),
     ("\nDisallow: /private\n\nDisallow: /other", ["/x"], ["/private", "/other"]),
-    ("Disallow: /private", ["/x/%2e%2e%2fprivate"], ["/x/%2e%2e/private", "/./private", "/%70rivate"]),
+    ("Disallow: /private", ["/x"], ["/x/%2e%2e/private", "/./private", "/%70rivate"]),
     ("\n\n# a comment\n\nUser-agent: nanoprune\n\nDisallow: /private", ["/x"], ["/private"]),
 ])
 def test_robots_txt(archive, rules, allowed, refused):
@@ -132,20 +132,21 @@ def test_sizes_and_hosts(archive, monkeypatch):
     r"http://{other}\@{site}/x", r"http://{site}\@{other}/x", "http://{site}@{other}/x", "http://{other}#@{site}/x",
     "http://{other}?@{site}/x", "//{other}/x", "///{other}/x", r"http:\\{other}\x", r"\\{other}/x",
     "ht\ttp://{other}/x", "http://{other}\t/x", "http:{other}/x", "http://user:word@{site}/x",
-    "http://[::1", "//[::1", "http://{other}:x/", "http://{site}:99999/", "http://", "https:///x", "%zz", "\xff",
-    "http://169.254.169.254/latest/meta-data", "http://localhost/x", "http://2130706433/x", "http://0x7f.1/x",
+    "http://[::1", "//[::1", "http://{other}:x/", "http://{site}:99999/", "http://", "https:///x", "%zz",
+    "\xff", "http://169.254.169.254/latest/meta-data", "http://localhost/x", "http://2130706433/x", "http://0x7f.1/x",
     "http://ｅｘａｍｐｌｅ.com/x", "http://" + "a" * 99 + ".example/x", "http://.../x",
     "file:///etc/passwd", "ftp://{site}/x", "javascript:x", "data:text/plain,x"])
 def test_a_redirect_never_leads_to_another_host_nor_ends_the_collection(archive, location):
-    with server({"/x": ok("wrong")}) as (other, other_seen), server({"/good": ok("good")}) as (url, _):
+    answers = {"/good": ok("good")}
+    with server({"/x": ok("wrong")}) as (other, other_seen), server(answers) as (url, _):
         names = {"other": other.removeprefix("http://"), "site": url.removeprefix("http://")}
         header = location.format(**names).encode("latin1" if location == "\xff" else "utf8").decode("latin1")
-        with server({"/": (302, {"Location": header}, b""), "/good": ok("good")}) as (url, _):
-            fetcher = Fetcher(url, archive, 0)
-            with pytest.raises(FetchError):
-                fetcher.get(url + "/")
-            assert fetcher.get(url + "/good") == b"good"
-        assert not other_seen
+        answers["/"] = 302, {"Location": header}, b""
+        fetcher = Fetcher(url, archive, 0)
+        with pytest.raises(FetchError):
+            fetcher.get(url + "/")
+        assert fetcher.get(url + "/good") == b"good"
+    assert not other_seen
 
 
 @pytest.mark.parametrize("url, same", [
@@ -180,7 +181,8 @@ def drip(start: bytes):
 
 
 @pytest.mark.parametrize("start", [
-    b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-A: ", b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-A: ",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffff\r\n", b"HTTP/1.1 2"])
 def test_a_slow_answer_has_a_limit(archive, monkeypatch, start):
     monkeypatch.setattr(http, "MAX_SECONDS", 0.3)
