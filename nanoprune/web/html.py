@@ -16,7 +16,7 @@ CELL = "\0"  # separates cells until a line is complete; no text holds it
 MAX_ELEMENTS, MAX_DEPTH = 1_000_000, 256  # of a page; browsers end at a depth of 512
 MAX_ATTRIBUTES, MAX_VALUE = 64, 1024  # of an element, and characters of one
 NAME = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
-FORBIDDEN = re.compile("[\0-\x08\x0e-\x1f\ufffe\uffff]")  # in XML, and so in the tree
+FORBIDDEN = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # in XML, and so in the tree
 
 
 class _Text:
@@ -100,7 +100,7 @@ def _has_columns(table: etree._Element) -> bool:
 
 
 class _Builder(etree.TreeBuilder):
-    """A tree of bounded depth and size, without comments; its time grows with the size of the HTML alone."""
+    """A tree of bounded depth and size; the time to build it is linear in the size of the HTML."""
 
     def __init__(self, max_elements: int):
         super().__init__()
@@ -112,9 +112,9 @@ class _Builder(etree.TreeBuilder):
         if self.elements > self.max_elements:
             raise ValueError(f"more than {self.max_elements} elements")
         name = tag if NAME.fullmatch(tag) else "span"
-        super().start(name, {key: value[:MAX_VALUE] for key, value in
+        super().start(name, {key: FORBIDDEN.sub(" ", value[:MAX_VALUE]) for key, value in
                              islice(attributes.items(), MAX_ATTRIBUTES) if NAME.fullmatch(key)})
-        if len(self.around) >= MAX_DEPTH and name not in SKIPPED_TAGS:
+        if len(self.around) >= MAX_DEPTH and name not in ("script", "style"):  # those hold no element
             super().end(name)
             name = ""
         self.around.append(name)
@@ -123,11 +123,8 @@ class _Builder(etree.TreeBuilder):
         if len(self.around) > 1 and (name := self.around.pop()):  # what follows </html> belongs to the page
             super().end(name)
 
-    def comment(self, _: str) -> None:
-        pass
-
-    def pi(self, *_: str) -> None:
-        pass
+    def data(self, text: str) -> None:
+        super().data(FORBIDDEN.sub(" ", text))
 
     def close(self) -> etree._Element:
         for name in filter(None, reversed(self.around)):
@@ -136,18 +133,17 @@ class _Builder(etree.TreeBuilder):
 
 
 def read_html(html: str | bytes, max_elements: int = MAX_ELEMENTS) -> etree._Element:
-    """The root of a page or of a piece of one; ValueError if it is too large or cannot be read whole.
+    """The root of a page or of a piece of one; ValueError if it is too large.
 
     An element that is nested too deeply stands empty before its content, as browsers do it.
     """
     text = html if isinstance(html, str) else decode(html)
-    parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, target=_Builder(max_elements))
+    parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True,
+                              target=_Builder(max_elements))
     try:
-        root = etree.fromstring(FORBIDDEN.sub("", text).encode("utf-8", "replace"), parser)
+        root = etree.fromstring(text.replace("\0", "").encode("utf-8", "replace"), parser)
     except etree.LxmlError as error:
         raise ValueError(f"not HTML: {error}") from error
-    if any(entry.level_name == "FATAL" for entry in parser.error_log):
-        raise ValueError(f"the HTML cannot be read whole: {parser.error_log.last_error.message}")
     if root.find(".//sup") is not None:
         resolve_superscripts(root)
     return root
