@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from nanoprune.printing import print_safely
+
 
 def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoReturn:
     """Run a script's main and exit with its code.
@@ -14,6 +16,8 @@ def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoRetur
     A ValueError is the user's to mend: its message stands without a traceback, exit code 2. After Ctrl-C
     `interrupted` says what is left and how to resume, exit code 130.
     """
+    print_safely(sys.stdout)
+    print_safely(sys.stderr)
     path = Path(sys.argv[0])
     name = path.parent.name if path.stem == "__main__" else path.name
     try:

@@ -1,5 +1,6 @@
 """A web server on this machine that answers as it is told."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -8,7 +9,8 @@ from threading import Thread
 @contextmanager
 def server(answers: dict):
     """A server's base URL; `answers` maps a path to (status, headers, body), or to a list of them, used in
-    turn, or to a function of the request's headers.
+    turn, or to a function of the request's headers. That may also give an iterator of bytes, sent one by one
+    as they come, headers and all.
 
     A body of None closes the connection without an answer. Yields (url, requests seen).
     """
@@ -22,6 +24,8 @@ def server(answers: dict):
                 found = found.pop(0) if len(found) > 1 else found[0]
             if callable(found):
                 found = found(self.headers)
+            if not isinstance(found, tuple):
+                return self.send_slowly(found)
             status, headers, body = found
             if body is None:
                 return self.connection.close()
@@ -30,6 +34,13 @@ def server(answers: dict):
                 self.send_header(key, value)
             self.end_headers()
             self.wfile.write(body)
+
+        def send_slowly(self, parts: Iterator[bytes]) -> None:
+            try:
+                for part in parts:
+                    self.wfile.write(part)
+            except OSError:  # the client has left
+                pass
 
         def log_message(self, *_) -> None:
             pass

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from small import ROOT
 
 LEVELS = (  # a room imports its own modules and rooms of the levels before its own
-    ("progress",),
+    ("progress", "printing"),
     ("config", "distributed", "statistics", "command_line"),
     ("io", "device", "figures"),
     ("web", "nn", "data"),

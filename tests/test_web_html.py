@@ -1,8 +1,12 @@
 """The text that markup holds, whatever the page says of its charset."""
 
+import re
+import time
+
 import pytest
 
-from nanoprune.web.html import decode, html_to_text
+from nanoprune.web import html as html_module
+from nanoprune.web.html import decode, html_to_text, read_html
 from nanoprune.web.sites import SITES, parse_feed
 
 
@@ -49,6 +53,39 @@ def test_a_body_of_nested_line_breaks_is_kept_whole():
     parts = [f"Part number {i} of the text." for i in range(300)]
     assert html_to_text("<p>" + "<br><br>".join(parts) + "</p>") == "\n\n".join(parts)
     assert html_to_text("<p>" + "<div>".join(parts) + "</p>").count("Part number") == 300
+
+
+@pytest.mark.parametrize("start", [
+    "<div>", "<b><i>", "<ul><li>", "<blockquote>", "<table><tr><td>", "<font><p>"])
+def test_deep_markup_keeps_its_text(start):
+    root = read_html("".join(f"{start}w{i} " for i in range(3000)) + "<script>no</script>")
+    assert max(sum(1 for _ in leaf.iterancestors()) for leaf in root.iter()) <= html_module.MAX_DEPTH
+    assert re.findall(r"w\d+", html_to_text(root)) == [f"w{i}" for i in range(3000)]
+
+
+def test_attributes_are_bounded():
+    many = " ".join(f"a{i}=1" for i in range(200_000))
+    began = time.process_time()
+    root = read_html(f"<p id=x a:b=1 1=2 {many}>One</p><p class='{'c ' * 100_000}'>Two</p>")
+    assert time.process_time() - began < 5  # in libxml2's own tree it is a minute
+    first, second = root.iter("p")
+    assert first.get("id") == "x" and len(first.attrib) <= html_module.MAX_ATTRIBUTES
+    assert len(second.get("class")) == html_module.MAX_VALUE and html_to_text(root) == "One\n\nTwo"
+
+
+def test_elements_are_bounded():
+    assert len(read_html("<p>" * 8, max_elements=10).findall(".//p")) == 8
+    with pytest.raises(ValueError, match="more than 10 elements"):
+        read_html("<p>" * 9, max_elements=10)
+
+
+@pytest.mark.parametrize("html, text", [
+    ("<html><p>One</html><p>Two", "One\n\nTwo"), ("<!-- only -->", ""), (" ", ""), ("<?x y?>", ""),
+    ("<o:p>One</o:p><x:y z:a=1>Two</x:y>", "OneTwo"), ("A\x1b[31m\x01B\0C", "A [31m BC"),
+    ("One<!-- a -->Two", "OneTwo"), ("One\fTwo", "One Two"),
+    ("<textarea>One\x02", "One"), ("<b title='&#xfffe;'>&#27;&#xfffe;&#xffff;One", "One")])
+def test_markup_that_xml_forbids(html, text):
+    assert html_to_text(html) == text
 
 
 @pytest.mark.parametrize("said, encoding", [

@@ -1,13 +1,14 @@
 """HTTP as a guest: robots.txt, pauses, retries, sizes and hosts."""
 
 import gzip
+import time
 
 import pytest
 from server import ok, server
 
 from nanoprune.web import http
 from nanoprune.web.archive import Archive
-from nanoprune.web.http import Disallowed, Fetcher, FetchError, retry_after
+from nanoprune.web.http import Disallowed, Fetcher, FetchError, retry_after, web_address
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -39,6 +40,7 @@ def test_manners(archive, quick):
      ["/x?print=1", "/a/print/b", "/x.pdf"]),
     ("Disallow: /*.html$\nAllow: /news*/index.html$", ["/news1/index.html", "/a.html5"], ["/news/b.html"]),
     ("\nDisallow: /private\n\nDisallow: /other", ["/x"], ["/private", "/other"]),
+    ("Disallow: /private", ["/x"], ["/x/%2e%2e/private", "/./private", "/%70rivate"]),
     ("\n\n# a comment\n\nUser-agent: nanoprune\n\nDisallow: /private", ["/x"], ["/private"]),
 ])
 def test_robots_txt(archive, rules, allowed, refused):
@@ -102,6 +104,7 @@ def test_retry_after():
     assert retry_after("12") == 12 and retry_after("") == retry_after("soon") == retry_after("-1") == 0
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert retry_after("Fri, 31 Dec 9999 23:59:59 GMT") > 1e9
+    assert retry_after("1 Jan 99999999999999999999 00:00:00 GMT") == 0
 
 
 def test_sizes_and_hosts(archive, monkeypatch):
@@ -123,3 +126,84 @@ def test_sizes_and_hosts(archive, monkeypatch):
                 fetcher.get(url + path)
         with pytest.raises(FetchError, match="is on another host"):
             fetcher.get("http://example.com/")
+
+
+@pytest.mark.parametrize("location", [
+    r"http://{other}\@{site}/x", r"http://{site}\@{other}/x", "http://{site}@{other}/x", "http://{other}#@{site}/x",
+    "http://{other}?@{site}/x", "//{other}/x", "///{other}/x", r"http:\\{other}\x", r"\\{other}/x",
+    "ht\ttp://{other}/x", "http://{other}\t/x", "http:{other}/x", "http://user:word@{site}/x",
+    "http://[::1", "//[::1", "http://{other}:x/", "http://{site}:99999/", "http://", "https:///x", "%zz",
+    "\xff", "http://169.254.169.254/latest/meta-data", "http://localhost/x", "http://2130706433/x", "http://0x7f.1/x",
+    "http://ｅｘａｍｐｌｅ.com/x", "http://" + "a" * 99 + ".example/x", "http://.../x",
+    "file:///etc/passwd", "ftp://{site}/x", "javascript:x", "data:text/plain,x"])
+def test_a_redirect_never_leads_to_another_host_nor_ends_the_collection(archive, location):
+    answers = {"/good": ok("good")}
+    with server({"/x": ok("wrong")}) as (other, other_seen), server(answers) as (url, _):
+        names = {"other": other.removeprefix("http://"), "site": url.removeprefix("http://")}
+        header = location.format(**names).encode("latin1" if location == "\xff" else "utf8").decode("latin1")
+        answers["/"] = 302, {"Location": header}, b""
+        fetcher = Fetcher(url, archive, 0)
+        with pytest.raises(FetchError):
+            fetcher.get(url + "/")
+        assert fetcher.get(url + "/good") == b"good"
+    assert not other_seen
+
+
+@pytest.mark.parametrize("url, same", [
+    ("http://EXAMPLE.com/a", "http://example.com:80/a"), ("https://example.com.:443/a", "https://example.com/a"),
+    ("http://Bücher.example/a", "http://xn--bcher-kva.example/a"), ("http://example.com/b/%2e%2E/a#x", "http://example.com/a"),
+    ("http://example.com/%61", "http://example.com/./a")])
+def test_a_url_has_one_form(url, same):
+    one, other = web_address(url), web_address(same)
+    assert http._host(one) == http._host(other) and one.request_uri == other.request_uri == "/a"
+    assert web_address(one.url) == one
+
+
+def test_another_host_is_allowed_by_name(archive):
+    with server({"/x": ok("there")}) as (other, _):
+        elsewhere = other.replace("127.0.0.1", "LocalHost.")
+        with server({"/": (302, {"Location": f"{elsewhere}/x"}, b"")}) as (url, _):
+            assert Fetcher(url, archive, 0, ["LOCALHOST"]).get(url + "/") == b"there"
+            with pytest.raises(ValueError, match="cannot read .*not a URL"):
+                Fetcher(url, archive, 0, ["[::1"])
+    with pytest.raises(ValueError, match="names a user"):
+        Fetcher("http://user:word@127.0.0.1", archive, 0)
+
+
+def drip(start: bytes):
+    """A start, and then a byte now and then for ever."""
+    def parts(_):
+        yield start
+        while True:
+            time.sleep(0.05)
+            yield b"1"
+    return parts
+
+
+@pytest.mark.parametrize("start", [
+    b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-A: ",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffff\r\n", b"HTTP/1.1 2"])
+def test_a_slow_answer_has_a_limit(archive, monkeypatch, start):
+    monkeypatch.setattr(http, "MAX_SECONDS", 0.3)
+    with server({"/slow": drip(start), "/a": ok("a")}) as (url, seen):
+        fetcher = Fetcher(url, archive, 0)
+        began = time.monotonic()
+        with pytest.raises(FetchError, match=r"takes more than 0\.3 s"):
+            fetcher.get(url + "/slow")
+        assert time.monotonic() - began < 3 and fetcher.get(url + "/a") == b"a"
+    assert [path for path, _ in seen].count("/slow") == 1
+
+
+def test_answers_that_break_off_are_answers(archive):
+    """They end no collection, as a host that is gone does."""
+    with server({"/half": ok("half", **{"Content-Length": "99"})}) as (url, _):
+        fetcher = Fetcher(url, archive, 0)
+        for _ in range(http.MAX_UNANSWERED):
+            with pytest.raises(FetchError, match="4 times"):
+                fetcher.get(url + "/half")
+        assert fetcher.unanswered == 0
+    for number in range(1, 4):
+        with pytest.raises(FetchError):
+            fetcher.get(url + "/half")
+        assert fetcher.unanswered == number

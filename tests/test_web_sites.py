@@ -1,8 +1,10 @@
 """Newsrooms' pages, feeds, sitemaps and dates, and what no parser may do."""
 
+import gzip
 import json
 import re
 import time
+from signal import setitimer
 
 import pytest
 from hypothesis import given, settings
@@ -185,6 +187,70 @@ def test_entities_do_not_read_files(tmp_path):
     xml = (f'<!DOCTYPE rss [<!ENTITY x SYSTEM "file://{tmp_path}/secret"> <!ENTITY a "{"a" * 1000}">]>'
            "<rss><channel><item><title>&x;</title><guid>T0000001EN</guid></item></channel></rss>").encode()
     assert "secret words" not in json.dumps(parse_feed(xml, BMW).articles)
+
+
+FRAME = ("<div class='article-detail'><div class='article-info'><span class='date'>05.12.2025</span></div>"
+         "<h1>T</h1><div id='article-text'><p>Text.</p></div></div>")
+NESTED = {
+    "tags": FRAME + "<div class=tagging-info>" + "<div class=tag>word " * 2700,
+    "teasers": FRAME + "<h2 class=teaser><div>word " * 2000,
+    "titles": "<div class=article-detail><h1><div>word " * 1000 + FRAME,
+    "bodies": FRAME.replace("<p>", "<div id='article-text'>word " * 2500),
+    "empty bodies": FRAME.replace("<p>", "<div id='article-text'>" * 2500),
+    "tables": FRAME.replace("<p>", "<table><tr><td id='article-text'>word " * 1000),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_page_gives_no_more_than_it_holds(name):
+    began = time.process_time()
+    try:
+        article = parse_article(NESTED[name].encode(), BMW, "T0000001EN")
+        assert len(json.dumps(article)) < len(NESTED[name]) + 1000
+    except ValueError:
+        pass
+    assert time.process_time() - began < 3
+
+
+def test_a_feed_gives_no_more_than_it_holds():
+    """An item inside an item is part of that one's text alone; a long base is not written into every link."""
+    nested = "<item><title>A</title><link>/T0000001EN</link><description>word " * 80
+    closed = f"<rss><channel>{nested}{'</description></item>' * 80}</channel></rss>"
+    feed = parse_feed(closed.encode(), BMW, "http://h/")
+    assert feed.sound and len(feed.articles) == 1 and len(json.dumps(feed.articles)) < len(closed) + 500
+    based = (f"<rss xml:base='http://h/{'b' * 100_000}/'><channel>"
+             f"{'<item><link>T0000001EN</link></item>' * 1000}</channel></rss>")
+    feed = parse_feed(based.encode(), BMW, "http://h/")
+    assert len(feed.articles) == 1000 and {article["url"] for article in feed.articles} == {"T0000001EN"}
+
+
+@pytest.mark.parametrize("part", [
+    "<div class=tagging-info><i class=tag>w</i></div>", "<div class=article-detail><h1></h1></div>",
+    "<p class=article-info><span class=date></span></p>"])
+def test_many_elements_take_linear_time(part):
+    began = time.process_time()
+    page = FRAME + part * 40_000
+    assert parse_article(page.encode(), BMW, "T0000001EN")["title"] == "T"
+    assert time.process_time() - began < 8  # //outer//inner takes a quarter of a minute
+    with pytest.raises(ValueError, match="more than 100000 elements"):
+        parse_article((page + part * 20_000).encode(), BMW, "T0000001EN")
+
+
+def test_a_page_has_a_limit_of_time(monkeypatch):
+    def forever(*_) -> str:
+        while True:
+            pass
+
+    monkeypatch.setattr(sites, "html_to_text", forever)
+    monkeypatch.setattr("signal.setitimer", lambda which, _, *more: setitimer(which, 0.2 if not more else 0))
+    with pytest.raises(ValueError, match="takes more than 60 s"):
+        parse_article(FRAME.encode(), BMW, "T0000001EN")
+
+
+def test_a_packed_sitemap_is_unpacked_within_bounds(monkeypatch):
+    monkeypatch.setattr(sites, "MAX_SITEMAP", 2**16)
+    bomb = gzip.compress(b"<urlset><url><loc>http://h/a</loc></url>" + b" " * 2**24)
+    assert parse_sitemap(bomb) == ([("http://h/a", "")], [])
 
 
 @given(st.one_of(st.binary(max_size=300), st.text("<>/abp &;=\"'\x00-!?[]", max_size=200).map(str.encode)))

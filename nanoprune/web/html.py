@@ -1,6 +1,7 @@
 """HTML to plain text with its paragraphs, lists and tables."""
 
 import re
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from lxml import etree
@@ -12,6 +13,10 @@ BLOCK_TAGS = {"p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", 
               "footer", "figure", "figcaption", "address", "main", "nav", "form", "fieldset", "center"}
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad\0"))  # zero-width, soft hyphen
 CELL = "\0"  # separates cells until a line is complete; no text holds it
+MAX_ELEMENTS, MAX_DEPTH = 1_000_000, 256  # of a page; browsers end at a depth of 512
+MAX_ATTRIBUTES, MAX_VALUE = 64, 1024  # of an element, and characters of one
+NAME = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
+FORBIDDEN = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # in XML, and so in the tree
 
 
 class _Text:
@@ -43,16 +48,14 @@ def html_to_text(html: str | bytes | etree._Element, tables: bool = True) -> str
 
     Two `<br>` end a paragraph, one ends a line; items of lists and rows of tables are lines. Inline elements
     add nothing (`CO<sub>2</sub>` is CO2), and the source's own white space is one space. Without `tables`,
-    those with several cells in a row are left out. ValueError if the HTML is nested too deeply to be read
-    whole.
+    those with several cells in a row are left out. ValueError as by `read_html`.
     """
     root = html if isinstance(html, etree._Element) else read_html(html)
     text, list_depth, rows = _Text(), 0, []  # rows: of each open row, True if it has several cells
-    # A loop instead of recursion, since markup may be nested deeper than Python's stack. Every event but a
-    # start is followed by text outside the element, its tail; the root's own tail belongs to the page.
-    walk = etree.iterwalk(root, events=("start", "end", "comment", "pi"))
+    # The end of an element is followed by text outside of it, its tail; the root's own belongs to the page.
+    walk = etree.iterwalk(root, events=("start", "end"))
     for event, element in walk:
-        starts, tag = event == "start", element.tag if isinstance(element.tag, str) else ""
+        starts, tag = event == "start", element.tag
         if starts and (tag in SKIPPED_TAGS or (tag == "table" and not tables and _has_columns(element))):
             walk.skip_subtree()
             continue
@@ -96,21 +99,63 @@ def _has_columns(table: etree._Element) -> bool:
     return any(_columns(row) > 1 for row in table.iter("tr"))
 
 
-def read_html(html: str | bytes) -> etree._Element:
-    """The root of a page or of a piece of one; ValueError if it cannot be read whole."""
+class _Builder(etree.TreeBuilder):
+    """A tree of bounded depth and size; the time to build it is linear in the size of the HTML."""
+
+    def __init__(self, max_elements: int):
+        super().__init__()
+        self.elements, self.max_elements = 0, max_elements
+        self.around = []  # names of the elements around, "" for one that is too deep
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        self.elements += 1
+        if self.elements > self.max_elements:
+            raise ValueError(f"more than {self.max_elements} elements")
+        name = tag if NAME.fullmatch(tag) else "span"
+        super().start(name, {key: FORBIDDEN.sub(" ", value[:MAX_VALUE]) for key, value in
+                             islice(attributes.items(), MAX_ATTRIBUTES) if NAME.fullmatch(key)})
+        if len(self.around) >= MAX_DEPTH and name not in ("script", "style"):  # those hold no element
+            super().end(name)
+            name = ""
+        self.around.append(name)
+
+    def end(self, _: str) -> None:
+        if len(self.around) > 1 and (name := self.around.pop()):  # what follows </html> belongs to the page
+            super().end(name)
+
+    def data(self, text: str) -> None:
+        super().data(FORBIDDEN.sub(" ", text))
+
+    def close(self) -> etree._Element:
+        for name in filter(None, reversed(self.around)):
+            super().end(name)
+        return super().close() if self.elements else etree.Element("html")
+
+
+def read_html(html: str | bytes, max_elements: int = MAX_ELEMENTS) -> etree._Element:
+    """The root of a page or of a piece of one; ValueError if it is too large.
+
+    An element that is nested too deeply stands empty before its content, as browsers do it.
+    """
     text = html if isinstance(html, str) else decode(html)
-    parser = etree.HTMLParser(encoding="utf-8", huge_tree=True)
+    parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True,
+                              target=_Builder(max_elements))
     try:
         root = etree.fromstring(text.replace("\0", "").encode("utf-8", "replace"), parser)
     except etree.LxmlError as error:
         raise ValueError(f"not HTML: {error}") from error
-    if any(entry.level_name == "FATAL" for entry in parser.error_log):
-        raise ValueError(f"the HTML cannot be read whole: {parser.error_log.last_error.message}")
-    if root is None:
-        return etree.Element("html")
     if root.find(".//sup") is not None:
         resolve_superscripts(root)
     return root
+
+
+def outermost(elements: Iterable[etree._Element | str]) -> Iterator[etree._Element | str]:
+    """Elements in the order of the document without those inside another: no text counts twice."""
+    outer = None
+    for element in elements:
+        if isinstance(element, str) or outer not in element.iterancestors():  # XPath gives attributes, too
+            outer = element
+            yield element
 
 
 # The mark of a footnote, such as 1, 2), [3], a, * or 1, 2: no ordinal (st, e), ion (2+) or sign (-1).
@@ -129,7 +174,7 @@ def resolve_superscripts(root: etree._Element) -> None:
     Other superscripts stay as they are, such as the 2 of m2.
     """
     before = ""  # the end of the text so far
-    for event, element in etree.iterwalk(root, events=("start", "end", "comment", "pi")):
+    for event, element in etree.iterwalk(root, events=("start", "end")):
         if element.tag in BLOCK_TAGS:
             before = ""
         if event == "start" and element.tag == "sup":

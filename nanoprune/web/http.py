@@ -12,16 +12,21 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from time import monotonic, sleep
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import requests
 from protego import Protego
+from requests.utils import requote_uri
+from urllib3.util import Url, parse_url
 
 from nanoprune.web.archive import Archive
+from nanoprune.web.time_limit import time_limit
 
 USER_AGENT = "nanoprune/0.1 (press-release research)"
 TIMEOUT = (10, 30)  # seconds to connect, and to wait for the next bytes
+MAX_SECONDS = 60  # of one response, since each byte of it may be the next one
 MAX_BYTES = 20 * 2**20  # of one response, unpacked: a small gzip can hold gigabytes
+MAX_ROBOTS = 500 * 2**10  # bytes of robots.txt that are read (RFC 9309)
 MAX_REDIRECTS = 5
 RETRIES = 3  # after the first try
 BACKOFF = 1.0  # seconds before the first retry, doubled each time
@@ -43,6 +48,25 @@ class Disallowed(FetchError):
     """A URL that robots.txt disallows."""
 
 
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Nothing: `Fetcher.get` follows redirects, and only it parses where they lead."""
+
+
+def web_address(url: str, base: str = "") -> Url:
+    """The parts of a URL, or of a link in `base`, in the form in which they are checked and requested.
+
+    FetchError if it is no URL, or names a user.
+    """
+    try:  # requests unquotes letters and dots, which can make another path
+        parts = parse_url(requote_uri(parse_url(urljoin(base, url)).url))
+    except ValueError as error:
+        raise FetchError(f"not a URL: {error}") from error
+    if parts.auth is not None:
+        raise FetchError("refused: the URL names a user")
+    return parts._replace(host=(parts.host or "").removesuffix("."), fragment=None)
+
+
 class Fetcher:
     """GETs from a site at its pace: robots.txt and its crawl delay, `delay` seconds between requests,
     retries.
@@ -52,14 +76,15 @@ class Fetcher:
     """
 
     def __init__(self, base_url: str, archive: Archive, delay: float = 1.0, hosts: Iterable[str] = ()):
-        self.session = requests.Session()
+        self.session, self.rules = _Session(), {}
         self.session.headers["User-Agent"] = USER_AGENT
-        # No proxy could reach this machine's own server.
-        self.session.trust_env = urlsplit(base_url).hostname not in ("127.0.0.1", "localhost", "::1")
         self.archive, self.delay, self.next_start, self.unanswered = archive, delay, 0.0, 0
-        self.hosts, self.rules = {_host(base_url), *hosts}, {}
         try:
-            self.robots = self._robots(base_url)
+            base = web_address(base_url)
+            self.hosts = {_host(base), *(web_address(name).host for name in hosts)}
+            # No proxy could reach this machine's own server.
+            self.session.trust_env = base.host not in ("127.0.0.1", "localhost", "[::1]")
+            self.robots = self._robots(base)
         except FetchError as error:
             raise ValueError(f"cannot read {base_url}/robots.txt: {error}. Check the network and --base-url, "
                              "and run the same command again") from error
@@ -70,15 +95,15 @@ class Fetcher:
         `kind` and `version` (a sitemap's day of the last change) are stored with the answer.
         """
         stored, stored_body = self.archive.find(url)
-        place = url
+        first = place = web_address(url)
         conditions = {"If-None-Match": stored.get("etag"), "If-Modified-Since": stored.get("last_modified")}
         for _ in range(MAX_REDIRECTS + 1):
             self._check(place)
-            response, body = self._get_patiently(place, conditions)
-            target = self.session.get_redirect_target(response)
-            if target is None:
+            response, body = self._get_patiently(place.url, conditions)
+            if not response.is_redirect:
                 break
-            place, conditions = urljoin(place, target), {}  # the stored answer is of the first URL
+            location = response.headers["Location"].encode("latin1").decode("utf-8", "replace")
+            place, conditions = web_address(location, place.url), {}  # the stored answer is not its
         else:
             raise FetchError(f"more than {MAX_REDIRECTS} redirects")
         about = {"version": version, "etag": response.headers.get("ETag"),
@@ -87,7 +112,7 @@ class Fetcher:
             body, about = stored_body, {key: value or stored.get(key) for key, value in about.items()}
         elif response.status_code != 200:
             raise FetchError(f"{response.status_code} {response.reason}", response.status_code)
-        self.archive.add(url, kind, body, **(about if place == url else {"version": version}))
+        self.archive.add(url, kind, body, **(about if place == first else {"version": version}))
         return body
 
     def page(self, url: str, version: str) -> bytes:
@@ -95,43 +120,40 @@ class Fetcher:
         stored = self.archive.find(url)[1] if self.archive.has_page(url, version) else None
         return stored or self.get(url, "page", version)
 
-    def _check(self, url: str) -> None:
-        try:
-            names = {_host(url), urlsplit(url).hostname}
-        except ValueError as error:
-            raise FetchError(f"not a URL: {error}") from error
-        if urlsplit(url).scheme not in ("http", "https") or not names & self.hosts:
-            raise FetchError(f"refused: {url} is on another host; --allow-host would allow it")
-        if not self._robots(url).can_fetch(url, USER_AGENT):
+    def _check(self, place: Url) -> None:
+        if place.scheme not in ("http", "https") or not {_host(place), place.host} & self.hosts:
+            raise FetchError(f"refused: {place} is on another host; --allow-host would allow it")
+        if not self._robots(place).can_fetch(place.url, USER_AGENT):
             raise Disallowed("disallowed by robots.txt")
 
-    def _robots(self, url: str) -> Protego:
+    def _robots(self, place: Url) -> Protego:
         """The rules of a URL's host, requested once; RFC 9309: a host without rules allows all."""
-        host, parts = _host(url), urlsplit(url)
+        host = _host(place)
         if host not in self.rules:
             self.rules[host] = Protego()  # allows all: no rule can forbid the request for robots.txt
             try:
-                body = self.get(f"{parts.scheme}://{parts.netloc}/robots.txt", "robots")
+                body = self.get(place._replace(path="/robots.txt", query=None).url, "robots")
             except FetchError as error:
                 if error.status is None or not 400 <= error.status < 500 or error.status == 429:
                     del self.rules[host]
                     raise
                 body = b""
-            self.rules[host] = Protego.parse(body.decode("utf-8-sig", "replace"))
+            self.rules[host] = Protego.parse(body[:MAX_ROBOTS].decode("utf-8-sig", "replace"))
             delay = self.rules[host].crawl_delay(USER_AGENT) or 0
             if delay > MAX_CRAWL_DELAY:
-                print(f"{parts.netloc}/robots.txt asks for {delay:g} s between requests; "
+                print(f"{place.netloc}/robots.txt asks for {delay:g} s between requests; "
                       f"waiting {MAX_CRAWL_DELAY} s, the most that is usual (--delay waits longer)")
             self.delay = max(self.delay, min(delay, MAX_CRAWL_DELAY))
         return self.rules[host]
 
     def _get_patiently(self, url: str, headers: dict) -> tuple[requests.Response, bytes]:
         """The first answer that is neither "too many requests" nor a server's error."""
+        self.unanswered += 1
         for attempt in range(RETRIES + 1):
             wait, status = BACKOFF * 2**attempt, None
             try:
                 response, body = self._get_once(url, headers)
-                self.unanswered, status = 0, response.status_code
+                status = response.status_code
                 if status != 429 and status < 500:
                     return response, body
                 problem = f"{status} {response.reason}"
@@ -140,13 +162,12 @@ class Fetcher:
                 problem = "no answer in time"
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
                 problem = _cause(error)
-            except requests.RequestException as error:
+            except (requests.RequestException, ValueError) as error:  # too slow, or no HTTP
                 raise FetchError(_cause(error)) from error
             if wait > MAX_WAIT:
                 raise FetchError(f"{problem}; it asks to come back in {wait:.0f} s", status)
             if attempt < RETRIES:
                 sleep(wait)
-        self.unanswered += status is None
         raise FetchError(f"{problem}, {RETRIES + 1} times", status)
 
     def _get_once(self, url: str, headers: dict) -> tuple[requests.Response, bytes]:
@@ -154,7 +175,8 @@ class Fetcher:
         self.next_start = monotonic() + self.delay * random.uniform(1, JITTER)
         body = bytearray()
         options = {"timeout": TIMEOUT, "stream": True, "allow_redirects": False}
-        with self.session.get(url, headers=headers, **options) as response:
+        with time_limit(MAX_SECONDS), self.session.get(url, headers=headers, **options) as response:
+            self.unanswered = 0
             for chunk in response.iter_content(2**16):
                 body += chunk
                 if len(body) > MAX_BYTES:
@@ -169,13 +191,12 @@ def retry_after(header: str) -> float:
     try:
         when = parsedate_to_datetime(header)
         return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0
 
 
-def _host(url: str) -> tuple[str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.hostname, None if parts.port in (80, 443) else parts.port
+def _host(place: Url) -> tuple[str | None, int | None]:
+    return place.host, None if place.port in (80, 443) else place.port
 
 
 def _cause(error: Exception) -> str:

@@ -7,19 +7,20 @@ name it. What cannot be listed is passed to `miss`, with the reason.
 import re
 from collections.abc import Callable, Iterator
 from itertools import count
-from urllib.parse import urljoin
 
 from nanoprune.web.http import Fetcher, FetchError
-from nanoprune.web.sites import Site, blank_article, parse_article, parse_feed, parse_sitemap
+from nanoprune.web.sites import Site, blank_article, join, parse_article, parse_feed, parse_sitemap
 
 Miss = Callable[[str, Exception], None]  # takes the URL and the reason
+MAX_PAGES = 1000  # of one topic's feed: an endless one always has a next page
+MAX_SITEMAPS = 1000
 
 
 def from_feed(fetcher: Fetcher, site: Site, since: str, miss: Miss) -> Iterator[tuple[dict, str]]:
     """The articles of every topic, newest first, page by page, each with "" as its version.
 
     A topic ends with a page that is missing, no feed or without anything new (some start over with page 1),
-    or as soon as a whole page is older than `since`.
+    as soon as a whole page is older than `since`, or after MAX_PAGES.
     """
     for topic in site.topics:
         url, seen = site.base_url + site.feed.format(topic=topic, page=1), set()
@@ -40,7 +41,10 @@ def from_feed(fetcher: Fetcher, site: Site, since: str, miss: Miss) -> Iterator[
             yield from ((article, "") for article in feed.articles)
             if all(article["date"] and article["date"] < since for article in feed.articles):
                 break
-            url = feed.next_url or urljoin(url, site.feed.format(topic=topic, page=page + 1))
+            if page == MAX_PAGES:
+                miss(url, ValueError(f"has more than {MAX_PAGES} pages; the rest is left out"))
+                break
+            url = feed.next_url or join(url, site.feed.format(topic=topic, page=page + 1))
 
 
 def from_sitemap(fetcher: Fetcher, site: Site, miss: Miss) -> Iterator[tuple[dict, str]]:
@@ -48,21 +52,25 @@ def from_sitemap(fetcher: Fetcher, site: Site, miss: Miss) -> Iterator[tuple[dic
 
     Of each only its URL is known, and the time of its last change, which is its version.
     """
-    declared = [urljoin(site.base_url, url) for url in fetcher.robots.sitemaps]
+    declared = [join(site.base_url, url) for url in fetcher.robots.sitemaps]
     if not declared:
         raise ValueError(f"{site.base_url}/robots.txt declares no sitemap; "
                          "use --source feed or give the articles' URLs")
-    waiting = [url for url in declared if re.search(site.sitemaps, url)] or declared
-    seen = set(waiting)
-    while waiting:
-        url = waiting.pop(0)
+    queue = [url for url in declared if re.search(site.sitemaps, url)] or declared
+    seen = set(queue)
+    for number, url in enumerate(queue):  # it grows meanwhile
+        if number == MAX_SITEMAPS:
+            miss(url, ValueError(f"comes after {MAX_SITEMAPS} other sitemaps; the rest is left out"))
+            break
         try:
             pages, nested = _parse(parse_sitemap, fetcher.get(url, "sitemap"))
         except FetchError as error:
             miss(url, error)
             continue
-        waiting += [other for other in nested if other not in seen]
-        seen.update(nested)
+        for other in nested[:MAX_SITEMAPS]:
+            if other not in seen:
+                seen.add(other)
+                queue.append(other)
         for page, changed in pages:
             if article_id := site.article_id(page):
                 day = changed[:10] if re.match(r"\d{4}-\d\d-\d\d", changed) else ""

@@ -11,16 +11,19 @@ import os
 import re
 from collections import Counter
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 from lxml import etree
 
-from nanoprune.web.html import decode, html_to_text, read_html
+from nanoprune.web.html import decode, html_to_text, outermost, read_html
 from nanoprune.web.sites import MONTHS, blank_article, parse_date
+from nanoprune.web.time_limit import time_limit
 
 MAX_BYTES = 200 * 2**20
+MAX_SECONDS = 600  # to read a file, and a tenth of it for trafilatura
 MAX_TITLE = 150  # characters
 FIRST_LINES = 10  # that may hold the title and the date
 MIN_EXTRACTED = 250  # characters; of a page with less, trafilatura takes everything, menus too
@@ -76,6 +79,7 @@ def file_name(path: Path) -> str:
     return decode(os.fsencode(path.as_posix()))
 
 
+@time_limit(MAX_SECONDS)
 def read_article(path: Path, folder: Path) -> dict:
     """The article in a file; ValueError if it cannot be read or has no text.
 
@@ -137,16 +141,17 @@ def split_title(lines: list[str]) -> tuple[str, list[str]]:
 def read_page(path: Path) -> Content:
     """An HTML file, read by trafilatura, else by its elements."""
     root = read_html(path.read_bytes())
-    titles = map(html_to_text, root.xpath("//h1") + root.xpath("//title"))
+    titles = map(html_to_text, [*outermost(root.iter("h1")), *outermost(root.iter("title"))])
     title = " ".join(next(filter(None, titles), "").split())
-    stamps = root.xpath(
-        "//meta[contains(@property, 'published') or contains(@name, 'date')]/@content | //time/@datetime")
+    stamps = root.xpath("//meta[contains(@property, 'published') or contains(@name, 'date')]/@content")
+    stamps += root.xpath("//time/@datetime")
     day = next(filter(None, map(day_in, stamps)), "")
     text, read_by = "", "trafilatura"
     try:
         from trafilatura import extract
         page = etree.tostring(root, encoding="unicode", method="html")
-        found = extract(page, output_format="html", include_comments=False, favor_recall=True)
+        with time_limit(MAX_SECONDS / 10):
+            found = extract(page, output_format="html", include_comments=False, favor_recall=True)
         text = html_to_text(found or "")
         fallback = "own extractor"
     except ImportError:
@@ -164,7 +169,7 @@ def main_text(root: etree._Element) -> str:
         root, "nav", "aside", "footer", "button", "select", "textarea", "label", with_tail=False)
     text = ""
     for name in ("body", "main", "article"):
-        parts = list(filter(None, map(html_to_text, root.iter(name))))
+        parts = list(islice(filter(None, map(html_to_text, root.iter(name))), 2))
         if len(parts) == 1 and 4 * len(parts[0]) >= len(text):
             text = parts[0]
     return text

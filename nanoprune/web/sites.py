@@ -5,7 +5,7 @@ Another newsroom is one more entry of SITES, a dozen lines; scraping it changes 
 
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from itertools import chain
@@ -14,16 +14,25 @@ from urllib.parse import urljoin
 
 from lxml import etree
 
-from nanoprune.web.html import decode, html_to_text, read_html
+from nanoprune.web.html import decode, html_to_text, outermost, read_html
+from nanoprune.web.time_limit import time_limit
 
 MONTHS = ("jan|jän", "feb", "mar|mär|mrz", "apr", "may|mai", "jun", "jul", "aug", "sep", "oct|okt", "nov",
           "dec|dez")  # patterns of how the names of months begin, in English and German
 NOWHERE = "/.."  # XPath that matches nothing
+MAX_SECONDS = 60  # to parse an answer
+MAX_ELEMENTS = 100_000  # of an article's page: no time limit stops XPath
+MAX_URL = 8192  # characters; one long base makes every link of a feed long
 
 
 def _by_class(name: str) -> str:
     """XPath's condition that an element has this class."""
     return f"contains(concat(' ', normalize-space(@class), ' '), ' {name} ')"
+
+
+def _within(name: str) -> str:
+    """XPath's condition that an element is inside one of this class; //outer//inner takes quadratic time."""
+    return f"ancestor::*[{_by_class(name)}]"
 
 
 @dataclass(frozen=True)
@@ -74,11 +83,11 @@ SITES = {
         sitemaps="pcgl_en",
         id=r"T\d{7}(?P<language>[A-Z]{2})(?:_[A-Z]{2})?",
         language="EN",
-        title=f"//*[{_by_class('article-detail')}]//h1",
+        title=f"//h1[{_within('article-detail')}]",
         teaser=f"//h2[{_by_class('teaser')}]",
-        date=f"//*[{_by_class('article-info')}]//span[{_by_class('date')}]",
-        category=f"//*[{_by_class('article-info')}]//span[{_by_class('category')}]",
-        tags=f"//*[{_by_class('tagging-info')}]//*[{_by_class('tag')}]",
+        date=f"//span[{_by_class('date')}][{_within('article-info')}]",
+        category=f"//span[{_by_class('category')}][{_within('article-info')}]",
+        tags=f"//*[{_by_class('tag')}][{_within('tagging-info')}]",
         body="//*[@id='article-text']",
         dates=(
             # Fri Dec 05 08:34:40 CET 2025
@@ -140,15 +149,17 @@ def blank_article(article_id: str, url: str, **fields) -> dict:
     return article
 
 
+@time_limit(MAX_SECONDS)
 def parse_article(html: bytes, site: Site, url: str) -> dict:
     """The article on its page, with its id from `url`; ValueError if id, title, date or text are missing."""
-    root = read_html(html)
+    root = read_html(html, MAX_ELEMENTS)
 
-    def texts(path: str) -> list[str]:
-        return [text for element in root.xpath(path) if (text := html_to_text(element, site.tables))]
+    def texts(path: str) -> Iterator[str]:
+        texts_of_all = (html_to_text(element, site.tables) for element in outermost(root.xpath(path)))
+        return filter(None, texts_of_all)
 
     def first(path: str) -> str:
-        return next(iter(texts(path)), "")
+        return next(texts(path), "")
 
     def line(text: str) -> str:
         return " ".join(text.split())
@@ -170,15 +181,17 @@ class FeedPage(NamedTuple):
     sound: bool  # False: its XML is broken, so that articles may be missing
 
 
+@time_limit(MAX_SECONDS)
 def parse_feed(xml: bytes, site: Site, url: str = "") -> FeedPage:
     """The page of an RSS or Atom feed at `url`; ValueError if it is none."""
     root, sound = _parse_xml(xml)
     if etree.QName(root).localname not in ("rss", "RDF", "feed"):
         raise ValueError(f"not an RSS or Atom feed: its first element is <{root.tag}>")
-    articles = [_parse_item(item, site, url, sound) for item in root.iter("{*}item", "{*}entry")]
+    items = root.iter("{*}item", "{*}entry")
+    articles = [_parse_item(item, site, url, sound) for item in (outermost(items) if sound else items)]
     next_page = root.find(".//{http://www.w3.org/2005/Atom}link[@rel='next']")
     link = None if next_page is None else next_page.get("href")
-    return FeedPage([article for article in articles if sound or article["url"]], link and _join(url, link),
+    return FeedPage([article for article in articles if sound or article["url"]], link and join(url, link),
                     sound)
 
 
@@ -213,15 +226,16 @@ def _parse_item(item: etree._Element, site: Site, url: str, sound: bool) -> dict
     text = text_of(WHOLE_TEXT)
     text = text[:-500] + FOOTER.sub("", text[-500:])  # below a description it shows a summary, and stays
     text = text or text_of("content") or text_of("description")  # the `summary` of Atom is none
-    place = link and _join(_join(url, item.base or ""), link)
+    place = link and join(join(url, item.base or ""), link)
     return blank_article(site.article_id(identity) or site.article_id(link), place, text=text,
                          date=day, title=" ".join(text_of("title").split()))
 
 
-def _join(url: str, link: str) -> str:
-    """The link in full; as it stands if it is none, which shows when it is fetched."""
+def join(url: str, link: str) -> str:
+    """The link in full; as it stands if it is none or would be too long, which shows when it is fetched."""
     try:
-        return urljoin(url, link)
+        full = urljoin(url, link)
+        return full if len(full) <= MAX_URL else link
     except ValueError:
         return link
 
@@ -233,6 +247,7 @@ def is_complete(article: dict) -> bool:
     return bool(article["id"] and article["title"] and article["date"]) and whole
 
 
+@time_limit(MAX_SECONDS)
 def parse_sitemap(xml: bytes) -> tuple[list[tuple[str, str]], list[str]]:
     """The pages in a sitemap, as (URL, time of the last change or ""), and the URLs of sitemaps that it
     names.
