@@ -55,10 +55,10 @@ def test_a_dry_run_checks_and_leaves_nothing(world, tmp_path, monkeypatch, capsy
     assert code == 0 and "memory some" in out and "disk" in out and "nothing is wrong" in out
     assert not (tmp_path / "runs").exists()
     monkeypatch.setattr(budget, "memory_left", lambda device: 1e6)
-    expected = r"too little memory, 0.0 of \d+\.\d GB on cpu: set recompute=blocks.*--anyway"
+    expected = r"too little memory, 0.0 of \d+\.\d GB on cpu: set recompute=blocks.*--ignore-budget"
     with pytest.raises(ValueError, match=expected):
         train(world.config(tmp_path), dry_run=True)
-    train(world.config(tmp_path), dry_run=True, anyway=True)
+    train(world.config(tmp_path), dry_run=True, ignore_budget=True)
     monkeypatch.undo()
     monkeypatch.setattr(budget.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
     with pytest.raises(ValueError, match="too little disk, 0.0 of .* GB in .*: make room"):

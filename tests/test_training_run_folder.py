@@ -231,7 +231,7 @@ def test_a_run_goes_on_with_its_own_data_and_base_only(world, tmp_path):
     base, data = shutil.copytree(world.model, tmp_path / "base"), shutil.copytree(world.data,
                                                                                   tmp_path / "data")
     config = world.config(tmp_path, base=str(base), data=str(data), max_steps=2)
-    train(config)
+    train(config, listen=lambda: ["SIGTERM"])
     kept = (data / "train.safetensors").read_bytes()
     shutil.copy(data / "val.safetensors", data / "train.safetensors")
     expected = r"began with other files or another machine: {} \({}.safetensors\)"
@@ -246,7 +246,7 @@ def test_a_run_goes_on_with_its_own_data_and_base_only(world, tmp_path):
 def test_a_run_whose_base_was_moved_says_what_to_do(world, tmp_path):
     base = shutil.copytree(world.model, tmp_path / "base")
     config = world.config(tmp_path, base=str(base), save_every=1, lora="q_proj")
-    assert train(config)
+    assert not train(config, listen=lambda: ["SIGTERM"])
     base.rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="no folder .*base.* A run resumes with its own base: restore it, "
                        "or put a link in its place"):
@@ -260,9 +260,9 @@ def test_a_run_goes_on_elsewhere_only_if_told_to(world, tmp_path, monkeypatch, w
     train(config)
     shutil.rmtree(config.folder / "state" / "step-00000003")
     monkeypatch.setattr("train.environment", lambda device: environment(device) | {what: now})
-    with pytest.raises(ValueError, match=rf"{what} \(.* then, {now} now\).*--anyway"):
+    with pytest.raises(ValueError, match=rf"{what} \(.* then, {now} now\).*--ignore-changes"):
         train(config, resume=True)
-    train(config, resume=True, anyway=True)
+    train(config, resume=True, ignore_changes=True)
     env = json.loads((config.folder / "env.json").read_text())
     assert env[what] == now and env["began"][what] == environment(torch.device("cpu"))[what]
 

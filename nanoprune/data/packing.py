@@ -1,5 +1,6 @@
 """Training rows of a fixed length, packed from documents and conversations."""
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cache
@@ -10,6 +11,7 @@ import torch
 
 from nanoprune.config import IGNORE
 from nanoprune.data.token_file import TokenFile
+from nanoprune.io.files import file_hash
 
 
 class Piece(NamedTuple):
@@ -61,6 +63,13 @@ class TrainingRows:
         """(the units in the order of an epoch, the predictions up to the end of each)."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.units))
         return order, np.cumsum(self.lengths[order])
+
+    def identity(self) -> dict:
+        """Everything that the rows follow from; any setting that changes them changes the units or the rest.
+        """
+        units = hashlib.sha256(self.units.astype("<i8").tobytes()).hexdigest()
+        return {"rows": type(self).__name__, "files": [file_hash(source.path) for source in self.sources],
+                "units": units, "context": self.context, "seed": self.seed}
 
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(ids, targets, documents) of row r, each (context,) int64; the documents' numbers are those in the

@@ -1,14 +1,13 @@
 """Rows of results on disk, found again by a hash of everything that decides them."""
 
 import csv
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 from nanoprune.data.token_file import Example
 from nanoprune.distributed import Ranks
-from nanoprune.io.files import file_hash, read_json, write_csv, write_json
+from nanoprune.io.files import file_hash, json_hash, read_json, write_csv, write_json
 
 PIECE = 32  # items that are measured, and stored, at a time
 
@@ -32,7 +31,7 @@ class ResultCache:
         rows = []
         for start in range(0, len(items), PIECE):
             piece = items[start : start + PIECE]
-            identity = settings | {"items": json_hash(piece)}
+            identity = settings | {"items": json_hash(piece, example_as_lists)}
             path = self.folder / f"{name}-{json_hash(identity)[:16]}.csv"
             stored = self._read(path, identity)
             if stored is None:
@@ -59,11 +58,6 @@ class ResultCache:
         except (ValueError, OSError) as error:
             print(f"warning: {error}; measuring it again")
             return None
-
-
-def json_hash(content) -> str:
-    text = json.dumps(content, sort_keys=True, default=example_as_lists)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def example_as_lists(example: Example) -> list:
