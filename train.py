@@ -76,13 +76,13 @@ def train(
     """
     # ---- set-up: everything is checked before anything is written
     ranks = join(config.device)
+    run = RunFolder(config.folder, ranks, resume, from_state, ignore_changes)
+    if run.find_state(config):
+        return True
     device = pick_device(config.device)
     config = replace(config, dtype=pick_dtype(config.dtype, device))
     check_step(config, ranks)
     set_up(config, device)
-    run = RunFolder(config.folder, ranks, resume, from_state, ignore_changes)
-    if run.find_state(config):
-        return True
     dataset = Dataset(config.data)
     rows = dataset.rows(config.context, config.seed, config.pair_repeats, config.replay)
     config = count_steps(config, rows.epoch_tokens)

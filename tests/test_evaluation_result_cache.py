@@ -89,7 +89,8 @@ def test_a_stopped_evaluation_resumes(world, tmp_path, monkeypatch, evaluate):
 
 def score(monkeypatch, *arguments) -> list[dict]:
     """The results of every model that eval.py's arguments name, without its tables and figures."""
-    monkeypatch.setattr(sys, "argv", ["eval.py", "--dtype", "float32", "--general", "", *map(str, arguments)])
+    quick = ["--dtype", "float32", "--general", "", "--answer-tokens", "2"]
+    monkeypatch.setattr(sys, "argv", ["eval.py", *quick, *map(str, arguments)])
     options = eval_script.parse_options()
     dataset, cache = Dataset(options.data), ResultCache(Path(options.out) / "scores", ALONE)
     return [eval_script.evaluate(candidate, options, {"7"}, [], cache, ALONE)
@@ -200,6 +201,6 @@ def test_what_a_shorter_evaluation_left_is_not_taken_for_the_whole(world, tmp_pa
         return [result["test"], result["general"], result["answers"]]
 
     fresh = results("fresh")
-    for more in (["--documents", "3", "--questions", "2"], ["--protocol", "rolling"], ["--stride", "16"]):
+    for more in (["--documents", "3", "--questions", "2"], ["--protocol", "rolling"], ["--context", "16"]):
         assert results("out", *more) != fresh, more
     assert results("out") == fresh

@@ -129,10 +129,9 @@ class RunFolder:
         self.saved, self.tensors = load_state(self.source / "state")
         now = json.loads(json.dumps(config.to_dict()))  # tuples become lists, as in the state
         free = FREE_TO_CHANGE if self.resume else FREE_FROM_STATE
-        if config.epochs:  # which decide on them, and are not counted yet
-            free += ("max_steps",)
+        undecided = {"max_steps": config.epochs > 0, "dtype": config.dtype == "auto"}
         changed = [name for name, value in self.saved.config.items()
-                   if now.get(name) != value and name not in free]
+                   if now.get(name) != value and name not in free and not undecided.get(name)]
         if changed:
             advice = "Restore it, or start a new run under another name"
             if not self.resume:
