@@ -19,6 +19,7 @@ from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihood
 from nanoprune.evaluation.perplexity import Protocol, score_text
 from nanoprune.evaluation.removal_losses import Calibration
 from nanoprune.io.files import read_json
+from nanoprune.io.jsonl import write_jsonl
 from prune import drop_blocks
 from study import Stopped, run_study
 from train import train
@@ -35,6 +36,12 @@ def short(world, folder, **changes) -> Study:
     """Few runs: one seed, one learning rate, one block."""
     few = {"seeds": (0,), "learning_rates": (1e-3,), "distill": False, "blocks": (0,), "rounded": False}
     return make_study(world, folder, **few | changes)
+
+
+def little_text(folder) -> str:
+    """A file of general text that is scored at once."""
+    write_jsonl(folder / "general.jsonl", [{"text": f"Rivers are {i} km long."} for i in range(5)])
+    return str(folder / "general.jsonl")
 
 
 def record_runs(monkeypatch) -> list[str]:
@@ -190,7 +197,8 @@ def test_results_are_found_by_what_decides_them(world, tmp_path, monkeypatch):
 def test_a_run_of_another_base_is_no_run_of_this_study(world, tmp_path, monkeypatch):
     """Its folder has the same name; what was measured was moved away, as the message says."""
     base = shutil.copytree(world.model, tmp_path / "base")
-    study = short(world, tmp_path / "runs", results=str(tmp_path / "results"), keep_models=True)
+    study = short(world, tmp_path / "runs", results=str(tmp_path / "results"), keep_models=True,
+                  general=little_text(tmp_path))
     study = replace(study, training=replace(study.training, base=str(base)))
     run_study(study)
     names = record_runs(monkeypatch)
@@ -214,7 +222,7 @@ def test_a_run_of_another_base_is_no_run_of_this_study(world, tmp_path, monkeypa
 
 def test_what_a_study_measures_later_is_measured(world, tmp_path, monkeypatch):
     """Rounded forms of a full model that was measured without them; the speed of another model."""
-    study = short(world, tmp_path)
+    study = short(world, tmp_path, general=little_text(tmp_path))
     run_study(study)
     names, speed = record_runs(monkeypatch), read_json(tmp_path / "which" / "speed.json")
     run_study(study)
