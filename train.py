@@ -230,7 +230,7 @@ def load_base(config: Config, base: Base) -> Decoder:
     else:
         model = Decoder(base.config)
     if base.dropped:
-        record_removal(model.config, config.base, base.sha256, base.dropped, method="by the config")
+        record_removal(model.config, config.base, base.record["base"], base.dropped, method="by the config")
         model.drop_blocks(base.dropped)
     if config.lora:
         model.base.dropped = list(config.drop_blocks)
@@ -295,8 +295,8 @@ def main() -> int:
     parser.add_argument("--resume", metavar="RUN", help="resume the run in this folder")
     parser.add_argument("--dry-run", action="store_true", help="check config, data, base, memory and disk; "
                         "train nothing")
-    parser.add_argument("--ignore-budget", action="store_true", help="train although memory or disk seem too "
-                        "small")
+    parser.add_argument("--ignore-budget", action="store_true",
+                        help="train although memory or disk seem too small")
     parser.add_argument("--ignore-changes", action="store_true", help="go on from a state although data, "
                         "base, device, threads or versions changed since the run began")
     parser.add_argument("--from-state", type=Path, metavar="RUN", help="begin with the weights, the "

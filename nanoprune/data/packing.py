@@ -1,6 +1,5 @@
 """Training rows of a fixed length, packed from documents and conversations."""
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cache
@@ -11,7 +10,7 @@ import torch
 
 from nanoprune.config import IGNORE
 from nanoprune.data.token_file import TokenFile
-from nanoprune.io.files import file_hash
+from nanoprune.io.files import file_hash, json_hash
 
 
 class Piece(NamedTuple):
@@ -67,9 +66,8 @@ class TrainingRows:
     def identity(self) -> dict:
         """Everything that the rows follow from; any setting that changes them changes the units or the rest.
         """
-        units = hashlib.sha256(self.units.astype("<i8").tobytes()).hexdigest()
         return {"rows": type(self).__name__, "files": [file_hash(source.path) for source in self.sources],
-                "units": units, "context": self.context, "seed": self.seed}
+                "units": json_hash(self.units.tolist()), "context": self.context, "seed": self.seed}
 
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(ids, targets, documents) of row r, each (context,) int64; the documents' numbers are those in the

@@ -42,12 +42,11 @@ if TYPE_CHECKING:
     from model import Decoder
 
 STATES_KEPT = 2
-CODE = ("version", "base_config")  # entries of env.json that change the numbers
-MACHINE = ("device", "threads", "torch", "numpy")  # those that change the last digits
+# Entries of env.json that change the numbers, or their last digits.
+DECISIVE = ("version", "base_config", "device", "threads", "torch", "numpy")
 FREE_TO_CHANGE = ("name", "runs")  # settings that a resumed run may change: its folder may be moved
 FREE_FROM_STATE = (  # that a new run may change, which begins with the state of another
-    *FREE_TO_CHANGE, "max_steps", "lr", "min_lr", "warmup_steps", "weight_decay", "clip", "dtype", "tf32",
-    "recompute", "log_every", "eval_every", "save_every", "patience", "keep")
+    *FREE_TO_CHANGE, "max_steps", "lr", "min_lr", "warmup_steps", "clip", "dtype", "eval_every", "save_every")
 
 
 @dataclass
@@ -133,11 +132,9 @@ class RunFolder:
         changed = [name for name, value in self.saved.config.items()
                    if now.get(name) != value and name not in free and not undecided.get(name)]
         if changed:
-            advice = "Restore it, or start a new run under another name"
-            if not self.resume:
-                advice = f"Beside --from-state these may differ: {', '.join(free)}"
             raise ValueError(f"{self.source}/config.json is not what the run began with: "
-                             f"{', '.join(changed)} changed. {advice}")
+                             f"{', '.join(changed)} changed. Only these may: {', '.join(free)}. Restore it, "
+                             "or start a new run under another name")
         if self.resume and self.saved.finished:
             print(f"{self} is finished, at step {self.saved.step}: nothing to resume, {self}/model is up to "
                   "date")
@@ -189,8 +186,7 @@ class RunFolder:
             files = sorted(file for file in before | now if before.get(file) != now.get(file))
             if files:
                 changed.append(f"{name} ({', '.join(files)})")
-        changed += [f"{name} ({began.get(name)} then, {env[name]} now)"
-                    for name in (*CODE, *(MACHINE if self.resume else ()))
+        changed += [f"{name} ({began.get(name)} then, {env[name]} now)" for name in DECISIVE
                     if began.get(name) != env[name]]
         if changed and not self.ignore_changes:
             raise ValueError(f"{self.source} began with other files or another machine: "
