@@ -17,7 +17,6 @@ same numbers.
 """
 
 import argparse
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from nanoprune.data.dataset import Dataset
 from nanoprune.data.tokenizer import tokenizer_hash
 from nanoprune.device import environment, make_autocast, pick_device, pick_dtype
 from nanoprune.distributed import Ranks, join
+from nanoprune.evaluation import multiple_choice, perplexity, written_answers
 from nanoprune.evaluation.agreement import compare_predictions, final_states
 from nanoprune.evaluation.arms import make_arms
 from nanoprune.evaluation.cost import measure_speed, model_cost
@@ -43,8 +43,9 @@ from nanoprune.evaluation.removal_losses import without
 from nanoprune.evaluation.result_cache import ResultCache
 from nanoprune.evaluation.results_files import write_results
 from nanoprune.evaluation.written_answers import corpus_numbers, overlap_scores, write_answers
-from nanoprune.io.files import file_hash, file_hashes, finite_or_none, make_folder, read_json, write_json
+from nanoprune.io.files import file_hashes, finite_or_none, json_hash, make_folder, read_json, write_json
 from nanoprune.io.hub import locate
+from nanoprune.nn.identity import model_identity
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.peft import config_folder, is_adapter
 from nanoprune.nn.sampling import generate
@@ -200,9 +201,10 @@ def evaluate(
 
     # ---- how well does it answer?
     answers = choose(items, model, measure, ranks)
-    settings = {"protocol": "written", "most": options.answer_tokens,
-                "measures": sorted(overlap_scores("", "")),
-                "known": hashlib.sha256(" ".join(sorted(corpus)).encode()).hexdigest()}
+    settings = {"protocol": "written", "version": written_answers.VERSION, "most": options.answer_tokens,
+                "stop": sorted(model.stop_tokens | items.stop),
+                "tokenizer": json_hash(items.tokenizer.to_str()),
+                "measures": sorted(overlap_scores("", "")), "known": json_hash(sorted(corpus))}
     written = measure("written", settings, items.instructions, lambda piece, label: write_answers(
         model, items.tokenizer, piece, corpus, options.answer_tokens, ranks, label, items.stop))
 
@@ -232,24 +234,23 @@ def cached_measure(
     """A function (name, settings, items, measure) of the rows of a model's items, from the cache if it has
     them; `changes`: made to the model since it was loaded.
     """
-    folder = candidate.folder
-    identity = {"model": file_hashes(folder), "config": file_hash(config_folder(folder) / "config.json"),
-                "products": options.dtype, "device": model.device.type, "torch": torch.__version__} | changes
-    if is_adapter(folder):
-        identity["base"] = model.base.base_sha256
+    identity = {"model": model_identity(candidate.folder), "products": options.dtype,
+                "device": model.device.type, "torch": torch.__version__} | changes
     return lambda name, settings, *item: cache.rows(f"{candidate.label}-{name}", identity | settings, *item)
 
 
 def predict(
     name: str, texts: list[Text], items: Items, model: Decoder, measure: Callable, ranks: Ranks
 ) -> list[dict]:
-    return measure(name, {"protocol": items.protocol.describe()}, texts,
+    settings = {"protocol": items.protocol.describe(), "version": perplexity.VERSION}
+    return measure(name, settings, texts,
                    lambda piece, label: text_rows(model, piece, items.protocol, items.end, ranks, label))
 
 
 def choose(items: Items, model: Decoder, measure: Callable, ranks: Ranks) -> dict[str, list[dict]]:
     """The rows of every question set."""
-    return {name: measure(name, {"protocol": "choices"}, questions,
+    settings = {"protocol": "choices", "version": multiple_choice.VERSION}
+    return {name: measure(name, settings, questions,
                           lambda piece, label: score_questions(model, piece, ranks, label))
             for name, questions in items.questions.items()}
 

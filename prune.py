@@ -38,7 +38,8 @@ from nanoprune.io.files import (
     write_json,
 )
 from nanoprune.io.hub import check_out, copy_tokenizer, locate
-from nanoprune.io.tensors import stored_types, weights_hash
+from nanoprune.io.tensors import stored_types
+from nanoprune.nn.identity import model_identity
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.model_config import ModelConfig, Part, part_name, read_parts, record_removal
 from nanoprune.nn.peft import check_weights_can_change
@@ -315,7 +316,7 @@ def main() -> None:
     dtype = pick_dtype(args.dtype, model.device) if dataset else None
 
     def keep(table: Path | None) -> KeptLosses | None:
-        about = {"weights": weights_hash(folder), "dtype": dtype}
+        about = model_identity(folder) | {"dtype": dtype}
         return table and KeptLosses(table.with_suffix(".losses.json"), about, ranks.rank == 0)
 
     # ---- score: the loss without each block, and its estimates

@@ -29,8 +29,8 @@ from nanoprune.config import Config, Study, load_study
 from nanoprune.data.dataset import Dataset
 from nanoprune.device import environment, keep_freed_memory, make_autocast, pick_device, pick_dtype
 from nanoprune.distributed import Ranks, join
+from nanoprune.evaluation import cost
 from nanoprune.evaluation.block_scores import BlockScores, score_blocks
-from nanoprune.evaluation.cost import compare_speed
 from nanoprune.evaluation.items import Items
 from nanoprune.evaluation.measured import Measured, RunResult, describe_items, final_validation, measure_model
 from nanoprune.evaluation.perplexity import Protocol
@@ -38,13 +38,14 @@ from nanoprune.evaluation.removal_losses import Calibration, KeptLosses, Removal
 from nanoprune.evaluation.study_page import StudyResults, write_study
 from nanoprune.figures.blocks import draw_blocks
 from nanoprune.figures.style import numbers, read_csv
-from nanoprune.io.files import read_json, write_csv, write_json
+from nanoprune.io.files import json_hash, read_json, write_csv, write_json
 from nanoprune.io.hub import locate
-from nanoprune.io.tensors import weights_hash
+from nanoprune.nn.identity import model_identity
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.model_config import part_name, read_parts
 from nanoprune.nn.rounding import ROUNDED, round_matrices, stored_bytes
 from nanoprune.training.run_folder import has_state
+from nanoprune.training.teacher import VERSION as PREDICTIONS
 from train import STOPPED, VERSION, Diverged, count_steps, train
 
 
@@ -73,12 +74,10 @@ def run_study(study: Study) -> None:
     items.add_test()
     items.add_general(study.general)
     items.add_questions(cut=True)
-    weights = weights_hash(source)
-    measured = Measured(study, dataset, items, {"weights": weights, "model": model.config.fingerprint()},
-                        {"train": VERSION}, ranks.rank == 0)
+    base = model_identity(source)
+    measured = Measured(study, dataset, items, base, {"train": VERSION}, ranks.rank == 0)
     measured.check()
-    kept = KeptLosses(study.folder / "blocks.losses.json",
-                      {"weights": weights, "dtype": training.dtype}, ranks.rank == 0)
+    kept = KeptLosses(study.folder / "blocks.losses.json", base | {"dtype": training.dtype}, ranks.rank == 0)
     if ranks.rank == 0:
         write_json(measured.folder / "items.json", describe_items(items))
 
@@ -178,14 +177,14 @@ def measure_speed(
     source: Path, rivals: dict[str, tuple], device: torch.device, path: Path
 ) -> dict[str, dict]:
     """The speed of the base without each of these, in bf16, measured once and kept."""
-    about = {"weights": weights_hash(source), "arms": list(rivals)}
+    about = model_identity(source) | {"arms": list(rivals), "device": device.type, "version": cost.VERSION}
     if path.is_file() and (kept := read_json(path))["about"] == about:
         return kept["speed"]
     models = {}
     for arm, removed in rivals.items():
         models[arm] = Decoder.from_pretrained(source, device=device, dtype=torch.bfloat16).eval()
         models[arm].drop_blocks(removed)
-    speed = compare_speed(models)
+    speed = cost.compare_speed(models)
     write_json(path, {"about": about, "speed": speed, "environment": environment(device)})
     return speed
 
@@ -216,15 +215,16 @@ class Runs:
         about = self.measured.about(config, None)
         if teacher:
             config = replace(config, teacher=str(teacher.folder / "model"))
-            about = self.measured.about(config, self.measured.about(teacher, None))
+            teacher_about = self.measured.about(teacher, None)
+            about = self.measured.about(config, teacher_about | {"predictions": PREDICTIONS})
         result = self.measured.read(about)
-        if result is None:
+        if result is None or not (result.diverged or result.measures.keys() >= set(self.forms(config))):
             if self.ranks.sum([len(self.stop_signals)])[0]:
                 raise Stopped(f"{self.study.folder}: stopped between two runs; the same command resumes it")
             self.ranks.barrier()  # until every rank has looked
             if teacher:
-                self.train(teacher)
-            result = self.measure(config)
+                self.train(teacher, teacher_about)
+            result = self.measure(config, about)
             self.measured.write(config.name, about, result)
             if self.ranks.rank == 0:
                 shutil.rmtree(config.folder / "state", ignore_errors=True)
@@ -233,28 +233,38 @@ class Runs:
             self.ranks.barrier()
         return result
 
-    def train(self, config: Config) -> None:
-        """Train a run, or resume it; nothing where it is finished and has its model."""
+    def forms(self, config: Config) -> tuple[str, ...]:
+        """The forms of a run's weights that are measured."""
+        full = not config.drop_blocks and not config.lora and self.study.rounded
+        return "trained", *(ROUNDED if full else ())
+
+    def train(self, config: Config, about: dict) -> None:
+        """Train a run, or resume it; nothing where exactly it is finished and has its model."""
+        key, exactly = config.folder / "study.json", {"about": json_hash(about)}
         resume = has_state(config.folder / "state")
-        if config.folder.exists() and not resume:
-            if any((config.folder / "model").glob("*.safetensors")):
-                return
-            if self.ranks.rank == 0:
-                shutil.rmtree(config.folder)  # killed before its first save
+        if not resume and any((config.folder / "model").glob("*.safetensors")):
+            if not key.is_file() or read_json(key) != exactly:
+                raise ValueError(f"{config.folder} holds a run of another base, dataset or other settings: "
+                                 "move it away, or give this study another name")
+            return
+        self.ranks.barrier()  # until every rank has looked
+        if self.ranks.rank == 0:
+            if not resume:
+                shutil.rmtree(config.folder, ignore_errors=True)  # killed before its first save
+            write_json(key, exactly)
         self.ranks.barrier()
         if not train(config, resume=resume, listen=lambda: self.stop_signals):
             raise Stopped(f"{config.folder}: the same command resumes it")
 
-    def measure(self, config: Config) -> RunResult:
+    def measure(self, config: Config, about: dict) -> RunResult:
         """Train a run and measure it: as trained and, of the full model, with its matrices rounded."""
         try:
-            self.train(config)
+            self.train(config, about)
         except Diverged as error:  # perhaps in the first step, of which no log tells
             print(f"{config.folder}: {error}")
             return RunResult(diverged=True)
         device, measures = pick_device(config.device), {}
-        full = not config.drop_blocks and not config.lora and self.study.rounded
-        for form in ("trained", *(ROUNDED if full else ())):
+        for form in self.forms(config):
             model = Decoder.from_pretrained(config.folder / "model", device=device).eval()
             size = round_matrices(model, form) if form in ROUNDED else stored_bytes(model)
             print(f"{config.folder}: measuring ({form})")

@@ -44,7 +44,6 @@ from nanoprune.device import (
 )
 from nanoprune.distributed import full_tensor, gradient_sync, join, restarted, wrap
 from nanoprune.evaluation.perplexity import Validation
-from nanoprune.io.files import file_hashes
 from nanoprune.nn.lora import LoraSettings, add_lora, count_parameters
 from nanoprune.nn.model_config import record_removal
 from nanoprune.nn.scratch import SavedActivations
@@ -65,31 +64,33 @@ class Diverged(ValueError):
 
 
 def train(
-    config: Config, resume: bool = False, anyway: bool = False, dry_run: bool = False,
-    listen: Callable[[], list[str]] = list,
+    config: Config, resume: bool = False, dry_run: bool = False, ignore_budget: bool = False,
+    ignore_changes: bool = False, from_state: Path | None = None, listen: Callable[[], list[str]] = list,
 ) -> bool:
     """Train into the config's run folder: True when the run is finished, False if it was asked to stop.
 
-    `anyway`: train although memory or disk seem too small, or resume on another machine. `dry_run`: check all
-    that can be checked, and write nothing. `listen` returns a list: once a signal's name is in it, the run
-    saves its state after the step and ends. ValueError for whatever the user can mend.
+    `dry_run`: check all that can be checked, and write nothing. `ignore_budget`: train although memory or
+    disk seem too small. `ignore_changes`: resume with other files or on another machine. `from_state`:
+    another run, with whose state this one begins. `listen` returns a list: once a signal's name is in it, the
+    run saves its state after the step and ends. ValueError for whatever the user can mend.
     """
     # ---- set-up: everything is checked before anything is written
     ranks = join(config.device)
+    run = RunFolder(config.folder, ranks, resume, from_state, ignore_changes)
+    if run.find_state(config):
+        return True
     device = pick_device(config.device)
     config = replace(config, dtype=pick_dtype(config.dtype, device))
     check_step(config, ranks)
     set_up(config, device)
-    run = RunFolder(config.folder, ranks, resume)
     dataset = Dataset(config.data)
     rows = dataset.rows(config.context, config.seed, config.pair_repeats, config.replay)
     config = count_steps(config, rows.epoch_tokens)
     validation = Validation(dataset, config)
     base = find_base(config, dataset, ranks, resume)
-    check_budget(config, base, device, ranks, anyway, Decoder.plain_head)
+    check_budget(config, base, device, ranks, ignore_budget, Decoder.plain_head)
     model = load_base(config, base)
-    env = environment(device) | {"ranks": ranks.size, "data": file_hashes(dataset.folder),
-                                 "base": base.sha256}
+    env = environment(device) | base.record | {"ranks": ranks.size, "version": VERSION}
     if dry_run:
         print(f"{run}: nothing is wrong; a dry run, so nothing was written")
         return True
@@ -97,7 +98,7 @@ def train(
     teacher = None
     if config.teacher:
         teacher = Teacher(config, dataset, rows, Decoder.from_pretrained, device, ranks)
-        env |= {"teacher": teacher.sha256, "teacher_seconds": teacher.seconds}
+        env |= teacher.record
 
     # ---- model, optimizer and where the run stands
     model.train()
@@ -110,14 +111,7 @@ def train(
     autocast = make_autocast(config.dtype, device, cache=ranks.size == 1 or config.parallel == "ddp")
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
-    if resume:
-        progress = run.restore(config, env, optimizer, anyway)
-        scaler.load_state_dict(progress.scaler)
-    else:
-        progress = run.start(config, env, dataset.folder, base.folder)
-    if progress.finished:
-        print(f"{run} is finished, at step {progress.step}: nothing to resume, {run}/model is up to date")
-        return True
+    progress = run.begin(config, env, optimizer, scaler, dataset.folder, base.folder)
     epochs = config.max_steps * config.tokens_per_step / rows.epoch_tokens
     parameters = count_parameters(model)
     print(f"{run}: {model.config.num_hidden_layers} blocks, {parameters.total:,} parameters, "
@@ -185,7 +179,8 @@ def train(
                 f"step {step}: the loss is {loss}, the gradient norm {grad_norm} (rows {first_row} to "
                 f"{first_row + config.rows_per_step - 1} of seed {config.seed}, from "
                 f"{rows.names(first_row, config.rows_per_step)}). The weights of {saved} are in {run}/state. "
-                "Look at these documents, lower lr, lengthen warmup_steps or use float32, under another name")
+                "Look at these documents, lower lr, lengthen warmup_steps or use float32, under another name "
+                f"(--name={config.name}-2), from the start or, with --from-state {run}, from there")
         scaler.step(optimizer)  # float16 skips a step whose gradient overflowed, and lowers the scale
         scaler.update()
         optimizer.zero_grad()
@@ -235,7 +230,7 @@ def load_base(config: Config, base: Base) -> Decoder:
     else:
         model = Decoder(base.config)
     if base.dropped:
-        record_removal(model.config, config.base, base.sha256, base.dropped, method="by the config")
+        record_removal(model.config, config.base, base.record["base"], base.dropped, method="by the config")
         model.drop_blocks(base.dropped)
     if config.lora:
         model.base.dropped = list(config.drop_blocks)
@@ -300,19 +295,24 @@ def main() -> int:
     parser.add_argument("--resume", metavar="RUN", help="resume the run in this folder")
     parser.add_argument("--dry-run", action="store_true", help="check config, data, base, memory and disk; "
                         "train nothing")
-    parser.add_argument("--anyway", action="store_true", help="train although memory or disk seem too "
-                        "small, or resume although data, base, device, threads or versions changed since "
-                        "the run began")
+    parser.add_argument("--ignore-budget", action="store_true",
+                        help="train although memory or disk seem too small")
+    parser.add_argument("--ignore-changes", action="store_true", help="go on from a state although data, "
+                        "base, device, threads or versions changed since the run began")
+    parser.add_argument("--from-state", type=Path, metavar="RUN", help="begin with the weights, the "
+                        "optimizer and the step of another run, such as one that diverged")
     args, overrides = parser.parse_known_args()
     if bool(args.config) == bool(args.resume):
         raise ValueError("give a config (python train.py configs/full.py) or a run to resume (--resume "
                          "runs/full)")
-    if args.resume and overrides:
-        raise ValueError(f"--resume takes the run's own settings; {' '.join(overrides)} cannot be changed")
+    if args.resume and (overrides or args.from_state):
+        raise ValueError(f"--resume takes the run's own settings and state: {' '.join(overrides)} cannot be "
+                         "changed, and --from-state goes with a new run")
     config = saved_config(Path(args.resume)) if args.resume else load_config(args.config, overrides)
     resume = bool(args.resume) or (restarted() and has_state(config.folder / "state"))
     try:
-        finished = train(config, resume, args.anyway, args.dry_run, command_line.catch_signals)
+        finished = train(config, resume, args.dry_run, args.ignore_budget, args.ignore_changes,
+                         args.from_state, command_line.catch_signals)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"{str(error).splitlines()[0]} Set recompute=blocks, lower batch_size (and raise "
                          "accumulation) or context, or take optimizer=lean. The last saved state is "

@@ -111,7 +111,7 @@ def test_too_little_memory_is_answered_with_what_to_lower(cuda, world, tmp_path,
     path = world.config_file(tmp_path / "c.py", device=str(cuda), batch_size=4096, context=128)
     torch.cuda.set_per_process_memory_fraction(allowed / total, cuda)
     try:
-        code, _, err = run_main(monkeypatch, capsys, "train.py", path, "--anyway")
+        code, _, err = run_main(monkeypatch, capsys, "train.py", path, "--ignore-budget")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, cuda)
         torch.cuda.empty_cache()

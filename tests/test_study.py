@@ -7,17 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
-from small import read_rows, run_main
+from small import make_model, read_rows, run_main
 
 import study as study_module
 from model import Decoder
 from nanoprune.config import Study, load_study
 from nanoprune.data.dataset import Dataset
-from nanoprune.evaluation import multiple_choice
+from nanoprune.evaluation import cost, multiple_choice
 from nanoprune.evaluation.block_scores import score_blocks
 from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihoods
 from nanoprune.evaluation.perplexity import Protocol, score_text
 from nanoprune.evaluation.removal_losses import Calibration
+from nanoprune.io.files import read_json
+from nanoprune.io.jsonl import write_jsonl
 from prune import drop_blocks
 from study import Stopped, run_study
 from train import train
@@ -34,6 +36,12 @@ def short(world, folder, **changes) -> Study:
     """Few runs: one seed, one learning rate, one block."""
     few = {"seeds": (0,), "learning_rates": (1e-3,), "distill": False, "blocks": (0,), "rounded": False}
     return make_study(world, folder, **few | changes)
+
+
+def little_text(folder) -> str:
+    """A file of general text that is scored at once."""
+    write_jsonl(folder / "general.jsonl", [{"text": f"Rivers are {i} km long."} for i in range(5)])
+    return str(folder / "general.jsonl")
 
 
 def record_runs(monkeypatch) -> list[str]:
@@ -184,6 +192,51 @@ def test_results_are_found_by_what_decides_them(world, tmp_path, monkeypatch):
     monkeypatch.setattr(multiple_choice, "VERSION", multiple_choice.VERSION + 1)
     run_study(study)
     assert names == ["1-lr0.001-s0", "none-lr0.001-s0", "0-lr0.001-s0"]
+
+
+def test_a_run_of_another_base_is_no_run_of_this_study(world, tmp_path, monkeypatch):
+    """Its folder has the same name; what was measured was moved away, as the message says."""
+    base = shutil.copytree(world.model, tmp_path / "base")
+    study = short(world, tmp_path / "runs", results=str(tmp_path / "results"), keep_models=True,
+                  general=little_text(tmp_path))
+    study = replace(study, training=replace(study.training, base=str(base)))
+    run_study(study)
+    names = record_runs(monkeypatch)
+    shutil.move(tmp_path / "results" / "which" / "measured", tmp_path / "moved")
+    run_study(study)  # finds the models, and measures them
+    assert names == []
+    make_model(base, world.data, seed=9)
+    with pytest.raises(ValueError, match="holds 2 run.s. of another base"):
+        run_study(study)
+    shutil.move(tmp_path / "results" / "which" / "measured", tmp_path / "moved again")
+    with pytest.raises(ValueError, match="which/none-lr0.001-s0 holds a run of another base, dataset"):
+        run_study(study)
+    assert names == []
+    shutil.move(tmp_path / "runs" / "which", tmp_path / "old runs")
+    run_study(study)
+    assert names == ["none-lr0.001-s0", "0-lr0.001-s0"]
+    shutil.rmtree(tmp_path / "results" / "which" / "measured")
+    with pytest.raises(ValueError, match="holds a run of another base, dataset or other settings"):
+        run_study(replace(study, training=replace(study.training, weight_decay=0.2)))
+
+
+def test_what_a_study_measures_later_is_measured(world, tmp_path, monkeypatch):
+    """Rounded forms of a full model that was measured without them; the speed of another model."""
+    study = short(world, tmp_path, general=little_text(tmp_path))
+    run_study(study)
+    names, speed = record_runs(monkeypatch), read_json(tmp_path / "which" / "speed.json")
+    run_study(study)
+    assert names == [] and read_json(tmp_path / "which" / "speed.json") == speed
+    run_study(replace(study, rounded=True))
+    assert names == ["none-lr0.001-s0"]
+    rows = {row["what"] for row in read_rows(tmp_path / "which" / "exchange.csv")}
+    assert {"none, NF4", "none, int8"} <= rows
+    run_study(replace(study, rounded=True))
+    run_study(study)
+    assert names == ["none-lr0.001-s0"]
+    monkeypatch.setattr(cost, "VERSION", cost.VERSION + 1)
+    run_study(study)
+    assert read_json(tmp_path / "which" / "speed.json")["speed"] != speed["speed"]
 
 
 def test_a_stopped_study_says_so(world, tmp_path, monkeypatch):

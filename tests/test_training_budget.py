@@ -1,6 +1,7 @@
 """nanoprune/training/budget.py: memory against measured peaks, operations by hand."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from model import Decoder
 from nanoprune.nn.model_config import ModelConfig
 from nanoprune.training import budget
 from nanoprune.training.batches import MicroBatch
-from nanoprune.training.budget import training_flops, training_memory
+from nanoprune.training.budget import disk_space, training_flops, training_memory
 from train import train
 
 QWEN3 = dict(model_type="qwen3", vocab_size=151_936, hidden_size=1024, intermediate_size=3072,
@@ -55,14 +56,32 @@ def test_a_dry_run_checks_and_leaves_nothing(world, tmp_path, monkeypatch, capsy
     assert code == 0 and "memory some" in out and "disk" in out and "nothing is wrong" in out
     assert not (tmp_path / "runs").exists()
     monkeypatch.setattr(budget, "memory_left", lambda device: 1e6)
-    expected = r"too little memory, 0.0 of \d+\.\d GB on cpu: set recompute=blocks.*--anyway"
+    expected = r"too little memory, 0.0 of \d+\.\d GB on cpu: set recompute=blocks.*--ignore-budget"
     with pytest.raises(ValueError, match=expected):
         train(world.config(tmp_path), dry_run=True)
-    train(world.config(tmp_path), dry_run=True, anyway=True)
+    train(world.config(tmp_path), dry_run=True, ignore_budget=True)
     monkeypatch.undo()
     monkeypatch.setattr(budget.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
     with pytest.raises(ValueError, match="too little disk, 0.0 of .* GB in .*: make room"):
         train(world.config(tmp_path))
+
+
+def test_disk_room_is_counted_once(world, tmp_path):
+    """A run that stopped needs room for what it has not written yet: without adapters, with them, with a
+    teacher.
+    """
+    shape = Decoder.read_config(world.model)
+    for name, changes in (("plain", {}), ("adapters", {"lora": "all"}), ("best", {"keep": "best"})):
+        config = world.config(tmp_path, name=name, save_every=1, max_steps=3, **changes)
+        before = disk_space(config, shape)
+        train(config, listen=lambda: ["SIGTERM"])
+        written = sum(path.stat().st_size for path in config.folder.rglob("*.safetensors"))
+        assert 0 < written < before and disk_space(config, shape) == pytest.approx(before - written)
+    taught = replace(config, name="taught", teacher=str(world.model))
+    predictions = disk_space(taught, shape) - before
+    assert predictions == 8 * taught.teacher_top * 3 * taught.tokens_per_step
+    shutil.copytree(config.folder, taught.folder)
+    assert disk_space(taught, shape) == disk_space(config, shape)
 
 
 def test_flops(world):

@@ -231,7 +231,7 @@ def test_a_run_goes_on_with_its_own_data_and_base_only(world, tmp_path):
     base, data = shutil.copytree(world.model, tmp_path / "base"), shutil.copytree(world.data,
                                                                                   tmp_path / "data")
     config = world.config(tmp_path, base=str(base), data=str(data), max_steps=2)
-    train(config)
+    train(config, listen=lambda: ["SIGTERM"])
     kept = (data / "train.safetensors").read_bytes()
     shutil.copy(data / "val.safetensors", data / "train.safetensors")
     expected = r"began with other files or another machine: {} \({}.safetensors\)"
@@ -246,7 +246,7 @@ def test_a_run_goes_on_with_its_own_data_and_base_only(world, tmp_path):
 def test_a_run_whose_base_was_moved_says_what_to_do(world, tmp_path):
     base = shutil.copytree(world.model, tmp_path / "base")
     config = world.config(tmp_path, base=str(base), save_every=1, lora="q_proj")
-    assert train(config)
+    assert not train(config, listen=lambda: ["SIGTERM"])
     base.rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="no folder .*base.* A run resumes with its own base: restore it, "
                        "or put a link in its place"):
@@ -260,11 +260,146 @@ def test_a_run_goes_on_elsewhere_only_if_told_to(world, tmp_path, monkeypatch, w
     train(config)
     shutil.rmtree(config.folder / "state" / "step-00000003")
     monkeypatch.setattr("train.environment", lambda device: environment(device) | {what: now})
-    with pytest.raises(ValueError, match=rf"{what} \(.* then, {now} now\).*--anyway"):
+    with pytest.raises(ValueError, match=rf"{what} \(.* then, {now} now\).*--ignore-changes"):
         train(config, resume=True)
-    train(config, resume=True, anyway=True)
+    train(config, resume=True, ignore_changes=True)
     env = json.loads((config.folder / "env.json").read_text())
     assert env[what] == now and env["began"][what] == environment(torch.device("cpu"))[what]
+
+
+def test_a_finished_run_says_so_whatever_changed(world, tmp_path, monkeypatch, capsys):
+    """It is asked for neither its machine nor its files, nor for memory."""
+    base = shutil.copytree(world.model, tmp_path / "base")
+    data = shutil.copytree(world.data, tmp_path / "data")
+    path = world.config_file(tmp_path / "c.py", base=str(base), data=str(data), max_steps=2, epochs=0)
+    assert run_main(monkeypatch, capsys, "train.py", path)[0] == 0
+    run = tmp_path / "runs" / "run"
+    env = json.loads((run / "env.json").read_text())
+    (run / "env.json").write_text(json.dumps(env | {"threads": 99, "torch": "1.0"}))
+    monkeypatch.setattr("nanoprune.training.budget.memory_left", lambda device: 0)
+    make_model(base, data, seed=9)
+    code, out, err = run_main(monkeypatch, capsys, "train.py", "--resume", run)
+    assert code == 0 and f"{run} is finished, at step 2" in out, err
+    shutil.rmtree(base)
+    monkeypatch.setattr("nanoprune.device.pick_device", None)  # as where its device is not
+    assert "is finished" in run_main(monkeypatch, capsys, "train.py", "--resume", run)[1]
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"max_steps": 9}))
+    code, _, err = run_main(monkeypatch, capsys, "train.py", "--resume", run)
+    assert code == 2 and "config.json is not what the run began with: max_steps changed" in err
+
+
+def test_a_run_of_epochs_goes_on_by_its_config(world, tmp_path):
+    """As torchrun starts it again: the config does not say how many steps its epochs come to, nor its dtype.
+    """
+    config = world.config(tmp_path, epochs=1, warmup_steps=1, dtype="auto")
+    assert not train(config, listen=lambda: ["SIGTERM"])
+    assert train(config, resume=True)
+
+
+def change_rope(base) -> None:
+    shape = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(shape | {"rope_theta": 999.0}))
+
+
+def test_a_state_belongs_to_the_bases_config_and_to_the_code(world, tmp_path, monkeypatch):
+    """The same weights with another rope, and steps of another version, would give other numbers."""
+    base = shutil.copytree(world.model, tmp_path / "base")
+    config = world.config(tmp_path, base=str(base))
+    train(config, listen=lambda: ["SIGTERM"])
+    with monkeypatch.context() as patch:
+        patch.setattr("train.VERSION", 2)
+        with pytest.raises(ValueError, match=r"began with .*: version \(1 then, 2 now\)"):
+            train(config, resume=True)
+    change_rope(base)
+    with pytest.raises(ValueError, match=r"began with .*: base_config \(.* then, .* now\)"):
+        train(config, resume=True)
+    env = json.loads((config.folder / "env.json").read_text())
+    for name in ("version", "base_config"):  # an older run, which did not record them
+        del env[name]
+    (config.folder / "env.json").write_text(json.dumps(env))
+    assert train(config, resume=True)
+
+
+def test_memory_and_changes_are_waived_apart(world, tmp_path, monkeypatch, capsys):
+    data = shutil.copytree(world.data, tmp_path / "data")
+    config = world.config(tmp_path, data=str(data))
+    train(config, listen=lambda: ["SIGTERM"])
+    shutil.copy(data / "val.safetensors", data / "train.safetensors")
+    with pytest.raises(ValueError, match="data .train.safetensors.*--ignore-changes"):
+        train(config, resume=True, ignore_budget=True)
+    monkeypatch.setattr("nanoprune.training.budget.memory_left", lambda device: 0)
+    with pytest.raises(ValueError, match="too little memory.*--ignore-budget"):
+        train(config, resume=True, ignore_changes=True)
+    assert train(config, resume=True, ignore_budget=True, ignore_changes=True)
+    env = json.loads((config.folder / "env.json").read_text())
+    assert env["data"]["train.safetensors"] != env["began"]["data"]["train.safetensors"]
+    code, _, err = run_main(monkeypatch, capsys, "train.py", world.config_file(tmp_path / "c.py"),
+                            "--ignore-changes")
+    assert code == 2 and "--ignore-changes goes with --resume or --from-state" in err
+
+
+# ---------------------------------------------------------------- another run's state
+def test_a_run_that_diverged_goes_on_with_a_lower_lr(world, tmp_path, monkeypatch, capsys):
+    """As its message says. With nothing changed it is the run that did not diverge, bit by bit."""
+    whole = world.config(tmp_path / "whole", max_steps=6)
+    train_here(whole)
+    forward, calls = Decoder.forward, []
+
+    def fail_at_fourth(self, *given, **options):
+        calls.append(1) if self.training else None
+        return forward(self, *given, **options) * (math.nan if self.training and len(calls) == 4 else 1)
+
+    path = world.config_file(tmp_path / "c.py", max_steps=6)
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "forward", fail_at_fourth)
+        code, _, err = run_main(monkeypatch, capsys, "train.py", path)
+    run = tmp_path / "runs" / "run"
+    assert code == 2
+    assert f"under another name (--name=run-2), from the start or, with --from-state {run}, from there" in err
+    told = ["--name=run-2", "--from-state", run]
+    code, out, err = run_main(monkeypatch, capsys, "train.py", path, *told)
+    assert code == 0, err
+    same = tmp_path / "runs" / "run-2"
+    assert [row["step"] for row in read_rows(same / "train.csv")] == ["4", "5", "6"]
+    assert read_rows(same / "train.csv", TIMING) == read_rows(whole.folder / "train.csv", TIMING)[3:]
+    for name in ("model/model.safetensors", "state/step-00000006/training.safetensors"):
+        assert (same / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert json.loads((same / "env.json").read_text())["from"] == str(run)
+    told = ["--name=low", "--lr=1e-4", "--from-state", run]
+    assert run_main(monkeypatch, capsys, "train.py", path, *told)[0] == 0
+    rows = read_rows(tmp_path / "runs" / "low" / "train.csv")
+    assert rows[0]["step"] == "4" and float(rows[0]["lr"]) < 1e-4
+    assert rows[0]["loss"] == read_rows(same / "train.csv")[0]["loss"]  # of the weights before the step
+    assert rows[2]["loss"] != read_rows(same / "train.csv")[2]["loss"]
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"drop_blocks": (2,)}, "drop_blocks changed. Only these may: .* lr,"),
+    ({"seed": 1, "optimizer": "lean", "clip": 0.0}, "seed, optimizer changed"),
+    ({"max_steps": 2, "warmup_steps": 0}, "that after step 2: set max_steps above it, given 2"),
+    ({"name": "run"}, "holds a run already")])
+def test_a_state_of_other_settings_is_refused(world, tmp_path, changes, message):
+    config = world.config(tmp_path, max_steps=2, drop_blocks=(1,))
+    train(config)
+    with pytest.raises(ValueError, match=message):
+        train(replace(config, **{"name": "other", "max_steps": 4} | changes), from_state=config.folder)
+    assert not (tmp_path / "other" / "config.json").exists()
+
+
+def test_a_state_of_another_base_or_model_is_refused(world, tmp_path):
+    base = shutil.copytree(world.model, tmp_path / "base")
+    config = world.config(tmp_path, base=str(base), max_steps=2)
+    train(config)
+    other = replace(config, name="other", max_steps=4)
+    make_model(base, world.data, seed=9)
+    with pytest.raises(ValueError, match="base .model.safetensors"):
+        train(other, from_state=config.folder)
+    make_model(base, world.data, hidden_size=16)
+    with pytest.raises(ValueError, match="is the state of another model or optimizer"):
+        train(other, from_state=config.folder, ignore_changes=True)
+    with pytest.raises(ValueError, match="holds no complete state"):
+        train(other, from_state=tmp_path / "no-such")
 
 
 def test_other_code_is_told(world, tmp_path, monkeypatch, capsys):

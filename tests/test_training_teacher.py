@@ -1,19 +1,21 @@
 """nanoprune/training/teacher.py and its loss: gradients against autograd, a teacher that runs once."""
 
 import math
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small import TIMING, make_model, read_rows
 
 from model import Decoder
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.packing import TrainingRows
 from nanoprune.distributed import ALONE
+from nanoprune.io.files import read_json, write_json
 from nanoprune.nn import losses as losses_module
 from nanoprune.nn.losses import HeadLoss, SoftTargets, likeliest
 from nanoprune.training import teacher as teacher_module
@@ -90,7 +92,7 @@ def test_the_teacher_runs_once(world, tmp_path, monkeypatch):
     rows = TrainingRows(dataset.split("train"), config.context, config.seed, dataset.split("pairs"), 1)
     monkeypatch.setattr(teacher_module, "ROWS", 12)
 
-    def open_teacher(config):
+    def open_teacher(config, rows=rows):
         return Teacher(config, dataset, rows, Decoder.from_pretrained, torch.device("cpu"), ALONE)
 
     ids, log_p, share, temperature = open_teacher(config).soft_targets(5, 30)
@@ -106,7 +108,50 @@ def test_the_teacher_runs_once(world, tmp_path, monkeypatch):
     again = open_teacher(replace(config, name="other", drop_blocks=(1,))).soft_targets(5, 30)
     assert torch.equal(again.ids, ids) and torch.equal(again.log_p, log_p)
     with pytest.raises(TypeError):  # other rows are
-        open_teacher(replace(config, seed=1))
+        open_teacher(replace(config, seed=1), dataset.rows(config.context, 1, 1, 0.0))
+
+
+def test_predictions_are_found_by_what_decides_them(world, tmp_path, monkeypatch):
+    """Other rows, another teacher under the same path and other code are not taken for the same; other names,
+    paths and settings that change no prediction are.
+    """
+    data = shutil.copytree(world.data, tmp_path / "data")
+    shutil.copy(data / "val.safetensors", data / "replay.safetensors")
+    teacher = make_model(tmp_path / "teacher", data, seed=5)
+    config = world.config(tmp_path / "runs", data=str(data), teacher=str(teacher), max_steps=2,
+                          pair_repeats=1)
+    predict, calls = Teacher._predict, []
+    monkeypatch.setattr(Teacher, "_predict", lambda self, *given: (calls.append(1), predict(self, *given))[1])
+
+    def computed(**changes) -> bool:
+        changed, dataset = replace(config, **changes), Dataset(data)
+        rows = dataset.rows(changed.context, changed.seed, changed.pair_repeats, changed.replay)
+        calls.clear()
+        Teacher(changed, dataset, rows, Decoder.from_pretrained, torch.device("cpu"), ALONE)
+        return bool(calls)
+
+    assert computed() and not computed()
+    assert not computed(name="other", drop_blocks=(1,), lr=1e-3, batch_size=1, dtype="bfloat16")
+    for changes in ({"replay": 0.3}, {"pair_repeats": 2}, {"context": 16}, {"tf32": True},
+                    {"teacher_top": 3}):
+        assert computed(**changes) and not computed(**changes), changes
+    shutil.move(teacher, tmp_path / "moved")
+    assert not computed(teacher=str(tmp_path / "moved"))
+    shutil.copytree(tmp_path / "moved", teacher)
+    shape = read_json(teacher / "config.json")
+    write_json(teacher / "config.json", shape | {"rope_theta": 999.0})  # the same weights
+    assert computed()
+    write_json(teacher / "config.json", shape)
+    assert not computed()
+    make_model(teacher, data, seed=6)
+    assert computed()
+    pairs = data / "pairs.safetensors"
+    tensors = load_file(pairs)
+    tensors["mask"][:] = 1
+    save_file(tensors, pairs)
+    assert computed() and not computed(teacher_share=0.1)
+    monkeypatch.setattr(teacher_module, "VERSION", teacher_module.VERSION + 1)
+    assert computed()
 
 
 def test_a_distilled_run_is_resumed_bit_by_bit(world, tmp_path):

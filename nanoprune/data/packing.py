@@ -10,6 +10,7 @@ import torch
 
 from nanoprune.config import IGNORE
 from nanoprune.data.token_file import TokenFile
+from nanoprune.io.files import file_hash, json_hash
 
 
 class Piece(NamedTuple):
@@ -61,6 +62,12 @@ class TrainingRows:
         """(the units in the order of an epoch, the predictions up to the end of each)."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.units))
         return order, np.cumsum(self.lengths[order])
+
+    def identity(self) -> dict:
+        """Everything that the rows follow from; any setting that changes them changes the units or the rest.
+        """
+        return {"rows": type(self).__name__, "files": [file_hash(source.path) for source in self.sources],
+                "units": json_hash(self.units.tolist()), "context": self.context, "seed": self.seed}
 
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(ids, targets, documents) of row r, each (context,) int64; the documents' numbers are those in the

@@ -1,13 +1,11 @@
 """Tokenizers: loaded, identified by a hash, trained; the tokens that end a text and a prompt."""
 
-import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from nanoprune.io.files import read_json, write_json
+from nanoprune.io.files import json_hash, read_json, write_json
 
 END_TOKENS = ("<|endoftext|>", "<|end_of_text|>")  # of documents for Qwen and Llama 3, instruct models too
 
@@ -37,8 +35,7 @@ def tokenizer_hash(folder: str | Path) -> str | None:
     model = content.get("model") or {}
     merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
     specials = sorted((token["id"], token["content"]) for token in content.get("added_tokens") or [])
-    decisive = [rules, model.get("vocab"), merges, specials]
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return json_hash([rules, model.get("vocab"), merges, specials])
 
 
 def end_token(tokenizer: Tokenizer, folder: str | Path) -> int:

@@ -21,6 +21,7 @@ from nanoprune.nn.sampling import empty_cache
 if TYPE_CHECKING:
     from model import Decoder
 
+VERSION = 1  # of the speeds: raise it when they are measured in another way
 PROMPT_TOKENS, NEW_TOKENS = 256, 32
 ROUNDS, SECONDS = 3, 10  # a process per model and round, and what each measures behind its warm-up
 BUSY = 0.2  # rounds of a model that differ by more than this share were disturbed

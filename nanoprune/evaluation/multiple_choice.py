@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from model import Decoder
 
 
-VERSION = 1  # of the log-likelihoods: raise it when they change
+VERSION = 1  # of the log-likelihoods: raise it when they or the columns of their rows change
 
 
 class Choice(NamedTuple):

@@ -40,7 +40,7 @@ class KeptLosses:
     """A JSON file of losses by document, found again by a hash of everything that decides them."""
 
     def __init__(self, path: Path, about: dict, writes: bool = True):
-        """`about`: the weights and the type of the products. Rank 0 alone `writes`."""
+        """`about`: the model's identity and the type of the products. Rank 0 alone `writes`."""
         self.path, self.about, self.writes = path, about, writes
         self.sections = read_json(path) if path.is_file() else {}
 

@@ -1,20 +1,17 @@
 """Rows of results on disk, found again by a hash of everything that decides them."""
 
-import csv
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from nanoprune.data.token_file import Example
 from nanoprune.distributed import Ranks
-from nanoprune.io.files import file_hash, read_json, write_csv, write_json
+from nanoprune.io.files import json_hash, read_json, write_json
 
 PIECE = 32  # items that are measured, and stored, at a time
 
 
 class ResultCache:
-    """CSV files of rows with their checksums beside, so that nothing is measured twice.
+    """JSON files of rows with their checksums, so that nothing is measured twice.
 
     PIECE items share a file: a kill costs the piece that was being measured.
     """
@@ -32,16 +29,14 @@ class ResultCache:
         rows = []
         for start in range(0, len(items), PIECE):
             piece = items[start : start + PIECE]
-            identity = settings | {"items": json_hash(piece)}
-            path = self.folder / f"{name}-{json_hash(identity)[:16]}.csv"
+            identity = settings | {"items": json_hash(piece, example_as_lists)}
+            path = self.folder / f"{name}-{json_hash(identity)[:16]}.json"
             stored = self._read(path, identity)
             if stored is None:
                 self.ranks.barrier()  # until every rank has looked
                 stored = measure(piece, f"{name} {start + 1} to {start + len(piece)} of {len(items)}")
                 if self.ranks.rank == 0:
-                    rows_of_text = [{key: json.dumps(value) for key, value in row.items()} for row in stored]
-                    write_csv(path, rows_of_text)
-                    write_json(path.with_suffix(".json"), {"about": identity, "sha256": file_hash(path)})
+                    write_json(path, {"about": identity, "rows": stored, "sha256": json_hash(stored)})
                 self.ranks.barrier()
             rows += stored
         return rows
@@ -51,19 +46,14 @@ class ResultCache:
         if not path.is_file():
             return None
         try:
-            if read_json(path.with_suffix(".json")) != {"about": identity, "sha256": file_hash(path)}:
+            content = read_json(path)
+            rows = content["rows"]
+            if content != {"about": identity, "rows": rows, "sha256": json_hash(rows)}:
                 raise ValueError(f"{path} does not match its checksum")
-            with open(path, newline="", encoding="utf-8") as file:
-                rows = csv.DictReader(file)
-                return [{key: json.loads(value) for key, value in row.items()} for row in rows]
-        except (ValueError, OSError) as error:
+            return rows
+        except (ValueError, KeyError) as error:
             print(f"warning: {error}; measuring it again")
             return None
-
-
-def json_hash(content) -> str:
-    text = json.dumps(content, sort_keys=True, default=example_as_lists)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def example_as_lists(example: Example) -> list:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from model import Decoder
 
+VERSION = 1  # of the answers and their measures: raise it when they change
 SCORES = ("exact_match", "f1")  # measures that get intervals and differences
 MEANS = (*SCORES, "rouge1", "rouge2", "rougeL", "repetition")
 KINDS = ("task", "category", "difficulty")  # the fields of an instruction that group its answers

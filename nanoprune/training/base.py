@@ -19,7 +19,7 @@ class Base:
     folder: Path | None  # None: random weights
     config: ModelConfig  # with the blocks that the run drops
     dropped: list[Part]
-    sha256: dict[str, str]  # of the weights' files, by name
+    record: dict  # for env.json, the hashes that a run's states belong to: `base` of its files, by name
 
 
 def find_base(config: Config, dataset: Dataset, ranks: Ranks, resume: bool = False) -> Base:
@@ -37,7 +37,9 @@ def find_base(config: Config, dataset: Dataset, ranks: Ranks, resume: bool = Fal
     if config.context > model.max_position_embeddings:
         raise ValueError(f"context: given {config.context}, the base allows up to "
                          f"{model.max_position_embeddings}")
-    return Base(folder, model, read_parts(config.drop_blocks, model), file_hashes(folder) if folder else {})
+    record = {"data": file_hashes(dataset.folder), "base": file_hashes(folder) if folder else {},
+              "base_config": model.fingerprint()}
+    return Base(folder, model, read_parts(config.drop_blocks, model), record)
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -14,7 +14,7 @@ from nanoprune.nn.losses import HEAD_CHUNK, SLICE
 from nanoprune.nn.model_config import ModelConfig
 from nanoprune.training.base import Base
 from nanoprune.training.batches import MicroBatch
-from nanoprune.training.run_folder import STATES_KEPT
+from nanoprune.training.run_folder import STATES_KEPT, has_state
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -134,16 +134,22 @@ def training_memory(
 
 
 def disk_space(config: Config, model: ModelConfig) -> float:
-    """Bytes that a run folder grows to: its states and the next, the model twice, a teacher's predictions."""
+    """Bytes that a run will yet write: its states and the next, the model twice, a teacher's predictions.
+
+    Those that its folder holds already count no second time.
+    """
     state = 4 + moment_bytes(config)  # bytes of a value that learns
-    predictions = 8 * config.teacher_top * config.max_steps * config.tokens_per_step if config.teacher else 0
-    return ((STATES_KEPT + 1) * state + 2 * 4) * trained_parameters(config, model) + predictions
+    whole = ((STATES_KEPT + 1) * state + 2 * 4) * trained_parameters(config, model)
+    if config.teacher and not has_state(config.folder / "state"):  # they are there before the first state
+        whole += 8 * config.teacher_top * config.max_steps * config.tokens_per_step
+    written = sum(path.stat().st_size for path in config.folder.glob("*/**/*.safetensors"))
+    return max(0.0, whole - written)
 
 
 def check_budget(
-    config: Config, base: Base, device: torch.device, ranks: Ranks, anyway: bool, plain_head: bool
+    config: Config, base: Base, device: torch.device, ranks: Ranks, ignore: bool, plain_head: bool
 ) -> None:
-    """Print what the run needs and what is free; ValueError (with `anyway` a warning) if it is too little."""
+    """Print what the run needs and what is free; ValueError (`ignore`: a warning) if it is too little."""
     stored = sum(path.stat().st_size for path in base.folder.glob("*.safetensors")) if base.folder else 0
     shards = ranks.size if config.parallel == "fsdp" else 1
     need = training_memory(config, base.config, device, shards, stored, plain_head)
@@ -160,13 +166,13 @@ def check_budget(
         smaller = "frozen=nf4" if config.lora else "optimizer=lean (with clip=0, accumulation=1)"
         problem = (f"too little memory, {_gb(memory_free)} of {_gb(memory)} GB on {device}: set "
                    "recompute=blocks, lower batch_size (and raise accumulation) or context, or take "
-                   f"{smaller}; --anyway tries it as it is")
+                   f"{smaller}; --ignore-budget tries it as it is")
     elif disk > disk_free:
         problem = (f"too little disk, {_gb(disk_free)} of {_gb(disk)} GB in {place}: make room or set runs "
-                   "to another disk; --anyway tries it as it is")
+                   "to another disk; --ignore-budget tries it as it is")
     else:
         return
-    if not anyway:
+    if not ignore:
         raise ValueError(problem)
     print(f"warning: {problem}")
 

@@ -13,7 +13,6 @@ is used.
 import csv
 import errno
 import fcntl
-import hashlib
 import json
 import math
 import os
@@ -26,7 +25,15 @@ import torch
 
 from nanoprune.config import Config, config_from_dict
 from nanoprune.distributed import Ranks, join_full_tensors, restarted, shard_like
-from nanoprune.io.files import file_hash, make_folder, read_json, replace_folder, write_csv, write_json
+from nanoprune.io.files import (
+    file_hash,
+    json_hash,
+    make_folder,
+    read_json,
+    replace_folder,
+    write_csv,
+    write_json,
+)
 from nanoprune.io.hub import copy_tokenizer
 from nanoprune.io.tensors import file_order, open_tensors, write_tensors
 from nanoprune.nn.peft import save_adapter
@@ -35,8 +42,11 @@ if TYPE_CHECKING:
     from model import Decoder
 
 STATES_KEPT = 2
-DECISIVE = ("device", "threads", "torch", "numpy")  # entries of env.json that change the last digits
+# Entries of env.json that change the numbers, or their last digits.
+DECISIVE = ("version", "base_config", "device", "threads", "torch", "numpy")
 FREE_TO_CHANGE = ("name", "runs")  # settings that a resumed run may change: its folder may be moved
+FREE_FROM_STATE = (  # that a new run may change, which begins with the state of another
+    *FREE_TO_CHANGE, "max_steps", "lr", "min_lr", "warmup_steps", "clip", "dtype", "eval_every", "save_every")
 
 
 @dataclass
@@ -71,9 +81,20 @@ class Progress:
 class RunFolder:
     """The folder of a run. All ranks call its methods in the same order; rank 0 alone writes."""
 
-    def __init__(self, path: Path, ranks: Ranks, resume: bool):
-        """Write nothing yet; ValueError if a new run would replace another one."""
+    def __init__(
+        self, path: Path, ranks: Ranks, resume: bool, from_state: Path | None = None,
+        ignore_changes: bool = False,
+    ):
+        """Write nothing yet; ValueError if a new run would replace another one.
+
+        `from_state`: another run, with whose state a new one begins. `ignore_changes`: go on from a state
+        although files or the machine changed since.
+        """
         self.path, self.writes, self.logs = path, ranks.rank == 0, {}
+        self.resume, self.source, self.saved = resume, path if resume else from_state, Progress()
+        self.ignore_changes = ignore_changes
+        if ignore_changes and not self.source:
+            raise ValueError("--ignore-changes goes with --resume or --from-state")
         if (path / "config.json").is_file() and not resume and not restarted():
             advice = f"resume it (python train.py --resume {path}), " if has_state(path / "state") else ""
             raise ValueError(f"{path} holds a run already: {advice}give this one another name "
@@ -97,41 +118,66 @@ class RunFolder:
         self._lock.write(f"process {os.getpid()}\n")
         self._lock.flush()
 
-    def start(self, config: Config, env: dict, *sources: Path | None) -> Progress:
-        """Write what a new run begins with; of the tokenizer's files the last source's count."""
+    def find_state(self, config: Config) -> bool:
+        """Find the newest complete state to go on from, if any: True if the run is finished.
+
+        ValueError if the state was reached with other settings.
+        """
+        if not self.source:
+            return False
+        self.saved, self.tensors = load_state(self.source / "state")
+        now = json.loads(json.dumps(config.to_dict()))  # tuples become lists, as in the state
+        free = FREE_TO_CHANGE if self.resume else FREE_FROM_STATE
+        undecided = {"max_steps": config.epochs > 0, "dtype": config.dtype == "auto"}
+        changed = [name for name, value in self.saved.config.items()
+                   if now.get(name) != value and name not in free and not undecided.get(name)]
+        if changed:
+            raise ValueError(f"{self.source}/config.json is not what the run began with: "
+                             f"{', '.join(changed)} changed. Only these may: {', '.join(free)}. Restore it, "
+                             "or start a new run under another name")
+        if self.resume and self.saved.finished:
+            print(f"{self} is finished, at step {self.saved.step}: nothing to resume, {self}/model is up to "
+                  "date")
+        return self.resume and self.saved.finished
+
+    def begin(
+        self, config: Config, env: dict, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+        *sources: Path | None,
+    ) -> Progress:
+        """Write what a new run begins with, or take a state into optimizer, parameters and loss scale.
+
+        Of the tokenizer's files the last source's count. ValueError if the state was reached with other files
+        or on another machine.
+        """
+        step = self.saved.step
+        if self.source:
+            env = self._check_unchanged(env)
+            load_tensors(self.tensors, optimizer)
+        if self.resume:
+            if self.writes and "began" in env:
+                write_json(self.path / "env.json", env)
+            scaler.load_state_dict(self.saved.scaler)
+            self._open_logs(step)
+            return self.saved
+        if step >= config.max_steps:
+            raise ValueError(f"the state of {self.source} is that after step {step}: set max_steps above it, "
+                             f"given {config.max_steps}")
         if self.writes:
             write_json(self.path / "config.json", config.to_dict())
             write_json(self.path / "env.json", env)
             for source in filter(None, sources):
                 copy_tokenizer(source, make_folder(self.path / "model"))
         self._open_logs(None)
-        return Progress(config=config.to_dict())
+        return Progress(step, config=config.to_dict())
 
-    def restore(self, config: Config, env: dict, optimizer: torch.optim.Optimizer, anyway: bool) -> Progress:
-        """Put the newest complete state into the optimizer and its parameters.
-
-        ValueError if the run began with other settings, or (unless `anyway`) other files or another machine.
+    def _check_unchanged(self, env: dict) -> dict:
+        """What env.json tells from now on; ValueError if the numbers would differ from those of a run that
+        was never stopped, because files or the machine changed (with `ignore_changes` a warning).
         """
-        self._check_unchanged(env, anyway)
-        progress, tensors = load_state(self.path / "state")
-        now = json.loads(json.dumps(config.to_dict()))  # tuples become lists, as in the state
-        changed = [name for name, value in progress.config.items()
-                   if now.get(name) != value and name not in FREE_TO_CHANGE]
-        if changed:
-            raise ValueError(f"{self}/config.json is not what the run began with: {', '.join(changed)} "
-                             "changed. Restore it, or start a new run under another name")
-        load_tensors(tensors, optimizer)
-        self._open_logs(progress.step)
-        return progress
-
-    def _check_unchanged(self, env: dict, anyway: bool) -> None:
-        """ValueError if the files or the machine changed since the run began: its numbers would differ.
-
-        With `anyway` a warning instead, and env.json tells.
-        """
-        began = read_json(self.path / "env.json")
+        # Runs of version 1 did not record it, nor their base's config.
+        began = {"version": 1, "base_config": env["base_config"]} | read_json(self.source / "env.json")
         if began.get("ranks", 1) != env["ranks"]:
-            print(f"note: {self} began with {began.get('ranks', 1)} processes and resumes with "
+            print(f"note: {self.source} began with {began.get('ranks', 1)} processes and resumes with "
                   f"{env['ranks']}: sums differ in the last digits")
             began = began | {"threads": env["threads"]}  # which follow from the number of processes
         changed = []
@@ -142,17 +188,20 @@ class RunFolder:
                 changed.append(f"{name} ({', '.join(files)})")
         changed += [f"{name} ({began.get(name)} then, {env[name]} now)" for name in DECISIVE
                     if began.get(name) != env[name]]
-        if changed and not anyway:
-            raise ValueError(f"{self} began with other files or another machine: {'; '.join(changed)}. Its "
-                             "numbers would not be those of a run that was never stopped: restore them, "
-                             f"start a new run under another name, or resume with --anyway, which {self}/"
-                             "env.json then records")
+        if changed and not self.ignore_changes:
+            raise ValueError(f"{self.source} began with other files or another machine: "
+                             f"{'; '.join(changed)}. Its numbers would not be those of a run that was never "
+                             "stopped: restore them, start a new run under another name, or add "
+                             f"--ignore-changes, which {self}/env.json then records")
         if changed:
-            print(f"warning: {self} resumes although this changed since it began: {'; '.join(changed)}")
-            if self.writes:
-                write_json(self.path / "env.json", env | {"began": began})
+            print(f"warning: {self.source} goes on although this changed since it began: "
+                  f"{'; '.join(changed)}")
         elif began.get("git") != env["git"]:
-            print(f"warning: the code changed since {self} began ({began.get('git')} then, {env['git']} now)")
+            print(f"warning: the code changed since {self.source} began ({began.get('git')} then, "
+                  f"{env['git']} now)")
+        if changed or not self.resume:
+            env = env | {"from": str(self.source), "began": began}
+        return env
 
     def _open_logs(self, step: int | None) -> None:
         self.logs = {name: Log(self.path / f"{name}.csv", step)
@@ -264,9 +313,17 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_tensors(path: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Copy a state's tensors, or this rank's shards, one at a time into the optimizer and its parameters."""
+    """Copy a state's tensors, or this rank's shards, one at a time into the optimizer and its parameters.
+
+    ValueError where they are those of another model or optimizer.
+    """
+    tensors = state_tensors(optimizer)
     with open_tensors(path) as file:
-        for name, tensor in state_tensors(optimizer).items():
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        if shapes != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
+            raise ValueError(f"{path} is the state of another model or optimizer: its tensors have other "
+                             "names or shapes")
+        for name, tensor in tensors.items():
             tensor.copy_(shard_like(file.get_tensor(name), tensor))
 
 
@@ -276,7 +333,7 @@ def write_state(folder: Path, tensors: dict[str, torch.Tensor], progress: Progre
         shutil.rmtree(unfinished)
     with replace_folder(folder / f"step-{progress.step:08d}") as state:
         counters = asdict(progress) | {"sha256": write_tensors(state / "training.safetensors", tensors)}
-        write_json(state / "state.json", {"counters": counters, "sha256": _hash(counters)})
+        write_json(state / "state.json", {"counters": counters, "sha256": json_hash(counters)})
     for old in _states(folder)[:-STATES_KEPT]:
         shutil.rmtree(old)
 
@@ -287,7 +344,7 @@ def load_state(folder: Path) -> tuple[Progress, Path]:
         try:
             content, tensors = read_json(state / "state.json"), state / "training.safetensors"
             counters = content["counters"]
-            if content["sha256"] != _hash(counters):
+            if content["sha256"] != json_hash(counters):
                 raise ValueError(f"{state / 'state.json'} is damaged: its checksum is wrong")
             if counters.pop("sha256") != file_hash(tensors):
                 raise ValueError(f"{tensors} is damaged: its checksum is wrong")
@@ -296,10 +353,6 @@ def load_state(folder: Path) -> tuple[Progress, Path]:
             print(f"warning: {error}; trying the state before it")
     raise ValueError(f"{folder} holds no complete state to resume from; start the run anew under another "
                      "name")
-
-
-def _hash(counters: dict) -> str:
-    return hashlib.sha256(json.dumps(counters, sort_keys=True).encode()).hexdigest()
 
 
 def _states(folder: Path) -> list[Path]:

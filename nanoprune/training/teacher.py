@@ -5,8 +5,6 @@ rows.
 meta.json                     what the key stands for
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +18,10 @@ from nanoprune.data.dataset import Dataset
 from nanoprune.data.packing import TrainingRows
 from nanoprune.device import to_device
 from nanoprune.distributed import Ranks
-from nanoprune.io.files import file_hashes, read_json, write_json
+from nanoprune.io.files import json_hash, read_json, write_json
 from nanoprune.io.hub import locate
 from nanoprune.io.tensors import map_tensors, write_tensors
+from nanoprune.nn.identity import model_identity
 from nanoprune.nn.losses import SoftTargets, likeliest
 from nanoprune.nn.peft import check_weights_can_change
 from nanoprune.training.base import read_config
@@ -30,11 +29,12 @@ from nanoprune.training.base import read_config
 if TYPE_CHECKING:
     from model import Decoder
 
+VERSION = 1  # of the predictions and the rows: raise it when the same settings give others
 ROWS = 32  # of a file
 
 
 class Teacher:
-    """Predictions for a run's rows; `sha256` is of the teacher's weights, `seconds` the time they took."""
+    """Predictions for a run's rows; `record`: the teacher's identity, and the seconds that they took."""
 
     def __init__(
         self, config: Config, dataset: Dataset, rows: TrainingRows, open_model: Callable[..., "Decoder"],
@@ -49,26 +49,26 @@ class Teacher:
         with ranks.local_first():  # so that one process of a machine downloads it
             source = locate(config.teacher)
         _check_fit(config, dataset, source)
-        self.sha256 = file_hashes(source)
-        about = {"teacher": self.sha256, "data": file_hashes(dataset.folder),
-                 "temperature": config.teacher_temperature, "top": config.teacher_top,
-                 "context": config.context, "seed": config.seed, "pair_repeats": config.pair_repeats}
-        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = Path(config.runs) / "teachers" / key
+        about = {"teacher": model_identity(source), "rows": rows.identity(), "rows_of_a_file": ROWS,
+                 "temperature": config.teacher_temperature, "top": config.teacher_top, "tf32": config.tf32,
+                 "version": VERSION}
+        self.folder = Path(config.runs) / "teachers" / json_hash(about)[:16]
         meta = self.folder / "meta.json"
-        self.seconds = read_json(meta)["seconds"] if meta.is_file() else 0.0
+        seconds = read_json(meta)["seconds"] if meta.is_file() else 0.0
         missing = [row for row in range(0, config.max_steps * config.rows_per_step, ROWS)
                    if not self._file(row).is_file()]
+        ranks.barrier()  # until every rank has looked
         if missing:
             began = time.perf_counter()
             model = open_model(source, device=device).eval()
             for first_row in ranks.shard(missing, "teacher"):
                 self._predict(model, first_row)
-            self.seconds += time.perf_counter() - began
+            seconds += time.perf_counter() - began
         ranks.barrier()
         if ranks.rank == 0:
-            write_json(meta, about | {"seconds": self.seconds})
+            write_json(meta, about | {"seconds": seconds})
         ranks.barrier()  # no rank reads before all have written
+        self.record = {"teacher": about["teacher"], "teacher_seconds": seconds}
 
     def _file(self, first_row: int) -> Path:
         return self.folder / f"rows-{first_row:08d}.safetensors"
