@@ -19,6 +19,7 @@ from nanoprune.evaluation.results_summary import (
 )
 from nanoprune.evaluation.written_answers import SCORES, repetition
 from nanoprune.io.markdown import counted, table, with_interval
+from nanoprune.printing import CONTROL
 
 FIGURES = {"Text": "slices.png", "Questions by kind": "categories.png", "Training": "curves.png",
            "Size and cost": "tradeoff.png"}  # by the section below which they stand
@@ -225,13 +226,18 @@ def agreement_table(pairs: list[dict]) -> list[str]:
             f"{pairs[0]['documents']} test documents. KL(first || second): 0 where both predict alike."]
 
 
+def on_one_line(text: str) -> str:
+    """Text without line breaks, and with the numbers of control characters, which HTML does not know."""
+    return " ".join(text.split()).translate(CONTROL)
+
+
 def side_by_side(samples: list[dict]) -> list[str]:
     lines = ["Each model's greedy text and one sampled at temperature 0.8, top-p 0.95; behind each the "
              "share of its sequences of four words that it repeats."]
     for sample in samples:
-        lines += ["", f"> {' '.join(sample['prompt'].split())}", ""]
+        lines += ["", f"> {on_one_line(sample['prompt'])}", ""]
         if sample["reference"]:
-            lines.append(f"- **the release:** {' '.join(sample['reference'].split())}")
-        lines += [f"- **{name}, {way}:** {' '.join(text.split())} ({100 * repetition(text):.0f} %)"
+            lines.append(f"- **the release:** {on_one_line(sample['reference'])}")
+        lines += [f"- **{name}, {way}:** {on_one_line(text)} ({100 * repetition(text):.0f} %)"
                   for name, texts_ in sample["texts"].items() for way, text in texts_.items()]
     return lines
