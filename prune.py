@@ -33,11 +33,13 @@ from nanoprune.io.files import (
     file_hashes,
     finite_or_none,
     make_folder,
-    replace_folder,
+    naming_failures,
+    read_json,
     write_csv,
     write_json,
 )
-from nanoprune.io.hub import check_out, copy_tokenizer, locate
+from nanoprune.io.folders import check_output, replace_output
+from nanoprune.io.hub import copy_tokenizer, locate
 from nanoprune.io.tensors import stored_types, weights_hash
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.model_config import ModelConfig, Part, part_name, read_parts, record_removal
@@ -197,6 +199,16 @@ def write_scores(path: Path, scores: BlockScores, description: dict) -> None:
     print(f"wrote {path} and {details}")
 
 
+def check_table(option: str, path: Path, columns: str) -> None:
+    """ValueError if a table cannot be written, or would replace a file that does not begin with `columns`."""
+    make_folder(path.parent)
+    if path.is_dir() or path.suffix != ".csv":
+        raise ValueError(f"--{option} {path}: give the .csv file to write")
+    with naming_failures(f"read {path}"):
+        if path.exists() and not path.read_bytes().startswith(columns.encode()):
+            raise ValueError(f"--{option} {path} is there and is no table of --{option}: give another name")
+
+
 def decision_rows(model: Decoder, calibration: Calibration, decisions: list[dict]) -> list[dict]:
     """The loss after each decision, and its paired difference from the unpruned model's."""
     removals = [()]
@@ -220,7 +232,7 @@ def write_reduced(
         parameter.data = parameter.data.to(types[name])
     record_removal(model.config, base, file_hashes(folder), parts, **history)
     model.drop_blocks(parts)
-    with replace_folder(out) as beside:
+    with replace_output(out, "model") as beside:
         model.save_pretrained(beside)
         copy_tokenizer(folder, beside)
     after = count_parameters(model).total
@@ -285,6 +297,8 @@ def parse_arguments() -> argparse.Namespace:
     for option, command in command_of.items():
         if getattr(args, option) and command not in commands:
             raise ValueError(f"--{option} goes with --{command}")
+    if args.decisions and args.decisions == args.score:
+        raise ValueError(f"--score and --decisions would both write {args.score}: give two names")
     if args.evidence and not Path(args.evidence).is_file():
         raise ValueError(f"--evidence {args.evidence}: there is no such file")
     return args
@@ -294,16 +308,19 @@ def main() -> None:
     args = parse_arguments()
     ranks, removing = join(args.device), args.out is not None
     keep_freed_memory()
-    for name in ("score", "decisions"):
-        if path := getattr(args, name):
-            make_folder(path.parent)
-            if path.is_dir():
-                raise ValueError(f"--{name} {path} is a folder; give the CSV file to write")
+    if args.score:
+        check_table("score", args.score, "block,original,nll,")
+        details = args.score.with_suffix(".json")
+        if details.exists() and "columns" not in read_json(details):
+            raise ValueError(f"--score {args.score}: {details} would be replaced, and is not of an earlier "
+                             "table; give another name")
+    if args.decisions:
+        check_table("decisions", args.decisions, "removed,nll,")
     dataset = Dataset(args.data) if args.data else None
     with ranks.local_first():
         folder = locate(args.base, args.revision)
     if removing:
-        check_out(args.out, folder)
+        check_output(args.out, "model", [folder, args.data, args.evidence, args.score, args.decisions])
     check_weights_can_change(args.base, folder)
     config = Decoder.read_config(folder)
     if dataset:

@@ -39,6 +39,7 @@ from nanoprune.evaluation.study_page import StudyResults, write_study
 from nanoprune.figures.blocks import draw_blocks
 from nanoprune.figures.style import numbers, read_csv
 from nanoprune.io.files import read_json, write_csv, write_json
+from nanoprune.io.folders import check_new
 from nanoprune.io.hub import locate
 from nanoprune.io.tensors import weights_hash
 from nanoprune.nn.lora import count_parameters
@@ -80,6 +81,8 @@ def run_study(study: Study) -> None:
     kept = KeptLosses(study.folder / "blocks.losses.json",
                       {"weights": weights, "dtype": training.dtype}, ranks.rank == 0)
     if ranks.rank == 0:
+        if not (measured.folder / "items.json").is_file():
+            check_new(study.folder, "study", "give this one another name")
         write_json(measured.folder / "items.json", describe_items(items))
 
     # ---- before healing

@@ -18,6 +18,8 @@ from nanoprune.io.jsonl import write_jsonl
 
 OPTIONAL = ("agreement.csv", "answers.csv", "answers.jsonl", "categories.png",
             "curves.png", "tradeoff.png")  # an earlier evaluation's
+FILES = ("results.md", "results.json", "samples.jsonl", "models.csv", "accuracy.csv", "documents.csv",
+         "slices.csv", "questions.csv", "comparison.png", "slices.png", *OPTIONAL)
 
 
 def write_results(
