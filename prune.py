@@ -34,7 +34,6 @@ from nanoprune.io.files import (
     finite_or_none,
     make_folder,
     naming_failures,
-    read_json,
     write_csv,
     write_json,
 )
@@ -199,14 +198,13 @@ def write_scores(path: Path, scores: BlockScores, description: dict) -> None:
     print(f"wrote {path} and {details}")
 
 
-def check_table(option: str, path: Path, columns: str) -> None:
-    """ValueError if a table cannot be written, or would replace a file that does not begin with `columns`."""
+def check_file(path: Path, beginning: str) -> None:
+    """ValueError if a file cannot be written, or another is there that does not begin like it."""
     make_folder(path.parent)
-    if path.is_dir() or path.suffix != ".csv":
-        raise ValueError(f"--{option} {path}: give the .csv file to write")
     with naming_failures(f"read {path}"):
-        if path.exists() and not path.read_bytes().startswith(columns.encode()):
-            raise ValueError(f"--{option} {path} is there and is no table of --{option}: give another name")
+        if path.exists() and not path.read_bytes().startswith(beginning.encode()):
+            raise ValueError(f"{path} would be replaced, and is no earlier result of this command: give "
+                             "another name")
 
 
 def decision_rows(model: Decoder, calibration: Calibration, decisions: list[dict]) -> list[dict]:
@@ -297,8 +295,10 @@ def parse_arguments() -> argparse.Namespace:
     for option, command in command_of.items():
         if getattr(args, option) and command not in commands:
             raise ValueError(f"--{option} goes with --{command}")
-    if args.decisions and args.decisions == args.score:
-        raise ValueError(f"--score and --decisions would both write {args.score}: give two names")
+    tables = [path for path in (args.score, args.decisions) if path]
+    if len(set(tables)) < len(tables) or any(path.suffix != ".csv" for path in tables):
+        raise ValueError("--score and --decisions each take a .csv file of its own, given "
+                         f"{', '.join(map(str, tables))}")
     if args.evidence and not Path(args.evidence).is_file():
         raise ValueError(f"--evidence {args.evidence}: there is no such file")
     return args
@@ -309,13 +309,10 @@ def main() -> None:
     ranks, removing = join(args.device), args.out is not None
     keep_freed_memory()
     if args.score:
-        check_table("score", args.score, "block,original,nll,")
-        details = args.score.with_suffix(".json")
-        if details.exists() and "columns" not in read_json(details):
-            raise ValueError(f"--score {args.score}: {details} would be replaced, and is not of an earlier "
-                             "table; give another name")
+        check_file(args.score, "block,original,nll,")
+        check_file(args.score.with_suffix(".json"), '{\n  "base": ')
     if args.decisions:
-        check_table("decisions", args.decisions, "removed,nll,")
+        check_file(args.decisions, "removed,nll,")
     dataset = Dataset(args.data) if args.data else None
     with ranks.local_first():
         folder = locate(args.base, args.revision)

@@ -35,11 +35,11 @@ from nanoprune.evaluation.items import Items
 from nanoprune.evaluation.measured import Measured, RunResult, describe_items, final_validation, measure_model
 from nanoprune.evaluation.perplexity import Protocol
 from nanoprune.evaluation.removal_losses import Calibration, KeptLosses, RemovalLosses, losses_without
-from nanoprune.evaluation.study_page import StudyResults, write_study
+from nanoprune.evaluation.study_page import FILES, StudyResults, write_study
 from nanoprune.figures.blocks import draw_blocks
 from nanoprune.figures.style import numbers, read_csv
 from nanoprune.io.files import read_json, write_csv, write_json
-from nanoprune.io.folders import check_new
+from nanoprune.io.folders import claim
 from nanoprune.io.hub import locate
 from nanoprune.io.tensors import weights_hash
 from nanoprune.nn.lora import count_parameters
@@ -82,7 +82,7 @@ def run_study(study: Study) -> None:
                       {"weights": weights, "dtype": training.dtype}, ranks.rank == 0)
     if ranks.rank == 0:
         if not (measured.folder / "items.json").is_file():
-            check_new(study.folder, "study", "give this one another name")
+            claim("study", *(study.folder / name for name in FILES))
         write_json(measured.folder / "items.json", describe_items(items))
 
     # ---- before healing

@@ -30,7 +30,7 @@ def chatty(redirection: str) -> tuple[int, bytes]:
     reading, writing = os.pipe()
     command = f'"$0" -c "$1" {writing} {redirection}; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", command, sys.executable, CHATTY], cwd=ROOT, pass_fds=[writing],
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                          capture_output=True)
     os.close(writing)
     with open(reading, "rb") as file:
         return done.returncode, file.read()

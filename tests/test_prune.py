@@ -317,7 +317,7 @@ def test_a_table_of_ours_is_written_again(world, tmp_path, monkeypatch, capsys):
     for _ in range(2):
         assert run_main(monkeypatch, capsys, *command, decisions)[0] == 0
     code, _, err = run_main(monkeypatch, capsys, *command, table)
-    assert code == 2 and "would both write" in err
+    assert code == 2 and "each take a .csv file of its own" in err
     code, _, err = run_main(monkeypatch, capsys, *command, tmp_path / "less" / "d.csv")
     assert code == 2 and "d.csv lies in it" in err
 
@@ -460,7 +460,7 @@ def test_score_and_drop_commands(world, tmp_path, monkeypatch, capsys):
         (["--drop", "1"], "--drop with --out FOLDER"),
         (["--score", "{tmp}/b.csv"], "--score goes with --data FOLDER"),
         (["--score", "{tmp}/b.csv", "--data", "{data}", "--out", "{tmp}/x"], "--score goes with --data"),
-        (["--score", "{tmp}", "--data", "{data}"], "give the .csv file to write"),
+        (["--score", "{tmp}", "--data", "{data}"], "each take a .csv file"),
         ([], "give --score CSV"),
         (["--drop", "1", "--out", "{base}"], "lies in it; write to another folder"),
         (["--drop", "1", "--out", "/dev/null/r"], "choose another place to write to"),

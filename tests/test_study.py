@@ -186,6 +186,16 @@ def test_results_are_found_by_what_decides_them(world, tmp_path, monkeypatch):
     assert names == ["1-lr0.001-s0", "none-lr0.001-s0", "0-lr0.001-s0"]
 
 
+@pytest.mark.parametrize("name", ["study.csv", "exchange.png"])
+def test_a_study_replaces_no_users_file(world, tmp_path, name):
+    study = short(world, tmp_path)
+    study.folder.mkdir()
+    (study.folder / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"{name} would be replaced, and was not written there as a study"):
+        run_study(study)
+    assert (study.folder / name).read_text() == "mine"
+
+
 def test_a_stopped_study_says_so(world, tmp_path, monkeypatch):
     study = make_study(world, tmp_path, seeds=(0,), learning_rates=(1e-3,), distill=False)
     monkeypatch.setattr(study_module, "catch_signals", lambda: ["SIGINT"])

@@ -157,11 +157,3 @@ def claim(kind: str, *paths: str | Path, inputs: Iterable[str | Path | None] = (
                          "(files of earlier versions are on no list of what was written)")
     for path in new:
         append_line(path.with_name(LIST), {"file": path.name, "as": kind})
-
-
-def check_new(folder: Path, kind: str, advice: str) -> None:
-    """ValueError if a folder that something new would fill holds files, other than hidden ones."""
-    files = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    if others := [str(path) for path in files if not any(part.startswith(".") for part in path.parts)]:
-        raise ValueError(f"{folder} holds a {kind} already, or other files ({', '.join(others[:3])}): "
-                         f"{advice}")

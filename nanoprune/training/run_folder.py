@@ -12,7 +12,6 @@ is used.
 
 import csv
 import errno
-import hashlib
 import json
 import math
 import os
@@ -27,6 +26,7 @@ from nanoprune.config import Config, config_from_dict
 from nanoprune.distributed import Ranks, join_full_tensors, restarted, shard_like
 from nanoprune.io.files import (
     file_hash,
+    json_hash,
     make_folder,
     naming_failures,
     read_json,
@@ -34,7 +34,7 @@ from nanoprune.io.files import (
     write_csv,
     write_json,
 )
-from nanoprune.io.folders import check_new, lock, replace_folder
+from nanoprune.io.folders import lock, replace_folder
 from nanoprune.io.hub import TOKENIZER_FILES, copy_tokenizer
 from nanoprune.io.tensors import file_order, open_tensors, write_tensors
 from nanoprune.nn.peft import save_adapter
@@ -85,8 +85,11 @@ class RunFolder:
         self.settings, self.removed = {}, False  # bytes of files that are small, to be written again
         if not resume and not restarted():
             advice = f"resume it (python train.py --resume {path}), " if has_state(path / "state") else ""
-            check_new(path, "run", f"{advice}give this one another name (--name={path.name}-2), or remove "
-                      "the folder")
+            files = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
+            if others := [str(file) for file in files if not str(file).startswith(".")]:
+                raise ValueError(f"{path} holds a run already, or other files ({', '.join(others[:3])}): "
+                                 f"{advice}give this one another name (--name={path.name}-2), or remove the "
+                                 "folder")
 
     def __str__(self) -> str:
         return str(self.path)
@@ -328,7 +331,7 @@ def write_state(folder: Path, tensors: dict[str, torch.Tensor], progress: Progre
         shutil.rmtree(unfinished)
     with replace_folder(folder / f"step-{progress.step:08d}") as state:
         counters = asdict(progress) | {"sha256": write_tensors(state / "training.safetensors", tensors)}
-        write_json(state / "state.json", {"counters": counters, "sha256": _hash(counters)})
+        write_json(state / "state.json", {"counters": counters, "sha256": json_hash(counters)})
     for old in _states(folder)[:-STATES_KEPT]:
         shutil.rmtree(old)
 
@@ -339,7 +342,7 @@ def load_state(folder: Path) -> tuple[Progress, Path]:
         try:
             content, tensors = read_json(state / "state.json"), state / "training.safetensors"
             counters = content["counters"]
-            if content["sha256"] != _hash(counters):
+            if content["sha256"] != json_hash(counters):
                 raise ValueError(f"{state / 'state.json'} is damaged: its checksum is wrong")
             if counters.pop("sha256") != file_hash(tensors):
                 raise ValueError(f"{tensors} is damaged: its checksum is wrong")
@@ -348,10 +351,6 @@ def load_state(folder: Path) -> tuple[Progress, Path]:
             print(f"warning: {error}; trying the state before it")
     raise ValueError(f"{folder} holds no complete state to resume from; start the run anew under another "
                      "name")
-
-
-def _hash(counters: dict) -> str:
-    return hashlib.sha256(json.dumps(counters, sort_keys=True).encode()).hexdigest()
 
 
 def _states(folder: Path) -> list[Path]:
