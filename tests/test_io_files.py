@@ -70,3 +70,11 @@ def test_scraping_needs_no_torch():
     """Whoever collects texts on a small machine installs no torch."""
     code = "import sys, scrape, nanoprune.io.files, nanoprune.io.jsonl; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_file_is_written_through_a_link(tmp_path):
+    link = tmp_path / "link.csv"
+    link.symlink_to("table.csv")
+    for text in ("1", "2"):
+        write_text(link, text)
+        assert link.is_symlink() and (tmp_path / "table.csv").read_text() == text
