@@ -41,9 +41,10 @@ from nanoprune.evaluation.perplexity import PROTOCOLS, Protocol, Text, text_rows
 from nanoprune.evaluation.plan import ASSUMED, describe_plan, question_plan, text_plan
 from nanoprune.evaluation.removal_losses import without
 from nanoprune.evaluation.result_cache import ResultCache
-from nanoprune.evaluation.results_files import write_results
+from nanoprune.evaluation.results_files import FILES, write_results
 from nanoprune.evaluation.written_answers import corpus_numbers, overlap_scores, write_answers
 from nanoprune.io.files import file_hashes, finite_or_none, json_hash, make_folder, read_json, write_json
+from nanoprune.io.folders import claim
 from nanoprune.io.hub import locate
 from nanoprune.nn.identity import model_identity
 from nanoprune.nn.lora import count_parameters
@@ -362,6 +363,9 @@ def main() -> None:
         options = replace(options, models=options.models[:1])
     candidates = find_candidates(options, dataset, ranks)
     out = make_folder(options.out)
+    if ranks.rank == 0:
+        names = ["plan.json"] if options.plan is not None else FILES
+        claim("result", *(out / name for name in names), inputs=(options.general, options.prompts))
     cache = ResultCache(out / "scores", ranks)
     if options.plan is not None:
         with autocast():

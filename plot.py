@@ -18,6 +18,7 @@ from nanoprune.figures.blocks import draw_blocks
 from nanoprune.figures.results import draw_categories, draw_results, draw_slices, draw_tradeoff
 from nanoprune.figures.runs import draw_curves
 from nanoprune.figures.study import draw_exchange, draw_study
+from nanoprune.io.folders import claim
 
 FOLDERS = {"models.csv": draw_results, "study.csv": draw_study}  # by the table that a folder holds
 TABLES = {"accuracy.csv": draw_categories, "slices.csv": draw_slices, "models.csv": draw_tradeoff,
@@ -51,11 +52,12 @@ def main() -> None:
                              "block scores")
     parser.add_argument("--out", type=Path, required=True, help="the figure's file: .png, .pdf or .svg")
     args = parser.parse_args()
-    path = draw(args.sources, args.out)
-    if path is None:
+    out = args.out if args.out.suffix else args.out.with_suffix(".png")
+    claim("figure", out)
+    if draw(args.sources, out) is None:
         raise ValueError(f"{args.sources[0]} has nothing to show: sets of fewer than ten questions and "
                          "single months are left out")
-    print(f"wrote {path}")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

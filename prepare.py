@@ -33,7 +33,7 @@ from nanoprune.data.corpus import (
     split_by_date,
     split_by_hash,
 )
-from nanoprune.data.dataset import SPLITS, foreign_files, read_questions
+from nanoprune.data.dataset import SPLITS, read_questions
 from nanoprune.data.dataset_page import write_dataset_page
 from nanoprune.data.dataset_writer import DatasetWriter
 from nanoprune.data.language import ANY, known_languages
@@ -41,7 +41,8 @@ from nanoprune.data.llm_questions import write_questions
 from nanoprune.data.question_check import accuracies_by_choices
 from nanoprune.data.rule_questions import open_and_closed_book, training_pairs
 from nanoprune.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
-from nanoprune.io.files import file_hash, replace_folder, write_json
+from nanoprune.io.files import file_hash, write_json
+from nanoprune.io.folders import replace_output
 from nanoprune.io.hub import TOKENIZER_FILES, copy_tokenizer, locate
 from nanoprune.io.jsonl import read_jsonl
 from nanoprune.web.sites import site_of
@@ -364,7 +365,7 @@ def parse_options() -> Options:
 
 
 def check_options(options: Options) -> None:
-    """ValueError if options contradict each other or are out of bounds, or if --out holds other files."""
+    """ValueError if options contradict each other or are out of bounds."""
     if bool(options.tokenizer) == bool(options.train_tokenizer):
         raise ValueError("give --tokenizer NAME (the model's to be trained) or --train-tokenizer SIZE")
     if not options.articles and not options.pairs:
@@ -400,15 +401,13 @@ def check_options(options: Options) -> None:
                          f"{', '.join(known_languages())}")
     if options.cleaning.min_chars < 0:
         raise ValueError(f"--min-chars must be 0 or more, given {options.cleaning.min_chars}")
-    if foreign := foreign_files(options.out):
-        raise ValueError(f"{options.out} holds what prepare.py did not write ({', '.join(foreign[:3])}) and "
-                         "would be lost; move it elsewhere or choose another --out")
 
 
 def main() -> None:
     options = parse_options()
     check_options(options)
-    with replace_folder(options.out) as folder:
+    inputs = (options.articles, options.pairs, options.test_pairs, options.replay, options.tokenizer)
+    with replace_output(options.out, "dataset", [*inputs, *options.questions]) as folder:
         meta = prepare(options, folder)
     tokens = sum(entry["tokens"] for entry in meta["splits"].values())
     counts = ", ".join(f"{count} {name}" for name, count in meta["questions"].items())

@@ -33,11 +33,12 @@ from nanoprune.io.files import (
     file_hashes,
     finite_or_none,
     make_folder,
-    replace_folder,
+    naming_failures,
     write_csv,
     write_json,
 )
-from nanoprune.io.hub import check_out, copy_tokenizer, locate
+from nanoprune.io.folders import check_output, replace_output
+from nanoprune.io.hub import copy_tokenizer, locate
 from nanoprune.io.tensors import stored_types
 from nanoprune.nn.identity import model_identity
 from nanoprune.nn.lora import count_parameters
@@ -198,6 +199,15 @@ def write_scores(path: Path, scores: BlockScores, description: dict) -> None:
     print(f"wrote {path} and {details}")
 
 
+def check_file(path: Path, beginning: str) -> None:
+    """ValueError if a file cannot be written, or another is there that does not begin like it."""
+    make_folder(path.parent)
+    with naming_failures(f"read {path}"):
+        if path.exists() and not path.read_bytes().startswith(beginning.encode()):
+            raise ValueError(f"{path} would be replaced, and is no earlier result of this command: give "
+                             "another name")
+
+
 def decision_rows(model: Decoder, calibration: Calibration, decisions: list[dict]) -> list[dict]:
     """The loss after each decision, and its paired difference from the unpruned model's."""
     removals = [()]
@@ -221,7 +231,7 @@ def write_reduced(
         parameter.data = parameter.data.to(types[name])
     record_removal(model.config, base, file_hashes(folder), parts, **history)
     model.drop_blocks(parts)
-    with replace_folder(out) as beside:
+    with replace_output(out, "model") as beside:
         model.save_pretrained(beside)
         copy_tokenizer(folder, beside)
     after = count_parameters(model).total
@@ -286,6 +296,10 @@ def parse_arguments() -> argparse.Namespace:
     for option, command in command_of.items():
         if getattr(args, option) and command not in commands:
             raise ValueError(f"--{option} goes with --{command}")
+    tables = [path for path in (args.score, args.decisions) if path]
+    if len(set(tables)) < len(tables) or any(path.suffix != ".csv" for path in tables):
+        raise ValueError("--score and --decisions each take a .csv file of its own, given "
+                         f"{', '.join(map(str, tables))}")
     if args.evidence and not Path(args.evidence).is_file():
         raise ValueError(f"--evidence {args.evidence}: there is no such file")
     return args
@@ -295,16 +309,16 @@ def main() -> None:
     args = parse_arguments()
     ranks, removing = join(args.device), args.out is not None
     keep_freed_memory()
-    for name in ("score", "decisions"):
-        if path := getattr(args, name):
-            make_folder(path.parent)
-            if path.is_dir():
-                raise ValueError(f"--{name} {path} is a folder; give the CSV file to write")
+    if args.score:
+        check_file(args.score, "block,original,nll,")
+        check_file(args.score.with_suffix(".json"), '{\n  "base": ')
+    if args.decisions:
+        check_file(args.decisions, "removed,nll,")
     dataset = Dataset(args.data) if args.data else None
     with ranks.local_first():
         folder = locate(args.base, args.revision)
     if removing:
-        check_out(args.out, folder)
+        check_output(args.out, "model", [folder, args.data, args.evidence, args.score, args.decisions])
     check_weights_can_change(args.base, folder)
     config = Decoder.read_config(folder)
     if dataset:

@@ -16,7 +16,7 @@ from nanoprune.data.chat_format import chat_form
 from nanoprune.data.conversations import encode_prompt
 from nanoprune.data.tokenizer import END_TOKENS, load_tokenizer
 from nanoprune.device import pick_device
-from nanoprune.io.files import make_folder
+from nanoprune.io.folders import claim
 from nanoprune.io.hub import locate
 from nanoprune.io.jsonl import write_jsonl
 from nanoprune.nn.peft import config_folder
@@ -47,7 +47,7 @@ def main() -> None:
         raise ValueError("--tokens must be at least 1, --temperature and --top-k 0 or more, --top-p above 0 "
                          f"and at most 1; given {given}")
     if args.out:
-        make_folder(Path(args.out).parent)
+        claim("text", args.out)
     device = pick_device(args.device)
     folders = [locate(name) for name in args.models]  # all are located before the first is loaded
     sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed,

@@ -223,8 +223,12 @@ def parse_archive(
 
 
 def read_articles(out: Path) -> dict[str, dict]:
-    """The articles that are collected already, by id."""
-    return {article["id"]: article for article in read_log(out, ("id",))}
+    """The articles that are collected already, by id; ValueError if another program wrote the file."""
+    rows = read_log(out, ("id", "url", "title", "date", "text"))
+    articles = {row["id"]: row for row in rows}
+    if len(articles) < len(rows):
+        raise ValueError(f"{out} is of another program: it holds an id twice; choose another --out")
+    return articles
 
 
 def write_articles(out: Path, previous: dict[str, dict], articles: dict[str, dict], report: Report) -> None:

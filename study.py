@@ -35,10 +35,11 @@ from nanoprune.evaluation.items import Items
 from nanoprune.evaluation.measured import Measured, RunResult, describe_items, final_validation, measure_model
 from nanoprune.evaluation.perplexity import Protocol
 from nanoprune.evaluation.removal_losses import Calibration, KeptLosses, RemovalLosses, losses_without
-from nanoprune.evaluation.study_page import StudyResults, write_study
+from nanoprune.evaluation.study_page import FILES, StudyResults, write_study
 from nanoprune.figures.blocks import draw_blocks
 from nanoprune.figures.style import numbers, read_csv
 from nanoprune.io.files import json_hash, read_json, write_csv, write_json
+from nanoprune.io.folders import claim
 from nanoprune.io.hub import locate
 from nanoprune.nn.identity import model_identity
 from nanoprune.nn.lora import count_parameters
@@ -79,6 +80,8 @@ def run_study(study: Study) -> None:
     measured.check()
     kept = KeptLosses(study.folder / "blocks.losses.json", base | {"dtype": training.dtype}, ranks.rank == 0)
     if ranks.rank == 0:
+        if not (measured.folder / "items.json").is_file():
+            claim("study", *(study.folder / name for name in FILES))
         write_json(measured.folder / "items.json", describe_items(items))
 
     # ---- before healing

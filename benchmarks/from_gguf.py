@@ -18,7 +18,8 @@ from torch import Tensor
 from model import Decoder
 from nanoprune import command_line
 from nanoprune.data.tokenizer import END_TOKENS
-from nanoprune.io.files import replace_folder, write_json
+from nanoprune.io.files import write_json
+from nanoprune.io.folders import replace_output
 from nanoprune.io.tensors import weights_hash, write_tensors
 from nanoprune.progress import progress
 
@@ -231,7 +232,7 @@ def main() -> None:
     weights = read_weights(metadata, stored)
     tied = tie_head(weights, {hub_name(tensor.name): tensor.n_bytes for tensor in stored})
     config = model_config(metadata, len(weights[EMBEDDING]), tied)
-    with replace_folder(args.out) as folder:
+    with replace_output(args.out, "model", [args.file]) as folder:
         write_json(folder / "config.json", config)
         check_shapes(folder, weights)
         write_json(folder / "generation_config.json", generation_config(metadata))

@@ -15,8 +15,8 @@ import torch
 
 from model import Decoder
 from nanoprune import command_line
-from nanoprune.io.files import replace_folder
-from nanoprune.io.hub import check_out, copy_tokenizer, locate
+from nanoprune.io.folders import replace_output
+from nanoprune.io.hub import copy_tokenizer, locate
 from nanoprune.nn.lora import count_parameters, merge, save_quantised
 from nanoprune.nn.peft import base_folder, is_adapter, read_adapter
 
@@ -27,11 +27,10 @@ def merge_adapter(name: str, out: Path, base: str | None, dtype: torch.dtype) ->
     if not is_adapter(folder):
         raise ValueError(f"{name} is no adapter (it has no adapter_config.json): there is nothing to merge")
     source = base_folder(read_adapter(folder), base)
-    check_out(out, folder, source)
-    model = Decoder.from_pretrained(folder, base=base)
-    merge(model)
-    model.to(dtype)
-    with replace_folder(out) as beside:
+    with replace_output(out, "model", (folder, source)) as beside:
+        model = Decoder.from_pretrained(folder, base=base)
+        merge(model)
+        model.to(dtype)
         model.save_pretrained(beside)
         copy_tokenizer(folder if (folder / "tokenizer.json").is_file() else source, beside)
     describe(model, out)
@@ -40,9 +39,8 @@ def merge_adapter(name: str, out: Path, base: str | None, dtype: torch.dtype) ->
 def quantise_base(name: str, out: Path, revision: str | None) -> None:
     """Write a model with the matrices of its blocks in NF4."""
     folder = locate(name, revision)
-    check_out(out, folder)
-    model = Decoder.from_pretrained(folder, frozen="nf4")
-    with replace_folder(out) as beside:
+    with replace_output(out, "model", [folder]) as beside:
+        model = Decoder.from_pretrained(folder, frozen="nf4")
         save_quantised(model, beside)
         copy_tokenizer(folder, beside)
     describe(model, out)

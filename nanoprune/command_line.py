@@ -1,5 +1,8 @@
 """The guard around every script's main, and what it does with signals."""
 
+import contextlib
+import errno
+import io
 import os
 import signal
 import sys
@@ -8,6 +11,30 @@ from pathlib import Path
 from typing import NoReturn
 
 from nanoprune.printing import print_safely
+
+
+class Unread(io.FileIO):
+    """A stream that takes what nobody reads any more (`| head`, a closed terminal), so that work goes on."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            return memoryview(data).nbytes
+
+
+def outlive_readers() -> None:
+    """Let stdout and stderr end without an error when their reader ends."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed from the start
+            setattr(sys, name, open(os.devnull, "w"))
+        elif stream is getattr(sys, f"__{name}__"):  # and not a test's
+            raw = io.BufferedWriter(Unread(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "backslashreplace",
+                                                line_buffering=stream.line_buffering or stream.write_through))
 
 
 def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoReturn:
@@ -20,6 +47,7 @@ def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoRetur
     print_safely(sys.stderr)
     path = Path(sys.argv[0])
     name = path.parent.name if path.stem == "__main__" else path.name
+    outlive_readers()
     try:
         code = main()
     except ValueError as error:
@@ -43,7 +71,8 @@ def catch_signals() -> list[str]:
         if name in received:  # torchrun passes a Ctrl-C on as SIGTERM besides
             raise KeyboardInterrupt
         received.append(name)
-        os.write(2, b"\nthis step is finished and saved first; once more, and it ends at once\n")
+        with contextlib.suppress(OSError):  # nobody may read it any more
+            os.write(2, b"\nthis step is finished and saved first; once more, and it ends at once\n")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)

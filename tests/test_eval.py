@@ -14,6 +14,8 @@ from small import ROOT, make_data, make_model, read_rows
 
 from model import Decoder
 from nanoprune.data.dataset import Dataset
+from nanoprune.evaluation.results_files import FILES
+from nanoprune.io.folders import LIST
 from nanoprune.io.jsonl import read_jsonl, write_jsonl
 from nanoprune.nn.lora import save_quantised
 from nanoprune.nn.peft import save_adapter
@@ -40,7 +42,8 @@ def test_the_files_and_their_content(result, world):
     assert {p.name for p in out.iterdir()} == {
         "results.json", "results.md", "results.html", "models.csv", "differences.csv", "accuracy.csv",
         "documents.csv", "slices.csv", "questions.csv", "agreement.csv", "samples.jsonl", "comparison.png",
-        "slices.png", "scores"}
+        "slices.png", "scores", LIST}
+    assert {p.name for p in out.iterdir()} - {"scores", LIST} <= set(FILES)
     assert "Speed and memory were not measured: `eval.py --cost` measures them." in text
     assert not {"peak_mb", "prefill_tokens_per_s", "decode_tokens_per_s"} & set(
         read_rows(out / "models.csv")[0])
@@ -92,6 +95,21 @@ def test_perplexity_is_that_of_transformers(result, world):
     assert test["nll"] == pytest.approx(nll / count, rel=1e-5) and test["tokens"] == count
     assert test["bits_per_byte"] == pytest.approx(nll / math.log(2) / test["bytes"], rel=1e-5)
     assert test["bytes"] == size
+
+
+@pytest.mark.parametrize("name", ["results.json", "answers.csv", "curves.png"])
+def test_a_users_own_results_are_left_alone(world, tmp_path, evaluate, name):
+    """Also those that an evaluation only removes."""
+    (tmp_path / name).write_text("mine")
+    code, _, err = evaluate(world.model, "--data", world.data, "--out", tmp_path)
+    assert code == 2 and f"{name} would be replaced, and was not written there as a result" in err
+    assert (tmp_path / name).read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_prompts_among_the_results_are_left_alone(result, world, tmp_path, evaluate):
+    prompts = tmp_path / "out" / "samples.jsonl"
+    code, _, err = evaluate(world.model, "--data", world.data, "--out", prompts.parent, "--prompts", prompts)
+    assert code == 2 and "is read by this command" in err
 
 
 def test_without_questions(world, tmp_path, evaluate):

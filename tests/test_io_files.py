@@ -11,7 +11,6 @@ from nanoprune.io.files import (
     finite_or_none,
     make_folder,
     read_json,
-    replace_folder,
     write_bytes,
     write_csv,
     write_json,
@@ -55,31 +54,6 @@ def test_unwritable_places_are_named(tmp_path):
         make_folder("/dev/null/below")
 
 
-def test_a_folder_whose_replacement_fails_comes_back(tmp_path, monkeypatch):
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "a").write_text("old")
-    replace = os.replace
-
-    def fail_at_the_new(source, target):
-        if source.name.endswith(".new"):
-            raise OSError(28, "No space left on device")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", fail_at_the_new)
-    with pytest.raises(ValueError, match="No space left.*unharmed"), replace_folder(tmp_path / "d") as beside:
-        (beside / "a").write_text("new")
-    assert (tmp_path / "d" / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["d"]
-
-
-def test_what_a_killed_process_left_is_no_part_of_the_folder(tmp_path):
-    """Process numbers come again."""
-    (tmp_path / f".out.{os.getpid()}.new").mkdir()
-    (tmp_path / f".out.{os.getpid()}.new" / "old.txt").write_text("old")
-    with replace_folder(tmp_path / "out") as folder:
-        (folder / "new.txt").write_text("new")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new.txt"]
-
-
 def test_a_table_has_the_columns_of_all_rows(tmp_path):
     write_csv(tmp_path / "a.csv", [{"a": 1}, {"b": "x,y", "a": 2}])
     assert (tmp_path / "a.csv").read_text() == 'a,b\n1,\n2,"x,y"\n'
@@ -96,3 +70,11 @@ def test_scraping_needs_no_torch():
     """Whoever collects texts on a small machine installs no torch."""
     code = "import sys, scrape, nanoprune.io.files, nanoprune.io.jsonl; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_file_is_written_through_a_link(tmp_path):
+    link = tmp_path / "link.csv"
+    link.symlink_to("table.csv")
+    for text in ("1", "2"):
+        write_text(link, text)
+        assert link.is_symlink() and (tmp_path / "table.csv").read_text() == text

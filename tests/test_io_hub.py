@@ -5,7 +5,7 @@ import shutil
 import pytest
 from hub import Hub
 
-from nanoprune.io.hub import check_out, locate
+from nanoprune.io.hub import locate
 
 
 def test_locate(world, tmp_path, monkeypatch):
@@ -46,14 +46,3 @@ def test_hub(world, tmp_path):
     layers, _, _, gone = hub.run(ASK).stdout.splitlines()
     assert layers == "3"  # what was downloaded serves without the network
     assert "the hub cannot be reached" in gone and "hf download Qwen/Other --local-dir models/Other" in gone
-
-
-def test_a_model_is_written_to_a_folder_of_its_own(world, tmp_path):
-    out = shutil.copytree(world.model, tmp_path / "out")
-    check_out(out, world.model)  # a model may replace a model
-    with pytest.raises(ValueError, match="is what the model is made from; write it to another folder"):
-        check_out(out, world.model, out)
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds more than a model \(notes.txt\); write it to another "
-                                         r"folder"):
-        check_out(out)

@@ -321,13 +321,16 @@ def test_mistakes(tmp_path, monkeypatch, capsys):
     results_folder(tmp_path / "results")
     broken = write_csv(tmp_path / "broken.csv", [{"block": "none"}])
     (tmp_path / "empty.csv").write_text("block,nll,difference\n")
+    (tmp_path / "mine.png").write_text("mine")
     for sources, out, message in (
         ([tmp_path / "nothing"], "x.png", "nothing to draw from"),
         ([broken], "x.png", "lacks the column(s) nll, difference"),
         ([tmp_path / "empty.csv"], "x.png", "holds no rows"),
         ([tmp_path / "results"], "x.doc", "give a .png, .pdf or .svg"),
-        ([tmp_path / "results"], "/dev/null/x.png", "cannot write the figure"),
+        ([tmp_path / "results"], "/dev/null/x.png", "choose another place to write to"),
         ([tmp_path / "results", broken], "x.png", "nothing to draw from"),
+            ([tmp_path / "results"], "mine.png", "mine.png would be replaced"),
+            ([tmp_path / "results"], "mine", "mine.png would be replaced"),
     ):
         code, _, err = run_main(monkeypatch, capsys, "plot.py", *sources, "--out", tmp_path / out)
         assert code == 2 and message in err and "Traceback" not in err, err

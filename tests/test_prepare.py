@@ -12,6 +12,7 @@ from small import CHATML, ROOT, article, byte_tokenizer, run_main, text
 
 from nanoprune.data.cleaning import paragraphs_of
 from nanoprune.data.dataset import Dataset
+from nanoprune.io.folders import LIST
 from nanoprune.io.jsonl import read_jsonl, write_jsonl
 
 
@@ -21,7 +22,8 @@ def test_a_dataset_folder(prepare):
     assert {p.name for p in folder.iterdir()} == {
         "meta.json", "train.jsonl", "val.jsonl", "test.jsonl", "train.safetensors", "val.safetensors",
         "test.safetensors",
-        "pairs.jsonl", "pairs.safetensors", "qa", "tokenizer.json", "tokenizer_config.json"}
+        "pairs.jsonl", "pairs.safetensors", "qa", "tokenizer.json", "tokenizer_config.json",
+        LIST}
     data = Dataset(folder)
     sizes = {name: len(data.documents(name)) for name in ("train", "val", "test")}
     assert sizes == {"train": 32, "val": 4, "test": 4}
@@ -239,8 +241,27 @@ def test_a_users_own_files_are_not_swept_away(prepare, name):
     folder = prepare(GOOD)[3]
     (folder / name).write_text("{}")
     code, _, err, _ = prepare(GOOD)
-    assert code == 2 and f"holds what prepare.py did not write ({name})" in err
+    assert code == 2 and f"({name})" in err and "not written there as a dataset" in err
     assert (folder / name).read_text() == "{}"
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_inputs_are_not_swept_away(prepare, tmp_path, monkeypatch, capsys, ours):
+    """A folder of a user's own files, and a dataset that the command reads."""
+    source = prepare(GOOD)[3] if ours else tmp_path / "X"
+    if not ours:
+        source.mkdir()
+        write_jsonl(source / "train.jsonl", GOOD)
+        write_jsonl(source / "pairs.jsonl", [{"prompt": "q", "response": "r"}])
+    (tmp_path / "link").symlink_to(source)
+    before = {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()}
+    for read in ([source / "train.jsonl", "--pairs", source / "pairs.jsonl", "--train-tokenizer", "400"],
+                 [tmp_path / "articles.jsonl", "--tokenizer", source]):
+        for out in (source, tmp_path / "link"):
+            code, _, err = run_main(monkeypatch, capsys, "prepare.py", *read, "--out", out)
+            message = "lies in it; write to another folder"
+            assert code == 2 and message in err and "Traceback" not in err, err
+    assert before == {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()}
 
 
 def test_folders_beside_the_dataset_are_left_alone(prepare, tmp_path):

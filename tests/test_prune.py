@@ -271,9 +271,55 @@ def test_a_model_is_replaced_whole_or_not_at_all(world, tmp_path, monkeypatch, c
     assert [path.name for path in tmp_path.iterdir()] == ["less"]  # nothing half is left beside it
     monkeypatch.undo()
     (out / "notes.txt").write_text("mine")
-    for place, message in ((out, "holds more than a model (notes.txt)"), (out / "notes.txt", "is a file")):
+    other = "holds what was not written there as a model"
+    for place, message in ((out, f"{other}, or was changed since (notes.txt)"),
+                           (out / "notes.txt", "is a file")):
         code, _, err = run_main(monkeypatch, capsys, "prune.py", world.model, "--drop", "2", "--out", place)
         assert code == 2 and message in err and (out / "notes.txt").read_text() == "mine"
+
+
+def strangers(folder, name: str) -> dict[str, bytes]:
+    """A folder with a file of another program; its files."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text('{"of": "another program"}')
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["my_lora.safetensors", "config.json", "model.safetensors"])
+def test_another_programs_folder_is_not_replaced(world, tmp_path, monkeypatch, capsys, name):
+    """Not even if the names in it are those of a model."""
+    out = tmp_path / "f"
+    before = strangers(out, name)
+    code, _, err = run_main(monkeypatch, capsys, "prune.py", world.model, "--drop", "1", "--out", out)
+    assert code == 2 and f"holds what was not written there as a model, or was changed since ({name})" in err
+    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("table, there", [
+    ("config.csv", "config.json"), ("blocks.json", "none.txt"), ("mine.csv", "mine.csv"),
+])
+@pytest.mark.parametrize("option", [["--score"], ["--choose", "1", "--out", "{tmp}/r", "--decisions"]])
+def test_a_table_replaces_no_other_file(world, tmp_path, monkeypatch, capsys, option, table, there):
+    before = strangers(tmp_path / "m", there)
+    option = [a.format(tmp=tmp_path) for a in option]
+    code, _, err = run_main(monkeypatch, capsys, "prune.py", world.model, "--data", world.data, *option,
+                            tmp_path / "m" / table)
+    if option == ["--score"] or there != "config.json":
+        assert code == 2 and ("would be replaced" in err or f"m/{table}" in err) and "Traceback" not in err
+        assert before == {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+    assert before[there] == (tmp_path / "m" / there).read_bytes()
+
+
+def test_a_table_of_ours_is_written_again(world, tmp_path, monkeypatch, capsys):
+    table, decisions = tmp_path / "b.csv", tmp_path / "d.csv"
+    command = ["prune.py", world.model, "--data", world.data, "--score", table, "--choose", "1", "--out",
+               tmp_path / "less", "--decisions"]
+    for _ in range(2):
+        assert run_main(monkeypatch, capsys, *command, decisions)[0] == 0
+    code, _, err = run_main(monkeypatch, capsys, *command, table)
+    assert code == 2 and "each take a .csv file of its own" in err
+    code, _, err = run_main(monkeypatch, capsys, *command, tmp_path / "less" / "d.csv")
+    assert code == 2 and "d.csv lies in it" in err
 
 
 def test_a_pruned_model_keeps_its_history(world, tmp_path, monkeypatch, capsys):
@@ -414,9 +460,9 @@ def test_score_and_drop_commands(world, tmp_path, monkeypatch, capsys):
         (["--drop", "1"], "--drop with --out FOLDER"),
         (["--score", "{tmp}/b.csv"], "--score goes with --data FOLDER"),
         (["--score", "{tmp}/b.csv", "--data", "{data}", "--out", "{tmp}/x"], "--score goes with --data"),
-        (["--score", "{tmp}", "--data", "{data}"], "is a folder; give the CSV file"),
+        (["--score", "{tmp}", "--data", "{data}"], "each take a .csv file"),
         ([], "give --score CSV"),
-        (["--drop", "1", "--out", "{base}"], "is what the model is made from"),
+        (["--drop", "1", "--out", "{base}"], "lies in it; write to another folder"),
         (["--drop", "1", "--out", "/dev/null/r"], "choose another place to write to"),
         (["--score", "{tmp}/b.csv", "--data", "{tmp}/nowhere"], "is not a dataset folder"),
         (

@@ -27,6 +27,7 @@ def test_the_command(world, tmp_path, monkeypatch, capsys):
                            (["--temperature", "nan"], "--temperature"),
                            (["--top-p", "0"], "--top-p above 0"),
                            (["--tokens", "128"], "was made for 128 tokens"),
+                           (["--out", world.model / "config.json"], "config.json would be replaced"),
                            ([world.folder / "none"], "no folder")):
         code, _, err = run_main(monkeypatch, capsys, "sample.py", world.model, *extra, "--prompt", "Munich.")
         assert code == 2 and message in err and "Traceback" not in err

@@ -18,7 +18,7 @@ from small import ROOT, run_main
 from nanoprune.demo import site
 from nanoprune.demo.newsroom import invent, oddities, releases
 from nanoprune.demo.site import SITEMAP, article_path, serve
-from nanoprune.io.jsonl import read_jsonl
+from nanoprune.io.jsonl import read_jsonl, write_jsonl
 from nanoprune.web import archive, html, http, sites
 from nanoprune.web.archive import Archive
 from nanoprune.web.sites import SITES, Site
@@ -462,11 +462,24 @@ def test_mistakes(tmp_path, monkeypatch, capsys, arguments, message):
 
 def test_a_damaged_collection_is_left_alone(articles, tmp_path, monkeypatch, capsys):
     out = tmp_path / "a.jsonl"
-    out.write_text('{"id": "T0000001EN"}\n{"id": \n{"id": "T0000002EN"}\n')
+    out.write_text('{"id": "T0000001EN", "url": "", "title": "", "date": "", "text": ""}\n{"id": \n')
     with serve(articles) as url:
         code, _, err = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--out", out)
     assert code == 2 and "a.jsonl, line 2: not valid JSON" in err
-    assert out.read_text() == '{"id": "T0000001EN"}\n{"id": \n{"id": "T0000002EN"}\n'
+    assert out.read_text().endswith('"text": ""}\n{"id": \n')
+
+
+@pytest.mark.parametrize("rows, message", [
+    ([{"id": "a", "note": "mine"}], "line 1: lacks url, title, date, text"),
+    ([{"id": "a", "url": "", "title": "t", "date": "", "text": "x"}] * 2, "holds an id twice"),
+])
+def test_another_programs_file_is_left_alone(articles, tmp_path, monkeypatch, capsys, rows, message):
+    out = tmp_path / "a.jsonl"
+    write_jsonl(out, rows)
+    before = out.read_bytes()
+    with serve(articles) as url:
+        code, _, err = run_main(monkeypatch, capsys, "scrape.py", "--base-url", url, "--out", out)
+    assert code == 2 and message in err and out.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("broken", ["write_bytes", "append_line"])

@@ -237,6 +237,14 @@ def test_what_a_study_measures_later_is_measured(world, tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "VERSION", cost.VERSION + 1)
     run_study(study)
     assert read_json(tmp_path / "which" / "speed.json")["speed"] != speed["speed"]
+@pytest.mark.parametrize("name", ["study.csv", "exchange.png"])
+def test_a_study_replaces_no_users_file(world, tmp_path, name):
+    study = short(world, tmp_path)
+    study.folder.mkdir()
+    (study.folder / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"{name} would be replaced, and was not written there as a study"):
+        run_study(study)
+    assert (study.folder / name).read_text() == "mine"
 
 
 def test_a_stopped_study_says_so(world, tmp_path, monkeypatch):

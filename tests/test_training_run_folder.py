@@ -5,6 +5,8 @@ docs/faults.md is the table of these tests. NANOPRUNE_KILLS=50 kills as many pro
 handful.
 """
 
+import errno
+import fcntl
 import json
 import math
 import os
@@ -225,6 +227,77 @@ def test_one_process_a_folder(world, tmp_path, monkeypatch, capsys):
     assert code == 2 and f"another process (process {os.getpid()}) is writing to" in err
     del holder
     assert run_main(monkeypatch, capsys, "train.py", path)[0] == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EBADF, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_no_other_process(world, tmp_path, monkeypatch, capsys, number):
+    def refuse(*_) -> None:
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    config = world.config(tmp_path)
+    assert train(config)
+    assert "warning" in (out := capsys.readouterr().out) and "lies on a file system without locks" in out
+
+
+@pytest.mark.parametrize("name", ["train.csv", "model/model.safetensors", "notes.txt", "state/x/mine"])
+def test_a_run_begins_in_no_users_folder(world, tmp_path, name):
+    config = world.config(tmp_path)
+    mine = config.folder / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(ValueError, match=rf"holds a run already, or other files \({name}\): give this one"):
+        train(config)
+    assert mine.read_text() == "mine"
+    assert [path for path in config.folder.rglob("*") if path.is_file()] == [mine]
+
+
+def move(run) -> None:
+    run.rename(run.with_name("moved"))
+
+
+def remove_a_log(run) -> None:
+    (run / "eval.csv").unlink()
+
+
+@pytest.mark.parametrize("log, step", [("eval_documents", 0), ("train", 2), ("train", 4),
+                                       ("eval_documents", 5)])
+@pytest.mark.parametrize("remove", [shutil.rmtree, move, remove_a_log])
+def test_a_run_whose_folder_is_removed_says_so(world, tmp_path, monkeypatch, capsys, log, step, remove):
+    """What memory holds is written again: all but earlier states, and a best model that was saved before."""
+    settings = dict(save_every=2, max_steps=5, keep="last", threads=1)
+    whole = world.config(tmp_path / "runs", name="whole", **settings)
+    train_here(whole)
+    config = world.config(tmp_path / "runs", **settings)
+    write = Log.write
+
+    def write_and_remove(self, **row) -> None:
+        write(self, **row)
+        if self.path == config.folder / f"{log}.csv" and row["step"] == step:
+            monkeypatch.undo()
+            remove(config.folder)
+
+    monkeypatch.setattr(Log, "write", write_and_remove)
+    with pytest.raises(ValueError, match="was removed or moved while it trained, up to step 5. Written "
+                       "again: settings, logs, model, state"):
+        train_here(config)
+    assert "settings and logs are written again" in capsys.readouterr().out
+    for name in ("train.csv", "eval.csv"):
+        assert read_rows(whole.folder / name, TIMING) == read_rows(config.folder / name, TIMING)
+    names = {path.relative_to(whole.folder) for path in whole.folder.rglob("*")}
+    assert {path.relative_to(config.folder) for path in config.folder.rglob("*")} | {
+        path.relative_to(whole.folder) for path in whole.folder.glob("state/**/*")} == names
+
+
+def test_a_run_whose_folder_is_removed_in_the_end_says_so(world, tmp_path, monkeypatch):
+    save = RunFolder.save_state
+
+    def save_and_remove(self, *arguments) -> None:
+        save(self, *arguments)
+        shutil.rmtree(self.path)
+
+    monkeypatch.setattr(RunFolder, "save_state", save_and_remove)
+    with pytest.raises(ValueError, match="Written again: settings, logs; what else was in it is lost"):
+        train(world.config(tmp_path))
 
 
 def test_a_run_goes_on_with_its_own_data_and_base_only(world, tmp_path):

@@ -21,7 +21,7 @@ from nanoprune.data.packing import ConversationRows, TrainingRows
 from nanoprune.data.token_file import TokenFile
 from nanoprune.data.tokenizer import load_tokenizer, tokenizer_hash
 from nanoprune.io.files import read_json
-from nanoprune.io.hub import TOKENIZER_FILES
+from nanoprune.io.folders import recover
 from nanoprune.io.jsonl import read_jsonl
 
 SPLITS = ("train", "val", "test")
@@ -32,6 +32,7 @@ class Dataset:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        recover(folder)
         path = self.folder / "meta.json"
         if not path.is_file():
             raise ValueError(f"{folder} is not a dataset folder (no meta.json); "
@@ -81,21 +82,6 @@ class Dataset:
                 f"{name} knows {vocab_size} tokens, {self.folder} uses {self.meta['vocab_size']}: another "
                 "tokenizer made it"
             )
-
-
-def foreign_files(folder: Path) -> list[str]:
-    """The user's own files in a dataset folder, above all question sets."""
-    if not folder.is_dir():
-        return [folder.name] if folder.exists() else []
-    own = {"meta.json", "qa", "report.md", "lengths.png", "replay.safetensors", *TOKENIZER_FILES}
-    for name in (*SPLITS, "pairs", "pairs_test"):
-        own |= {f"{name}.jsonl", f"{name}.safetensors"}
-    meta = folder / "meta.json"
-    if meta.is_file():
-        own |= {f"qa/{name}.jsonl" for name in read_json(meta).get("questions", {})}
-    files = [path.name for path in folder.iterdir()]
-    files += [f"qa/{path.name}" for path in (folder / "qa").glob("*")]
-    return sorted(name for name in files if name not in own)
 
 
 def read_questions(path: str | Path) -> list[dict]:

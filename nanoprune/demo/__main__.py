@@ -16,8 +16,10 @@ import time
 from datetime import date
 from pathlib import Path
 
+from nanoprune import command_line
 from nanoprune.demo.newsroom import invent, oddities, questions, releases, training_pairs
 from nanoprune.demo.site import serve
+from nanoprune.io.folders import LIST, check_output, contents
 from nanoprune.io.jsonl import write_jsonl
 
 FIRST_DAY = date(2024, 1, 1)
@@ -42,20 +44,34 @@ def run(*command: str) -> None:
     subprocess.run([sys.executable, *command], check=True)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m nanoprune.demo", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="few steps: a check that everything runs")
     args = parser.parse_args()
     name = "demo" + (f"-s{args.seed}" if args.seed else "") + ("-short" if args.short else "")
-    data, runs, models, results = (Path(kind) / name for kind in ("data", "runs", "models", "results"))
-    for folder in (data, runs, models, results):  # all of it is the last demo's, and made again below
+    folders = [Path(kind) / name for kind in ("data", "runs", "models", "results")]
+    for folder in folders:
+        check_output(folder, "demo")
+    for folder in folders:  # all of it is the last demo's, and made again below
         shutil.rmtree(folder, ignore_errors=True)
+    try:
+        demonstrate(args.seed, args.short, *folders)
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    finally:
+        for folder in filter(Path.is_dir, folders):
+            write_jsonl(folder / LIST, contents(folder, "demo"))
+    return 0
+
+
+def demonstrate(seed: int, short: bool, data: Path, runs: Path, models: Path, results: Path) -> None:
+    """Run every step into the four folders."""
     data.mkdir(parents=True)
     started = time.perf_counter()
 
-    articles, wire = build_world(args.seed, data)
+    articles, wire = build_world(seed, data)
     for served, corpus in ((articles, "newsroom"), (wire, "others")):
         with serve(served) as url:
             run("scrape.py", "--base-url", url, "--delay", "0", "--out", f"{data}/{corpus}.jsonl")
@@ -64,8 +80,8 @@ def main() -> None:
     run("prepare.py", f"{data}/newsroom.jsonl", "--out", f"{data}/newsroom", "--tokenizer", f"{data}/others",
         "--no-generated", "--pairs", f"{data}/newsroom_pairs.jsonl", "--questions", f"{data}/new_facts.jsonl")
 
-    places = [f"--runs={runs}", f"--seed={args.seed}"]
-    places += ["--max_steps=20", "--warmup_steps=5", "--eval_every=10"] if args.short else []
+    places = [f"--runs={runs}", f"--seed={seed}"]
+    places += ["--max_steps=20", "--warmup_steps=5", "--eval_every=10"] if short else []
     arms = [f"--data={data}/newsroom", f"--base={runs}/base", *places]
     run("train.py", "configs/demo_base.py", f"--data={data}/others", *places)
     run("prune.py", f"{runs}/base", "--data", f"{data}/others", "--score", f"{results}/blocks.csv",
@@ -95,7 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)
+    command_line.run(main)

@@ -19,8 +19,10 @@ from nanoprune.io.files import finite_or_none, read_json, write_csv, write_json,
 from nanoprune.io.jsonl import write_jsonl
 from nanoprune.io.markdown import to_html
 
-OPTIONAL = ("agreement.csv", "answers.csv", "answers.jsonl", "categories.png", "curves.png",
-            "comparison.png", "slices.png", "tradeoff.png")  # an earlier evaluation's
+OPTIONAL = ("agreement.csv", "answers.csv", "answers.jsonl", "categories.png", "comparison.png", "curves.png",
+            "slices.png", "tradeoff.png")  # perhaps an earlier evaluation's
+FILES = ("results.md", "results.html", "results.json", "samples.jsonl", "models.csv", "accuracy.csv",
+         "differences.csv", "documents.csv", "slices.csv", "questions.csv", *OPTIONAL)
 
 
 def write_results(

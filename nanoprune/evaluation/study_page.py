@@ -22,6 +22,8 @@ from nanoprune.statistics import Ratio, share_interval, spearman, spearman_inter
 FORMS = {"nf4": "none, NF4", "int8": "none, int8"}  # rows of the full model with its matrices rounded
 TEXTS = {"after": "test", "general": "general"}  # measures of healed models, and the texts they are of
 ENDS = ("", "_low", "_high")
+FILES = ("study.md", "study.json", "study.csv", "study.png", "questions.csv", "exchange.csv", "exchange.png",
+         "curves.csv", "learning_rates.csv")
 
 
 @dataclass(frozen=True)

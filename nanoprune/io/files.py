@@ -6,7 +6,6 @@ import io
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,43 +63,22 @@ def make_folder(folder: str | Path) -> Path:
 def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, flush it to the disk and rename it to `path`.
 
-    Readers see the old file or the new one, never half of one. ValueError if the file cannot be written.
+    Readers see the old file or the new one, never half of one. Of a link the target is replaced. ValueError
+    if the file cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
         raise ValueError(f"{path} is a folder or a device; choose another place to write to")
-    make_folder(path.parent)
-    beside = path.with_name(path.name + ".tmp")
+    make_folder(target.parent)
+    beside = target.with_name(f".{target.name}.tmp")
     try:
         with naming_failures(f"write {path}", UNHARMED):
             write(beside)
             with open(beside, "rb+") as file:
                 os.fsync(file.fileno())
-            os.replace(beside, path)
+            os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)
-
-
-@contextmanager
-def replace_folder(folder: str | Path) -> Iterator[Path]:
-    """An empty folder that replaces `folder` when the `with` block ends; after an error the old one stays."""
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; choose another place to write to")
-    parent = make_folder(folder.parent)
-    beside, before = (parent / f".{folder.name}.{os.getpid()}.{state}" for state in ("new", "old"))
-    shutil.rmtree(beside, ignore_errors=True)  # a killed process may have had the same number
-    try:
-        with naming_failures(f"write {folder}", UNHARMED):
-            yield make_folder(beside)
-            if folder.exists():
-                os.replace(folder, before)
-            os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        if before.exists() and not folder.exists():
-            os.replace(before, folder)
-        shutil.rmtree(before, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from nanoprune.io.files import replace_file
+from nanoprune.io.folders import recover
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                    "chat_template.jinja", "vocab.json", "merges.txt")
@@ -20,6 +21,7 @@ def locate(name: str | Path, revision: str | None = None, files: tuple[str, ...]
     machine without a network.
     """
     path = Path(name)
+    recover(path)
     if path.is_dir():
         if (path / "model" / "config.json").is_file():
             return path / "model"
@@ -58,14 +60,3 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file() and source.resolve() != target.resolve():
             replace_file(target / name, lambda beside, name=name: shutil.copyfile(source / name, beside))
-
-
-def check_out(out: Path, *sources: Path) -> None:
-    """ValueError if a model written to this folder would replace one of its sources or files of another kind.
-    """
-    others = sorted(path.name for path in out.glob("*") if not any(map(path.match, ALL_FILES)))
-    if others:
-        raise ValueError(f"--out {out} holds more than a model ({', '.join(others[:3])}); "
-                         "write it to another folder")
-    if out.resolve() in [source.resolve() for source in sources]:
-        raise ValueError(f"--out {out} is what the model is made from; write it to another folder")

@@ -12,7 +12,6 @@ is used.
 
 import csv
 import errno
-import fcntl
 import json
 import math
 import os
@@ -29,12 +28,14 @@ from nanoprune.io.files import (
     file_hash,
     json_hash,
     make_folder,
+    naming_failures,
     read_json,
-    replace_folder,
+    write_bytes,
     write_csv,
     write_json,
 )
-from nanoprune.io.hub import copy_tokenizer
+from nanoprune.io.folders import lock, replace_folder
+from nanoprune.io.hub import TOKENIZER_FILES, copy_tokenizer
 from nanoprune.io.tensors import file_order, open_tensors, write_tensors
 from nanoprune.nn.peft import save_adapter
 
@@ -93,12 +94,16 @@ class RunFolder:
         self.path, self.writes, self.logs = path, ranks.rank == 0, {}
         self.resume, self.source, self.saved = resume, path if resume else from_state, Progress()
         self.ignore_changes = ignore_changes
+        self.settings, self.removed = {}, False  # bytes of files that are small, to be written again
         if ignore_changes and not self.source:
             raise ValueError("--ignore-changes goes with --resume or --from-state")
-        if (path / "config.json").is_file() and not resume and not restarted():
+        if not resume and not restarted():
             advice = f"resume it (python train.py --resume {path}), " if has_state(path / "state") else ""
-            raise ValueError(f"{path} holds a run already: {advice}give this one another name "
-                             f"(--name={path.name}-2), or remove the folder")
+            files = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
+            if others := [str(file) for file in files if not str(file).startswith(".")]:
+                raise ValueError(f"{path} holds a run already, or other files ({', '.join(others[:3])}): "
+                                 f"{advice}give this one another name (--name={path.name}-2), or remove the "
+                                 "folder")
 
     def __str__(self) -> str:
         return str(self.path)
@@ -109,8 +114,10 @@ class RunFolder:
             return
         self._lock = open(make_folder(self.path) / ".lock", "a+")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            if not lock(self._lock):
+                print(f"warning: {self} lies on a file system without locks: nothing keeps another process "
+                      "from writing to it, too")
+        except BlockingIOError as error:
             self._lock.seek(0)
             raise ValueError(f"another process ({self._lock.read().strip()}) is writing to {self}: wait for "
                              "it, or give this run another name") from error
@@ -206,11 +213,28 @@ class RunFolder:
     def _open_logs(self, step: int | None) -> None:
         self.logs = {name: Log(self.path / f"{name}.csv", step)
                      for name in ("train", "eval", "eval_documents")}
+        files = [self.path / "config.json", self.path / "env.json"]
+        files += [self.path / "model" / name for name in TOKENIZER_FILES]
+        self.settings = {path: path.read_bytes() for path in files if path.is_file()}
 
     def log(self, name: str, **row) -> None:
         """Add a row to a log."""
         if self.writes:
+            self._write_removed()
             self.logs[name].write(**row)
+
+    def _write_removed(self) -> None:
+        """Write logs and settings again if the folder was removed or moved away: the run goes on."""
+        if all(log.is_there() for log in self.logs.values()):
+            return
+        print(f"warning: {self} was removed or moved while it trains; settings and logs are written again")
+        self.removed = True
+        with naming_failures(f"write {self} again, which was removed while it trains"):
+            self.lock()
+            for path, content in self.settings.items():
+                write_bytes(path, content)
+            for log in self.logs.values():
+                log.write_again()
 
     def log_validation(self, loss: dict, documents: list[dict], **mark) -> None:
         """Add a row to eval.csv, and one for each document to eval_documents.csv; `mark`: step and tokens."""
@@ -236,7 +260,17 @@ class RunFolder:
             join_full_tensors(tensors.values())
 
     def conclude(self, progress: Progress, config: Config, stop_signals: list[str]) -> None:
-        """Say how the run ended, and where its results are; `stop_signals`: received by this process."""
+        """Say how the run ended, and where its results are; `stop_signals`: received by this process.
+
+        ValueError if its folder was removed while it trained.
+        """
+        self._write_removed()
+        if self.removed:
+            there = ["settings", "logs"] + [name for name in ("model", "state")
+                                            if any((self.path / name).rglob("*.safetensors"))]
+            raise ValueError(f"{self} was removed or moved while it trained, up to step {progress.step}. "
+                             f"Written again: {', '.join(there)}; what else was in it is lost, unless it was "
+                             "moved")
         if progress.overflows:
             print(f"{progress.overflows} steps were skipped, because their gradients overflowed in float16")
         if not progress.finished:
@@ -273,7 +307,7 @@ class Log:
         """Add one line, on the disk before this returns."""
         if self.file is None:
             write_csv(self.path, self.rows, row)
-            self.file = open(self.path, "ab", buffering=0)
+            self.file = open(self.path, "ab+", buffering=0)
         line, end = (",".join(map(str, row.values())) + "\n").encode(), self.file.seek(0, os.SEEK_END)
         try:
             if self.file.write(line) < len(line):
@@ -282,6 +316,20 @@ class Log:
             self.file.truncate(end)  # no half line
             raise ValueError(f"cannot write {self.path}: {error}; free some space and resume from the last "
                              "saved state") from error
+
+    def is_there(self) -> bool:
+        """False if the file was removed or replaced since it was opened."""
+        try:
+            return not self.file or os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
+        except OSError:
+            return False
+
+    def write_again(self) -> None:
+        """Write the file anew: what was removed can be read for as long as it is open."""
+        if self.file:
+            self.file.seek(0)
+            write_bytes(self.path, self.file.read())
+            self.file = open(self.path, "ab+", buffering=0)
 
 
 def has_state(folder: Path) -> bool:
