@@ -43,11 +43,11 @@ def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoRetur
     A ValueError is the user's to mend: its message stands without a traceback, exit code 2. After Ctrl-C
     `interrupted` says what is left and how to resume, exit code 130.
     """
+    outlive_readers()
     print_safely(sys.stdout)
     print_safely(sys.stderr)
     path = Path(sys.argv[0])
     name = path.parent.name if path.stem == "__main__" else path.name
-    outlive_readers()
     try:
         code = main()
     except ValueError as error:
