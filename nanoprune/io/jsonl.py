@@ -1,7 +1,6 @@
 """JSON lines: read whole, on demand or as a log; written whole or one line at a time."""
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
@@ -9,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoprune.io.files import naming_failures, write_text
-
-HALF_CHARACTER = re.compile(rb"\\u[dD]|\xed")  # may be a lone surrogate, which JSON allows and UTF-8 does not
+from nanoprune.io.files import naming_failures, parse_json, write_text
 
 
 def json_line(row: dict) -> str:
@@ -43,15 +40,7 @@ def parse_lines(data: bytes, path: str | Path, first: int = 1, required: tuple[s
         if not line.strip():
             raise ValueError(f"{where}: empty line; every line must be one JSON object. "
                              "Delete the line and run again")
-        try:
-            row = json.loads(line)
-            if HALF_CHARACTER.search(line):
-                json_line(row).encode()
-        except (ValueError, RecursionError) as error:  # broken JSON or broken UTF-8
-            raise ValueError(f"{where}: not valid JSON ({error}). "
-                             "Mend or delete the line and run again") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
+        row = parse_json(line, where)
         if missing := [key for key in required if key not in row]:
             raise ValueError(f"{where}: lacks {', '.join(missing)}; it has {', '.join(row) or 'nothing'}")
         rows.append(row)
