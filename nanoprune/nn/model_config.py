@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from itertools import groupby, pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -226,8 +227,13 @@ def _check_unread(raw: dict, where: str) -> None:
     for key in ONE:
         if raw.get(key, 1) != 1:
             raise ValueError(f"{where}: {key} {shown(raw[key])} is not supported; supported is 1 (true)")
-    if unknown := raw.keys() - {*DECIDED, *OFF, *ONE, *HARMLESS}:
-        _note(f"{where}: kept, and not read by any library for this model: {', '.join(sorted(unknown))}")
+    note_unread(raw.keys() - {*DECIDED, *OFF, *ONE, *HARMLESS}, where)
+
+
+def note_unread(keys: set[str], where: str | Path) -> None:
+    """Name the keys of a file that no library reads for this model, once."""
+    if keys:
+        _note(f"{where}: kept, and not read by any library for this model: {', '.join(sorted(keys))}")
 
 
 @cache  # a file is read more than once
