@@ -289,8 +289,8 @@ def read_fields(kind: type, content: dict, where: str | Path) -> Any:
     """
     values = {f.name: content[f.name] for f in fields(kind) if f.name in content}
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    if missing := [f.name for f in fields(kind) if f.name not in values and f.default is MISSING
-                   and f.default_factory is MISSING]:
+    if missing := sorted(f.name for f in fields(kind) if f.name not in values and f.default is MISSING
+                         and f.default_factory is MISSING):
         raise ValueError(f"{where} lacks {', '.join(missing)}")
     record = kind(**values)
     if problems := wrong_types(record) or out_of_bounds(record):

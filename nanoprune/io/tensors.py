@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from nanoprune.config import shown
 from nanoprune.distributed import full_tensor
-from nanoprune.io.files import read_json, replace_file
+from nanoprune.io.files import parse_json, read_json, replace_file
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SAFETENSORS_TYPES = {
@@ -45,6 +47,46 @@ def map_tensors(path: str | Path) -> dict[str, np.ndarray]:
             except TypeError as error:  # numpy has no bf16
                 raise ValueError(f"{path}: {name} is of a type that no dataset holds ({error})") from error
             arrays[name].flags.writeable = False
+    return arrays
+
+
+class StoredArray:
+    """A flat array of integers in a safetensors file, read by slices.
+
+    Not mapped: a file that is cut short is an error, where a mapped one would kill the process.
+    """
+
+    def __init__(self, file: BinaryIO, dtype: np.dtype, count: int, start: int):
+        """`start`: its first byte in the file."""
+        self.file, self.dtype, self.count, self.start = file, dtype, count, start
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        first, end, _ = span.indices(self.count)
+        size = max(0, end - first) * self.dtype.itemsize
+        data = os.pread(self.file.fileno(), size, self.start + first * self.dtype.itemsize)
+        if len(data) < size:
+            raise ValueError(f"{self.file.name} was cut short while it was in use; restore it, then resume")
+        return np.frombuffer(data, self.dtype)
+
+
+def stored_arrays(path: str | Path) -> dict[str, StoredArray]:
+    """The arrays of a safetensors file; ValueError if one is no flat array of integers."""
+    with open_tensors(path):  # checks header and size
+        file = open(path, "rb")  # noqa: SIM115 (open as long as its arrays are)
+    size = int.from_bytes(file.read(8), "little")
+    header = parse_json(file.read(size), str(path))
+    header.pop("__metadata__", None)
+    arrays = {}
+    for name, entry in header.items():
+        kind = re.fullmatch(r"([UI])(8|16|32|64)", entry["dtype"])
+        if not kind or len(entry["shape"]) != 1:
+            raise ValueError(f"{path}: {name} is {entry['dtype']} of shape {entry['shape']}, which no "
+                             "dataset holds; run prepare.py again")
+        dtype = np.dtype(f"<{kind[1].lower()}{int(kind[2]) // 8}")
+        arrays[name] = StoredArray(file, dtype, entry["shape"][0], 8 + size + entry["data_offsets"][0])
     return arrays
 
 

@@ -68,6 +68,13 @@ MOST_BLOCKS = 1000
 
 
 @dataclass(frozen=True)
+class StopTokens:
+    """The entry of generation_config.json that nanoprune reads."""
+
+    eos_token_id: int | tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class ConfigFile:
     """The entries of config.json that nanoprune reads, with transformers' defaults."""
 
