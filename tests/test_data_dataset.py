@@ -8,7 +8,7 @@ import torch
 from small import make_data
 
 from nanoprune.data.dataset import Dataset, read_questions
-from nanoprune.io.files import write_json
+from nanoprune.io.files import read_json, write_json
 from nanoprune.io.jsonl import write_jsonl
 from nanoprune.io.tensors import write_tensors
 
@@ -57,6 +57,28 @@ def test_a_damaged_folder_is_named(world, tmp_path):
     (data / "meta.json").write_text("{}")
     with pytest.raises(ValueError, match="meta.json lacks end_token, tokenizer_hash, vocab_size"):
         Dataset(data)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"vocab_size": 200}, "train.safetensors: tokens from .* are beyond the vocabulary of 200"),
+    ({"end_token": 280}, "end_token 280 is beyond the vocabulary"),
+])
+def test_tokens_beyond_the_vocabulary_are_named(world, tmp_path, change, message):
+    data = shutil.copytree(world.data, tmp_path / "data")
+    write_json(data / "meta.json", read_json(data / "meta.json") | {"end_token": 0} | change)
+    with pytest.raises(ValueError, match=message):
+        Dataset(data).split("train")
+
+
+@pytest.mark.parametrize("pair_repeats, replay, message", [
+    (10**12, 0.0, "pair_repeats: given 1000000000000, an epoch would have 12,000,000,000,000 documents"),
+    (1, 1 - 1e-12, "replay: given .*, at most 67,108,864 are allowed"),
+])
+def test_an_epoch_has_a_bound(world, tmp_path, pair_repeats, replay, message):
+    data = shutil.copytree(world.data, tmp_path / "data")
+    shutil.copy(data / "val.safetensors", data / "replay.safetensors")
+    with pytest.raises(ValueError, match=message):
+        Dataset(data).rows(32, 0, pair_repeats, replay)
 
 
 @pytest.mark.parametrize("change, message", [

@@ -152,6 +152,7 @@ GOOD = [article(i) for i in range(40)]
     ([json.dumps({k: v for k, v in GOOD[0].items() if k != "text"})], "line 1: lacks text"),
     ([json.dumps(GOOD[0] | {"date": "5 May 2024"})], "line 1: date '5 May 2024' is not of the form"),
     ([json.dumps(GOOD[0] | {"date": "20240105"})], "line 1: date '20240105' is not of the form"),
+    ([json.dumps(GOOD[0] | {"text": "a " * 5_000_001})], "line 1: text has 10,000,002 characters, at most"),
     ([json.dumps(GOOD[0] | {"text": None})], "line 1: text must be text, given None"),
     ([], "holds no articles"),
     ([json.dumps(a) for a in GOOD[:2]], "too few for three splits"),
