@@ -93,8 +93,9 @@ def test_wrong_questions_are_named(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(question=5), "question .* must be a text"), (dict(question=" "), "question .* must be a text"),
-    (dict(context=7), "context.* must be a text"), (dict(choices=["a", "a"]), "different texts"),
+    (dict(question=5), "question must be text, given 5"), (dict(question=" "), "question .* must be a text"),
+    (dict(context=7), "context.* must be a text"), (dict(source=[1]), "source.* must be a text"),
+    (dict(choices=["a", "a"]), "different texts"),
     (dict(answer=2), "index from 0 to 1"),
 ])
 def test_questions_are_checked(tmp_path, changes, message):

@@ -43,9 +43,9 @@ def variants(content: dict, path: tuple = ()):
 
 def open_model(folder: Path) -> None:
     model = Decoder.from_pretrained(folder)
-    assert model.stop_tokens is not None and torch.is_tensor(model(IDS[:, :3]))
+    assert model.stop_tokens is not None and torch.is_tensor(model(IDS[:1, :2]))
     print_history("it", model.config)
-    model.save_config(folder.parent / "saved")
+    assert json.dumps(model.config.to_dict(torch.float32))
 
 
 def model_folder(folder: Path) -> Path:
