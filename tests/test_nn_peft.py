@@ -19,6 +19,7 @@ from nanoprune.nn.lora import LoraSettings, add_lora, frozen_layers, matching_la
 from nanoprune.nn.model_config import read_parts
 from nanoprune.nn.peft import (
     HARMLESS,
+    OFF,
     PREFIX,
     SUPPORTED,
     PeftFile,
@@ -105,7 +106,7 @@ def test_every_setting_of_peft_is_on_a_list(adapted, capsys):
     """A setting that PEFT reads is read, refused or harmless; one that nobody knows is named."""
     from peft import LoraConfig
 
-    known = {*SUPPORTED, *HARMLESS, *(f.name for f in fields(PeftFile))}
+    known = {*SUPPORTED, *OFF, *HARMLESS, *(f.name for f in fields(PeftFile))}
     assert {f.name for f in fields(LoraConfig)} <= known
     _, adapter, _ = adapted
     about = read_json(adapter / "adapter_config.json") | {"runtime_config": {}, "no_such_setting": 1}

@@ -157,7 +157,11 @@ class ModelConfig:
         kind = kind.removeprefix(PARTIAL) if isinstance(kind, str) else kind
         _check(where, "model_type", kind, ("qwen2", "qwen3", "llama"))
         given = read_fields(ConfigFile, raw, where)
-        _check_unread(raw, where)
+        check_off(raw, OFF, where)
+        for key in ONE:
+            if raw.get(key, 1) != 1:
+                raise ValueError(f"{where}: {key} {shown(raw[key])} is not supported; supported is 1 (true)")
+        note_unread(raw.keys() - {*DECIDED, *OFF, *ONE, *HARMLESS}, where)
         layers, hidden, heads = given.num_hidden_layers, given.hidden_size, given.num_attention_heads
         kv_heads = given.num_key_value_heads or heads
         head_dim = given.head_dim or (128 if kind == "qwen3" else hidden // heads)
@@ -225,16 +229,12 @@ def _check(where: str, key: str, value, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{where}: {key} {value!r} is not supported; allowed: {choices}")
 
 
-def _check_unread(raw: dict, where: str) -> None:
-    """ValueError where a key that a sister architecture reads has an effect; a note of unknown keys."""
-    for key in OFF:
+def check_off(raw: dict, keys: Iterable[str], where: str | Path) -> None:
+    """ValueError where a key that other code reads, and nanoprune does not, has an effect."""
+    for key in keys:
         if raw.get(key):
             raise ValueError(f"{where}: {key} {shown(raw[key])} is not supported; remove it if it has no "
                              "effect on this model")
-    for key in ONE:
-        if raw.get(key, 1) != 1:
-            raise ValueError(f"{where}: {key} {shown(raw[key])} is not supported; supported is 1 (true)")
-    note_unread(raw.keys() - {*DECIDED, *OFF, *ONE, *HARMLESS}, where)
 
 
 def note_unread(keys: set[str], where: str | Path) -> None:

@@ -14,7 +14,7 @@ from nanoprune.io.files import read_json, write_json
 from nanoprune.io.hub import locate
 from nanoprune.io.tensors import missing_weights, open_tensors, write_tensors
 from nanoprune.nn.lora import FrozenBase, LoraSettings, add_lora, frozen_layers
-from nanoprune.nn.model_config import note_unread, read_parts, record_removal
+from nanoprune.nn.model_config import check_off, note_unread, read_parts, record_removal
 from nanoprune.nn.nf4 import is_quantised
 
 if TYPE_CHECKING:
@@ -32,19 +32,11 @@ SUPPORTED = {  # values of PEFT's settings that nanoprune reads, the plain one f
     "lora_bias": (False, None),
     "init_lora_weights": (True, False, "gaussian", None),
     "use_rslora": (False, True, None),
-    # what PEFT reads and nanoprune does not
-    "alora_invocation_tokens": (None,),
-    "arrow_config": (None,),
-    "kasa_config": (None,),
-    "layer_replication": (None, []),
-    "megatron_config": (None,),
-    "monteclora_config": (None,),
-    "target_parameters": (None, []),
-    "trainable_token_indices": (None, []),
-    "use_bdlora": (None, False),
-    "use_qalora": (None, False),
-    "velora_config": (None,),
 }
+# Settings that PEFT reads and nanoprune does not: refused unless they are off.
+OFF = ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "megatron_config",
+       "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora",
+       "velora_config")
 # Settings of PEFT that change no output of a saved adapter; what stands on no list is named once.
 HARMLESS = ("auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
             "layers_pattern", "loftq_config", "lora_ga_config", "megatron_core", "peft_version",
@@ -141,8 +133,9 @@ def read_adapter(folder: Path) -> Adapter:
         if raw.get(key) not in supported:
             raise ValueError(f"{path}: {key} {shown(raw.get(key))} is not supported; "
                              f"supported is {supported[0]!r}")
+    check_off(raw, OFF, path)
     peft = read_fields(PeftFile, raw, path)
-    note_unread(raw.keys() - {*SUPPORTED, *HARMLESS, *(f.name for f in fields(PeftFile))}, path)
+    note_unread(raw.keys() - {*SUPPORTED, *OFF, *HARMLESS, *(f.name for f in fields(PeftFile))}, path)
     try:
         settings = LoraSettings(peft.r, peft.lora_alpha, peft.lora_dropout or 0.0,
                                 bool(raw.get("use_rslora")))
