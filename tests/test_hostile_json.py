@@ -26,8 +26,8 @@ from nanoprune.web.sites import site_of
 from prune import print_history
 from train import train
 
-WRONG = ["null", "true", '"x"', "1.5", "-3", "1" + "0" * 400, "NaN", "[]", "[[1]]", '[{"a": 1}]', '{"a": [1]}',
-         '"\\ud800"', "[" * 10**5 + "]" * 10**5]
+WRONG = ["null", "true", '"x"', "1.5", "-3", "1" + "0" * 400, "NaN", "[]", "[[1]]", '[{"a": 1}]',
+         '{"a": [1]}', '"\\ud800"', "[" * 10**5 + "]" * 10**5]
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64, "rope_theta": 1e4}
 PLACE = "the place of a wrong value"
