@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 from torch.utils.checkpoint import create_selective_checkpoint_contexts as save_outputs_of
 
+from nanoprune.config import read_fields
 from nanoprune.io.files import file_hashes, read_json, write_json
 from nanoprune.io.hub import locate
 from nanoprune.io.tensors import read_weights, write_tensors
@@ -30,7 +31,7 @@ from nanoprune.nn.attention import (
 )
 from nanoprune.nn.lora import FrozenBase, LoraSettings, read_frozen_weights
 from nanoprune.nn.losses import SoftTargets, head_logits, head_loss, plain_loss
-from nanoprune.nn.model_config import ModelConfig, Part
+from nanoprune.nn.model_config import ModelConfig, Part, StopTokens
 from nanoprune.nn.nf4 import is_quantised
 from nanoprune.nn.peft import base_folder, check_no_adapter, is_adapter, read_adapter, restore_adapter
 from nanoprune.nn.pointwise import apply_rope, rms_norm, rope_table, silu_mul
@@ -340,6 +341,7 @@ class Decoder(nn.Module):
             model = cls(cls.read_config(folder))
         if (folder / "generation_config.json").is_file():
             model.generation_config = read_json(folder / "generation_config.json")
+            read_fields(StopTokens, model.generation_config, folder / "generation_config.json")
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -153,7 +153,7 @@ def read_inputs(options: Options) -> Inputs:
 def read_replay(path: Path) -> list[dict]:
     """General text to mix in; ValueError if it is text on which eval.py measures forgetting."""
     rows = read_jsonl(path, ("text",))
-    if not rows or not all(isinstance(row["text"], str) and row["text"].strip() for row in rows):
+    if not rows or not all(row["text"].strip() for row in rows):
         raise ValueError(f"--replay {path}: every line must have a text, and there must be one")
     measured = {row["text"] for row in read_jsonl(GENERAL, ("text",))}
     for number, row in enumerate(rows, start=1):

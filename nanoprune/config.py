@@ -8,14 +8,17 @@ import difflib
 import math
 import re
 import runpy
+import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 IGNORE = -100  # a target that does not count, torch's convention
+MOST_STEP_TOKENS = 2**26  # of an optimizer step: 1.6 GB of ids, targets and documents
 
 
 # ---------------------------------------------------------------- types of fields, with their bounds
@@ -44,8 +47,9 @@ Parts = Annotated[tuple[int | str, ...], Bound(
     "indices from 0 up, each once, or parts of these blocks such as 25.attn and 25.mlp", _names_parts)]
 Device = Annotated[str, Bound("auto, cpu, cuda, cuda:N or mps",
                               re.compile(r"auto|cpu|cuda(:\d+)?|mps").fullmatch)]
-Positive = Annotated[int, Bound("at least 1", lambda x: x >= 1)]
-Count = Annotated[int, Bound("0 or more", lambda x: x >= 0)]
+Positive = Annotated[int, Bound("at least 1 and at most 10,000,000", lambda x: 1 <= x <= 10**7)]
+Count = Annotated[int, Bound("0 or more, at most 10,000,000", lambda x: 0 <= x <= 10**7)]
+Seed = Annotated[int, Bound("0 or more, at most 2^62", lambda x: 0 <= x <= 2**62)]
 PositiveFloat = Annotated[float, Bound("above 0", lambda x: x > 0)]
 NonNegative = Annotated[float, Bound("0 or more", lambda x: x >= 0)]
 Share = Annotated[float, Bound("from 0 to 1", lambda x: 0 <= x <= 1)]
@@ -93,7 +97,7 @@ class Config(Settings):
     replay: ShareBelow1 = 0.0  # share of an epoch that is general text (prepare.py --replay)
     max_steps: Positive = 1000  # optimizer steps
     epochs: Count = 0  # times through the data, which then decide on max_steps (0: max_steps counts)
-    seed: Count = 0  # of the order of documents, of dropout and, from scratch, of the weights
+    seed: Seed = 0  # of the order of documents, of dropout and, from scratch, of the weights
 
     # how it learns: AdamW, linear warm-up, cosine decay
     lr: Rate = 2e-5  # highest learning rate
@@ -165,6 +169,9 @@ class Config(Settings):
         rules = [
             (self.warmup_steps >= most,
              f"warmup_steps: given {self.warmup_steps}, must be from 0 to below max_steps ({most})"),
+            (self.tokens_per_step > MOST_STEP_TOKENS,
+             f"accumulation: batch_size x accumulation x context comes to {self.tokens_per_step:,} tokens a "
+             f"step, at most {MOST_STEP_TOKENS:,} are allowed; lower one of them"),
             (self.optimizer == "lean" and (self.clip or self.accumulation > 1 or self.dtype == "float16"),
              f"optimizer: lean updates during the backward pass, so it needs clip=0 (given {self.clip}), "
              f"accumulation=1 (given {self.accumulation}) and no float16 (given {self.dtype})"),
@@ -275,6 +282,22 @@ def config_from_dict(raw: dict, where: str) -> Config:
     return _checked(config, where)
 
 
+def read_fields(kind: type, content: dict, where: str | Path) -> Any:
+    """A dataclass of the entries of a JSON object that its fields name, lists as tuples.
+
+    ValueError names every entry that is missing, of another type or out of bounds.
+    """
+    values = {f.name: content[f.name] for f in fields(kind) if f.name in content}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    if missing := sorted(f.name for f in fields(kind) if f.name not in values and f.default is MISSING
+                         and f.default_factory is MISSING):
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    record = kind(**values)
+    if problems := wrong_types(record) or out_of_bounds(record):
+        raise ValueError(f"{where}: {'; '.join(problems)}")
+    return record
+
+
 def _checked(settings: Any, where: str | Path, problems: Iterable[str] = ()) -> Any:
     """The settings; ValueError with their problems and those found before, if there are some."""
     problems = [*problems, *settings.problems()]
@@ -344,8 +367,7 @@ def _parse(text: str, kind) -> Any:
 
 # ---------------------------------------------------------------- checking
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Literal: "text",
-              dict: "a dict", str | None: "text or None", str | dict: "text or a dict",
-              tuple: "numbers with commas between, such as 13,25"}
+              dict: "a dict", NoneType: "None", tuple: "numbers with commas between, such as 13,25"}
 
 
 @cache
@@ -354,34 +376,46 @@ def _types(cls: type, with_bounds: bool = False) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=with_bounds)
 
 
-def wrong_types(settings: Settings) -> list[str]:
-    return [f"{name}: given {getattr(settings, name)!r}, must be {_type_name(kind)}"
+def wrong_types(settings: Any) -> list[str]:
+    return [f"{name}: given {shown(getattr(settings, name))}, must be {_type_name(kind)}"
             for name, kind in _types(type(settings)).items() if not _is_a(getattr(settings, name), kind)]
 
 
-def out_of_bounds(settings: Settings) -> list[str]:
+def out_of_bounds(settings: Any) -> list[str]:
     problems = []
     for name, kind in _types(type(settings), with_bounds=True).items():
-        value, choices = getattr(settings, name), get_args(kind)
+        value = getattr(settings, name)
+        if get_origin(kind) is Union and value is not None:
+            kind = get_args(kind)[0]
         if get_origin(kind) is Annotated and not kind.__metadata__[0].holds(value):
-            problems.append(f"{name}: given {value!r}, must be {kind.__metadata__[0].words}")
-        elif get_origin(kind) is Literal and value not in choices:
-            problems.append(f"{name}: given {value!r}, must be "
+            problems.append(f"{name}: given {shown(value)}, must be {kind.__metadata__[0].words}")
+        elif get_origin(kind) is Literal and value not in (choices := get_args(kind)):
+            problems.append(f"{name}: given {shown(value)}, must be "
                             f"{' or '.join(choices)}{_nearest(value, choices)}")
     return problems
 
 
+def shown(value: Any) -> str:
+    """A value in a message: its beginning, if it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _is_a(value: Any, kind) -> bool:
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is_a(value, part) for part in get_args(kind))
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_is_a(item, get_args(kind)[0]) for item in value)
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
     kind = str if get_origin(kind) is Literal else kind
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _type_name(kind) -> str:
-    return TYPE_NAMES.get(kind) or TYPE_NAMES.get(get_origin(kind), f"a {kind}")
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_type_name, get_args(kind)))
+    return TYPE_NAMES.get(kind) or TYPE_NAMES[get_origin(kind)]
 
 
 def _unknown(name: str, names: Iterable[str]) -> str:

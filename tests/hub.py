@@ -17,10 +17,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 class Hub:
     """`with Hub({"org/name": folder}, cache) as hub:` serves folders as hub models to processes with
-    `hub.environment`.
+    `hub.environment`; those in `gated` need a licence.
     """
 
-    def __init__(self, models: dict[str, Path], cache: Path):
+    def __init__(self, models: dict[str, Path], cache: Path, gated: tuple[str, ...] = ()):
         self.models, self.cache, self.requests = models, cache, []
         hub = self
 
@@ -46,6 +46,8 @@ class Hub:
                     return self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, send)
                 folder = hub.models[found[1]]
                 names = sorted(p.name for p in folder.iterdir() if p.is_file())
+                if resolve and found[1] in gated:
+                    return self.reply(403, b"{}", {"X-Error-Code": "GatedRepo"}, send)
                 if resolve:
                     if resolve[3] not in names:
                         return self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound"}, send)

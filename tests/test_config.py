@@ -49,6 +49,10 @@ def test_overrides_are_read_by_type(tmp_path):
 
 
 @pytest.mark.parametrize("override, message", [
+    ("--accumulation=100000000000", "accumulation: given 100000000000, must be at least 1 and at most"),
+    ("--accumulation=100000", "batch_size x accumulation x context comes to"),
+    ("--pair_repeats=1000000000000", "pair_repeats: given 1000000000000, must be 0 or more, at most"),
+    ("--lora_rank=10000000000", "lora_rank: given"), ("--seed=-1", "seed: given -1, must be 0 or more"),
     ("--lr=fast", "lr: given 'fast', must be a number"), ("--max_steps=1.5", "max_steps: given '1.5', must "
                                                           "be a whole number"),
     ("--learning_rate=1", "learning_rate: no such setting; there are name, base, "),

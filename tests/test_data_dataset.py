@@ -8,7 +8,7 @@ import torch
 from small import make_data
 
 from nanoprune.data.dataset import Dataset, read_questions
-from nanoprune.io.files import write_json
+from nanoprune.io.files import read_json, write_json
 from nanoprune.io.jsonl import write_jsonl
 from nanoprune.io.tensors import write_tensors
 
@@ -60,6 +60,28 @@ def test_a_damaged_folder_is_named(world, tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
+    ({"vocab_size": 200}, "train.safetensors: tokens from .* are beyond the vocabulary of 200"),
+    ({"end_token": 280}, "end_token 280 is beyond the vocabulary"),
+])
+def test_tokens_beyond_the_vocabulary_are_named(world, tmp_path, change, message):
+    data = shutil.copytree(world.data, tmp_path / "data")
+    write_json(data / "meta.json", read_json(data / "meta.json") | {"end_token": 0} | change)
+    with pytest.raises(ValueError, match=message):
+        Dataset(data).split("train")
+
+
+@pytest.mark.parametrize("pair_repeats, replay, message", [
+    (10**12, 0.0, "pair_repeats: given 1000000000000, an epoch would have 12,000,000,000,000 documents"),
+    (1, 1 - 1e-12, "replay: given .*, at most 67,108,864 are allowed"),
+])
+def test_an_epoch_has_a_bound(world, tmp_path, pair_repeats, replay, message):
+    data = shutil.copytree(world.data, tmp_path / "data")
+    shutil.copy(data / "val.safetensors", data / "replay.safetensors")
+    with pytest.raises(ValueError, match=message):
+        Dataset(data).rows(32, 0, pair_repeats, replay)
+
+
+@pytest.mark.parametrize("change, message", [
     ({"choices": ["one"]}, "two or more"), ({"choices": ["one", ""]}, "two or more"),
     ({"choices": "ab"}, "two or more"),
     ({"answer": 2}, "from 0 to 1, given 2"), ({"answer": -1}, "given -1"), ({"answer": "0"}, "given '0'")])
@@ -71,8 +93,9 @@ def test_wrong_questions_are_named(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(question=5), "question .* must be a text"), (dict(question=" "), "question .* must be a text"),
-    (dict(context=7), "context.* must be a text"), (dict(choices=["a", "a"]), "different texts"),
+    (dict(question=5), "question must be text, given 5"), (dict(question=" "), "question .* must be a text"),
+    (dict(context=7), "context.* must be a text"), (dict(source=[1]), "source.* must be a text"),
+    (dict(choices=["a", "a"]), "different texts"),
     (dict(answer=2), "index from 0 to 1"),
 ])
 def test_questions_are_checked(tmp_path, changes, message):

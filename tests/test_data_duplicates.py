@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small import WORDS, article, text
 
+from nanoprune.data import duplicates
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.duplicates import near_duplicates, signature
 from nanoprune.data.language import words_of
@@ -34,6 +35,17 @@ def test_near_duplicates_are_those_of_the_plain_comparison():
                for j in range(i)}
     assert found <= {(j, i) for (i, j), s in similar.items() if s >= 0.8}
     assert {(j, i) for (i, j), s in similar.items() if s >= 0.9} <= found and len(found) >= 10
+
+
+def test_a_long_text_has_the_signature_of_its_shingles(monkeypatch):
+    """However many are looked at at a time."""
+    words = text(5, 3000).split()
+    whole = signature(words)
+    for size in (1, 7, 4096):
+        monkeypatch.setattr(duplicates, "CHUNK", size)
+        assert np.array_equal(signature(words), whole)
+    assert np.array_equal(whole, (duplicates.PERMUTATIONS * (duplicates.shingles(words) >> np.uint64(32))
+                                  .astype(np.uint32)).min(1))
 
 
 def test_many_versions_of_one_text_leave_one_at_linear_cost(prepare):

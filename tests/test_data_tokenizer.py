@@ -8,7 +8,7 @@ from small import article
 
 from nanoprune.data.chat_format import question_prompt
 from nanoprune.data.dataset import Dataset
-from nanoprune.data.tokenizer import end_token, first_token, split_tokens, tokenizer_hash
+from nanoprune.data.tokenizer import end_token, first_token, load_tokenizer, split_tokens, tokenizer_hash
 
 GOOD = [article(i) for i in range(40)]
 
@@ -38,6 +38,27 @@ def test_special_tokens_in_text_are_text(world):
     ids = tokenizer.encode("before <|endoftext|> after").ids
     assert end_token(tokenizer, world.data) not in ids
     assert tokenizer.decode(ids) == "before <|endoftext|> after"
+
+
+@pytest.mark.parametrize("rules, growth", [
+    ([{"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 5000}], "5,000"),
+    ([{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 12, "4,096"),
+    ([{"type": "Replace", "pattern": {"Regex": "x*"}, "content": "y" * 40}] * 2, "1,681"),
+    ([{"type": "NFC"}, {"type": "Prepend", "prepend": "p" * 2000}], "2,000"),
+])
+def test_a_tokenizer_that_multiplies_text_is_refused(world, tmp_path, rules, growth):
+    content = json.loads((world.data / "tokenizer.json").read_text())
+    usual = [{"type": "Prepend", "prepend": "_"},
+             {"type": "Replace", "pattern": {"String": " "}, "content": "_"}]
+
+    def load(normalizers: list[dict]):
+        normalizer = {"type": "Sequence", "normalizers": normalizers}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"normalizer": normalizer}))
+        return load_tokenizer(tmp_path)
+
+    assert load(usual).encode("a b").ids
+    with pytest.raises(ValueError, match=f"may make {growth} characters of one, at most 1,000 are allowed"):
+        load(rules)
 
 
 def test_the_same_rules_in_another_layout_are_the_same_tokenizer(real, tmp_path):

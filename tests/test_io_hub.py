@@ -5,7 +5,7 @@ import shutil
 import pytest
 from hub import Hub
 
-from nanoprune.io.hub import locate
+from nanoprune.io.hub import copy_tokenizer, locate
 
 
 def test_locate(world, tmp_path, monkeypatch):
@@ -46,3 +46,26 @@ def test_hub(world, tmp_path):
     layers, _, _, gone = hub.run(ASK).stdout.splitlines()
     assert layers == "3"  # what was downloaded serves without the network
     assert "the hub cannot be reached" in gone and "hf download Qwen/Other --local-dir models/Other" in gone
+
+
+def test_a_gated_model_and_a_folder_of_its_organisation(world, tmp_path):
+    """Models of an organisation may lie in a folder of its name beside the one that is asked for."""
+    models = {"Qwen/Tiny": world.model, "Qwen/Gated": world.model}
+    with Hub(models, tmp_path / "cache", gated=("Qwen/Gated",)) as hub:
+        shutil.copytree(world.model, tmp_path / "here" / "Qwen" / "Qwen3-0.6B")
+        ask = f"import os, sys; sys.path.insert(0, os.getcwd()); os.chdir({str(tmp_path / 'here')!r})" + ASK
+        layers, _, _, _ = hub.run(ask).stdout.splitlines()
+        assert layers == "3"
+        gated = hub.run(ask.replace("Qwen/Tinny", "Qwen/Gated")).stdout.splitlines()[1]
+    assert gated == ("Qwen/Gated is gated: accept the licence at https://huggingface.co/Qwen/Gated, then run "
+                     "`hf auth login` here")
+
+
+def test_a_tokenizers_files_are_taken_along(world, tmp_path):
+    source, target = shutil.copytree(world.model, tmp_path / "source"), tmp_path / "target"
+    target.mkdir()
+    names = ("tokenizer.model", "chat_template.jinja", "chat_template.json", "added_tokens.json")
+    for name in names:
+        (source / name).write_text(name)
+    copy_tokenizer(source, target)
+    assert [(target / name).read_text() for name in names] == list(names)

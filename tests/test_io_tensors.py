@@ -11,10 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small import IDS
 
 from model import Decoder
-from nanoprune.io.files import file_hash, write_json
-from nanoprune.io.tensors import SAFETENSORS_TYPES, map_tensors, open_tensors, weights_hash, write_tensors
+from nanoprune.io.files import file_hash, read_json, write_json
+from nanoprune.io.tensors import (
+    SAFETENSORS_TYPES,
+    map_tensors,
+    open_tensors,
+    stored_types,
+    weights_hash,
+    write_tensors,
+)
 
 DTYPES = list(SAFETENSORS_TYPES)
 
@@ -117,6 +125,45 @@ def test_a_missing_shard_is_named(base):
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="a shard must lie in the model's own folder"):
         Decoder.from_pretrained(base)
+
+
+@pytest.mark.parametrize("weight_map", [[], {}, None, 5, {"x": 5}, {"x": None}, {"x": ["a"]}])
+def test_a_damaged_index_is_named(base, weight_map):
+    (base / "model.safetensors").unlink()
+    write_json(base / "model.safetensors.index.json", {"weight_map": weight_map})
+    with pytest.raises(ValueError, match="weight_map must name a file for each tensor"):
+        Decoder.from_pretrained(base)
+
+
+@pytest.mark.parametrize("kind", ["frozen", ""])
+def test_names_that_others_write(base, kind):
+    """Without `model.`, and a tied embedding that stands under the head's name alone."""
+    path, frozen = base / "model.safetensors", "stored" if kind else ""
+    weights, logits = load_file(path), Decoder.from_pretrained(base)(IDS)
+    save_file({name.removeprefix("model."): tensor for name, tensor in weights.items()}, path)
+    assert torch.equal(Decoder.from_pretrained(base, frozen=frozen)(IDS), logits)
+    embedding = weights.pop("model.embed_tokens.weight")
+    save_file(weights | {"lm_head.weight": embedding}, path)
+    assert torch.equal(Decoder.from_pretrained(base, frozen=frozen)(IDS), logits)
+    assert stored_types(base)["model.embed_tokens.weight"] == torch.float32
+    save_file(weights, path)
+    with pytest.raises(ValueError, match="model.embed_tokens.weight: missing"):
+        Decoder.from_pretrained(base, frozen=frozen)
+
+
+def test_a_head_that_config_json_ties_to_another_embedding(base):
+    """transformers leaves both apart then; an equal one is redundant."""
+    path = base / "model.safetensors"
+    weights, logits = load_file(path), Decoder.from_pretrained(base)(IDS)
+    head = weights["model.embed_tokens.weight"].clone()
+    save_file(weights | {"lm_head.weight": head}, path)
+    assert torch.equal(Decoder.from_pretrained(base)(IDS), logits)
+    head[3, 4] += 1
+    save_file(weights | {"lm_head.weight": head}, path)
+    with pytest.raises(ValueError, match="lm_head.weight: differs from the embedding, config.json ties both"):
+        Decoder.from_pretrained(base)
+    write_json(base / "config.json", read_json(base / "config.json") | {"tie_word_embeddings": False})
+    assert not torch.equal(Decoder.from_pretrained(base)(IDS), logits)
 
 
 def test_misfit_tensors_are_named_all_at_once(base):

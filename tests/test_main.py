@@ -6,7 +6,7 @@ from adapters import adapted_model, adapter_of_reduced_base
 from small import IDS, make_data, make_model, random_base, run_main
 
 from model import Decoder
-from nanoprune.io.files import file_hash
+from nanoprune.io.files import file_hash, read_json, write_json
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.peft import save_adapter
 
@@ -30,6 +30,8 @@ def test_merge_gives_a_plain_model_with_equal_logits(tmp_path, monkeypatch, caps
 
 def test_merge_takes_a_moved_base_and_a_type(tmp_path, monkeypatch, capsys):
     base, adapter, model = adapter_of_reduced_base(tmp_path)
+    config = read_json(base / "config.json")
+    write_json(base / "config.json", config | {"nanoprune_history": [{"original": "9", "base": "older"}]})
     moved = base.rename(tmp_path / "moved")
     merge = ("nanoprune", "merge", adapter, "--out", tmp_path / "m", "--dtype", "bfloat16")
     code, _, err = run_main(monkeypatch, capsys, *merge)
@@ -39,6 +41,8 @@ def test_merge_takes_a_moved_base_and_a_type(tmp_path, monkeypatch, capsys):
     merged = Decoder.from_pretrained(tmp_path / "m", dtype=torch.bfloat16)
     with torch.no_grad():
         torch.testing.assert_close(merged.float()(IDS), model(IDS), rtol=0, atol=0.05)
+    history = merged.config.extra["nanoprune_history"]  # the base's, and what the adapter is without
+    assert [entry["original"] for entry in history] == ["9", "1"] and history[1]["base"] == str(base)
     size = sum(p.numel() for p in merged.parameters())
     assert 2 * size < (tmp_path / "m" / "model.safetensors").stat().st_size < 2 * size + 5000
 

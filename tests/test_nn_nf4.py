@@ -60,6 +60,33 @@ def test_other_four_bits_are_refused(tmp_path):
         Decoder.from_pretrained(tmp_path / "q")
 
 
+def test_layers_that_are_left_out_of_four_bits(tmp_path):
+    """As Unsloth's folders name them in llm_int8_skip_modules."""
+    from transformers import AutoModelForCausalLM
+
+    shape = dict(hidden_size=64, intermediate_size=128, head_dim=16)
+    base = random_base(tmp_path / "b", **shape)
+    save_quantised(Decoder.from_pretrained(base, frozen="nf4"), tmp_path / "q")
+    path, config = tmp_path / "q" / "model.safetensors", read_json(tmp_path / "q" / "config.json")
+    config["quantization_config"]["llm_int8_skip_modules"] = ["lm_head", "model.layers.1.mlp", "v_proj"]
+    write_json(tmp_path / "q" / "config.json", config)
+    plain = {key: tensor for key, tensor in load_file(base / "model.safetensors").items()
+             if "layers.1.mlp." in key or "v_proj" in key}
+    four_bits = {key: tensor for key, tensor in load_file(path).items()
+                 if not any(key.startswith(name) for name in plain)}
+    save_file(four_bits | plain, path, {"format": "pt"})
+    model = Decoder.from_pretrained(tmp_path / "q")
+    assert model.model.layers[1].mlp.up_proj.weight is not None
+    assert model.model.layers[0].mlp.up_proj.weight is None
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "q", dtype=torch.float32).train()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(IDS).logits, model(IDS), rtol=0, atol=1e-4)
+    config["quantization_config"]["llm_int8_skip_modules"] = "lm_head"
+    write_json(tmp_path / "q" / "config.json", config)
+    with pytest.raises(ValueError, match="llm_int8_skip_modules: given 'lm_head', must be"):
+        Decoder.from_pretrained(tmp_path / "q")
+
+
 @pytest.mark.parametrize("kind", ["qwen3", "qwen2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_transformers_reads_the_quantised_base(tmp_path, dtype, kind):

@@ -1,6 +1,10 @@
 """nanoprune/nn/peft.py: an adapter knows its base; PEFT reads ours and we read PEFT's, with equal logits."""
 
 import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
 
 import pytest
 import torch
@@ -13,7 +17,16 @@ from model import Decoder
 from nanoprune.io.files import read_json, write_json
 from nanoprune.nn.lora import LoraSettings, add_lora, frozen_layers, matching_layers
 from nanoprune.nn.model_config import read_parts
-from nanoprune.nn.peft import PREFIX, read_adapter, restore_adapter, save_adapter
+from nanoprune.nn.peft import (
+    HARMLESS,
+    OFF,
+    PREFIX,
+    SUPPORTED,
+    PeftFile,
+    read_adapter,
+    restore_adapter,
+    save_adapter,
+)
 
 
 @pytest.fixture
@@ -55,10 +68,17 @@ def test_an_adapter_knows_its_base(adapted, tmp_path):
     ({"bias": "all"}, "bias 'all' is not supported"),
     ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported"),
     ({"lora_alpha": "much"}, "alpha: given 'much', must be a number"),
-    ({"lora_alpha": 10**400}, "too large"), ({"lora_dropout": "0.1"}, "dropout: given '0.1'"),
+    ({"lora_alpha": 10**400}, "lora_alpha: given 1000.*, must be a number"),
+    ({"lora_dropout": "0.1"}, "dropout: given '0.1'"),
     ({"use_rslora": "false"}, "use_rslora 'false' is not supported"),
     ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
-    ({"target_modules": 5}, "target_modules must be"), ({"r": 5}, "does not fit this base"),
+    ({"target_modules": 5}, "target_modules: given 5, must be text or"),
+    ({"alora_invocation_tokens": [44, 7]}, r"alora_invocation_tokens \[44, 7\] is not supported"),
+    ({"layer_replication": [[0, 1], [0, 2]]}, "layer_replication .* is not supported"),
+    ({"trainable_token_indices": [1]}, "trainable_token_indices .* is not supported"),
+    ({"use_bdlora": {"nblocks": 2}}, "use_bdlora .* is not supported"),
+    ({"layers_to_transform": ["0"]}, "layers_to_transform: given"), ({"r": 10**7}, "does not fit this base"),
+    ({"r": 5}, "does not fit this base"),
     ({"target_modules": ["q_proj"]}, "its settings name 2 in this base"),
 ])
 def test_what_cannot_be_read_is_named(adapted, change, message):
@@ -80,6 +100,41 @@ def test_a_damaged_record_is_named(adapted, change):
     write_json(adapter / "nanoprune.json", read_json(adapter / "nanoprune.json") | change)
     with pytest.raises(ValueError, match="is damaged|names no base|cannot drop block -1"):
         Decoder.from_pretrained(adapter)
+
+
+def test_every_setting_of_peft_is_on_a_list(adapted, capsys):
+    """A setting that PEFT reads is read, refused or harmless; one that nobody knows is named."""
+    from peft import LoraConfig
+
+    known = {*SUPPORTED, *OFF, *HARMLESS, *(f.name for f in fields(PeftFile))}
+    assert {f.name for f in fields(LoraConfig)} <= known
+    _, adapter, _ = adapted
+    about = read_json(adapter / "adapter_config.json") | {"runtime_config": {}, "no_such_setting": 1}
+    write_json(adapter / "adapter_config.json", about)
+    read_adapter(adapter)
+    assert "and not read by any library for this model: no_such_setting\n" in capsys.readouterr().err
+
+
+def test_a_revision_is_the_bases(tmp_path):
+    """As PEFT's AutoPeftModel takes it."""
+    about = {"peft_type": "LORA", "base_model_name_or_path": "no-such/base", "revision": "v1",
+             "target_modules": ["q_proj"]}
+    write_json(tmp_path / "adapter_config.json", about)
+    adapter = read_adapter(tmp_path)
+    assert (adapter.base.base, adapter.base.revision) == ("no-such/base", "v1")
+    assert (adapter.settings.rank, adapter.settings.alpha) == (8, 8)  # PEFT's defaults
+
+
+def test_a_pickled_adapter_is_refused_with_the_command_that_converts_it(adapted):
+    _, adapter, model = adapted
+    path = adapter / "adapter_model.safetensors"
+    torch.save(load_file(path), adapter / "adapter_model.bin")
+    path.unlink()
+    with pytest.raises(ValueError, match="adapter_model.bin is not read, because it may run code") as error:
+        Decoder.from_pretrained(adapter)
+    command = str(error.value).partition("to convert it: python ")[2]
+    subprocess.run([sys.executable, *shlex.split(command)], check=True)
+    assert torch.equal(Decoder.from_pretrained(adapter).eval()(IDS), model(IDS))
 
 
 def first_tensor(change):

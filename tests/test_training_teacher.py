@@ -175,6 +175,9 @@ def test_mistakes(world, tmp_path):
     teacher = make_model(tmp_path / "teacher", world.data, seed=5, max_position_embeddings=16)
     with pytest.raises(ValueError, match="teacher: .* 16 positions; given teacher_top 32 and context 32"):
         train(world.config(tmp_path, teacher=str(teacher)))
+    larger = make_model(tmp_path / "larger", world.data, vocab_size=300)
+    with pytest.raises(ValueError, match="larger has 300 rows of a vocabulary, the model 2..: give"):
+        train(world.config(tmp_path, teacher=str(larger)))
     for changes, message in (({"teacher_share": 0.0}, "teacher_share: given 0.0, must be above 0"),
                              ({"teacher_top": 0}, "teacher_top"),
                              ({"teacher_temperature": 0.0}, "teacher_temperature")):

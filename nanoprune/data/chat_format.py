@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from nanoprune.config import read_fields
 from nanoprune.data.token_file import Example
 from nanoprune.io.files import read_json
 
@@ -184,25 +186,41 @@ class ChatForm:
         return len(before), end
 
 
+@dataclass(frozen=True)
+class Templates:
+    """The chat template of tokenizer_config.json."""
+
+    chat_template: str | tuple[dict, ...] | None = None
+
+
+@dataclass(frozen=True)
+class NamedTemplate:
+    """One of several."""
+
+    name: str
+    template: str
+
+
 def chat_form(folder: str | Path, tokenizer: Tokenizer, date: str = CHAT_DATE) -> ChatForm:
     """The chat form of a tokenizer's folder; ValueError without one."""
     folder, config = Path(folder), {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             config |= read_json(folder / name)
-    texts = {name: token["content"] if isinstance(token, dict) else token
+    texts = {name: token.get("content") if isinstance(token, dict) else token
              for name, token in config.items() if name.endswith("_token")}
     tokens = {name: text for name, text in texts.items() if isinstance(text, str)}
-    template, path = config.get("chat_template"), folder / "chat_template.jinja"
+    template, path = read_fields(Templates, config, folder).chat_template, folder / "chat_template.jinja"
     if path.is_file():
         template = path.read_text(encoding="utf-8")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
+    if isinstance(template, tuple):
+        entries = [read_fields(NamedTemplate, entry, f"{folder}: chat_template") for entry in template]
+        named = {entry.name: entry.template for entry in entries}
         if "default" not in named:
             raise ValueError(f"{folder} has chat templates named {', '.join(named)}, and none named default")
         template = named["default"]
     if template:
-        return ChatForm(f"the chat template of {folder}", str(template), tokenizer, tokens, date)
+        return ChatForm(f"the chat template of {folder}", template, tokenizer, tokens, date)
     for name, (needed, fallback) in FALLBACKS.items():
         if needed <= tokenizer.get_vocab().keys():
             print(f"note: {folder} has no chat template: conversations are written in {name}")

@@ -15,8 +15,10 @@ the first. A dataset of conversations alone has no train.*, and its val.* and te
 which the answers are predicted.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from nanoprune.config import Count, Positive, read_fields
 from nanoprune.data.packing import ConversationRows, TrainingRows
 from nanoprune.data.token_file import TokenFile
 from nanoprune.data.tokenizer import load_tokenizer, tokenizer_hash
@@ -25,6 +27,20 @@ from nanoprune.io.folders import recover
 from nanoprune.io.jsonl import read_jsonl
 
 SPLITS = ("train", "val", "test")
+MOST_DOCUMENTS = 2**26  # of an epoch: 24 bytes each
+
+
+@dataclass(frozen=True)
+class Meta:
+    """The entries of meta.json that are read."""
+
+    tokenizer_hash: str
+    vocab_size: Positive
+    end_token: Count
+    conversations: bool = False  # and nothing else to learn from
+    chat: bool = False  # pairs stand in the chat form of the tokenizer
+    chat_date: str = ""
+    questions: dict = field(default_factory=dict)
 
 
 class Dataset:
@@ -38,11 +54,12 @@ class Dataset:
             raise ValueError(f"{folder} is not a dataset folder (no meta.json); "
                              f"make one: python prepare.py ARTICLES --out {folder}")
         self.meta = read_json(path)
-        if missing := {"tokenizer_hash", "vocab_size", "end_token"} - self.meta.keys():
-            raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; run prepare.py again")
+        meta = read_fields(Meta, self.meta, path)
+        if meta.end_token >= meta.vocab_size:
+            raise ValueError(f"{path}: end_token {meta.end_token} is beyond the vocabulary of "
+                             f"{meta.vocab_size}; run prepare.py again")
         self.tokenizer = load_tokenizer(self.folder)
-        self.conversations = bool(self.meta.get("conversations"))  # and nothing else to learn from
-        self.chat = bool(self.meta.get("chat"))  # pairs stand in the chat form of the tokenizer
+        self.conversations, self.chat = meta.conversations, meta.chat
 
     def rows(self, context: int, seed: int, pair_repeats: int, replay: float) -> TrainingRows:
         """The rows to train on; ValueError if the dataset has none of a kind that the arguments ask for."""
@@ -53,13 +70,18 @@ class Dataset:
             raise ValueError(f"replay: given {replay}, {self.folder} holds no general text; prepare with "
                              "--replay FILE.jsonl")
         pairs = self.split("pairs") if pair_repeats else None
+        _check_size("pair_repeats", pair_repeats, pair_repeats * len(pairs or ()))
         if self.conversations:
             return ConversationRows(pairs, context, seed, pair_repeats)
-        general = self.split("replay") if replay else None
-        return TrainingRows(self.split("train"), context, seed, pairs, pair_repeats, general, replay)
+        train, general = self.split("train"), self.split("replay") if replay else None
+        if general:
+            tokens = len(train.tokens) + pair_repeats * len(pairs.tokens if pairs else ())
+            repeats = replay / (1 - replay) * tokens / max(1, len(general.tokens))
+            _check_size("replay", replay, repeats * len(general))
+        return TrainingRows(train, context, seed, pairs, pair_repeats, general, replay)
 
     def split(self, name: str) -> TokenFile:
-        return TokenFile(self.folder / f"{name}.safetensors")
+        return TokenFile(self.folder / f"{name}.safetensors", self.meta["vocab_size"])
 
     def documents(self, name: str) -> list[dict]:
         return read_jsonl(self.folder / f"{name}.jsonl", ("id", "text"))
@@ -84,15 +106,22 @@ class Dataset:
             )
 
 
+def _check_size(setting: str, value: float, documents: float) -> None:
+    """ValueError if a setting makes an epoch of more documents than memory may hold."""
+    if documents > MOST_DOCUMENTS:
+        raise ValueError(f"{setting}: given {value}, an epoch would have {documents:,.0f} documents or pairs "
+                         f"of this kind, at most {MOST_DOCUMENTS:,} are allowed; lower it")
+
+
 def read_questions(path: str | Path) -> list[dict]:
     """Multiple-choice questions of a JSONL file; ValueError names the first line that is unusable."""
-    rows = read_jsonl(path, ("question", "choices", "answer"))
+    rows = read_jsonl(path, ("question",), ("choices", "answer"))
     for number, row in enumerate(rows, start=1):
         question, choices, answer = row["question"], row["choices"], row["answer"]
-        has_text = isinstance(question, str) and question.strip()
-        if not has_text or not isinstance(row.get("context") or "", str):
-            raise ValueError(f"{path}, line {number}: question (and context, where there is one) must be a "
-                             "text")
+        others = [row.get(key) or "" for key in ("context", "category", "source")]
+        if not question.strip() or not all(isinstance(other, str) for other in others):
+            raise ValueError(f"{path}, line {number}: question (and context, category, source, where there "
+                             "are some) must be a text")
         texts = isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)
         if not texts or not 2 <= len(choices) == len(set(choices)):
             raise ValueError(f"{path}, line {number}: choices must be two or more different texts, given "

@@ -13,9 +13,12 @@ def signature(words: list[str]) -> np.ndarray:
 
     The share of equal numbers in two signatures estimates the Jaccard similarity of the texts.
     """
-    return (PERMUTATIONS * (shingles(words) >> np.uint64(32)).astype(np.uint32)).min(1)  # wraps modulo 2^32
+    hashes = (shingles(words) >> np.uint64(32)).astype(np.uint32)
+    pieces = np.split(hashes, range(CHUNK, len(hashes), CHUNK))
+    return np.min([(PERMUTATIONS * piece).min(1) for piece in pieces], axis=0)  # wraps modulo 2^32
 
 
+CHUNK = 2**16  # shingles of a text at a time
 PERMUTATIONS = np.random.default_rng(1).integers(1, 2**32, (64, 1), dtype=np.uint32) | np.uint32(1)
 LEAST_SIMILARITY = 0.2  # estimated, of texts worth an exact comparison: one may be a quarter of the other
 

@@ -10,8 +10,9 @@ import torch
 
 from nanoprune.config import IGNORE
 from nanoprune.io.files import replace_file
-from nanoprune.io.tensors import map_tensors, safetensors_header, write_tensors
+from nanoprune.io.tensors import safetensors_header, stored_arrays, write_tensors
 
+CHUNK = 2**22  # tokens checked at a time
 HEADER_SIZE = 512  # bytes reserved for the header, which is complete only when the last document is written
 
 
@@ -37,15 +38,23 @@ class TokenFile:
     `bytes` is the number of bytes that each one's scored tokens stand for, or None.
     """
 
-    def __init__(self, path: Path):
-        tensors = map_tensors(path)
-        if missing := {"tokens", "offsets"} - tensors.keys():
+    def __init__(self, path: Path, vocab_size: int = 2**32):
+        """ValueError if the arrays do not fit each other or a token is beyond the vocabulary."""
+        arrays = stored_arrays(path)
+        if missing := {"tokens", "offsets"} - arrays.keys():
             raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; run prepare.py again")
-        self.path = path
-        self.tokens, self.offsets = tensors["tokens"], tensors["offsets"]
-        self.mask, self.bytes = tensors.get("mask"), tensors.get("bytes")
-        if np.any(np.diff(self.offsets) < 0) or (self.offsets[0], self.offsets[-1]) != (0, len(self.tokens)):
+        self.path, self.tokens, self.mask = path, arrays["tokens"], arrays.get("mask")
+        self.offsets = offsets = arrays["offsets"][:].astype(np.int64)
+        self.bytes = arrays["bytes"][:] if "bytes" in arrays else None
+        lengths = {len(self.tokens), len(self.tokens if self.mask is None else self.mask), *offsets[-1:]}
+        in_order = len(offsets) and offsets[0] == 0 and not np.any(offsets[1:] < offsets[:-1])
+        if not in_order or len(lengths) > 1 or (self.bytes is not None and len(self.bytes) != len(self)):
             raise ValueError(f"{path}: document offsets do not fit the tokens; run prepare.py again")
+        for first in range(0, len(self.tokens), CHUNK):
+            part = self.tokens[first : first + CHUNK]
+            if not 0 <= part.min() <= part.max() < vocab_size:
+                raise ValueError(f"{path}: tokens from {part.min()} to {part.max()} are beyond the "
+                                 f"vocabulary of {vocab_size}; run prepare.py again")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -1,5 +1,7 @@
 """Tokenizers: loaded, identified by a hash, trained; the tokens that end a text and a prompt."""
 
+import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from nanoprune.io.files import json_hash, read_json, write_json
 
 END_TOKENS = ("<|endoftext|>", "<|end_of_text|>")  # of documents for Qwen and Llama 3, instruct models too
+MOST_GROWTH = 1000  # characters that a tokenizer may make of one
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -19,10 +22,23 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise ValueError(f"{path} is not a tokenizer file: {error}") from error
+    growth = math.prod(_growth(json.loads(part.__getstate__()))
+                       for part in (tokenizer.normalizer, tokenizer.decoder) if part)
+    if growth > MOST_GROWTH:
+        raise ValueError(f"{path}: its normalizer or decoder may make {growth:,} characters of one, at most "
+                         f"{MOST_GROWTH:,} are allowed; take another tokenizer")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _growth(rules: dict) -> int:
+    """The most characters that a normalizer or decoder makes of one."""
+    written, replaced = rules.get("content") or rules.get("prepend") or "", rules.get("pattern") or {}
+    growth = len(written) // len(replaced.get("String") or "x") + ("Regex" in replaced)  # may match nothing
+    parts = [*(rules.get("normalizers") or []), *(rules.get("decoders") or [])]
+    return max(1, growth) * math.prod(map(_growth, parts))
 
 
 def tokenizer_hash(folder: str | Path) -> str | None:
@@ -32,9 +48,12 @@ def tokenizer_hash(folder: str | Path) -> str | None:
         return None
     content = read_json(path)
     rules = {key: content.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor")}
-    model = content.get("model") or {}
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
-    specials = sorted((token["id"], token["content"]) for token in content.get("added_tokens") or [])
+    try:
+        model = content.get("model") or {}
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
+        specials = sorted((token["id"], token["content"]) for token in content.get("added_tokens") or [])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a tokenizer file: {error!r}") from error
     return json_hash([rules, model.get("vocab"), merges, specials])
 
 
@@ -43,14 +62,15 @@ def end_token(tokenizer: Tokenizer, folder: str | Path) -> int:
     names = list(END_TOKENS)
     try:
         eos = read_json(Path(folder) / "tokenizer_config.json").get("eos_token")
-        names.append(eos["content"] if isinstance(eos, dict) else eos)
-    except (ValueError, KeyError):
+        names.append(eos.get("content") if isinstance(eos, dict) else eos)
+    except ValueError:
         pass
-    for name in filter(None, names):
+    names = [name for name in names if name and isinstance(name, str)]
+    for name in names:
         if (token := tokenizer.token_to_id(name)) is not None:
             return token
     raise ValueError(f"the tokenizer in {folder} has no end-of-text token; looked for "
-                     f"{', '.join(filter(None, names))}")
+                     f"{', '.join(names)}")
 
 
 def split_tokens(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[int], int]:

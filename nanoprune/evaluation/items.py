@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoprune.data.chat_format import CHAT_DATE, chat_form, is_learned
+from nanoprune.data.chat_format import CHAT_DATE, chat_form, check_messages, is_learned
 from nanoprune.data.conversations import encode_pairs, encode_prompt, learned_answers, said
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import Example
@@ -127,11 +127,11 @@ class Items:
         `max_new_tokens`: the room that the answer needs in the window. `cut`: cut long prompts at their left.
         """
         path, room, self.most = self.dataset.folder / "pairs_test.jsonl", self.window - max_new_tokens, most
-        pairs = read_jsonl(path, ("messages",)) if path.is_file() else []
+        pairs = read_jsonl(path, required=("messages",)) if path.is_file() else []
         chosen = spread_over_tasks(pairs, most)
         counts = {"left out": 0, "cut": 0, "merged": 0, "not asked": len(pairs) - len(chosen)}
         for pair in chosen:
-            turns = pair["messages"]
+            turns = check_messages(pair["messages"], str(path))
             while turns and not is_learned(turns[-1]):  # of a wrong answer the right one may stand before it
                 turns = turns[:-2]
             if len(turns) < 2 or turns[-1]["role"] != "assistant":
@@ -170,7 +170,7 @@ def describe_text(name: str, text: str, month: str = "", category: str | None = 
 
 def spread_over_tasks(pairs: list[dict], most: int) -> list[dict]:
     """At most so many of the pairs, spread over the tasks as evenly as there are pairs, in their order."""
-    return [pairs[i] for i in sorted(spread([pair.get("task") for pair in pairs], most))]
+    return [pairs[i] for i in sorted(spread([str(pair.get("task")) for pair in pairs], most))]
 
 
 def spread(kinds: Sequence[Hashable], most: int) -> list[int]:

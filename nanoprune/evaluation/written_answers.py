@@ -63,7 +63,8 @@ def numbers(text: str) -> list[str]:
 def corpus_numbers(dataset: Dataset) -> set[str]:
     """Every number in the dataset's documents, or in its conversations."""
     if dataset.conversations:
-        texts = [json.dumps(pair) for pair in read_jsonl(dataset.folder / "pairs.jsonl", ("messages",))]
+        pairs = read_jsonl(dataset.folder / "pairs.jsonl", required=("messages",))
+        texts = [json.dumps(pair) for pair in pairs]
     else:
         texts = [document["text"] for split in SPLITS for document in dataset.documents(split)]
     return {number for text in texts for number in numbers(text)}

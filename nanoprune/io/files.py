@@ -6,10 +6,13 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+MOST_JSON, MOST_LEVELS = 2**27, 100  # bytes of a JSON text, and levels of nesting
+HALF_CHARACTER = re.compile(rb"\\u[dD]|\xed")  # may be a lone surrogate, which JSON allows and UTF-8 does not
 UNHARMED = ". What was there before is unharmed; free some space or write elsewhere"
 
 
@@ -24,14 +27,31 @@ def naming_failures(action: str, advice: str = "") -> Iterator[None]:
 
 def read_json(path: str | Path) -> dict:
     """The object in a JSON file; ValueError if the file is missing, damaged or holds something else."""
-    with naming_failures(f"read {path}"):
-        data = Path(path).read_bytes()
+    with naming_failures(f"read {path}"), open(path, "rb") as file:
+        data = file.read(MOST_JSON + 1)
+    return parse_json(data, f"{path} is damaged")
+
+
+def parse_json(data: bytes, where: str) -> dict:
+    """The object in some JSON text; ValueError if it is too large or too deep, or no such object."""
+    if len(data) > MOST_JSON:
+        raise ValueError(f"{where}: more than {MOST_JSON:,} bytes of JSON")
     try:
         content = json.loads(data)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: not valid JSON ({error})") from error
+        level = [content]
+        for _ in range(MOST_LEVELS):
+            level = [child for item in level if isinstance(item, dict | list)
+                     for child in (item.values() if isinstance(item, dict) else item)]
+        if level:
+            raise RecursionError
+        if HALF_CHARACTER.search(data):
+            json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError(f"{where}: nested too deeply, more than {MOST_LEVELS} levels") from error
+    except ValueError as error:  # broken JSON or broken UTF-8
+        raise ValueError(f"{where}: not valid JSON ({error}); mend it or make it again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: expected a JSON object, found {type(content).__name__}")
+        raise ValueError(f"{where}: expected a JSON object, found {type(content).__name__}")
     return content
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from nanoprune.io.files import replace_file
 from nanoprune.io.folders import recover
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                   "chat_template.jinja", "vocab.json", "merges.txt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model",
+                   "added_tokens.json", "chat_template.jinja", "chat_template.json", "vocab.json",
+                   "merges.txt")
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", "*.safetensors",
                "adapter_config.json", "nanoprune.json")
 ALL_FILES = MODEL_FILES + TOKENIZER_FILES
@@ -33,15 +34,18 @@ def locate(name: str | Path, revision: str | None = None, files: tuple[str, ...]
         raise ValueError(f"{name} holds no config.json: it is neither a model's folder "
                          "nor a run with a finished model/")
     parts = str(name).split("/")
-    if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~") or Path(parts[0]).is_dir():
+    if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~") or _holds_runs(Path(parts[0])):
         raise ValueError(f"no folder {name!r} here; give a model's folder, a run folder or a hub name "
                          "such as Qwen/Qwen3-0.6B-Base")
     # Imported here: it is slow, and a run on local folders needs none of it.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=list(files)))
+    except GatedRepoError as error:
+        raise ValueError(f"{name} is gated: accept the licence at https://huggingface.co/{name}, then run "
+                         "`hf auth login` here") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise ValueError(f"no folder {name!r} here and no such model on the hub{at}; "
@@ -53,6 +57,11 @@ def locate(name: str | Path, revision: str | None = None, files: tuple[str, ...]
             f"Offline: on a machine with a network run `hf download {name} --local-dir models/{parts[1]}`, "
             f"copy that folder here and give models/{parts[1]} instead"
         ) from error
+
+
+def _holds_runs(folder: Path) -> bool:
+    """True for a folder of runs, in which a name that is not there is a slip, and none of the hub's."""
+    return any(next(folder.glob(f"*/{mark}"), None) for mark in ("env.json", "model"))
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

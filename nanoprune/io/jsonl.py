@@ -1,7 +1,6 @@
 """JSON lines: read whole, on demand or as a log; written whole or one line at a time."""
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
@@ -9,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoprune.io.files import naming_failures, write_text
-
-HALF_CHARACTER = re.compile(rb"\\u[dD]|\xed")  # may be a lone surrogate, which JSON allows and UTF-8 does not
+from nanoprune.config import shown
+from nanoprune.io.files import naming_failures, parse_json, write_text
 
 
 def json_line(row: dict) -> str:
@@ -32,10 +30,13 @@ def append_line(path: Path, row: dict) -> None:
             file.write(json_line(row).encode())
 
 
-def parse_lines(data: bytes, path: str | Path, first: int = 1, required: tuple[str, ...] = ()) -> list[dict]:
+def parse_lines(
+    data: bytes, path: str | Path, first: int = 1, texts: tuple[str, ...] = (), required: tuple[str, ...] = ()
+) -> list[dict]:
     """The objects of some lines of a JSONL file, of which the first has the number `first`.
 
-    ValueError names file and line if a line is empty, is no JSON object or lacks a required key.
+    ValueError names file and line if a line is empty, is no JSON object or lacks a key that is required, or
+    one of `texts`, whose values are text.
     """
     rows = []
     for number, line in enumerate(data.removesuffix(b"\n").split(b"\n") if data else [], start=first):
@@ -43,29 +44,23 @@ def parse_lines(data: bytes, path: str | Path, first: int = 1, required: tuple[s
         if not line.strip():
             raise ValueError(f"{where}: empty line; every line must be one JSON object. "
                              "Delete the line and run again")
-        try:
-            row = json.loads(line)
-            if HALF_CHARACTER.search(line):
-                json_line(row).encode()
-        except (ValueError, RecursionError) as error:  # broken JSON or broken UTF-8
-            raise ValueError(f"{where}: not valid JSON ({error}). "
-                             "Mend or delete the line and run again") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
-        if missing := [key for key in required if key not in row]:
+        row = parse_json(line, where)
+        if missing := [key for key in texts + required if key not in row]:
             raise ValueError(f"{where}: lacks {', '.join(missing)}; it has {', '.join(row) or 'nothing'}")
+        if wrong := [key for key in texts if not isinstance(row[key], str)]:
+            raise ValueError(f"{where}: {wrong[0]} must be text, given {shown(row[wrong[0]])}")
         rows.append(row)
     return rows
 
 
-def read_jsonl(path: str | Path, required: tuple[str, ...] = ()) -> list[dict]:
+def read_jsonl(path: str | Path, texts: tuple[str, ...] = (), required: tuple[str, ...] = ()) -> list[dict]:
     """The objects of a JSONL file; ValueError as by `parse_lines`."""
     with naming_failures(f"read {path}"):
         data = Path(path).read_bytes()
-    return parse_lines(data, path, required=required)
+    return parse_lines(data, path, texts=texts, required=required)
 
 
-def read_log(path: Path, required: tuple[str, ...]) -> list[dict]:
+def read_log(path: Path, texts: tuple[str, ...]) -> list[dict]:
     """The objects of a JSONL file that is appended to, so that more can be; none if there is no file yet.
 
     An interrupted write leaves half a last line: it is cut off, with a warning. ValueError as by
@@ -77,11 +72,11 @@ def read_log(path: Path, required: tuple[str, ...]) -> list[dict]:
         except FileNotFoundError:
             return []
     size = data.rfind(b"\n") + 1  # of the lines that end
-    rows = parse_lines(data[:size], path, required=required)
+    rows = parse_lines(data[:size], path, texts=texts)
     if size < len(data):
         number = len(rows) + 1
         try:
-            rows += parse_lines(data[size:], path, number, required)
+            rows += parse_lines(data[size:], path, number, texts)
         except ValueError:
             print(f"warning: {path}, line {number}: a half line at the end is dropped", file=sys.stderr)
             with open(path, "rb+") as file:

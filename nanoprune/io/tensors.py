@@ -2,17 +2,23 @@
 
 import hashlib
 import json
+import os
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from nanoprune.config import shown
 from nanoprune.distributed import full_tensor
-from nanoprune.io.files import read_json, replace_file
+from nanoprune.io.files import parse_json, read_json, replace_file
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SAFETENSORS_TYPES = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
     torch.int32: "I32", torch.int8: "I8", torch.uint8: "U8", torch.uint16: "U16", torch.uint32: "U32",
@@ -44,15 +50,58 @@ def map_tensors(path: str | Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+class StoredArray:
+    """A flat array of integers in a safetensors file, read by slices.
+
+    Not mapped: a file that is cut short is an error, where a mapped one would kill the process.
+    """
+
+    def __init__(self, file: BinaryIO, dtype: np.dtype, count: int, start: int):
+        """`start`: its first byte in the file."""
+        self.file, self.dtype, self.count, self.start = file, dtype, count, start
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        first, end, _ = span.indices(self.count)
+        size = max(0, end - first) * self.dtype.itemsize
+        data = os.pread(self.file.fileno(), size, self.start + first * self.dtype.itemsize)
+        if len(data) < size:
+            raise ValueError(f"{self.file.name} was cut short while it was in use; restore it, then resume")
+        return np.frombuffer(data, self.dtype)
+
+
+def stored_arrays(path: str | Path) -> dict[str, StoredArray]:
+    """The arrays of a safetensors file; ValueError if one is no flat array of integers."""
+    with open_tensors(path):  # checks header and size
+        file = open(path, "rb")  # noqa: SIM115 (open as long as its arrays are)
+    size = int.from_bytes(file.read(8), "little")
+    header = parse_json(file.read(size), str(path))
+    header.pop("__metadata__", None)
+    arrays = {}
+    for name, entry in header.items():
+        kind = re.fullmatch(r"([UI])(8|16|32|64)", entry["dtype"])
+        if not kind or len(entry["shape"]) != 1:
+            raise ValueError(f"{path}: {name} is {entry['dtype']} of shape {entry['shape']}, which no "
+                             "dataset holds; run prepare.py again")
+        dtype = np.dtype(f"<{kind[1].lower()}{int(kind[2]) // 8}")
+        arrays[name] = StoredArray(file, dtype, entry["shape"][0], 8 + size + entry["data_offsets"][0])
+    return arrays
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors of a model's folder; ValueError if it has none or lacks one that its index names."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if not index.is_file():
-        raise ValueError(f"{folder} holds no model.safetensors and no {index.name}: its weights are missing "
-                         "(other formats, such as pytorch_model.bin, are not read)")
-    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+        raise missing_weights(folder / "model.safetensors", "pytorch_model.bin")
+    weight_map = read_json(index).get("weight_map")
+    shards = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not shards or not all(isinstance(shard, str) for shard in shards):
+        raise ValueError(f"{index}: weight_map must name a file for each tensor, given {shown(weight_map)}")
+    shards = sorted(set(shards))
     if outside := [shard for shard in shards if Path(shard).name != shard]:
         raise ValueError(f"{index} names {outside[0]!r}: a shard must lie in the model's own folder")
     if missing := [shard for shard in shards if not (folder / shard).is_file()]:
@@ -61,14 +110,40 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
-def stored_types(folder: Path) -> dict[str, torch.dtype]:
-    """The element types of a model's tensors as they are stored, by name; fp32 for those we cannot write."""
-    dtypes, types = {name: dtype for dtype, name in SAFETENSORS_TYPES.items()}, {}
+def missing_weights(path: Path, pickled: str) -> ValueError:
+    """The error of a folder without this safetensors file, with the command to convert a pickled one."""
+    code = (f"import torch, safetensors.torch as s; t = torch.load({str(path.with_name(pickled))!r}, 'cpu', "
+            f"weights_only=True); s.save_file({{k: v.clone() for k, v in t.items()}}, {str(path)!r})")
+    return ValueError(f"{path.parent} holds no {path.name}: its weights are missing. {pickled} is not read, "
+                      f"because it may run code; to convert it: python -c {shlex.quote(code)}")
+
+
+class Stored(NamedTuple):
+    """A tensor in a file."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors names it
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """The tensors of a model's folder by their names in the model: some files leave the `model.` out."""
+    tensors = {}
     for path in weight_files(folder):
         with open_tensors(path) as file:
             for name in file.keys():
-                types[name] = dtypes.get(file.get_slice(name).get_dtype(), torch.float32)
-    return types
+                part = file.get_slice(name)
+                full = name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
+                tensors[full] = Stored(path, name, tuple(part.get_shape()), part.get_dtype())
+    return tensors
+
+
+def stored_types(folder: Path) -> dict[str, torch.dtype]:
+    """The element types of a model's tensors as they are stored, by name; fp32 for those we cannot write."""
+    dtypes = {name: dtype for dtype, name in SAFETENSORS_TYPES.items()}
+    types = {name: dtypes.get(tensor.dtype, torch.float32) for name, tensor in stored_tensors(folder).items()}
+    return {EMBEDDING: types.get(HEAD)} | types
 
 
 def weights_hash(folder: Path) -> str:
@@ -91,30 +166,38 @@ def read_weights(folder: Path, shapes: dict[str, tuple[int, ...] | None], device
     """convert(name, tensor) for every tensor of a model's folder, by name.
 
     `shapes` are those that the model has by its configuration; None fits any. A file is mapped for one tensor
-    at a time: `convert` must read or copy it, and the whole is never in memory twice. A redundant tied
-    `lm_head.weight` is left out (published Qwen3 files have one). ValueError names the shard that is missing,
-    and all tensors that are missing, unexpected or of another shape.
+    at a time: `convert` must read or copy it, and the whole is never in memory twice. A tied `lm_head.weight`
+    is redundant (published Qwen3 files have one) or stands for the embedding. ValueError names the shard that
+    is missing, and all tensors that are missing, unexpected or of another shape.
     """
-    weights, problems = {}, {}
-    for path in weight_files(folder):
-        with open_tensors(path) as file:
-            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        for name, shape in stored.items():
-            if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and name not in shapes):
-                continue
-            if name not in shapes:
-                problems[name] = "not part of this model"
-            elif shapes[name] is not None and shape != tuple(shapes[name]):
-                problems[name] = f"has shape {shape}, config.json asks for {tuple(shapes[name])}"
-            else:
-                with open_tensors(path, device) as file:
-                    weights[name] = convert(name, file.get_tensor(name))
+    weights, problems, stored = {}, {}, stored_tensors(folder)
+    if HEAD not in shapes and HEAD in stored:
+        head = stored.pop(HEAD)
+        embedding = stored.setdefault(EMBEDDING, head)
+        same = embedding is head or embedding.shape != shapes[EMBEDDING]  # which is said below
+        if not same and not torch.equal(_read(embedding), _read(head)):
+            problems[HEAD] = ("differs from the embedding, config.json ties both; if they are apart, write "
+                              '"tie_word_embeddings": false there')
+    for name, tensor in stored.items():
+        if name.endswith("rotary_emb.inv_freq"):
+            continue
+        if name not in shapes:
+            problems[name] = "not part of this model"
+        elif shapes[name] is not None and tensor.shape != tuple(shapes[name]):
+            problems[name] = f"has shape {tensor.shape}, config.json asks for {tuple(shapes[name])}"
+        else:
+            weights[name] = convert(name, _read(tensor, device))
     problems |= {name: "missing" for name in shapes if name not in weights and name not in problems}
     if problems:
         lines = [f"\n  {name}: {problem}" for name, problem in problems.items()]
         more = f"\n  ... and {len(lines) - 8} more" if len(lines) > 8 else ""
         raise ValueError(f"the weights in {folder} do not fit its config.json:{''.join(lines[:8])}{more}")
     return weights
+
+
+def _read(tensor: Stored, device="cpu") -> torch.Tensor:
+    with open_tensors(tensor.path, device) as file:
+        return file.get_tensor(tensor.name)
 
 
 def safetensors_header(layout: dict[str, tuple[str, tuple[int, ...], int]], size: int = 0) -> bytes:

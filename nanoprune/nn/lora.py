@@ -233,9 +233,10 @@ def read_frozen_weights(model: Decoder, folder: Path, frozen: str, device, dtype
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     packed = {}
     if four_bits:
-        check_quantised(folder)
+        in_full = check_quantised(folder)
         for name, linear in linears.items():
-            packed |= quantised_shapes(name, linear.weight.numel())
+            if not any(f"{name}.".startswith(f"{key}.") or name.endswith(key) for key in in_full):
+                packed |= quantised_shapes(name, linear.weight.numel())
 
     def convert(key: str, tensor: torch.Tensor) -> torch.Tensor | Nf4:
         if key in packed:
@@ -252,7 +253,7 @@ def read_frozen_weights(model: Decoder, folder: Path, frozen: str, device, dtype
     tensors = read_weights(folder, shapes | packed, device, convert)
     for name, linear in linears.items():
         shape, weight = (linear.out_features, linear.in_features), tensors[f"{name}.weight"]
-        if four_bits:
+        if f"{name}.weight" in packed:
             weight = from_file(f"{folder}, {name}", name, tensors, shape)
         model.set_submodule(name, FrozenLinear(weight, tensors.get(f"{name}.bias"), shape))
     model.load_state_dict(tensors, strict=False, assign=True)  # the rest: embedding, norms and head

@@ -2,20 +2,124 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+
+from nanoprune.config import Bound, Count, NonNegative, PositiveFloat, read_fields, shown
 
 PARTIAL = "nanoprune-"  # before the model_type of a model with blocks that lack their attention or MLP
 # Fields that config.json has under their own name.
 KEPT = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
         "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta",
         "rope_scaling", "max_position_embeddings", "tie_word_embeddings", "initializer_range")
-# Keys of config.json that `to_dict` decides.
-WRITTEN_ANEW = ("model_type", "architectures", "hidden_act", "torch_dtype", "dtype", "transformers_version")
+
+# Keys that change what a sister architecture of transformers computes: refused unless they are off, as None,
+# false, 0 and an empty list are, or one. tests/test_nn_model_config.py reads transformers' code for them.
+OFF = (
+    # attention
+    "alibi", "attention_chunk_size", "attention_multiplier", "attention_out_bias", "attn_logit_softcapping",
+    "attn_scale", "attn_temperature_tuning", "clip_qkv", "floor_scale", "kv_lora_rank", "lambda_std_dev",
+    "multi_query", "new_decoder_architecture", "no_rope_layers", "num_kv_heads", "q_lora_rank",
+    "qk_layernorm", "qk_nope_head_dim", "qk_rope_head_dim", "qkv_bias", "query_pre_attn_scalar",
+    "rope_interleave", "rope_interleaved", "sliding_window_pattern", "use_bidirectional_attention",
+    "use_qk_norm", "use_qkv_bias", "v_head_dim",
+    # dropout, which is not trained with here
+    "attention_dropout", "embd_pdrop", "embedding_dropout", "hidden_dropout", "resid_pdrop",
+    "residual_dropout",
+    # norms, MLP, order of a block
+    "activation", "bias", "chunk_size_feed_forward", "ffn_hidden_size", "hidden_activation",
+    "intermediate_size_mlp", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon",
+    "num_ln_in_parallel_attn", "parallel_attn", "swiglu_alpha", "swiglu_limit", "use_bias",
+    "use_parallel_residual",
+    # experts
+    "decoder_sparse_step", "first_k_dense_replace", "is_moe", "mlp_only_layers", "moe_intermediate_size",
+    "moe_layers", "n_group", "n_shared_experts", "norm_topk_prob", "num_dense_layers", "num_experts",
+    "num_experts_per_tok", "num_local_experts", "num_shared_experts", "output_router_logits",
+    "routed_scaling_factor", "router_jitter_noise", "shared_expert_intermediate_size", "topk_group",
+    # the whole
+    "add_cross_attention", "final_logit_softcapping", "is_encoder_decoder", "logit_scale", "mup_enabled",
+    "per_layer_config", "text_config", "vision_config",
+)
+ONE = ("embedding_multiplier", "is_causal", "logits_scaling", "partial_rotary_factor", "residual_multiplier")
+# Keys that change no logits; what stands on no list is named once.
+HARMLESS = (
+    "_attn_implementation", "_name_or_path", "architectures", "attn_implementation", "bos_token_id",
+    "classifier_dropout", "dtype", "eos_token_id", "hidden_act", "id2label", "is_decoder", "label2id",
+    "nanoprune_history", "num_labels", "output_attentions", "output_hidden_states", "pad_token_id",
+    "pretraining_tp", "problem_type", "quantization_config", "return_dict", "router_aux_loss_coef",
+    "torch_dtype", "transformers_version", "use_cache",
+)
+WRITTEN_ANEW = ("architectures", "hidden_act", "torch_dtype", "dtype", "transformers_version")
+
+
+def _size(most: int) -> Any:
+    return Annotated[int, Bound(f"from 1 to {most:,}", lambda x: 1 <= x <= most)]
+
+
+Size = _size(2**24)
+MOST_BLOCKS = 1000
+
+
+@dataclass(frozen=True)
+class StopTokens:
+    """The entry of generation_config.json that nanoprune reads."""
+
+    eos_token_id: int | tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """The entries of config.json that nanoprune reads, with transformers' defaults."""
+
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: _size(MOST_BLOCKS)
+    num_attention_heads: Size
+    hidden_act: Literal["silu"] = "silu"
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    rms_norm_eps: PositiveFloat = 1e-6
+    rope_theta: PositiveFloat | None = None
+    rope_scaling: dict | None = None
+    rope_parameters: dict | None = None
+    original_max_position_embeddings: Size | None = None
+    max_position_embeddings: _size(2**30) | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    sliding_window: Size | None = None
+    use_sliding_window: bool = False
+    max_window_layers: Count = 28
+    layer_types: tuple[str, ...] | None = None
+    initializer_range: NonNegative = 0.02
+    eos_token_id: int | tuple[int, ...] | None = None
+    nanoprune_blocks: tuple[int, ...] | None = None
+    nanoprune_without: tuple[str, ...] | None = None
+    nanoprune_history: tuple[dict, ...] = ()
+
+
+DECIDED = {f.name for f in fields(ConfigFile)} - {"eos_token_id"} | {"model_type", *WRITTEN_ANEW}
+
+
+@dataclass(frozen=True)
+class RopeFile:
+    """The entries of config.json's rope_parameters or rope_scaling."""
+
+    rope_type: str = "default"
+    type: str = "default"  # its older name
+    rope_theta: PositiveFloat | None = None
+    factor: PositiveFloat | None = None
+    low_freq_factor: PositiveFloat | None = None
+    high_freq_factor: PositiveFloat | None = None
+    original_max_position_embeddings: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -49,44 +153,41 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, raw: dict, where: str = "the model's shape") -> "ModelConfig":
         """From config.json's content. ValueError where something is missing, unsupported or inconsistent."""
-        raw, kind = {"hidden_act": "silu"} | raw, raw.get("model_type")
+        kind = raw.get("model_type")
         kind = kind.removeprefix(PARTIAL) if isinstance(kind, str) else kind
         _check(where, "model_type", kind, ("qwen2", "qwen3", "llama"))
-        _check(where, "hidden_act", raw["hidden_act"], ("silu",))
-
-        def take(key: str, default=None):
-            value = raw.pop(key, None)
-            value = default if value is None else value
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{where}: {key} must be a whole number of at least 1, given {value!r}")
-            return value
-
-        layers, hidden, heads = take("num_hidden_layers"), take("hidden_size"), take("num_attention_heads")
-        kv_heads = take("num_key_value_heads", heads)
-        head_dim = take("head_dim", 128 if kind == "qwen3" else hidden // heads)
-        if heads % kv_heads or head_dim % 2:
+        given = read_fields(ConfigFile, raw, where)
+        check_off(raw, OFF, where)
+        for key in ONE:
+            if raw.get(key, 1) != 1:
+                raise ValueError(f"{where}: {key} {shown(raw[key])} is not supported; supported is 1 (true)")
+        note_unread(raw.keys() - {*DECIDED, *OFF, *ONE, *HARMLESS}, where)
+        layers, hidden, heads = given.num_hidden_layers, given.hidden_size, given.num_attention_heads
+        kv_heads = given.num_key_value_heads or heads
+        head_dim = given.head_dim or (128 if kind == "qwen3" else hidden // heads)
+        if heads % kv_heads or head_dim % 2 or not head_dim:
             raise ValueError(f"{where}: {heads} query heads need a divisor as key/value heads (given "
                              f"{kv_heads}) and an even head_dim (given {head_dim})")
-        theta, scaling = _read_rope(raw, where)
-        window, layer_types = _read_window(raw, kind, layers, where)
-        bias = bool(raw.pop("attention_bias", False))
-        without = tuple(raw.pop("nanoprune_without", [""] * layers))
+        positions = given.max_position_embeddings or (2048 if kind == "llama" else 32768)
+        theta, scaling = _read_rope(given, positions, where)
+        window, layer_types = _read_window(given, kind, where)
+        blocks, history = _read_history(given, where)
+        without = given.nanoprune_without or ("",) * layers
         if len(without) != layers:
             raise ValueError(f"{where}: nanoprune_without has {len(without)} entries for {layers} blocks")
         for half in without:
             _check(where, "nanoprune_without", half, ("", "attn", "mlp"))
         return cls(
             model_type=kind, num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads,
-            num_key_value_heads=kv_heads, head_dim=head_dim, vocab_size=take("vocab_size"),
-            intermediate_size=take("intermediate_size"), rms_norm_eps=float(raw.pop("rms_norm_eps", 1e-6)),
+            num_key_value_heads=kv_heads, head_dim=head_dim, vocab_size=given.vocab_size,
+            intermediate_size=given.intermediate_size, rms_norm_eps=float(given.rms_norm_eps),
             rope_theta=theta, rope_scaling=scaling, sliding_window=window, layer_types=layer_types,
-            max_position_embeddings=take("max_position_embeddings", 2048 if kind == "llama" else 32768),
-            tie_word_embeddings=bool(raw.pop("tie_word_embeddings", False)),
-            qkv_bias=bias or kind == "qwen2", output_bias=bias and kind != "qwen2",
-            mlp_bias=bool(raw.pop("mlp_bias", False)) and kind == "llama", qk_norm=kind == "qwen3",
-            blocks=tuple(raw.pop("nanoprune_blocks", range(layers))), without=without,
-            initializer_range=float(raw.pop("initializer_range", 0.02)),
-            extra={k: v for k, v in raw.items() if k not in WRITTEN_ANEW},
+            max_position_embeddings=positions, tie_word_embeddings=given.tie_word_embeddings,
+            qkv_bias=given.attention_bias or kind == "qwen2",
+            output_bias=given.attention_bias and kind != "qwen2",
+            mlp_bias=given.mlp_bias and kind == "llama", qk_norm=kind == "qwen3",
+            blocks=blocks, without=without, initializer_range=float(given.initializer_range),
+            extra={key: value for key, value in raw.items() if key not in DECIDED} | history,
         )
 
     def to_dict(self, dtype: torch.dtype) -> dict:
@@ -128,39 +229,78 @@ def _check(where: str, key: str, value, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{where}: {key} {value!r} is not supported; allowed: {choices}")
 
 
-def _read_rope(raw: dict, where: str) -> tuple[float, dict | None]:
-    """(theta, llama3 scaling or None) from either form; a missing theta means 10,000."""
-    new = raw.pop("rope_parameters", None) or {}
-    scaling = dict(raw.pop("rope_scaling", None) or new)
-    theta = raw.pop("rope_theta", None) or scaling.get("rope_theta") or new.get("rope_theta") or 10_000.0
-    theta = float(theta)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
+def check_off(raw: dict, keys: Iterable[str], where: str | Path) -> None:
+    """ValueError where a key that other code reads, and nanoprune does not, has an effect."""
+    for key in keys:
+        if raw.get(key):
+            raise ValueError(f"{where}: {key} {shown(raw[key])} is not supported; remove it if it has no "
+                             "effect on this model")
+
+
+def note_unread(keys: set[str], where: str | Path) -> None:
+    """Name the keys of a file that no library reads for this model, once."""
+    if keys:
+        _note(f"{where}: kept, and not read by any library for this model: {', '.join(sorted(keys))}")
+
+
+@cache  # a file is read more than once
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _read_rope(given: ConfigFile, positions: int, where: str) -> tuple[float, dict | None]:
+    """(theta, llama3 scaling or None) from either form, by transformers' order; a missing theta means 10,000.
+    """
+    raw = given.rope_scaling or given.rope_parameters or {}
+    rope = read_fields(RopeFile, raw, f"{where}: rope scaling")
+    kind = rope.rope_type if "rope_type" in raw else rope.type
+    theta = float(rope.rope_theta or given.rope_theta or 10_000)
+    original = given.original_max_position_embeddings or rope.original_max_position_embeddings or positions
+    numbers = {"factor": rope.factor, "low_freq_factor": rope.low_freq_factor,
+               "high_freq_factor": rope.high_freq_factor, "original_max_position_embeddings": original}
+    unread = raw.keys() - {f.name for f in fields(RopeFile)}
+    if kind == "default" and not unread:
         return theta, None
-    needed = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    if kind != "llama3" or any(key not in scaling for key in needed):
-        raise ValueError(f"{where}: rope scaling {scaling} is not supported; supported are 'default' and "
-                         f"'llama3' (with {', '.join(needed)})")
-    return theta, {"rope_type": "llama3"} | {key: scaling[key] for key in needed}
+    complete = None not in numbers.values() and rope.low_freq_factor < rope.high_freq_factor
+    if kind != "llama3" or unread or not complete:
+        raise ValueError(f"{where}: rope scaling {shown(raw)} is not supported; supported are 'default' and "
+                         f"'llama3' (with {', '.join(numbers)}, the second below the third)")
+    return theta, {"rope_type": "llama3"} | numbers
 
 
-def _read_window(raw: dict, kind: str, layers: int, where: str) -> tuple[int | None, tuple[str, ...]]:
+def _read_window(given: ConfigFile, kind: str, where: str) -> tuple[int | None, tuple[str, ...]]:
     """(window or None, a type per block).
 
     Qwen's window is inert unless `use_sliding_window`; Llama has none.
     """
-    window, use = raw.pop("sliding_window", None), raw.pop("use_sliding_window", False)
-    first, types = raw.pop("max_window_layers", None), raw.pop("layer_types", None)
-    if types is not None and len(types) != layers:
+    layers, window = given.num_hidden_layers, given.sliding_window if given.use_sliding_window else None
+    first = given.max_window_layers if window else layers
+    types = given.layer_types or tuple("sliding_attention" if i >= first else "full_attention"
+                                       for i in range(layers))
+    if len(types) != layers:
         raise ValueError(f"{where}: layer_types has {len(types)} entries for {layers} blocks")
-    if kind == "llama" or not use or window is None:
-        return None, ("full_attention",) * layers
-    if types is None:
-        first = 28 if first is None else first
-        types = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
     for name in types:
         _check(where, "layer_types", name, ("full_attention", "sliding_attention"))
-    return int(window), tuple(types)
+    if "sliding_attention" in types and not window:
+        raise ValueError(f"{where}: layer_types names sliding_attention, and no sliding_window is in use")
+    if kind == "llama" and window:
+        raise ValueError(f"{where}: sliding_window {window} is not supported for llama; supported is null")
+    return window, types
+
+
+def _read_history(given: ConfigFile, where: str) -> tuple[tuple[int, ...], dict]:
+    """(the blocks' original numbers, the history as config.json holds it), both anew where they do not fit.
+    """
+    layers, blocks = given.num_hidden_layers, given.nanoprune_blocks
+    plain = tuple(range(layers))
+    if blocks is None:
+        blocks = plain
+    elif len(blocks) != layers or any(a >= b for a, b in pairwise((-1, *blocks, MOST_BLOCKS))):
+        print(f"warning: {where}: nanoprune_blocks {shown(list(blocks))} does not fit {layers} blocks, "
+              "which another tool changed. They are numbered anew, and nanoprune_history is dropped",
+              file=sys.stderr)
+        return plain, {}
+    return blocks, {"nanoprune_history": list(given.nanoprune_history)} if given.nanoprune_history else {}
 
 
 class Part(NamedTuple):

@@ -5,6 +5,7 @@ In files they are stored as by bitsandbytes.
 
 import json
 import math
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import pad
 
-from nanoprune.io.files import read_json
+from nanoprune.config import read_fields
+from nanoprune.io.files import parse_json, read_json
 from nanoprune.nn.scratch import buffer
 
 GROUP, NESTED = 64, 256  # values that share a scale; scales that share one
@@ -89,12 +91,22 @@ def dequantise(q: Nf4, shape: tuple[int, ...]) -> torch.Tensor:
     return values[: math.prod(shape)].view(shape)
 
 
+@dataclass(frozen=True)
+class InFull:
+    """The layers that bitsandbytes leaves out, as config.json names them."""
+
+    llm_int8_skip_modules: tuple[str, ...] | None = None
+
+
 def is_quantised(folder: Path) -> bool:
     return bool(read_json(folder / "config.json").get("quantization_config"))
 
 
-def check_quantised(folder: Path) -> None:
-    """ValueError where a folder's weights are quantised in another way than ours."""
+def check_quantised(folder: Path) -> tuple[str, ...]:
+    """The beginnings and ends of the names of layers that a quantised folder holds in full.
+
+    ValueError where its weights are quantised in another way than ours.
+    """
     config = read_json(folder / "config.json")["quantization_config"]
     settings = config if isinstance(config, dict) else {}
     different = [f"{key} {settings.get(key)!r}" for key, value in BITSANDBYTES.items()
@@ -103,6 +115,7 @@ def check_quantised(folder: Path) -> None:
         raise ValueError(f"{folder} is quantised in another way than nanoprune reads "
                          f"({', '.join(different)}); it reads bitsandbytes' NF4 with double quantisation, "
                          "as python -m nanoprune quantise writes it")
+    return read_fields(InFull, settings, f"{folder}/config.json").llm_int8_skip_modules or ()
 
 
 def quantised_shapes(name: str, count: int) -> dict[str, tuple[int, ...] | None]:
@@ -126,7 +139,7 @@ def from_file(where: str, name: str, tensors: dict[str, torch.Tensor], shape: tu
     parts = [tensors[key] for key in quantised_shapes(name, math.prod(shape))]
     codes, absmax, values, nested, nested_values, state_bytes = parts
     try:
-        state = json.loads(bytes(state_bytes.flatten()[:4096].tolist()))
+        state = parse_json(bytes(state_bytes.flatten()[:4096].tolist()), where)
         layout = state["quant_type"], state["blocksize"], state["nested_blocksize"], tuple(state["shape"])
         offset = torch.tensor(float(state["nested_offset"]), device=codes.device)
     except (ValueError, KeyError, TypeError, OverflowError) as error:

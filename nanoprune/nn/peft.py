@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nanoprune.config import out_of_bounds, wrong_types
+from nanoprune.config import read_fields, shown
 from nanoprune.io.files import read_json, write_json
 from nanoprune.io.hub import locate
-from nanoprune.io.tensors import open_tensors, write_tensors
+from nanoprune.io.tensors import missing_weights, open_tensors, write_tensors
 from nanoprune.nn.lora import FrozenBase, LoraSettings, add_lora, frozen_layers
-from nanoprune.nn.model_config import read_parts
+from nanoprune.nn.model_config import check_off, note_unread, read_parts, record_removal
 from nanoprune.nn.nf4 import is_quantised
 
 if TYPE_CHECKING:
@@ -33,6 +33,28 @@ SUPPORTED = {  # values of PEFT's settings that nanoprune reads, the plain one f
     "init_lora_weights": (True, False, "gaussian", None),
     "use_rslora": (False, True, None),
 }
+# Settings that PEFT reads and nanoprune does not: refused unless they are off.
+OFF = ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "megatron_config",
+       "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora",
+       "velora_config")
+# Settings of PEFT that change no output of a saved adapter; what stands on no list is named once.
+HARMLESS = ("auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
+            "layers_pattern", "loftq_config", "lora_ga_config", "megatron_core", "peft_version",
+            "qalora_group_size", "runtime_config", "task_type")
+
+
+@dataclass(frozen=True)
+class PeftFile:
+    """The entries of adapter_config.json that nanoprune reads, with PEFT's defaults."""
+
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    r: int = 8
+    lora_alpha: float = 8
+    lora_dropout: float | None = 0.0
+    target_modules: str | tuple[str, ...] | None = None
+    exclude_modules: str | tuple[str, ...] | None = None
+    layers_to_transform: int | tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +62,7 @@ class Adapter:
     """An adapter's folder and its settings, checked; its tensors are not read yet."""
 
     folder: Path
-    peft: dict  # adapter_config.json
+    peft: PeftFile
     settings: LoraSettings
     base: FrozenBase
 
@@ -106,33 +128,24 @@ def _target_modules(model: Decoder) -> list[str]:
 def read_adapter(folder: Path) -> Adapter:
     """An adapter's settings and its base's; ValueError where they are damaged or not supported."""
     path = folder / "adapter_config.json"
-    peft = read_json(path)
+    raw = read_json(path)
     for key, supported in SUPPORTED.items():
-        if peft.get(key) not in supported:
-            raise ValueError(f"{path}: {key} {peft.get(key)!r} is not supported; "
+        if raw.get(key) not in supported:
+            raise ValueError(f"{path}: {key} {shown(raw.get(key))} is not supported; "
                              f"supported is {supported[0]!r}")
+    check_off(raw, OFF, path)
+    peft = read_fields(PeftFile, raw, path)
+    note_unread(raw.keys() - {*SUPPORTED, *OFF, *HARMLESS, *(f.name for f in fields(PeftFile))}, path)
     try:
-        settings = LoraSettings(peft.get("r"), peft.get("lora_alpha"), peft.get("lora_dropout") or 0.0,
-                                bool(peft.get("use_rslora")))
-    except (ValueError, OverflowError) as error:
+        settings = LoraSettings(peft.r, peft.lora_alpha, peft.lora_dropout or 0.0,
+                                bool(raw.get("use_rslora")))
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    targets = peft.get("target_modules")
-    names = targets if isinstance(targets, list) else [targets]
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: target_modules must be a pattern or a list of names, given {targets!r}")
-    return Adapter(folder, peft, settings, _read_base(folder, peft))
-
-
-def _read_base(folder: Path, peft: dict) -> FrozenBase:
-    path = folder / "nanoprune.json"
-    if not path.is_file():  # written by PEFT
-        return FrozenBase(peft.get("base_model_name_or_path"))
-    record = read_json(path)
-    values = [record.get(f.name) for f in fields(FrozenBase)]
-    base = FrozenBase(*(tuple(value) if isinstance(value, list) else value for value in values))
-    if problems := wrong_types(base) or out_of_bounds(base):
-        raise ValueError(f"{path}, which says what base the adapter belongs to, is damaged: {problems[0]}")
-    return base
+    record = folder / "nanoprune.json"
+    if not record.is_file():  # written by PEFT
+        return Adapter(folder, peft, settings, FrozenBase(peft.base_model_name_or_path, peft.revision))
+    where = f"{record}, which says what base the adapter belongs to, is damaged"
+    return Adapter(folder, peft, settings, read_fields(FrozenBase, read_json(record), where))
 
 
 def base_folder(adapter: Adapter, moved: str | Path | None = None) -> Path:
@@ -163,13 +176,18 @@ def restore_adapter(model: Decoder, adapter: Adapter) -> None:
     """
     check_base(model, adapter)
     base = adapter.base
-    model.drop_blocks(read_parts(base.dropped, model.config))
+    if parts := read_parts(base.dropped, model.config):
+        record_removal(model.config, base.base, base.base_sha256, parts, method="the adapter's config")
+        model.drop_blocks(parts)
     model.base.dropped = base.dropped
     if base.config_sha256 and (base.blocks, base.without) != (model.config.blocks, model.config.without):
         raise ValueError(f"{adapter.folder}/nanoprune.json is damaged: it names the blocks "
                          f"{list(base.blocks)}, its base without {list(base.dropped)} has "
                          f"{list(model.config.blocks)}")
-    with open_tensors(adapter.folder / "adapter_model.safetensors") as file:
+    path = adapter.folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise missing_weights(path, "adapter_model.bin")
+    with open_tensors(path) as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}
     names = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}
     layers = list(frozen_layers(model))
@@ -179,11 +197,10 @@ def restore_adapter(model: Decoder, adapter: Adapter) -> None:
         raise ValueError(f"{adapter.folder} has adapters for {len(adapted)} layers, its settings name "
                          f"{len(expected or layers)} in this base: it was trained on another one, or is not "
                          "whole")
+    _check_tensors(adapter, tensors, {name: frozen_layers(model)[name].shape for name in adapted})
     add_lora(model, ",".join(adapted), adapter.settings)
-    parameters = _parameters(model)
-    _check_tensors(adapter, tensors, parameters)
     with torch.no_grad():
-        for key, parameter in parameters.items():
+        for key, parameter in _parameters(model).items():
             parameter.copy_(tensors[key])
 
 
@@ -207,9 +224,11 @@ def check_base(model: Decoder, adapter: Adapter) -> None:
         raise ValueError(f"{where}, kept as {trained_on.frozen}; this base is kept as {model.base.frozen}")
 
 
-def _check_tensors(adapter: Adapter, tensors: dict[str, torch.Tensor], parameters: dict) -> None:
-    """ValueError where an adapter's tensors do not fit the model's parameters, or are not finite."""
-    stored, needed = ({(key, t.shape) for key, t in side.items()} for side in (tensors, parameters))
+def _check_tensors(adapter: Adapter, tensors: dict[str, torch.Tensor], layers: dict[str, tuple]) -> None:
+    """ValueError where an adapter's tensors do not fit layers of these shapes, or are not finite."""
+    rank, stored = adapter.settings.rank, {(key, tuple(tensor.shape)) for key, tensor in tensors.items()}
+    needed = {(f"{PREFIX}{name}.lora_A.weight", (rank, fan_in)) for name, (_, fan_in) in layers.items()}
+    needed |= {(f"{PREFIX}{name}.lora_B.weight", (fan_out, rank)) for name, (fan_out, _) in layers.items()}
     if misfits := sorted({key for key, _ in stored ^ needed}):
         raise ValueError(f"{adapter.folder} does not fit this base: {misfits[0]} is missing, of another "
                          "shape, or of a layer that is not there or gets no adapters, as embedding and head "
@@ -220,13 +239,13 @@ def _check_tensors(adapter: Adapter, tensors: dict[str, torch.Tensor], parameter
                              "that are no finite numbers")
 
 
-def _named_layers(peft: dict, layers: Iterable[str]) -> list[str] | None:
+def _named_layers(peft: PeftFile, layers: Iterable[str]) -> list[str] | None:
     """Layers that PEFT's settings name by the ends of their names; None where these hold a pattern."""
-    targets, blocks = peft.get("target_modules"), peft.get("layers_to_transform")
-    if not isinstance(targets, list) or peft.get("exclude_modules"):
+    targets, blocks = peft.target_modules, peft.layers_to_transform
+    if not isinstance(targets, tuple) or peft.exclude_modules:
         return None
     named = [name for name in layers if any(f".{name}".endswith(f".{target}") for target in targets)]
     if blocks is None:
         return named
-    block_numbers = blocks if isinstance(blocks, list) else [blocks]
+    block_numbers = blocks if isinstance(blocks, tuple) else [blocks]
     return [name for name in named if int(name.split(".")[2]) in block_numbers]

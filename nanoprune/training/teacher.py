@@ -100,6 +100,13 @@ def _check_fit(config: Config, dataset: Dataset, teacher: Path) -> None:
     check_weights_can_change(config.teacher, teacher)  # the key covers the weights of one folder
     shape = read_config(teacher)
     dataset.check_model(config.teacher, teacher, shape.vocab_size)
+    if isinstance(config.base, dict):
+        known = config.base.get("vocab_size", dataset.meta["vocab_size"])
+    else:
+        known = read_config(locate(config.base, config.revision)).vocab_size
+    if shape.vocab_size > known:
+        raise ValueError(f"teacher: {config.teacher} has {shape.vocab_size:,} rows of a vocabulary, the "
+                         f"model {known:,}: give a teacher with no more")
     if config.teacher_top >= shape.vocab_size or config.context > shape.max_position_embeddings:
         raise ValueError(f"teacher: {config.teacher} has {shape.vocab_size} tokens and "
                          f"{shape.max_position_embeddings} positions; given teacher_top {config.teacher_top} "

@@ -65,7 +65,7 @@ class Archive:
     def has_page(self, url: str, version: str) -> bool:
         """True if the last answer of this URL is its page in this version, as a sitemap names it."""
         answer = self.latest.get(url, {})
-        return answer.get("kind") == "page" and answer["version"] == version
+        return answer.get("kind") == "page" and answer.get("version") == version
 
     def _path(self, digest: str) -> Path:
         return self.folder / digest[:2] / f"{digest}.gz"
