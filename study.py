@@ -243,7 +243,7 @@ class Runs:
 
     def train(self, config: Config, about: dict) -> None:
         """Train a run, or resume it; nothing where exactly it is finished and has its model."""
-        key, exactly = config.folder / "study.json", {"about": json_hash(about)}
+        key, exactly = config.folder / ".study.json", {"about": json_hash(about)}
         resume = has_state(config.folder / "state")
         if not resume and any((config.folder / "model").glob("*.safetensors")):
             if not key.is_file() or read_json(key) != exactly:

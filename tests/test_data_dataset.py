@@ -94,7 +94,7 @@ def test_wrong_questions_are_named(tmp_path, change, message):
 
 @pytest.mark.parametrize("changes, message", [
     (dict(question=5), "question must be text, given 5"), (dict(question=" "), "question .* must be a text"),
-    (dict(context=7), "context.* must be a text"), (dict(source=[1]), "source.* must be a text"),
+    (dict(context=7), "context.* must be a text"), (dict(category=[1]), "category, where.* must be a text"),
     (dict(choices=["a", "a"]), "different texts"),
     (dict(answer=2), "index from 0 to 1"),
 ])

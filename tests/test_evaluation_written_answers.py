@@ -47,8 +47,8 @@ def test_bleu_of_short_answers():
 def test_by_task():
     row = {"exact_match": 1.0, "f1": 1.0, "repetition": 0.0, "numbers": 2, "invented": 1, "answer": "a",
            "reference": "a"}
-    found = summarize_by_task([
-        row | {"task": "x"}, row | {"task": "y", "exact_match": 0.0, "numbers": 0, "invented": 0}])
+    found = summarize_by_task([[
+        row | {"task": "x"}, row | {"task": "y", "exact_match": 0.0, "numbers": 0, "invented": 0}]])
     assert found["all"]["n"] == 2 and found["all"]["exact_match"] == 0.5 and found["all"]["invented"] == 0.5
     assert found["x"]["exact_match"] == 1 and found["y"]["invented"] == 0
 
@@ -62,5 +62,5 @@ def test_rouge_and_bleu_are_the_libraries():
     assert found["rougeL"] == pytest.approx(5 / 6) and 0 < found["bleu"] < 1
     row = {"task": "x", "exact_match": 0.0, "f1": 0.5, "repetition": 0.0, "numbers": 0, "invented": 0} | found
     words = "one two three four five"
-    same = summarize_by_task([row | {"answer": words, "reference": words}])
+    same = summarize_by_task([[row | {"answer": words, "reference": words}]])
     assert same["x"]["bleu"] == pytest.approx(1) and same["x"]["rougeL"] == pytest.approx(5 / 6)

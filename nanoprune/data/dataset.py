@@ -118,10 +118,10 @@ def read_questions(path: str | Path) -> list[dict]:
     rows = read_jsonl(path, ("question",), ("choices", "answer"))
     for number, row in enumerate(rows, start=1):
         question, choices, answer = row["question"], row["choices"], row["answer"]
-        others = [row.get(key) or "" for key in ("context", "category", "source")]
+        others = [row.get(key) or "" for key in ("context", "category")]
         if not question.strip() or not all(isinstance(other, str) for other in others):
-            raise ValueError(f"{path}, line {number}: question (and context, category, source, where there "
-                             "are some) must be a text")
+            raise ValueError(f"{path}, line {number}: question (and context and category, where there are "
+                             "some) must be a text")
         texts = isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)
         if not texts or not 2 <= len(choices) == len(set(choices)):
             raise ValueError(f"{path}, line {number}: choices must be two or more different texts, given "

@@ -17,6 +17,7 @@ from nanoprune.io.files import UNHARMED, file_hash, make_folder, naming_failures
 from nanoprune.io.jsonl import append_line, read_log, write_jsonl
 
 LIST = ".written_by_nanoprune.jsonl"
+DRAW = ("result", "study")  # kinds of folders whose figures plot.py may draw again
 
 
 # ---------------------------------------------------------------- replacing a folder
@@ -149,8 +150,10 @@ def claim(kind: str, *paths: str | Path, inputs: Iterable[str | Path | None] = (
     for path in targets:
         make_folder(path.parent)
     read = [os.path.realpath(path) for path in inputs if path]
+    kinds = (kind, *DRAW) if kind == "figure" else (kind,)
     new = [path for path in targets
-           if {"file": path.name, "as": kind} not in read_log(path.with_name(LIST), ("file",))]
+           if not any(line["file"] == path.name and line.get("as") in kinds
+                      for line in read_log(path.with_name(LIST), ("file",)))]
     if others := [str(path) for path in targets if str(path) in read or (path in new and path.exists())]:
         raise ValueError(f"{', '.join(others[:3])} would be replaced, and was not written there as a "
                          f"{kind}, or is read by this command. Write to another place, or move it away "
