@@ -32,7 +32,7 @@ from nanoprune.device import environment, make_autocast, pick_device, pick_dtype
 from nanoprune.distributed import Ranks, join
 from nanoprune.evaluation import multiple_choice, perplexity, written_answers
 from nanoprune.evaluation.agreement import compare_predictions, final_states
-from nanoprune.evaluation.arms import make_arms
+from nanoprune.evaluation.arms import describe_run, make_arms
 from nanoprune.evaluation.cost import measure_speed, model_cost
 from nanoprune.evaluation.items import Items
 from nanoprune.evaluation.lm_eval_tasks import export_tasks
@@ -43,7 +43,7 @@ from nanoprune.evaluation.removal_losses import without
 from nanoprune.evaluation.result_cache import ResultCache
 from nanoprune.evaluation.results_files import FILES, write_results
 from nanoprune.evaluation.written_answers import corpus_numbers, overlap_scores, write_answers
-from nanoprune.io.files import file_hashes, finite_or_none, json_hash, make_folder, read_json, write_json
+from nanoprune.io.files import file_hashes, finite_or_none, json_hash, make_folder, write_json
 from nanoprune.io.folders import claim
 from nanoprune.io.hub import locate
 from nanoprune.nn.identity import model_identity
@@ -218,15 +218,12 @@ def evaluate(
         samples = [continuations(model, prompt["prompt"], items) for prompt in prompts]
         states = final_states(model, items.test, items.protocol, items.end)
     ranks.barrier()
-    run = folder.parent if (folder.parent / "train.csv").is_file() else None
     return {
         "label": candidate.name, "name": candidate.label, "path": str(folder), "sha256": file_hashes(folder),
         "blocks": config.num_hidden_layers, "original": list(config.blocks),
         "history": config.extra.get("nanoprune_history", []),
-        "run": read_json(run / "config.json") if run else None,
-        "base_sha256": read_json(run / "env.json").get("base") if run else None,
         "params": size.total, "tokenizer": items.tokenizer_hash, **texts, "answers": answers,
-        "written": written, "cost": cost, "samples": samples, "states": states}
+        "written": written, "cost": cost, "samples": samples, "states": states} | describe_run(folder.parent)
 
 
 def cached_measure(

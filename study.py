@@ -128,14 +128,16 @@ def heal(
         for arm, removed in {"none": (), **arms}.items():
             if seed == first or arm not in once:
                 rate = lr["none" if arm == "none" else best]
-                curve = {"eval_every": 0} if arm in once else {}  # only arms of several seeds are compared
+                # the curves of arms of one seed are compared with none
+                curve = {"eval_every": 0} if arm in once - {"none", best} else {}
                 plain[arm, seed] = runs.result(arm, drop_blocks=names(removed), lr=rate, seed=seed, **curve)
                 yield arm, plain[arm, seed]
 
     # ---- the block whose removal costs least: healed longer, by adapters, by the full model
     for times in study.longer:
+        more = round(steps * times)
         yield f"{best}, {times:g} times as long", runs.result(
-            f"{best}-longer", **reduced, seed=first, max_steps=round(steps * times))
+            f"{best}-{more}-steps", **reduced, seed=first, max_steps=more)
     if study.adapters:
         yield "none, adapters", runs.result("none-adapters", seed=first, **study.adapters)
         yield f"{best}, adapters", runs.result(
@@ -153,7 +155,7 @@ def heal(
         yield f"{best}, distilled", taught
         as_long = steps if taught.diverged else max(steps, round(steps * taught.seconds / alone.seconds))
         yield f"{best}, as long without", runs.result(
-            f"{best}-longer", **reduced, seed=seed, max_steps=as_long)
+            f"{best}-{as_long}-steps", **reduced, seed=seed, max_steps=as_long)
 
 
 def measure_before(

@@ -41,7 +41,7 @@ def test_numbers_are_those_of_all_logits(world, tmp_path, evaluate, monkeypatch)
         assert pair["kl"] == pytest.approx(sum(kl) / tokens, rel=1e-4)
         assert pair["kl_interval"][0] < pair["kl"] < pair["kl_interval"][1]
     page = (tmp_path / "out" / "results.md").read_text()
-    assert "## From base to others and between them" in page and "| near | other |" in page
+    assert "## Agreement" in page and "| near | other |" in page
 
 
 def test_a_model_is_like_itself_and_a_broken_one_like_none(world):

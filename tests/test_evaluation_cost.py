@@ -82,6 +82,7 @@ def test_the_page_with_the_cost(world, tmp_path, monkeypatch, evaluate):
     assert code == 0, err
     (row,) = read_rows(out / "models.csv")
     assert float(row["decode_tokens_per_s"]) > 0 and float(row["prefill_ratio_high"]) == 1
-    assert "writing, tokens/s" in page and "| 1.000 (1.000 to 1.000) |" in page
+    assert "written tokens/s" in page and "writing, to the first model" in page
+    assert "| 1.000 (1.000 to 1.000) |" in page
     assert "were not measured" not in page and (out / "tradeoff.png").is_file()
     assert json.loads((out / "results.json").read_text())["models"][0]["cost"]["peak_mb"] > 1

@@ -107,7 +107,7 @@ def test_the_table_follows_from_the_runs(world, done):
     for figure in ("study.png", "exchange.png", "blocks.png", "blocks_general.png"):
         assert (done.folder / figure).stat().st_size > 10_000
     longer = rows[f"{best}, 2 times as long"]
-    steps = read_rows(done.runs_folder / f"{best}-longer-lr{lr[best]:g}-s0" / "train.csv")
+    steps = read_rows(done.runs_folder / f"{best}-8-steps-lr{lr[best]:g}-s0" / "train.csv")
     assert longer["runs"] == "1" and len(steps) >= 8
     assert len(read_rows(done.runs_folder / "none-adapters-lr0.01-s0" / "train.csv")) == 4
 
@@ -354,7 +354,8 @@ def test_epochs_are_steps_that_a_longer_arm_exceeds(world, tmp_path, monkeypatch
     names = record_runs(monkeypatch)
     run_study(study)
     steps = {name: len(read_rows(tmp_path / "which" / name / "train.csv")) for name in names}
-    assert steps["0-longer-lr0.001-s0"] == 2 * steps["0-lr0.001-s0"] == 2 * steps["none-lr0.001-s0"]
+    (longer,) = (name for name in names if "-steps-" in name)
+    assert steps[longer] == 2 * steps["0-lr0.001-s0"] == 2 * steps["none-lr0.001-s0"]
 
 
 def test_a_study_heals_by_adapters(world, tmp_path):

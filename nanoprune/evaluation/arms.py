@@ -4,9 +4,11 @@ import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from nanoprune.io.files import read_json
 from nanoprune.statistics import Ratio
 
 # The steps of the experiment: what each pair of models shows.
@@ -60,6 +62,14 @@ def bits(runs: list[list[dict]]) -> Ratio:
 
 
 # ---------------------------------------------------------------- one result
+def describe_run(folder: Path) -> dict:
+    """The settings of a run and the hash of its base; None for a folder that is no run's."""
+    if not (folder / "train.csv").is_file():
+        return {"run": None, "base_sha256": None}
+    return {"run": read_json(folder / "config.json"),
+            "base_sha256": read_json(folder / "env.json").get("base")}
+
+
 def removed(result: dict) -> str:
     return ",".join(entry["original"] for entry in result["history"])
 
