@@ -19,6 +19,7 @@ from small import ROOT, SHAPE, make_data, make_model, run_main
 
 from nanoprune.demo.newsroom import invent, releases
 from nanoprune.demo.site import serve
+from nanoprune.nn import sampling
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -141,6 +142,9 @@ def checkout(tmp_path, monkeypatch):
         shutil.copy(path, copy)
     general = folder / "qa" / "general.jsonl"  # a few of its texts are enough here
     general.write_text("".join(general.read_text().splitlines(keepends=True)[:5]))
+    generate = sampling.generate  # which scripts import anew: a few tokens are enough, too
+    monkeypatch.setattr(sampling, "generate", lambda model, ids, room, **how: generate(
+        model, ids, min(room, 3), **how))
     monkeypatch.chdir(folder)
     return folder
 

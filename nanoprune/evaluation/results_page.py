@@ -96,12 +96,12 @@ def plan_table(plan: dict | None, comparisons: list[dict]) -> list[str]:
     if not plan or not seen:
         return []
     rows = [{"least difference shown with 80 % power": "test perplexity, %",
-             "planned": f"{plan['text']['detectable_perplexity_percent']:.2g}",
-             "seen": f"{100 * math.expm1(seen[0]['nll']['detectable']):.2g}"}]
+             "planned": known(plan["text"]["detectable_perplexity_percent"], ".2g"),
+             "seen": known(100 * math.expm1(seen[0]["nll"]["detectable"]), ".2g")}]
     for name, questions in plan["questions"].items():
         if found := seen[0].get(f"{name} accuracy"):
             rows.append({"least difference shown with 80 % power": f"{name}, points",
-                         "planned": f"{questions['detectable_points']:.2g}",
+                         "planned": known(questions["detectable_points"], ".2g"),
                          "seen": known(100 * found["detectable"], ".2g")})
     return [*table(rows), "", f"The plan took the spread of {plan['model']} with and without block "
             f"{plan['without']}, and {plan['changed']:.0%} of changed answers."]
