@@ -293,3 +293,13 @@ def test_an_input_is_not_claimed(tmp_path):
     for place in ("samples", "link"):
         with pytest.raises(ValueError, match="is read by this command"):
             claim("result", tmp_path / "samples", inputs=[tmp_path / place])
+
+
+def test_a_figure_of_ours_is_drawn_again(tmp_path):
+    """Those of results and studies, too, but no figure replaces a text."""
+    for kind, name in (("result", "curves.png"), ("study", "study.png"), ("text", "samples.png")):
+        claim(kind, tmp_path / name)
+        write(tmp_path, **{name: "drawn"})
+    claim("figure", tmp_path / "curves.png", tmp_path / "study.png")
+    with pytest.raises(ValueError, match="samples.png would be replaced"):
+        claim("figure", tmp_path / "samples.png")
