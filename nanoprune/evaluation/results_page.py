@@ -38,6 +38,9 @@ def results_page(
     lines = [f"# {headline(arms, steps)}", "", *compared(arms, models, about), ""]
     lines += [f"- {sentence}" for sentence in conclusions(models, comparisons, rows)]
     lines += ["", *overview(models), ""]
+    if len(models) > 1:
+        lines += ["Intervals in the table are of a model alone. Differences are paired by document or "
+                  "source, so theirs are narrower.", ""]
     if "comparison.png" in figures:
         lines += ["![The differences and the answers](comparison.png)", ""]
     lines += [f"- {sentence}" for sentence in [

@@ -82,14 +82,15 @@ def trained(arm: Arm, model: dict) -> str:
 
 
 def conclusions(models: list[dict], comparisons: list[dict], rows: list[dict]) -> list[str]:
-    """What the block cost before healing, after healing, and on questions."""
+    """What the block cost before healing, what fine-tuning did, what the block cost then; and on questions.
+    """
     sentences, detectable = [], {}
     for comparison in comparisons:
         for measure, found in comparison.items():
             if isinstance(found, dict) and "detectable" in found:
                 detectable[*comparison["models"], measure] = found["detectable"]
     text = [row for row in rows if row["measure"].startswith("test")]
-    shown_steps = {REMOVED: "Before healing", REDUCED: "After healing"}
+    shown_steps = {REMOVED: "Before healing", TUNED: "Fine-tuning", REDUCED: "After healing"}
     told = [row for row in text if row["step"] in shown_steps] or [row for row in text if row["step"]]
     told = told or [row for row in text if row["first"] == models[0]["name"]]
     for row in told:
@@ -97,6 +98,7 @@ def conclusions(models: list[dict], comparisons: list[dict], rows: list[dict]) -
         sentences.append(f"{f'**{when}:** ' if when else ''}{text_sentence(row, detectable)}")
     for name in models[0]["qa"]:
         answers = [row for row in rows if row["measure"] == f"{name} accuracy"
+                   and (row["shown"] or row["step"] in (REDUCED, ""))
                    and (row["first"], row["second"]) in {(t["first"], t["second"]) for t in told}]
         sentences.append(f"**Questions, {name}:** " + answers_sentence(name, models, answers, detectable))
     return sentences
@@ -113,7 +115,7 @@ def text_sentence(row: dict, detectable: dict) -> str:
         return f"{second} predicts exactly as {first} does."
     if not row["shown"]:
         least = 100 * math.expm1(detectable.get((first, second, "nll"), math.nan))
-        could = "" if math.isnan(least) else f"; {least:.2g} % would have been"
+        could = "" if math.isnan(least) else f"; {least:.2g} % would be shown in 8 of 10 such tests"
         return f"no difference shown from {first} to {second} in {measure}: {of_row(row)}{could}{runs}."
     above, row = ("above", row) if row["difference"] > 0 else ("below", mirrored(row))
     return f"the {measure} of {second} is {of_row(row, '')} {above} that of {first}{runs}."
@@ -124,14 +126,16 @@ def answers_sentence(name: str, models: list[dict], rows: list[dict], detectable
     if qa[0]["sources"] < statistics.LEAST:
         return f"too few to show anything ({counted(qa[0]['sources'], 'source')})."
     if all(q["accuracy_interval"][0] <= q["chance"] <= q["accuracy_interval"][1] for q in qa):
-        return f"all models are at chance ({100 * qa[0]['chance']:.0f} %)."
+        return f"no model is shown to be off chance ({100 * qa[0]['chance']:.0f} %)."
     sentences = []
     for row in rows:
         least = 100 * detectable.get((row["first"], row["second"], row["measure"]), math.nan)
         remark = "" if row["shown"] or row["identical"] else ", no difference shown" + (
-            f" ({least:.2g} points would have been)" if math.isfinite(least) else "")
+            f" ({least:.2g} points would be, in 8 of 10 such tests)" if math.isfinite(least) else "")
         sentences.append(f"{row['second']} against {row['first']} {of_row(row)}{remark}")
-    return "; ".join(sentences) + "." if sentences else f"{100 * qa[0]['accuracy']:.0f} % are right."
+    if len(qa) == 1:
+        return f"{100 * qa[0]['accuracy']:.0f} % are right."
+    return ("; ".join(sentences) or "no difference shown") + "."
 
 
 def overview(models: list[dict]) -> list[str]:
@@ -180,7 +184,7 @@ def doubts(arms: list[Arm], models: list[dict]) -> list[str]:
         lines.append(f"Too few: {', '.join(few)}. Over fewer than {least} differences have no interval, "
                      "and shares the exact one.")
     if any(arm.tuned and len(arm.runs) == 1 for arm in arms):
-        lines.append("Of one seed, differences are of this pair of runs: another seed may give others.")
+        lines.append("One seed: the intervals leave out what another seed would change.")
     lines += [f"{model['name']}: the loss of {counted(model['test']['not_finite'], 'test document')} is not "
               "finite." for model in models if model["test"]["not_finite"]]
     return lines

@@ -123,8 +123,10 @@ def _read_differences(folder: Path, sets: list[str]) -> dict[str, list[dict]]:
         row["label"] = row["measure"].removesuffix(" accuracy")
     steps = [row for row in rows if row["step"]]
     rows = steps or [row for row in rows if row["pair"] in distinct(rows, "pair")[:MOST_PAIRS]]
-    forests = {"change in %, 95 % intervals": [row for row in rows if row["measure"] in TEXTS],
-               "points of accuracy, 95 % intervals": [row for row in rows if row["label"] in sets]}
+    texts = [row for row in rows if row["measure"] in TEXTS]
+    answers = [row for row in rows if row["label"] in sets]
+    forests = {"change in %, 95 % intervals (right: worse)": texts,
+               "points of accuracy, 95 % intervals (right: better)": answers}
     return {label: own for label, own in forests.items() if own}
 
 
