@@ -56,7 +56,8 @@ def test_the_first_screen(page, tmp_path):
     assert first.startswith("# What block 1 was worth\n")
     for told in ("base, 3 blocks, weights ", "chosen by hand", "20 steps, 1,280 tokens, learning rate 0.01",
                  "commit ", "**Before healing:** ", "**Fine-tuning:** ", "**After healing:** ",
-                 "(this pair of runs)", "One seed: the intervals leave out", "saves ", "% of the parameters", "On general text"):
+                 "(this pair of runs)", "One seed: the intervals leave out", "saves ",
+                 "% of the parameters", "On general text"):
         assert told in first, told
     assert len(first.splitlines()) < 45 and max(map(len, first.splitlines())) < 260
     rows = read_rows(tmp_path / "out" / "differences.csv")

@@ -66,10 +66,9 @@ def chosen_by(history: list[dict]) -> list[str]:
     """How the removed blocks were chosen; the config of a run names only which."""
     hows = []
     for entry in history:
-        if entry.get("scores"):
-            hows.append(f"by {entry['method']} from {entry['scores']}")
-        elif entry.get("method") != "by the config":
-            hows.append(entry.get("method", "in a way that is not recorded"))
+        method = entry.get("method", "in a way that is not recorded")
+        if method != "by the config":
+            hows.append(method + (f", scores in {entry['scores']}" if entry.get("scores") else ""))
     return hows
 
 
