@@ -67,6 +67,7 @@ def chosen_by(history: list[dict]) -> list[str]:
     hows = []
     for entry in history:
         method = entry.get("method", "in a way that is not recorded")
+        method = method if method.startswith(("by ", "in ")) else f"by {method}"
         if method != "by the config":
             hows.append(method + (f", scores in {entry['scores']}" if entry.get("scores") else ""))
     return hows
