@@ -55,6 +55,9 @@ def test_seeds_become_one_arm_and_other_settings_do_not():
     ([FOUR[2], result("cut", removed="1", base=FOUR[2]["sha256"])],
      ["fine-tuned full", "fine-tuned full without block 1"]),
     ([result("a", seed=0), result("b", seed=0)], ["fine-tuned full (a)", "fine-tuned full (b)"]),
+    ([result("a", seed=0) | {"base_sha256": None}], ["fine-tuned full"]),
+    ([result("scratch", seed=0, base={}) | {"run": {"base": {}, "seed": 0}}, result("x", base=OTHER)],
+     ["scratch", "x"]),
 ])
 def test_names(results, names):
     assert named(results) == names

@@ -2,13 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.stats
 from small import make_data, make_model, read_rows
 
-from nanoprune.evaluation.comparison import compare_answers, summarize_questions
+from nanoprune.evaluation.arms import Arm
+from nanoprune.evaluation.comparison import compare, compare_answers, summarize_questions
 from train import train
 
 
@@ -66,6 +68,22 @@ def test_seeds_are_put_together(world, tmp_path, evaluate):
     assert comparison["nll"]["difference"] == pytest.approx(less["test"]["nll"] - full["test"]["nll"])
     assert comparison["nll"]["freedom"] < 5
     assert (tmp_path / "out" / "curves.png").is_file()
+
+
+def test_one_run_beside_several_is_one_pair():
+    """The seeds that one side lacks would make its interval that of new seeds, which it does not know."""
+    def arm(name: str, *losses: float) -> Arm:
+        runs = [{"run": {"seed": seed}, "tokenizer": "t", "general": [], "written": [], "answers": {},
+                 "test": [{"nll": loss + k % 3, "tokens": 1, "bytes": 2} for k in range(12)]}
+                for seed, loss in enumerate(losses)]
+        return Arm(name, name, runs)
+
+    base = replace(arm("base", 4.0), runs=[arm("base", 4.0).first | {"run": None}])
+    one, three = arm("full", 2.0), arm("reduced", 3.0, 9.0, 9.0)
+    alone = compare(one, three)
+    assert alone["seeds"] == 1 and alone["nll"]["difference"] == pytest.approx(1)
+    assert compare(base, three)["seeds"] == 3  # a model that no run made has no other seeds
+    assert compare(three, three)["seeds"] == 3
 
 
 def answers(*right: int, sources: int = 0) -> list[dict]:

@@ -1,7 +1,6 @@
 """The models of a comparison: named by what was done to them, runs of several seeds put together."""
 
 import json
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ class Arm:
     """A model, or the runs of one config with several seeds; all are measured on the same items."""
 
     name: str
+    title: str  # the name without what tells it from others of one title
     runs: list[dict]  # results of eval.py, one for each seed
 
     @property
@@ -81,7 +81,11 @@ def fine_tuned(result: dict) -> bool:
 def origin(result: dict) -> str:
     """A hash of the weights that a result began as; models that share it come from one base."""
     first = result["history"][0]["base_sha256"] if result["history"] else result["base_sha256"]
-    return json.dumps(first or result["sha256"], sort_keys=True)
+    return weights(first or result["sha256"])
+
+
+def weights(sha256: dict[str, str]) -> str:
+    return json.dumps(sha256, sort_keys=True)
 
 
 def title(result: dict, base: str) -> str:
@@ -106,24 +110,25 @@ def make_arms(results: list[dict]) -> list[Arm]:
     for result in results:
         like = describe_config(result) or f"{result['name']} {len(groups)}"
         groups[title(result, base_name(result, results)), like].append(result)
-    for (name, _), runs in groups.items():
-        namesakes = [others[0] for (other, _), others in groups.items() if other == name]
-        if len(namesakes) > 1:
-            name = f"{name} ({distinction(runs[0], namesakes)})"
+    for (own, _), runs in groups.items():
+        namesakes = [others[0] for (other, _), others in groups.items() if other == own]
+        name = f"{own} ({distinction(runs[0], namesakes)})" if len(namesakes) > 1 else own
         seeds = {run["run"]["seed"] for run in runs if run["run"]}
         if len(runs) > len(seeds) > 0:  # copies of a run
-            arms += [Arm(f"{name} ({run['name']})", [run]) for run in runs]
+            arms += [Arm(f"{name} ({run['name']})", own, [run]) for run in runs]
         else:
-            arms.append(Arm(name, sorted(runs, key=lambda run: run["run"]["seed"]) if seeds else runs))
+            arms.append(Arm(name, own, sorted(runs, key=lambda run: run["run"]["seed"]) if seeds else runs))
     return arms
 
 
 def base_name(result: dict, results: list[dict]) -> str:
     """What the base of a result is called: "base" if all share it, else by its own name."""
-    tuned = {json.dumps(run["sha256"], sort_keys=True): run for run in results if fine_tuned(run)}
-    if parent := tuned.get(origin(result)):
+    tuned = {weights(run["sha256"]): run for run in results if fine_tuned(run)}
+    parent, own = tuned.get(origin(result)), origin(result) == weights(result["sha256"])
+    if parent and not own:  # a run that does not know its base is no base of its own
         return title(parent, base_name(parent, results))
-    origins = [key for key in dict.fromkeys(map(origin, results)) if key not in tuned]
+    origins = [key for key in dict.fromkeys(map(origin, results))
+               if key not in tuned or key == origin(result)]
     family = [other for other in results if origin(other) == origin(result)]
     unchanged = [other["name"] for other in family if not fine_tuned(other) and not other["history"]]
     if len(origins) == 1 and (len(family) > 1 or not unchanged):
@@ -138,13 +143,18 @@ def describe_config(result: dict) -> str:
 
 
 def distinction(result: dict, namesakes: list[dict]) -> str:
-    """The settings by which a run differs from others that are called alike, or else its own name."""
-    runs = [other["run"] for other in namesakes]
-    if None in runs:
+    """The settings by which a run differs from others of its title, or else its own name."""
+    if not all(other["run"] for other in namesakes):
         return result["name"]
-    differing = sorted(set().union(*(differing_settings(runs[0], run) for run in runs)))
+    differing = differing_among(namesakes)
     short = [f"{key} {result['run'].get(key)}" for key in differing[:2]]
     return ", ".join(short) if short and all(len(text) < 40 for text in short) else result["name"]
+
+
+def differing_among(results: list[dict]) -> list[str]:
+    """The settings in which any of these runs differ."""
+    first, *others = (result["run"] for result in results)
+    return sorted({key for other in others for key in differing_settings(first, other)})
 
 
 def differing_settings(a: dict, b: dict) -> list[str]:
@@ -189,13 +199,10 @@ def warnings(arms: list[Arm], steps: dict[str, list[tuple[Arm, Arm]]]) -> list[s
         if full.seeds != reduced.seeds:
             lines.append(f"{full.name} has the seed(s) {listed(full.seeds)}, {reduced.name} "
                          f"{listed(reduced.seeds)}: only those of both are paired.")
-    plain = defaultdict(list)
-    for arm in arms:
-        plain[re.sub(r" \((?!LoRA|QLoRA|distilled).*", "", arm.name)].append(arm)
-    for name, namesakes in plain.items():
-        if len(namesakes) > 1 and namesakes[0].tuned:
-            keys = sorted(set().union(*(differing_settings(namesakes[0].first["run"], arm.first["run"])
-                                        for arm in namesakes)))
+    for name in dict.fromkeys(arm.title for arm in arms if arm.tuned):
+        namesakes = [arm for arm in arms if arm.title == name]
+        if len(namesakes) > 1:
+            keys = differing_among([arm.first for arm in namesakes])
             lines.append(f"The runs of {name} differ in {', '.join(keys) or 'their names alone'}: they are "
                          "not put together as seeds of one config.")
     return lines

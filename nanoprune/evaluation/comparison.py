@@ -4,6 +4,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -180,10 +181,10 @@ def compare_all(arms: list[Arm]) -> list[dict]:
 
 
 def compare(a: Arm, b: Arm) -> dict:
-    """Paired differences of b from a; of several seeds those that both ran with are paired."""
-    common = set(a.seeds) & set(b.seeds)
-    if len(a.runs) > 1 and len(b.runs) > 1:
-        a, b = (Arm(arm.name, [run for run in arm.runs if run["run"]["seed"] in common] or arm.runs[:1])
+    """Paired differences of b from a; of runs on both sides those with the same seeds are paired."""
+    if a.seeds and b.seeds:
+        common = set(a.seeds) & set(b.seeds)
+        a, b = (replace(arm, runs=[run for run in arm.runs if run["run"]["seed"] in common] or arm.runs[:1])
                 for arm in (a, b))
     differences = {"seeds": max(len(a.runs), len(b.runs))}
     same_tokens = a.first["tokenizer"] == b.first["tokenizer"]

@@ -40,6 +40,8 @@ def parse_json(data: bytes, where: str) -> dict:
         content = json.loads(data)
         level = [content]
         for _ in range(MOST_LEVELS):
+            if not level:  # most lines are flat, and there may be millions
+                break
             level = [child for item in level if isinstance(item, dict | list)
                      for child in (item.values() if isinstance(item, dict) else item)]
         if level:

@@ -151,11 +151,9 @@ def claim(kind: str, *paths: str | Path, inputs: Iterable[str | Path | None] = (
         make_folder(path.parent)
     read = [os.path.realpath(path) for path in inputs if path]
     kinds = (kind, *DRAW) if kind == "figure" else (kind,)
-    new = []
-    for path in targets:
-        known = read_log(path.with_name(LIST), ("file",))
-        if not any({"file": path.name, "as": kind} in known for kind in kinds):
-            new.append(path)
+    lists = {path.parent: read_log(path.with_name(LIST), ("file",)) for path in targets}
+    new = [path for path in targets
+           if not any({"file": path.name, "as": kind} in lists[path.parent] for kind in kinds)]
     if others := [str(path) for path in targets if str(path) in read or (path in new and path.exists())]:
         raise ValueError(f"{', '.join(others[:3])} would be replaced, and was not written there as a "
                          f"{kind}, or is read by this command. Write to another place, or move it away "

@@ -14,6 +14,8 @@ BLOCK_TAGS = {"p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", 
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad\0"))  # zero-width, soft hyphen
 CELL = "\0"  # separates cells until a line is complete; no text holds it
 MAX_ELEMENTS, MAX_DEPTH = 1_000_000, 256  # of a page; browsers end at a depth of 512
+CHUNK = 2**16  # bytes parsed at a time
+MAX_OPEN = 10_000  # elements around another in the source: at each </p> without a <p> libxml2 looks at all
 MAX_ATTRIBUTES, MAX_VALUE = 64, 1024  # of an element, and characters of one
 NAME = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
 FORBIDDEN = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # in XML, and so in the tree
@@ -111,6 +113,8 @@ class _Builder(etree.TreeBuilder):
         self.elements += 1
         if self.elements > self.max_elements:
             raise ValueError(f"more than {self.max_elements} elements")
+        if len(self.around) > MAX_OPEN:
+            raise ValueError(f"more than {MAX_OPEN} elements inside each other")
         name = tag if NAME.fullmatch(tag) else "span"
         super().start(name, {key: FORBIDDEN.sub(" ", value[:MAX_VALUE]) for key, value in
                              islice(attributes.items(), MAX_ATTRIBUTES) if NAME.fullmatch(key)})
@@ -141,7 +145,10 @@ def read_html(html: str | bytes, max_elements: int = MAX_ELEMENTS) -> etree._Ele
     parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True,
                               target=_Builder(max_elements))
     try:
-        root = etree.fromstring(text.replace("\0", "").encode("utf-8", "replace"), parser)
+        data = text.replace("\0", "").encode("utf-8", "replace") or b" "
+        for first in range(0, len(data), CHUNK):  # an error ends a chunk, not the whole
+            parser.feed(data[first : first + CHUNK])
+        root = parser.close()
     except etree.LxmlError as error:
         raise ValueError(f"not HTML: {error}") from error
     if root.find(".//sup") is not None:
