@@ -124,8 +124,8 @@ def make_arms(results: list[dict]) -> list[Arm]:
 def base_name(result: dict, results: list[dict]) -> str:
     """What the base of a result is called: "base" if all share it, else by its own name."""
     tuned = {weights(run["sha256"]): run for run in results if fine_tuned(run)}
-    parent, own = tuned.get(origin(result)), origin(result) == weights(result["sha256"])
-    if parent and not own:  # a run that does not know its base is no base of its own
+    parent = tuned.get(origin(result))
+    if parent and parent["sha256"] != result["sha256"]:  # a run that does not know its base is not its own
         return title(parent, base_name(parent, results))
     origins = [key for key in dict.fromkeys(map(origin, results))
                if key not in tuned or key == origin(result)]

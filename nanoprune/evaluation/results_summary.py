@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 
 from nanoprune import statistics
-from nanoprune.evaluation.arms import HEALED, REDUCED, REMOVED, TUNED, Arm
+from nanoprune.evaluation.arms import HEALED, REDUCED, REMOVED, TUNED, Arm, listed
 from nanoprune.io.markdown import counted, table, with_interval
 
 SAVED = {"parameters": "params", "bytes a token": "token_mb", "operations a token": "token_mflop"}
@@ -76,9 +76,8 @@ def chosen_by(history: list[dict]) -> list[str]:
 def trained(arm: Arm, model: dict) -> str:
     run, tokens = arm.first["run"], model["cost"]["training_tokens"]
     length = f"{run['epochs']:g} epoch(s)" if run["epochs"] else counted(run["max_steps"], "step")
-    seeds = "seed" if len(arm.seeds) == 1 else "seeds"
-    return (f"{length}, {tokens or 0:,} tokens, learning rate {run['lr']:g}, {seeds} "
-            f"{', '.join(map(str, arm.seeds))}")
+    return (f"{length}, {tokens or 0:,} tokens, learning rate {run['lr']:g}, seed(s) "
+            f"{listed(arm.seeds)}")
 
 
 def conclusions(models: list[dict], comparisons: list[dict], rows: list[dict]) -> list[str]:
