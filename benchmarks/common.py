@@ -123,16 +123,20 @@ def random_documents(rng: np.random.Generator, lengths: Iterable[int], vocab_siz
     return [rng.integers(0, vocab_size, length).tolist() for length in lengths]
 
 
-def write_dataset(folder: Path, splits: dict[str, list[list[int]]], vocab_size: int) -> None:
-    """A dataset folder of the splits' documents, given as tokens."""
+def write_dataset(
+    folder: Path, splits: dict[str, list[list[int]]], vocab_size: int, base: Path | None = None
+) -> None:
+    """A dataset folder of the splits' documents, given as tokens, for a base that may have a tokenizer."""
     from nanoprune.data.token_file import write_documents
+    from nanoprune.data.tokenizer import tokenizer_hash
 
     for name, documents in splits.items():
         path = folder / f"{name}.safetensors"
         write_documents(path, ((tokens, 1) for tokens in documents), len(documents), vocab_size)
     write_json(folder / "tokenizer.json", {"version": "1.0", "added_tokens": [], "model": {
         "type": "BPE", "vocab": {"a": 0, "<|endoftext|>": 1}, "merges": []}})
-    write_json(folder / "meta.json", {"tokenizer_hash": None, "vocab_size": vocab_size, "end_token": 1})
+    write_json(folder / "meta.json", {"tokenizer_hash": base and tokenizer_hash(base) or "",
+                                      "vocab_size": vocab_size, "end_token": 1})
 
 
 def random_model(shape: dict, folder: Path, dtype: torch.dtype = torch.float32) -> Path:

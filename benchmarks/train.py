@@ -1,11 +1,14 @@
 """train.py beside transformers' Trainer: the same weights, the same tokens, in turn, each in a fresh process.
 
     python -m benchmarks.train full-fp32 small          # some rows
+    python -m benchmarks.train smollm2 --models models  # the row of real weights
     python -m benchmarks.train --rounds 3               # all of them: hours on a CPU
 
-A row is a kind of work. Its peers are Trainer as it comes and Trainer in other ordinary settings; "best" is
-the fastest of all of them. Rates leave the first step out; memory is the peak of the process, from its start.
-Where both sides see the same tokens in fp32, their first losses must agree to 1e-3. Writes results/train.csv
+A row is a kind of work. Its peers are Trainer as it comes and Trainer in other ordinary settings, with
+`torch_compile` and an optimizer in 8 bits among them, and TRL's SFTTrainer (`pip install -r
+requirements-bench.txt`); "best" is the fastest of all of them. Rates leave the first step out, compiled ones
+two; memory is the peak of the process, from its start. Where both sides see the same tokens, their first
+losses must agree to 1e-3 in fp32 and to 1e-2 in bf16. Writes results/train.csv
 as it goes (every measurement; a row measured again replaces its old measurements) and results/train.md (the
 tables). Compare ratios, not seconds, as machines are noisy. """
 
@@ -46,6 +49,7 @@ from benchmarks.tables import markdown
 from nanoprune import command_line
 from nanoprune.config import IGNORE, Config
 from nanoprune.device import make_autocast, set_up
+from nanoprune.io.files import read_json
 
 ANSWER = 24  # learned tokens of a question/answer pair
 
@@ -60,6 +64,10 @@ class Peer:
     attention: str = "sdpa"
     flattening: bool = False  # transformers' own collator without padding
     by_length: bool = False  # batches of like length
+    trl: bool = False  # TRL's SFTTrainer, whose loss is chunked by default
+    arguments: dict = field(default_factory=dict)  # of TrainingArguments, besides
+    steps: int = 0  # the row's own if 0
+    warm_up: int = 1  # steps that the rate leaves out
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Row:
     """A kind of work: the model, the tokens and what train.py is told besides."""
 
     about: str  # for the table; ours is fp32 except where "auto" finds units for bf16
-    shape: dict
+    shape: dict | str  # a shape for random weights, or the name of a folder in --models
     context: int
     batch: int
     steps: int
@@ -79,6 +87,8 @@ class Row:
 
 
 ALLOCATOR = {"environment": KEEP_FREED_MEMORY}
+COMPILED = Peer(**ALLOCATOR, arguments={"torch_compile": True}, steps=32, warm_up=2)
+EIGHT_BITS = {"optim": "adamw_bnb_8bit", "gradient_checkpointing": True}
 PLAIN = {
     "as it comes": Peer(),
     "allocator": Peer(**ALLOCATOR),
@@ -96,7 +106,18 @@ BFLOAT16 = {
     "bf16 weights, allocator": Peer(**ALLOCATOR, stored="bfloat16"),
     "fp32, allocator": Peer(**ALLOCATOR, autocast="float32"),
 }
+STRONGEST = {
+    "as it comes": Peer(),
+    "allocator": Peer(**ALLOCATOR),
+    "compiled, allocator": COMPILED,
+    "SFTTrainer": Peer(trl=True),
+    "SFTTrainer, allocator": Peer(**ALLOCATOR, trl=True),
+}
 ROWS = {
+    "smollm2": Row(
+        "SmolLM2-135M, 4 x 512 tokens, bf16; AdamW, clipped",
+        "smollm2", context=512, batch=4, steps=8, settings={"dtype": "auto"}, peers=STRONGEST,
+        dtype="bfloat16", same=True),
     "full-bf16": Row(
         "0.6 B, 1 x 1,024 tokens, bf16; AdamW, clipped, `recompute=pointwise`",
         WHOLE, context=1024, batch=1, steps=2, settings={"recompute": "pointwise", "dtype": "auto"},
@@ -107,7 +128,9 @@ ROWS = {
     "lean": Row(
         "0.6 B, 1 x 1,024 tokens, fp32; `optimizer=lean`, not clipped, `recompute=blocks`",
         WHOLE, context=1024, batch=1, steps=3,
-        settings={"optimizer": "lean", "recompute": "blocks", "clip": 0.0}),
+        settings={"optimizer": "lean", "recompute": "blocks", "clip": 0.0},
+        peers={"8 bits, checkpointing": Peer(arguments=EIGHT_BITS),
+               "8 bits, checkpointing, allocator": Peer(**ALLOCATOR, arguments=EIGHT_BITS)}),
     "mixed": Row(
         "0.6 B cut to 7 blocks, releases of mixed length in rows of 2,048; *useful* tokens",
         QUARTER, context=2048, batch=1, steps=3, peers=PACKED, uneven=True),
@@ -120,19 +143,24 @@ ROWS = {
         uneven=True, same=True),
     "small": Row("4 M, 8 x 256 tokens", SMALL, context=256, batch=8, steps=40, peers=PLAIN, same=True),
 }
+TOLERANCES = {"float32": 1e-3, "bfloat16": 1e-2}  # of the first losses, by the type of the products
 SPLIT = {"pairs": "pairs", "evaluate": "val"}  # that Trainer reads; train elsewhere
 
 
 # ---------------------------------------------------------------- weights and data
 
 
-def make(name: str, work: Path) -> tuple[Path, Path]:
-    """(base, dataset), made once: random weights of the row's shape, random tokens."""
-    row = ROWS[name]
-    size = f"{row.shape['num_hidden_layers']}x{row.shape['hidden_size']}"
-    base, data = random_model(row.shape, work / f"base-{size}"), work / f"data-{name}"
+def make(name: str, work: Path, models: Path) -> tuple[Path, Path]:
+    """(base, dataset), made once: real weights or random ones of the row's shape, random tokens."""
+    row, data = ROWS[name], work / f"data-{name}"
+    if isinstance(row.shape, str):
+        base = models / row.shape
+        shape = read_json(base / "config.json")
+    else:
+        shape = row.shape
+        base = random_model(shape, work / f"base-{shape['num_hidden_layers']}x{shape['hidden_size']}")
     if not data.is_dir():
-        count, vocab_size = (64 + row.steps) * row.batch, row.shape["vocab_size"] - 300
+        count, vocab_size = (64 + row.steps) * row.batch, shape["vocab_size"] - 300
         rng, lengths = np.random.default_rng(0), np.full(count, row.context + 1)
         if row.uneven:  # a median of 900 tokens, mostly from a third to three times that
             lengths = np.clip(np.exp(rng.normal(np.log(900), 0.6, count)), 40, row.context).astype(int)
@@ -141,7 +169,7 @@ def make(name: str, work: Path) -> tuple[Path, Path]:
         if name == "pairs":
             splits["train"] = [[1, 2]]
             write_pairs(data / "pairs.safetensors", documents, vocab_size)
-        write_dataset(data, splits, vocab_size)
+        write_dataset(data, splits, vocab_size, base)
     return base, data
 
 
@@ -154,8 +182,8 @@ def write_pairs(path: Path, documents: list[list[int]], vocab_size: int) -> None
     write_examples(path, examples, vocab_size)
 
 
-def make_config(name: str, work: Path) -> Config:
-    row, (base, data) = ROWS[name], make(name, work)
+def make_config(name: str, work: Path, models: Path) -> Config:
+    row, (base, data) = ROWS[name], make(name, work, models)
     config = Config(
         name=name, base=str(base), data=str(data), runs=str(work / f"runs-{os.getpid()}"),
         context=row.context, batch_size=row.batch, accumulation=1, max_steps=row.steps, warmup_steps=0,
@@ -167,13 +195,13 @@ def make_config(name: str, work: Path) -> Config:
 # ---------------------------------------------------------------- nanoprune's side
 
 
-def train_ours(name: str, work: Path) -> dict:
+def train_ours(name: str, work: Path, models: Path) -> dict:
     """train.py itself, less the writing of its last state; `useful` counts each step's tokens (examples in
     "pairs")."""
     from model import Decoder
     from nanoprune.data.dataset import Dataset
 
-    config, inside = make_config(name, work), Stopwatch()
+    config, inside = make_config(name, work, models), Stopwatch()
     for owner, method in ((Decoder, "forward"), (torch.Tensor, "backward"),
                           (torch.nn.utils, "clip_grad_norm_"), (torch.optim.AdamW, "step")):
         setattr(owner, method, inside.watch(getattr(owner, method)))
@@ -204,13 +232,13 @@ class Stopwatch:
         return timed
 
 
-def evaluate_ours(work: Path) -> dict:
+def evaluate_ours(work: Path, models: Path) -> dict:
     """The validation of train.py."""
     from model import Decoder
     from nanoprune.data.dataset import Dataset
     from nanoprune.evaluation.perplexity import Validation
 
-    config = make_config("evaluate", work)
+    config = make_config("evaluate", work, models)
     set_up(config, torch.device("cpu"))
     model, validation = Decoder.from_pretrained(config.base), Validation(Dataset(config.data), config)
     autocast = make_autocast(config.dtype, torch.device("cpu"))
@@ -226,15 +254,16 @@ def evaluate_ours(work: Path) -> dict:
 # ---------------------------------------------------------------- Trainer's side
 
 
-def run_trainer(name: str, work: Path, peer: Peer) -> dict:
-    """Trainer on the same weights and the same tokens; `useful` counts each step's tokens (examples in
+def run_trainer(name: str, work: Path, models: Path, peer: Peer) -> dict:
+    """Trainer, or SFTTrainer, on the same weights and tokens; `useful` counts each step's tokens (examples in
     "pairs")."""
     import transformers
 
-    row, config = ROWS[name], make_config(name, work)
+    row, config = ROWS[name], make_config(name, work, models)
+    steps = peer.steps or row.steps
     model = transformers.AutoModelForCausalLM.from_pretrained(
         config.base, dtype=getattr(torch, peer.stored), attn_implementation=peer.attention)
-    examples = trainer_examples(name, config)
+    examples = trainer_examples(name, config, steps)
     clock, useful = make_clock(torch.device("cpu")), []
     collator = transformers.DataCollatorWithFlattening() if peer.flattening else pad
 
@@ -244,26 +273,43 @@ def run_trainer(name: str, work: Path, peer: Peer) -> dict:
 
     batch = 2 if row.uneven else row.batch  # two releases are about as long as a row of ours
     order = "group_by_length" if peer.by_length else "random" if row.uneven else "sequential"
-    arguments = transformers.TrainingArguments(
-        output_dir=str(work / "trainer"), max_steps=row.steps, train_sampling_strategy=order,
+    settings = dict(
+        output_dir=str(work / "trainer"), max_steps=steps, train_sampling_strategy=order,
         per_device_train_batch_size=batch, per_device_eval_batch_size=batch, learning_rate=config.lr,
         lr_scheduler_type="cosine", weight_decay=0.0, max_grad_norm=1.0, use_cpu=True,
         bf16=(peer.autocast or row.dtype) == "bfloat16", logging_steps=1, report_to=[], save_strategy="no",
-        disable_tqdm=True, remove_unused_columns=False, dataloader_num_workers=0)
-    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=examples,
-                                   eval_dataset=examples, data_collator=collate, callbacks=[clock])
+        disable_tqdm=True, remove_unused_columns=False, dataloader_num_workers=0, **peer.arguments)
+    parts = {"model": model, "train_dataset": examples, "data_collator": collate, "callbacks": [clock]}
+    if peer.trl:
+        trainer = sft_trainer(settings, parts, config.base)
+    else:
+        trainer = transformers.Trainer(args=transformers.TrainingArguments(**settings),
+                                       eval_dataset=examples, **parts)
     if name == "evaluate":
-        for _ in range(row.steps):
+        for _ in range(steps):
             began = time.perf_counter()
             clock.losses.append(trainer.evaluate()["eval_loss"])
             clock.seconds.append(time.perf_counter() - began)
-        useful = [sum(useful) / row.steps] * row.steps
+        useful = [sum(useful) / steps] * steps
     else:
         trainer.train()
-    return {"seconds": clock.seconds, "losses": clock.losses, "useful": useful[: row.steps], "memory": peak()}
+    return {"seconds": clock.seconds, "losses": clock.losses, "useful": useful[:steps], "memory": peak(),
+            "warm_up": peer.warm_up}
 
 
-def trainer_examples(name: str, config: Config) -> list[dict]:
+def sft_trainer(settings: dict, parts: dict, base: str):
+    """TRL's trainer, for rows that are tokens already."""
+    import datasets
+    import transformers
+    import trl
+
+    arguments = trl.SFTConfig(**settings, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+    return trl.SFTTrainer(
+        args=arguments, processing_class=transformers.AutoTokenizer.from_pretrained(base),
+        **parts | {"train_dataset": datasets.Dataset.from_list(parts["train_dataset"])})
+
+
+def trainer_examples(name: str, config: Config, steps: int) -> list[dict]:
     """The same tokens as Trainer takes them: whole documents where they are uneven, else our rows."""
     from nanoprune.data.dataset import Dataset
 
@@ -272,7 +318,7 @@ def trainer_examples(name: str, config: Config) -> list[dict]:
         return [{"input_ids": example.tokens.tolist(), "labels": example.targets.tolist()}
                 for example in dataset.split(SPLIT.get(name, "train"))]
     rows = dataset.rows(config.context, config.seed, config.pair_repeats, config.replay)
-    ids, targets, _ = rows.batch(0, config.max_steps * config.batch_size)
+    ids, targets, _ = rows.batch(0, steps * config.batch_size)
     sequences = torch.cat([ids, targets[:, -1:]], dim=1).tolist()
     return [{"input_ids": tokens, "labels": tokens} for tokens in sequences]
 
@@ -295,22 +341,23 @@ def main() -> None:
     parser = make_parser(__doc__, work="data/benchmark")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all without")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder of real models' folders")
     parser.add_argument("--peers", type=int, default=9, help="settings of Trainer to measure, from the first")
     args = parser.parse_args()
-    names, work = args.rows or list(ROWS), args.work.resolve()
+    names, work, models = args.rows or list(ROWS), args.work.resolve(), args.models.resolve()
     if unknown := set(names) - set(ROWS):
         raise ValueError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
     if args.side:
-        print(json.dumps(measure(names[0], args.side, work)))
+        print(json.dumps(measure(names[0], args.side, work, models)))
         return
     path = args.out / "train.csv"
     measurements = [row for row in read_measurements(path) if row["row"] not in names]
     for name in names:
-        make(name, work)
+        make(name, work, models)
         for turn, side in product(range(args.rounds), ["nanoprune", *list(ROWS[name].peers)[: args.peers]]):
             peer = ROWS[name].peers.get(side)
             result = run_fresh("benchmarks.train", name, "--side", side, "--work", work,
-                               environment=peer and peer.environment)
+                               "--models", models, environment=peer and peer.environment)
             if side == "nanoprune":
                 ours = result
             row = {"row": name, "round": turn, "setting": side} | summary(name, result, ours)
@@ -320,20 +367,21 @@ def main() -> None:
     check_losses(measurements)
 
 
-def measure(name: str, side: str, work: Path) -> dict:
+def measure(name: str, side: str, work: Path, models: Path) -> dict:
     if side != "nanoprune":
-        return run_trainer(name, work, ROWS[name].peers[side])
-    return evaluate_ours(work) if name == "evaluate" else train_ours(name, work)
+        return run_trainer(name, work, models, ROWS[name].peers[side])
+    return evaluate_ours(work, models) if name == "evaluate" else train_ours(name, work, models)
 
 
 def summary(name: str, result: dict, ours: dict) -> dict:
     """The columns of a measurement: rates without the first step, and how far the first losses are from
     ours."""
-    steady, differs = result["seconds"][1:], ""
+    warm_up, differs = result.get("warm_up", 1), ""
+    steady = result["seconds"][warm_up:]
     if ROWS[name].same:
         pairs = zip(ours["losses"][:3], result["losses"][:3], strict=True)
         differs = max(abs(a / b - 1) for a, b in pairs)
-    return {"rate": sum(result["useful"][1:]) / sum(steady), "step_s": statistics.median(steady),
+    return {"rate": sum(result["useful"][warm_up:]) / sum(steady), "step_s": statistics.median(steady),
             "memory_gb": result["memory"], "overhead": result.get("overhead", ""),
             "first_loss": result["losses"][0], "loss_differs": differs, "machine": machine(),
             "versions": f"torch {torch.__version__}, transformers {version('transformers')}"}
@@ -342,10 +390,11 @@ def summary(name: str, result: dict, ours: dict) -> dict:
 def check_losses(measurements: list[dict]) -> None:
     """ValueError if the two sides did not compute the same."""
     apart = [f"{row['row']} ({row['setting']}: {row['loss_differs']:.1e})" for row in measurements
-             if ROWS[row["row"]].same and "bf16" not in row["setting"] and row["loss_differs"] > 1e-3]
+             if ROWS[row["row"]].same and "bf16" not in row["setting"]
+             and row["loss_differs"] > TOLERANCES[ROWS[row["row"]].dtype]]
     if apart:
-        raise ValueError("the two sides did not compute the same: the first losses differ by more than 1e-3 "
-                         f"in {', '.join(apart)}")
+        raise ValueError("the two sides did not compute the same: their first losses differ by more than "
+                         f"they may, in {', '.join(apart)}")
 
 
 def tabulate(measurements: list[dict]) -> list[str]:
