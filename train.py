@@ -48,7 +48,7 @@ from nanoprune.nn.lora import LoraSettings, add_lora, count_parameters
 from nanoprune.nn.model_config import record_removal
 from nanoprune.nn.scratch import SavedActivations
 from nanoprune.training.base import Base, find_base
-from nanoprune.training.batches import check_step, seed_dropout, split_rows
+from nanoprune.training.batches import check_step, count_steps, seed_dropout, split_rows
 from nanoprune.training.budget import check_budget, training_flops
 from nanoprune.training.lean_adamw import LeanAdamW
 from nanoprune.training.run_folder import RunFolder, has_state, saved_config
@@ -76,7 +76,7 @@ def train(
     """
     # ---- set-up: everything is checked before anything is written
     ranks = join(config.device)
-    run = RunFolder(config.folder, ranks, resume, from_state, ignore_changes)
+    run = RunFolder(config, ranks, resume, from_state, ignore_changes)
     if run.find_state(config):
         return True
     device = pick_device(config.device)
@@ -175,12 +175,12 @@ def train(
             if config.optimizer != "lean":  # which has updated some of the weights already
                 save_state()
                 saved = "the step before"
-            raise Diverged(
+            raise Diverged(run.diverge(
                 f"step {step}: the loss is {loss}, the gradient norm {grad_norm} (rows {first_row} to "
                 f"{first_row + config.rows_per_step - 1} of seed {config.seed}, from "
                 f"{rows.names(first_row, config.rows_per_step)}). The weights of {saved} are in {run}/state. "
                 "Look at these documents, lower lr, lengthen warmup_steps or use float32, under another name "
-                f"(--name={config.name}-2), from the start or, with --from-state {run}, from there")
+                f"(--name={config.name}-2), from the start or, with --from-state {run}, from there"))
         scaler.step(optimizer)  # float16 skips a step whose gradient overflowed, and lowers the scale
         scaler.update()
         optimizer.zero_grad()
@@ -237,18 +237,6 @@ def load_base(config: Config, base: Base) -> Decoder:
         settings = LoraSettings(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_root)
         add_lora(model, config.lora, settings, config.seed)
     return model
-
-
-def count_steps(config: Config, epoch_tokens: int) -> Config:
-    """The config with the steps that its epochs come to; ValueError if the warm-up would take longer."""
-    if not config.epochs:
-        return config
-    steps = math.ceil(config.epochs * epoch_tokens / config.tokens_per_step)
-    if config.warmup_steps >= steps:
-        raise ValueError(f"warmup_steps: given {config.warmup_steps}, must be below the {steps} steps that "
-                         f"epochs={config.epochs} comes to: {epoch_tokens:,} tokens an epoch, "
-                         f"{config.tokens_per_step:,} a step")
-    return replace(config, max_steps=steps)
 
 
 def make_optimizer(model: Decoder, config: Config) -> torch.optim.Optimizer:
