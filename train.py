@@ -49,7 +49,7 @@ from nanoprune.nn.model_config import record_removal
 from nanoprune.nn.scratch import SavedActivations
 from nanoprune.training.base import Base, find_base
 from nanoprune.training.batches import check_step, count_steps, seed_dropout, split_rows
-from nanoprune.training.budget import check_budget, training_flops
+from nanoprune.training.budget import check_budget, expected_time, training_flops
 from nanoprune.training.lean_adamw import LeanAdamW
 from nanoprune.training.run_folder import RunFolder, has_state, saved_config
 from nanoprune.training.teacher import Teacher
@@ -92,6 +92,7 @@ def train(
     model = load_base(config, base)
     env = environment(device) | base.record | {"ranks": ranks.size, "version": VERSION}
     if dry_run:
+        print(expected_time(config, base.config, dataset, device))
         print(f"{run}: nothing is wrong; a dry run, so nothing was written")
         return True
     run.lock()
@@ -175,12 +176,12 @@ def train(
             if config.optimizer != "lean":  # which has updated some of the weights already
                 save_state()
                 saved = "the step before"
-            raise Diverged(run.diverge(
+            raise Diverged(
                 f"step {step}: the loss is {loss}, the gradient norm {grad_norm} (rows {first_row} to "
                 f"{first_row + config.rows_per_step - 1} of seed {config.seed}, from "
                 f"{rows.names(first_row, config.rows_per_step)}). The weights of {saved} are in {run}/state. "
                 "Look at these documents, lower lr, lengthen warmup_steps or use float32, under another name "
-                f"(--name={config.name}-2), from the start or, with --from-state {run}, from there"))
+                f"(--name={config.name}-2), from the start or, with --from-state {run}, from there")
         scaler.step(optimizer)  # float16 skips a step whose gradient overflowed, and lowers the scale
         scaler.update()
         optimizer.zero_grad()

@@ -6,7 +6,6 @@
     state/step-00000200/
         training.safetensors  trained weights and optimizer moments, by parameter name
         state.json            counters and checksums of both: written last, so it marks a complete state
-    diverged.txt              why the run ended, where its loss was not finite
 
 A state is written beside its place, synced and renamed. The two newest are kept: if one is damaged, the other
 is used.
@@ -35,7 +34,6 @@ from nanoprune.io.files import (
     write_bytes,
     write_csv,
     write_json,
-    write_text,
 )
 from nanoprune.io.folders import lock, replace_folder
 from nanoprune.io.hub import TOKENIZER_FILES, copy_tokenizer
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
     from model import Decoder
 
 STATES_KEPT = 2
-DIVERGED = "diverged.txt"
 # Entries of env.json that change the numbers, or their last digits.
 DECISIVE = ("version", "base_config", "device", "threads", "torch", "numpy")
 FREE_TO_CHANGE = ("name", "runs", "log")  # settings that a resumed run may change
@@ -223,7 +220,6 @@ class RunFolder:
         files += [self.path / "model" / name for name in TOKENIZER_FILES]
         self.settings = {path: path.read_bytes() for path in files if path.is_file()}
         if self.writes:
-            (self.path / DIVERGED).unlink(missing_ok=True)
             self.tracker.begin(config, self.resume)
 
     def log(self, name: str, **row) -> None:
@@ -269,13 +265,6 @@ class RunFolder:
             write_state(self.path / "state", tensors, progress)
         else:
             join_full_tensors(tensors.values())
-
-    def diverge(self, message: str) -> str:
-        """Keep the message of a run that ends because it diverged, and return it."""
-        if self.writes:
-            write_text(self.path / DIVERGED, f"{message}\n")
-        self.tracker.finish()
-        return message
 
     def conclude(self, progress: Progress, config: Config, stop_signals: list[str]) -> None:
         """Say how the run ended, and where its results are; `stop_signals`: received by this process.

@@ -3,52 +3,18 @@
 A tracker that fails never ends a run: a warning says so, and the run goes on without it.
 """
 
-import os
+import importlib
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from nanoprune.config import Config
 from nanoprune.io.files import write_text
 
-PROJECT = "nanoprune"
-
-
-def wandb() -> Callable:
-    from wandb import init
-
-    return lambda config, identity: init(
-        project=os.environ.get("WANDB_PROJECT", PROJECT), name=config.name, id=identity, resume="allow",
-        config=config.to_dict(), dir=config.folder, reinit="finish_previous",
-        settings={"console": "off"})  # stdout and stderr stay as they are
-
-
-def trackio() -> Callable:
-    from trackio import init
-
-    return lambda config, identity: init(PROJECT, f"{config.name}-{identity}", config=config.to_dict(),
-                                         resume="allow")
-
-
-def tensorboard() -> Callable:
-    from torch.utils.tensorboard import SummaryWriter
-
-    class Events:
-        """A writer of event files, with the methods that other trackers have."""
-
-        def __init__(self, config: Config, _):
-            self.writer = SummaryWriter(config.folder / "tensorboard")
-            self.finish = self.writer.close
-
-        def log(self, values: dict[str, float], step: int) -> None:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
-            self.writer.flush()  # a kill loses nothing
-
-    return Events
-
-
-TRACKERS = {function.__name__: function for function in (wandb, trackio, tensorboard)}
+TRACKERS = {  # module, and its function or class that opens a run
+    "wandb": ("wandb", "init"),
+    "trackio": ("trackio", "init"),
+    "tensorboard": ("torch.utils.tensorboard", "SummaryWriter"),
+}
 
 
 class Tracker:
@@ -57,38 +23,49 @@ class Tracker:
     def __init__(self, config: Config):
         """ValueError if its package is not installed."""
         self.name, self.run = config.log, None
-        try:
-            self.open = TRACKERS[self.name]() if self.name != "none" else None
-        except ImportError as error:
-            raise ValueError(f"log: given {self.name}, which cannot be imported ({error}): pip install "
-                             f"{self.name}, or leave log out") from error
+        if self.name != "none":
+            module, function = TRACKERS[self.name]
+            try:
+                self.open = getattr(importlib.import_module(module), function)
+            except (ImportError, AttributeError) as error:  # a folder of this name is a module without it
+                raise ValueError(f"log: given {self.name}, which cannot be imported ({error}): pip install "
+                                 f"{self.name}, or leave log out") from error
 
     def begin(self, config: Config, resume: bool) -> None:
         """Begin or, by the identity that the run's folder keeps, go on."""
+        if self.name == "none":
+            return
         kept = config.folder / ".tracker"
-        with self._warning():
-            if self.open:
-                if not (resume and kept.is_file()):
-                    write_text(kept, secrets.token_hex(4))
-                self.run = self.open(config, kept.read_text())
+        if not (resume and kept.is_file()):
+            write_text(kept, secrets.token_hex(4))
+        settings = {"project": "nanoprune", "name": f"{config.name}-{kept.read_text()}", "resume": "allow",
+                    "config": config.to_dict()}
+        if self.name == "wandb":  # which leaves stdout and stderr as they are
+            settings |= {"id": kept.read_text(), "reinit": "finish_previous", "settings": {"console": "off"}}
+        elif self.name == "tensorboard":
+            settings = {"log_dir": config.folder / "tensorboard", "flush_secs": 10}
+        self.run = self._try(self.open, **settings)
 
     def log(self, table: str, row: dict) -> None:
         """Send a row's numbers."""
-        with self._warning():
-            if self.run:
-                values = {f"{table}/{key}": value for key, value in row.items()
-                          if isinstance(value, int | float)}
-                self.run.log(values, step=row["step"])
+        if self.run:
+            self._try(self._send, row["step"], {f"{table}/{key}": value for key, value in row.items()
+                                                if isinstance(value, int | float)})
 
     def finish(self) -> None:
-        with self._warning():
-            if self.run:
-                self.run.finish()
+        if self.run:
+            self._try(self.run.close if self.name == "tensorboard" else self.run.finish)
 
-    @contextmanager
-    def _warning(self) -> Iterator[None]:
+    def _send(self, step: int, values: dict[str, float]) -> None:
+        if self.name != "tensorboard":
+            self.run.log(values, step=step)
+            return
+        for name, value in values.items():
+            self.run.add_scalar(name, value, step)
+
+    def _try(self, call: Callable, *values, **settings):
         try:
-            yield
+            return call(*values, **settings)
         except Exception as error:  # whatever a service may raise
             print(f"warning: {self.name} failed ({error}); the run goes on without it")
             self.run = None
