@@ -55,7 +55,8 @@ def draw(sources: list[Path], out: Path) -> Path | None:
 def list_runs(folder: Path, out: Path | None) -> None:
     """Print a table of the runs in a folder, or write it to a CSV file."""
     rows, passed_over = run_table(folder)
-    print(*passed_over, sep="\n", file=sys.stderr)
+    for line in passed_over:
+        print(line, file=sys.stderr)
     if not rows or (out and out.suffix != ".csv"):
         raise ValueError(f"--runs {folder}, --out {out}: give the folder that holds the runs and, for their "
                          "table, a .csv file or nothing")

@@ -35,8 +35,9 @@ def main() -> int:
         print(time.strftime("%Y-%m-%d %H:%M:%S"), *words, file=log, flush=True)
         os.environ.pop("MAKEFLAGS", None)  # of a make that started this
         os.environ["LANGUAGE"] = "en"  # of make's messages, which are read below
-        process = subprocess.Popen(["make", f"PY={sys.executable}", *words], stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, text=True, errors="replace")
+        process = subprocess.Popen(
+            ["make", f"PY={sys.executable}", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, errors="replace", pass_fds=[holder.fileno()])  # the lock lasts as long as make does
         for number in (signal.SIGINT, signal.SIGTERM):  # make passes it on: a training then saves its state
             signal.signal(number, lambda *_: process.terminate())
         stopped = False

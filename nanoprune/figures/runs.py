@@ -47,4 +47,4 @@ def draw_curves(runs: dict[str, Path], out: Path, models: Iterable[str] = ()) ->
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Mean over the last `width` values (fewer at the start)."""
     counts = np.minimum(np.arange(len(values)) + 1, width)
-    return np.convolve(values, np.ones(width))[: len(values)] / counts
+    return np.convolve(np.append(values, 0), np.ones(width))[: len(values)] / counts

@@ -53,11 +53,11 @@ def expected_time(config: Config, model: ModelConfig, dataset: Dataset, device: 
     rate = USUAL_RATE * matmul_rate(device, getattr(torch, config.dtype))
     minutes = 2 * matrix_parameters(model) / rate / 60  # to read a token
     validation, test = (len(dataset.split(name).tokens) for name in ("val", "test"))
-    choices = sum(len(str(row)) for rows in dataset.questions().values() for row in rows) / 4  # tokens, some
+    asked = sum(len(str(row)) for rows in dataset.questions().values() for row in rows) / 4  # tokens, some
     passes = model.num_hidden_layers / 2 + 3  # half a pass without each block, and those of cheaper scores
     trained = 3 * config.max_steps * config.tokens_per_step
     return (f"expected minutes: {passes * validation * minutes:.1f} to score blocks, "
-            f"{2 * trained * minutes:.1f} to train two arms, {4 * (test + choices) * minutes:.1f} to evaluate "
+            f"{2 * trained * minutes:.1f} to train two arms, {4 * (test + asked) * minutes:.1f} to evaluate "
             f"four models; computed for {rate / 1e9:,.0f} GFLOP/s, half of what products of matrices reach "
             f"on {device} now")
 

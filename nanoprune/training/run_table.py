@@ -9,7 +9,7 @@ from nanoprune.figures.style import numbers, read_csv
 from nanoprune.io.files import read_json
 from nanoprune.io.folders import is_locked
 
-OVERFLOWS = {"float16": 30}  # skipped steps in a row that end a run of this type; of others the first one does
+OVERFLOWS = {"float16": 30}  # skipped steps in a row that end a run; of other types the first one does
 
 
 def run_table(folder: Path) -> tuple[list[dict], list[str]]:
