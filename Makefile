@@ -81,7 +81,7 @@ $(RESULTS)/dataset: $(DATA)/meta.json
 	@cat $(DATA)/*.safetensors $(DATA)/qa/*.jsonl 2>/dev/null | cksum > $@.new
 	@cmp -s $@.new $@ || cp $@.new $@
 
-$(REDUCED)/config.json: $(RESULTS)/dataset $(WEIGHTS) $(call changed,SCORE)
+$(REDUCED)/config.json: $(RESULTS)/dataset $(WEIGHTS) $(call changed,BASE SCORE)
 	exec $(PY) train.py $(ARM) --name=time --base=$(BASE) --dry-run
 	exec $(PY) prune.py $(BASE) --data $(DATA) --score $(RESULTS)/blocks.csv --choose 1 --out $(REDUCED) $(SCORE)
 
@@ -95,7 +95,7 @@ define train
 	@touch $@
 endef
 
-$(RUNS)/full/.finished: $(RESULTS)/dataset $(WEIGHTS) $(CONFIG) $(call changed,CONFIG TRAIN)
+$(RUNS)/full/.finished: $(RESULTS)/dataset $(WEIGHTS) $(CONFIG) $(call changed,BASE CONFIG TRAIN)
 	$(call train,full,$(BASE))
 
 $(RUNS)/reduced/.finished: $(REDUCED)/config.json $(CONFIG) $(call changed,CONFIG TRAIN)
