@@ -75,7 +75,7 @@ def main() -> None:
                         help="run folders, one results folder or table of it, one study or one table of "
                              "block scores")
     parser.add_argument("--runs", type=Path, metavar="FOLDER", help="list the runs in this folder")
-    parser.add_argument("--out", type=Path, help="the figure's file: .png, .pdf or .svg")
+    parser.add_argument("--out", type=Path, help="the figure's file: .png, .pdf or .svg; the table's: .csv")
     args = parser.parse_args()
     if bool(args.runs) == bool(args.sources) or not (args.runs or args.out):
         raise ValueError("give what to draw and --out FILE, or --runs FOLDER for a table of its runs")

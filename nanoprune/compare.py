@@ -37,8 +37,9 @@ def main() -> int:
         os.environ["LANGUAGE"] = "en"  # of make's messages, which are read below
         process = subprocess.Popen(
             ["make", f"PY={sys.executable}", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace", pass_fds=[holder.fileno()])  # the lock lasts as long as make does
-        for number in (signal.SIGINT, signal.SIGTERM):  # make passes it on: a training then saves its state
+            text=True, errors="replace", pass_fds=[holder.fileno()],  # the lock lasts as long as make does
+            start_new_session=True)  # what stops this stops make once, which stops a training once: it saves
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: process.terminate())
         stopped = False
         for line in process.stdout:

@@ -153,17 +153,25 @@ def test_mistakes(compare, words, message):
     assert (code, calls) == (2, []) and message in out + err and "Traceback" not in err
 
 
-def test_a_stop_reaches_what_runs(checkout):
-    """SIGTERM of the command alone: make and the script end first, and nothing is left running."""
-    Path("python").write_text("#!/bin/sh\necho $$ > pid\nexec sleep 60\n")
+def test_a_stop_reaches_what_runs_once(checkout):
+    """Also one that a whole group of processes gets: a training would end at once at the second signal."""
+    Path("python").write_text("""#!/bin/sh
+        trap 'echo stop >> signals; kill $!' TERM
+        sleep 60 &
+        echo $$ > pid
+        wait
+        sleep 0.5
+        exit 3
+        """)
     process = subprocess.Popen([sys.executable, "-m", "nanoprune.compare", "comparison", "PY=./python",
-                                "BASE=m", "ARTICLES=articles.jsonl"], stdout=subprocess.DEVNULL)
-    while not (checkout / "pid").is_file() or not (checkout / "pid").read_text().strip():
+                                "BASE=m", "ARTICLES=articles.jsonl"], stdout=subprocess.DEVNULL,
+                               start_new_session=True)
+    while not (checkout / "pid").is_file():
         assert process.poll() is None
-    process.terminate()
-    assert process.wait(30) == 3
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(30) == 3 and Path("signals").read_text() == "stop\n"
     with pytest.raises(ProcessLookupError):
-        os.kill(int((checkout / "pid").read_text()), 0)
+        os.kill(int(Path("pid").read_text()), 0)
 
 
 def test_the_expected_time_is_that_of_the_operations(world, tmp_path, monkeypatch):

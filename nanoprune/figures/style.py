@@ -105,8 +105,7 @@ def scale_differences(axes, label: str) -> None:
 
 
 def save(figure, out: Path) -> Path:
-    """Write a figure and return its path, which ends in .png unless another ending is given."""
-    out = out if out.suffix else out.with_suffix(".png")
+    """Write a figure and return its path."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=150, metadata={"Software": None} if out.suffix == ".png" else None)

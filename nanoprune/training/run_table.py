@@ -1,11 +1,10 @@
 """A table of runs: the settings that differ, the best validation, and where each run ended."""
 
+import math
 from pathlib import Path
 
-import numpy as np
-
 from nanoprune.config import Config, config_from_dict
-from nanoprune.figures.style import numbers, read_csv
+from nanoprune.figures.style import read_csv
 from nanoprune.io.files import read_json
 from nanoprune.io.folders import is_locked
 
@@ -36,7 +35,7 @@ def describe_end(run: Path, config: Config) -> dict:
     steps = read_csv(run / "train.csv", ("step", "tokens", "seconds"), log=True)
     validations = read_csv(run / "eval.csv", ("step", "nll"), log=True)
     last = steps[-1] if steps else {"step": 0, "tokens": 0, "seconds": 0}
-    step, nll = int(last["step"]), numbers(validations, "nll")
+    step = int(last["step"])
     counters = {"finished": step == config.max_steps, "in_a_row": 0}
     for state in sorted(run.glob("state/*/state.json"))[-1:]:
         counters = read_json(state)["counters"]
@@ -47,11 +46,10 @@ def describe_end(run: Path, config: Config) -> dict:
         status = f"finished at step {step}"
     elif counters["in_a_row"] >= OVERFLOWS.get(config.dtype, 1):
         status = f"diverged at step {step + 1}"
-    best = {"best_validation": "", "best_step": ""}
-    if np.isfinite(nll).any():
-        at = np.nanargmin(nll)
-        best = {"best_validation": float(nll[at]), "best_step": validations[at]["step"]}
-    return best | {"tokens": int(last["tokens"]), "seconds": float(last["seconds"]), "status": status}
+    losses = [(float(row["nll"]), row["step"]) for row in validations]
+    best, best_step = min((loss for loss in losses if math.isfinite(loss[0])), default=("", ""))
+    return {"best_validation": best, "best_step": best_step, "tokens": int(last["tokens"]),
+            "seconds": float(last["seconds"]), "status": status}
 
 
 def one_line(value) -> str:
