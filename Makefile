@@ -38,6 +38,12 @@ bench-%: $(VENV)/development
 # NAME names its folders, CONFIG holds the settings of both arms. SCRAPE, PREPARE, SCORE, TRAIN and EVAL hold further
 # options of the scripts. A signal that make passes on reaches Python itself, because of exec.
 SETTINGS = BASE ARTICLES NAME CONFIG SCRAPE PREPARE SCORE TRAIN EVAL
+BASE =
+SCRAPE =
+PREPARE =
+SCORE =
+TRAIN =
+EVAL =
 ARTICLES = data/raw/articles.jsonl
 NAME = $(notdir $(BASE))
 CONFIG = configs/smollm2_full.py
