@@ -1,6 +1,7 @@
 """plot.py draws from CSVs alone, and says what it lacks."""
 
 import csv
+import json
 import shutil
 from dataclasses import replace
 
@@ -354,7 +355,7 @@ def test_curves_of_a_run_that_is_still_going(tmp_path, drawn):
     for log in ("train.csv", "eval.csv"):
         whole = (run / log).read_bytes()
         head = whole.index(b"\n") + 1
-        for end in range(head, len(whole)):
+        for end in range(len(whole) - 14, len(whole)):  # the last two lines
             (run / log).write_bytes(whole[:end])
             draw([run], tmp_path / "f.png")
             lines = [line.get_xydata().tolist() for axes in drawn.pop().axes for line in axes.lines]
@@ -367,29 +368,32 @@ def test_curves_of_a_run_that_is_still_going(tmp_path, drawn):
         (run / log).write_bytes(whole)
 
 
-@pytest.fixture
-def runs(world, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def runs(world, tmp_path_factory):
     """A folder of runs that ended in every way, and of what is none."""
-    folder = tmp_path / "runs"
+    folder = tmp_path_factory.mktemp("listed")
     config = world.config(folder, name="finished", max_steps=3, eval_every=1, save_every=1)
     train(config)
-    train(replace(config, name="seed", seed=1, runs=str(folder / "group")))
-    shutil.copytree(folder / "finished", folder / "odd | name")
+    shutil.copytree(config.folder, folder / "group" / "seed")
+    settings = json.loads((config.folder / "config.json").read_text())
+    (folder / "group" / "seed" / "config.json").write_text(json.dumps(settings | {"seed": 1}))
+    shutil.copytree(config.folder, folder / "odd | name")
     going = replace(config, name="going", lr=0.5)
     train(going, listen=lambda: ["SIGTERM"])
     shutil.copytree(going.folder, folder / "stopped")
     forward = Decoder.forward
-    monkeypatch.setattr(Decoder, "forward", lambda self, *values, **how: forward(self, *values, **how) * (
-        float("nan") if self.training else 1))
-    with pytest.raises(ValueError, match="the loss is nan"):
-        train(replace(config, name="diverged", lr=0.5))
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoder, "forward", lambda self, *values, **how: forward(self, *values, **how) * (
+            float("nan") if self.training else 1))
+        with pytest.raises(ValueError, match="the loss is nan"):
+            train(replace(config, name="diverged", lr=0.5))
     (folder / "teachers").mkdir()
     shutil.copytree(world.model, folder / "a model")
     for name, file, content in (("binary", "train.csv", b"step,\0\xff\n"), ("columns", "eval.csv", b"a\n1\n"),
                                 ("words", "train.csv", b"step,tokens,seconds\na,b,c\n"),
+                                ("long", "train.csv", b"step," + b"9" * 200_000 + b"\n"),
                                 ("list", "config.json", b"[]"), ("state", "state/step-9/state.json", b"{}")):
-        shutil.copytree(folder / "finished", folder / name)
+        shutil.copytree(config.folder, folder / name)
         (folder / name / file).parent.mkdir(exist_ok=True)
         (folder / name / file).write_bytes(content)
     holder = RunFolder(going, ALONE, resume=True)
@@ -408,7 +412,7 @@ def test_runs_as_a_table(runs, tmp_path, monkeypatch, capsys):
                     "going": "still going, at step 1 of 3", "group/seed": "finished at step 3",
                     "odd \\| name": "finished at step 3", "stopped": "stopped at step 1 of 3"}
     passed_over = [line.split(f"{runs}/")[1].partition(":")[0] for line in err.splitlines()]
-    assert passed_over == ["a model", "binary", "columns", "list", "state", "teachers", "words"]
+    assert passed_over == ["a model", "binary", "columns", "list", "long", "state", "teachers", "words"]
     assert all(line.startswith("passed over ") and len(line) < 500 for line in err.splitlines())
 
     code, out, _ = run_main(monkeypatch, capsys, "plot.py", "--runs", runs, "--out", tmp_path / "runs.csv")

@@ -23,11 +23,12 @@ def run_table(folder: Path) -> tuple[list[dict], list[str]]:
             try:
                 config = config_from_dict(read_json(run / "config.json"), "config.json")
                 settings = {key: one_line(value) for key, value in config.to_dict().items()}
-                rows.append(settings | {"name": one_line(run), "runs": ""} | describe_end(run, config))
+                rows.append({"run": one_line(run)} | settings | {"name": "", "runs": ""}
+                            | describe_end(run, config))
             except (ValueError, OSError, LookupError, TypeError) as error:
                 passed_over.append(f"passed over {run}: {one_line(error)[:120]}")
     same = [key for key in Config.__dataclass_fields__ if len({row[key] for row in rows}) == 1]
-    return [{key: row[key] for key in row if key == "name" or key not in same} for row in rows], passed_over
+    return [{key: row[key] for key in row if key not in same} for row in rows], passed_over
 
 
 def describe_end(run: Path, config: Config) -> dict:
