@@ -8,9 +8,14 @@
     python plot.py blocks.csv --out blocks.png                 the loss without each block, and its estimates
     python plot.py runs/which --out which.png                  a study: each block before and after healing
     python plot.py runs/which/exchange.csv --out exchange.png  the same study: what one block buys
+
+Runs may still be going. A table of them, as Markdown or with --out runs.csv as CSV:
+
+    python plot.py --runs runs
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from nanoprune import command_line
@@ -18,7 +23,10 @@ from nanoprune.figures.blocks import draw_blocks
 from nanoprune.figures.results import draw_categories, draw_results, draw_slices, draw_tradeoff
 from nanoprune.figures.runs import draw_curves
 from nanoprune.figures.study import draw_exchange, draw_study
+from nanoprune.io.files import write_csv
 from nanoprune.io.folders import claim
+from nanoprune.io.markdown import interval_table
+from nanoprune.training.run_table import run_table
 
 FOLDERS = {"models.csv": draw_results, "study.csv": draw_study}  # by the table that a folder holds
 TABLES = {"accuracy.csv": draw_categories, "slices.csv": draw_slices, "models.csv": draw_tradeoff,
@@ -27,7 +35,7 @@ TABLES = {"accuracy.csv": draw_categories, "slices.csv": draw_slices, "models.cs
 
 def draw(sources: list[Path], out: Path) -> Path | None:
     """The figure that the sources are for, None where it would be empty; ValueError where there is none."""
-    if all((source / "train.csv").is_file() for source in sources):
+    if all(any((source / log).is_file() for log in ("train.csv", "eval.csv")) for source in sources):
         runs = {source.name: source for source in sources}
         return draw_curves(runs if len(runs) == len(sources) else {str(run): run for run in sources}, out)
     source, *others = sources
@@ -44,14 +52,35 @@ def draw(sources: list[Path], out: Path) -> Path | None:
                      "study.csv) or one table of block scores (.csv)")
 
 
+def list_runs(folder: Path, out: Path | None) -> None:
+    """Print a table of the runs in a folder, or write it to a CSV file."""
+    rows, passed_over = run_table(folder)
+    for line in passed_over:
+        print(line, file=sys.stderr)
+    if not rows or (out and out.suffix != ".csv"):
+        raise ValueError(f"--runs {folder}, --out {out}: give the folder that holds the runs and, for their "
+                         "table, a .csv file or nothing")
+    if out:
+        claim("table", out)
+        write_csv(out, rows)
+        print(f"wrote {out}")
+    else:
+        print("\n".join(interval_table(rows)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="+", type=Path,
+    parser.add_argument("sources", nargs="*", type=Path,
                         help="run folders, one results folder or table of it, one study or one table of "
                              "block scores")
-    parser.add_argument("--out", type=Path, required=True, help="the figure's file: .png, .pdf or .svg")
+    parser.add_argument("--runs", type=Path, metavar="FOLDER", help="list the runs in this folder")
+    parser.add_argument("--out", type=Path, help="the figure's file: .png, .pdf or .svg; the table's: .csv")
     args = parser.parse_args()
+    if bool(args.runs) == bool(args.sources) or not (args.runs or args.out):
+        raise ValueError("give what to draw and --out FILE, or --runs FOLDER for a table of its runs")
+    if args.runs:
+        return list_runs(args.runs, args.out)
     out = args.out if args.out.suffix else args.out.with_suffix(".png")
     claim("figure", out)
     if draw(args.sources, out) is None:

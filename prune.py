@@ -361,7 +361,7 @@ def main() -> None:
         calibration, text = Calibration(seed=args.seed), {}
         if dataset:
             calibration, text = calibrate(model, dataset, args.tokens, args.context, dtype, ranks=ranks,
-                                          seed=args.seed, kept=keep(args.decisions))
+                                          seed=args.seed, kept=keep(args.decisions or args.score))
         protect = args.protect.split(",") if args.protect else []
         blocks, decisions = choose_blocks(
             model, calibration, args.choose, args.method, args.contiguous, protect)

@@ -45,9 +45,10 @@ from nanoprune.nn.identity import model_identity
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.model_config import part_name, read_parts
 from nanoprune.nn.rounding import ROUNDED, round_matrices, stored_bytes
+from nanoprune.training.batches import count_steps
 from nanoprune.training.run_folder import has_state
 from nanoprune.training.teacher import VERSION as PREDICTIONS
-from train import STOPPED, VERSION, Diverged, count_steps, train
+from train import STOPPED, VERSION, Diverged, train
 
 
 class Stopped(Exception):

@@ -48,8 +48,8 @@ from nanoprune.nn.lora import LoraSettings, add_lora, count_parameters
 from nanoprune.nn.model_config import record_removal
 from nanoprune.nn.scratch import SavedActivations
 from nanoprune.training.base import Base, find_base
-from nanoprune.training.batches import check_step, seed_dropout, split_rows
-from nanoprune.training.budget import check_budget, training_flops
+from nanoprune.training.batches import check_step, count_steps, seed_dropout, split_rows
+from nanoprune.training.budget import check_budget, expected_time, training_flops
 from nanoprune.training.lean_adamw import LeanAdamW
 from nanoprune.training.run_folder import RunFolder, has_state, saved_config
 from nanoprune.training.teacher import Teacher
@@ -76,7 +76,7 @@ def train(
     """
     # ---- set-up: everything is checked before anything is written
     ranks = join(config.device)
-    run = RunFolder(config.folder, ranks, resume, from_state, ignore_changes)
+    run = RunFolder(config, ranks, resume, from_state, ignore_changes)
     if run.find_state(config):
         return True
     device = pick_device(config.device)
@@ -92,6 +92,7 @@ def train(
     model = load_base(config, base)
     env = environment(device) | base.record | {"ranks": ranks.size, "version": VERSION}
     if dry_run:
+        print(expected_time(config, base.config, dataset, device))
         print(f"{run}: nothing is wrong; a dry run, so nothing was written")
         return True
     run.lock()
@@ -237,18 +238,6 @@ def load_base(config: Config, base: Base) -> Decoder:
         settings = LoraSettings(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_root)
         add_lora(model, config.lora, settings, config.seed)
     return model
-
-
-def count_steps(config: Config, epoch_tokens: int) -> Config:
-    """The config with the steps that its epochs come to; ValueError if the warm-up would take longer."""
-    if not config.epochs:
-        return config
-    steps = math.ceil(config.epochs * epoch_tokens / config.tokens_per_step)
-    if config.warmup_steps >= steps:
-        raise ValueError(f"warmup_steps: given {config.warmup_steps}, must be below the {steps} steps that "
-                         f"epochs={config.epochs} comes to: {epoch_tokens:,} tokens an epoch, "
-                         f"{config.tokens_per_step:,} a step")
-    return replace(config, max_steps=steps)
 
 
 def make_optimizer(model: Decoder, config: Config) -> torch.optim.Optimizer:

@@ -132,6 +132,7 @@ class Config(Settings):
     threads: Count = 0  # CPU threads (0: torch's choice); results repeat bit by bit at a fixed number
 
     # what it reports and keeps
+    log: Literal["none", "wandb", "trackio", "tensorboard"] = "none"  # where its rows go besides the CSVs
     log_every: Positive = 1  # steps between printed lines; train.csv has every step
     eval_every: Count = 100  # steps between validations (0: only before the first step and after the last)
     eval_documents: Count = 0  # validation documents used, evenly spaced (0: all)

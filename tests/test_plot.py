@@ -1,15 +1,21 @@
 """plot.py draws from CSVs alone, and says what it lacks."""
 
 import csv
+import json
+import shutil
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from small import run_main
+from small import read_rows, run_main
 
+from model import Decoder
+from nanoprune.distributed import ALONE
 from nanoprune.figures.blocks import draw_blocks
 from nanoprune.figures.runs import draw_curves, running_mean
 from nanoprune.figures.style import draw_intervals
+from nanoprune.training.run_folder import RunFolder
 from plot import draw
 from train import train
 
@@ -333,6 +339,117 @@ def test_mistakes(tmp_path, monkeypatch, capsys):
             ([tmp_path / "results"], "mine", "mine.png would be replaced"),
     ):
         code, _, err = run_main(monkeypatch, capsys, "plot.py", *sources, "--out", tmp_path / out)
+        assert code == 2 and message in err and "Traceback" not in err, err
+
+
+def test_curves_of_a_run_that_is_still_going(tmp_path, drawn):
+    """Wherever its logs are cut: what is drawn has been written whole."""
+    run = tmp_path / "run"
+    write_csv(run / "eval.csv", [{"step": s, "tokens": 64 * s, "nll": 5.25 - s} for s in range(3)])
+    draw([run], tmp_path / "f.png")  # before its first step
+    write_csv(run / "train.csv", [
+        {"step": s, "tokens": 64 * s, "loss": 6.125 - s, "seconds": 1.5 * s} for s in range(1, 4)])
+    draw([run], tmp_path / "f.png")
+    drawn_before = [line.get_xydata().tolist() for axes in drawn[1].axes for line in axes.lines]
+    assert drawn_before[0] == [[64, 5.125], [128, 4.125], [192, 3.125]]
+    for log in ("train.csv", "eval.csv"):
+        whole = (run / log).read_bytes()
+        head = whole.index(b"\n") + 1
+        for end in range(len(whole) - 14, len(whole)):  # the last two lines
+            (run / log).write_bytes(whole[:end])
+            draw([run], tmp_path / "f.png")
+            lines = [line.get_xydata().tolist() for axes in drawn.pop().axes for line in axes.lines]
+            assert all(point in before for line, before in zip(lines[:1] + lines[2:], drawn_before[:1]
+                                                               + drawn_before[2:], strict=True)
+                       for point in line)
+            rows = whole[head:end].count(b"\n")
+            assert len(lines[0 if log == "train.csv" else 2]) == rows
+            plt.close("all")
+        (run / log).write_bytes(whole)
+
+
+@pytest.fixture(scope="module")
+def runs(world, tmp_path_factory):
+    """A folder of runs that ended in every way, and of what is none."""
+    folder = tmp_path_factory.mktemp("listed")
+    config = world.config(folder, name="finished", max_steps=3, eval_every=1, save_every=1)
+    train(config)
+    shutil.copytree(config.folder, folder / "group" / "seed")
+    settings = json.loads((config.folder / "config.json").read_text())
+    (folder / "group" / "seed" / "config.json").write_text(json.dumps(settings | {"seed": 1}))
+    shutil.copytree(config.folder, folder / "odd | name")
+    going = replace(config, name="going", lr=0.5)
+    train(going, listen=lambda: ["SIGTERM"])
+    shutil.copytree(going.folder, folder / "stopped")
+    forward = Decoder.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoder, "forward", lambda self, *values, **how: forward(self, *values, **how) * (
+            float("nan") if self.training else 1))
+        with pytest.raises(ValueError, match="the loss is nan"):
+            train(replace(config, name="diverged", lr=0.5))
+    (folder / "teachers").mkdir()
+    shutil.copytree(world.model, folder / "a model")
+    for name, file, content in (("binary", "train.csv", b"step,\0\xff\n"), ("columns", "eval.csv", b"a\n1\n"),
+                                ("words", "train.csv", b"step,tokens,seconds\na,b,c\n"),
+                                ("long", "train.csv", b"step," + b"9" * 200_000 + b"\n"),
+                                ("list", "config.json", b"[]"), ("state", "state/step-9/state.json", b"{}")):
+        shutil.copytree(config.folder, folder / name)
+        (folder / name / file).parent.mkdir(exist_ok=True)
+        (folder / name / file).write_bytes(content)
+    holder = RunFolder(going, ALONE, resume=True)
+    holder.lock()
+    yield folder
+    del holder
+
+
+def test_runs_as_a_table(runs, tmp_path, monkeypatch, capsys):
+    code, out, err = run_main(monkeypatch, capsys, "plot.py", "--runs", runs)
+    head, _, *lines = [line.strip("| ").split(" | ") for line in out.splitlines()]
+    assert code == 0 and head == ["run", "seed", "lr", "best validation", "best step", "tokens", "seconds",
+                                  "status"]
+    ends = {line[0].removeprefix(f"{runs}/"): line[-1] for line in lines}
+    assert ends == {"diverged": "diverged at step 1", "finished": "finished at step 3",
+                    "going": "still going, at step 1 of 3", "group/seed": "finished at step 3",
+                    "odd \\| name": "finished at step 3", "stopped": "stopped at step 1 of 3"}
+    passed_over = [line.split(f"{runs}/")[1].partition(":")[0] for line in err.splitlines()]
+    assert passed_over == ["a model", "binary", "columns", "list", "long", "state", "teachers", "words"]
+    assert all(line.startswith("passed over ") and len(line) < 500 for line in err.splitlines())
+
+    code, out, _ = run_main(monkeypatch, capsys, "plot.py", "--runs", runs, "--out", tmp_path / "runs.csv")
+    rows = {row["run"].removeprefix(f"{runs}/"): row for row in read_rows(tmp_path / "runs.csv")}
+    assert code == 0 and f"wrote {tmp_path}/runs.csv" in out and rows.keys() == {
+        "odd | name" if "odd" in name else name for name in ends}
+    row, last = rows["finished"], read_rows(runs / "finished" / "train.csv")[-1]
+    best = min(read_rows(runs / "finished" / "eval.csv"), key=lambda validation: float(validation["nll"]))
+    assert (row["best_validation"], row["best_step"]) == (best["nll"], best["step"])
+    assert (row["tokens"], float(row["seconds"])) == (last["tokens"], float(last["seconds"]))
+    assert rows["group/seed"]["seed"] == "1" and rows["diverged"]["tokens"] == "0"
+
+
+def test_half_a_row_is_no_part_of_the_table(world, tmp_path, monkeypatch, capsys):
+    config = world.config(tmp_path / "runs", max_steps=3, save_every=0)
+    train(config)
+    log = config.folder / "train.csv"
+    rows = read_rows(log)
+    log.write_text(log.read_text()[:-2])  # of the last column, the seconds
+    shutil.rmtree(config.folder / "state")
+    _, out, _ = run_main(monkeypatch, capsys, "plot.py", "--runs", tmp_path / "runs")
+    assert out.splitlines()[-1].endswith(f"| {int(rows[1]['tokens'])} | {float(rows[1]['seconds']):.5g} | "
+                                         "stopped at step 2 of 3 |")
+
+
+def test_mistakes_in_listing_runs(runs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.csv").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        (["--runs", tmp_path / "no-such"], "give the folder that holds the runs"),
+        (["--runs", tmp_path / "empty"], "give the folder that holds the runs"),
+        (["--runs", runs, "--out", tmp_path / "x.png"], "a .csv file or nothing"),
+        (["--runs", runs, "--out", tmp_path / "mine.csv"], "mine.csv would be replaced"),
+        (["--runs", runs, runs / "finished"], "give what to draw"),
+        ([runs / "finished"], "give what to draw"), ([], "give what to draw"),
+    ):
+        code, _, err = run_main(monkeypatch, capsys, "plot.py", *arguments)
         assert code == 2 and message in err and "Traceback" not in err, err
 
 

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from small import ROOT, TIMING, make_model, read_rows, run_main
 
 from model import Decoder
+from nanoprune.config import load_config
 from nanoprune.device import environment
 from nanoprune.distributed import ALONE
 from nanoprune.training.run_folder import Log, RunFolder
@@ -221,7 +222,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(world, tmp_path, number, t
 
 def test_one_process_a_folder(world, tmp_path, monkeypatch, capsys):
     path = world.config_file(tmp_path / "c.py")
-    holder = RunFolder(tmp_path / "runs" / "run", ALONE, resume=False)
+    holder = RunFolder(load_config(path), ALONE, resume=False)
     holder.lock()
     code, _, err = run_main(monkeypatch, capsys, "train.py", path)
     assert code == 2 and f"another process (process {os.getpid()}) is writing to" in err

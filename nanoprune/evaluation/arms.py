@@ -13,7 +13,7 @@ from nanoprune.statistics import Ratio
 # The steps of the experiment: what each pair of models shows.
 REMOVED, TUNED, HEALED, REDUCED = STEPS = (
     "take the block out", "fine-tune the full model", "heal the reduced model", "reduced against full")
-APART = ("name", "runs", "seed")  # settings in which the seeds of one arm differ
+APART = ("name", "runs", "seed", "log")  # settings in which the seeds of one arm may differ
 
 
 @dataclass(frozen=True)

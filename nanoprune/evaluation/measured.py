@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Settings that change no number but in its last digits, and names and paths: what these hold is hashed.
 APART = {"name", "runs", "base", "revision", "data", "teacher", "device", "threads", "batch_size",
-         "accumulation", "recompute", "compile", "parallel", "log_every", "save_every"}
+         "accumulation", "recompute", "compile", "parallel", "log", "log_every", "save_every"}
 # Settings in which the runs of a study may differ.
 OF_A_RUN = {"seed", "lr", "drop_blocks", "max_steps", "eval_every"}
 

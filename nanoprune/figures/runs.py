@@ -14,7 +14,7 @@ def draw_curves(runs: dict[str, Path], out: Path, models: Iterable[str] = ()) ->
     """Training loss (thin: every step, thick: running mean) and validation loss over tokens seen.
 
     Of two runs also the validation loss of the second less that of the first, where both were validated.
-    A run looks as its name does among `models`.
+    A run that is still going is drawn as far as it is. A run looks as its name does among `models`.
     """
     titles = ["Training loss (running mean)", "Validation loss"]
     if len(runs) == 2:
@@ -22,12 +22,12 @@ def draw_curves(runs: dict[str, Path], out: Path, models: Iterable[str] = ()) ->
     figure, panels = plt.subplots(1, len(titles), figsize=(4.5 * len(titles) + 1.5, 4))
     styles, curves = looks([*models, *runs]), []
     for name, run in runs.items():
-        steps = read_csv(run / "train.csv", ("tokens", "loss"))
+        steps = read_csv(run / "train.csv", ("tokens", "loss"), log=True)
         tokens, loss = numbers(steps, "tokens"), numbers(steps, "loss")
         panels[0].plot(tokens, loss, color=styles[name]["color"], alpha=0.5 / len(runs), linewidth=0.8)
         mean = running_mean(loss, max(1, len(loss) // 40))
         panels[0].plot(tokens, mean, **styles[name] | {"marker": None})
-        validations = read_csv(run / "eval.csv", ("tokens", "nll"))
+        validations = read_csv(run / "eval.csv", ("tokens", "nll"), log=True)
         curves.append((numbers(validations, "tokens"), numbers(validations, "nll")))
         panels[1].plot(*curves[-1], markersize=4, **styles[name])
     for axes, title in zip(panels, titles, strict=True):
@@ -47,4 +47,4 @@ def draw_curves(runs: dict[str, Path], out: Path, models: Iterable[str] = ()) ->
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Mean over the last `width` values (fewer at the start)."""
     counts = np.minimum(np.arange(len(values)) + 1, width)
-    return np.convolve(values, np.ones(width))[: len(values)] / counts
+    return np.convolve(np.append(values, 0), np.ones(width))[: len(values)] / counts

@@ -1,6 +1,7 @@
 """Style, tables and files that all figures share."""
 
 import csv
+import io
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,15 +24,25 @@ plt.rcParams.update({
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # a legend to the right of its axes covers no point
 
 
-def read_csv(path: Path, columns: tuple[str, ...], *, optional: bool = False) -> list[dict]:
-    """Whole rows of a CSV file that must have these columns, and rows unless they are `optional`."""
+def read_csv(
+    path: Path, columns: tuple[str, ...], *, optional: bool = False, log: bool = False
+) -> list[dict]:
+    """Whole rows of a CSV file that must have these columns, and rows unless they are `optional`.
+
+    `log`: the file may not have begun, and a line without an end is still being written.
+    """
+    if log and not path.is_file():
+        return []
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            # A kill can leave half a last line.
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    if not rows and not optional:
+            text = file.read()
+        if log:
+            text = text[: text.rfind("\n") + 1]
+        # A kill can leave half a last line.
+        rows = [row for row in csv.DictReader(io.StringIO(text, newline="")) if None not in row.values()]
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not (rows or optional or log):
         raise ValueError(f"{path} holds no rows")
     if missing := [column for column in columns if rows and column not in rows[0]]:
         raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}")
@@ -94,8 +105,7 @@ def scale_differences(axes, label: str) -> None:
 
 
 def save(figure, out: Path) -> Path:
-    """Write a figure and return its path, which ends in .png unless another ending is given."""
-    out = out if out.suffix else out.with_suffix(".png")
+    """Write a figure and return its path."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=150, metadata={"Software": None} if out.suffix == ".png" else None)

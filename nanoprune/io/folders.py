@@ -35,6 +35,18 @@ def lock(descriptor) -> bool:
     return True
 
 
+def is_locked(path: Path) -> bool:
+    """True if a process holds the lock of a file."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        try:
+            lock(file)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextmanager
 def replace_folder(folder: str | Path) -> Iterator[Path]:
     """An empty folder that replaces `folder` when the `with` block ends; after an error the old one stays.

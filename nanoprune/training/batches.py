@@ -1,5 +1,7 @@
 """The rows of a step, divided among processes and passes."""
 
+import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +35,18 @@ def check_step(config: Config, ranks: Ranks) -> None:
     if ranks.size > 1 and config.optimizer == "lean":
         raise ValueError(f"{ranks.size} processes: optimizer=lean updates before the gradients are "
                          "exchanged; take adamw")
+
+
+def count_steps(config: Config, epoch_tokens: int) -> Config:
+    """The config with the steps that its epochs come to; ValueError if the warm-up would take longer."""
+    if not config.epochs:
+        return config
+    steps = math.ceil(config.epochs * epoch_tokens / config.tokens_per_step)
+    if config.warmup_steps >= steps:
+        raise ValueError(f"warmup_steps: given {config.warmup_steps}, must be below the {steps} steps that "
+                         f"epochs={config.epochs} comes to: {epoch_tokens:,} tokens an epoch, "
+                         f"{config.tokens_per_step:,} a step")
+    return replace(config, max_steps=steps)
 
 
 def split_rows(rows: tuple[torch.Tensor, ...], first_row: int, size: int, ranks: Ranks) -> list[MicroBatch]:

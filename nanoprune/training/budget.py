@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from nanoprune.config import Config
-from nanoprune.device import memory_left
+from nanoprune.data.dataset import Dataset
+from nanoprune.device import matmul_rate, memory_left
 from nanoprune.distributed import Ranks
 from nanoprune.nn.losses import HEAD_CHUNK, SLICE
 from nanoprune.nn.model_config import ModelConfig
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 FROZEN_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "nf4": 0.52}  # of a frozen value
 PROCESS_BYTES = 350e6  # Python and torch
+USUAL_RATE = 0.5  # of square products: what a model reaches
 HEAP_HOLES = 0.15  # share of a CPU's heap that is lost between freed tensors
 
 
@@ -41,6 +43,23 @@ def training_flops(model: "Decoder", micro_batches: Iterable[MicroBatch]) -> flo
                   for row in micro.documents.numpy())
     attentions = sum(without != "attn" for without in config.without)
     return products * tokens + 6 * squares * config.num_attention_heads * config.head_dim * attentions
+
+
+def expected_time(config: Config, model: ModelConfig, dataset: Dataset, device: torch.device) -> str:
+    """The minutes of scoring a model's blocks, of training two arms and of evaluating four models.
+
+    To read a token takes two operations for each value of the matrices, to learn from it six.
+    """
+    rate = USUAL_RATE * matmul_rate(device, getattr(torch, config.dtype))
+    minutes = 2 * matrix_parameters(model) / rate / 60  # to read a token
+    validation, test = (len(dataset.split(name).tokens) for name in ("val", "test"))
+    asked = sum(len(str(row)) for rows in dataset.questions().values() for row in rows) / 4  # tokens, some
+    passes = model.num_hidden_layers / 2 + 3  # half a pass without each block, and those of cheaper scores
+    trained = 3 * config.max_steps * config.tokens_per_step
+    return (f"expected minutes: {passes * validation * minutes:.1f} to score blocks, "
+            f"{2 * trained * minutes:.1f} to train two arms, {4 * (test + asked) * minutes:.1f} to evaluate "
+            f"four models; computed for {rate / 1e9:,.0f} GFLOP/s, half of what products of matrices reach "
+            f"on {device} now")
 
 
 def separate_embedding(model: ModelConfig) -> int:

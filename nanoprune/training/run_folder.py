@@ -1,10 +1,11 @@
 """A run's folder: logs, model, and the states that make it resumable.
 
-config.json, env.json       the settings; versions, device and hashes that the numbers depend on train.csv,
-eval.csv         a row for each step and each validation model/                      the model to use, as
-Hugging Face's or PEFT's files state/step-00000200/training.safetensors    trained weights and optimizer
-moments, by parameter name state.json              counters and checksums of both: written last, so it marks a
-complete state
+    config.json, env.json     the settings; versions, device and hashes that the numbers depend on
+    train.csv, eval.csv       a row for each step and each validation
+    model/                    the model to use, as Hugging Face's or PEFT's files
+    state/step-00000200/
+        training.safetensors  trained weights and optimizer moments, by parameter name
+        state.json            counters and checksums of both: written last, so it marks a complete state
 
 A state is written beside its place, synced and renamed. The two newest are kept: if one is damaged, the other
 is used.
@@ -38,6 +39,7 @@ from nanoprune.io.folders import lock, replace_folder
 from nanoprune.io.hub import TOKENIZER_FILES, copy_tokenizer
 from nanoprune.io.tensors import file_order, open_tensors, write_tensors
 from nanoprune.nn.peft import save_adapter
+from nanoprune.training.tracker import Tracker
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 STATES_KEPT = 2
 # Entries of env.json that change the numbers, or their last digits.
 DECISIVE = ("version", "base_config", "device", "threads", "torch", "numpy")
-FREE_TO_CHANGE = ("name", "runs")  # settings that a resumed run may change: its folder may be moved
+FREE_TO_CHANGE = ("name", "runs", "log")  # settings that a resumed run may change
 FREE_FROM_STATE = (  # that a new run may change, which begins with the state of another
     *FREE_TO_CHANGE, "max_steps", "lr", "min_lr", "warmup_steps", "clip", "dtype", "eval_every", "save_every")
 
@@ -83,15 +85,16 @@ class RunFolder:
     """The folder of a run. All ranks call its methods in the same order; rank 0 alone writes."""
 
     def __init__(
-        self, path: Path, ranks: Ranks, resume: bool, from_state: Path | None = None,
+        self, config: Config, ranks: Ranks, resume: bool, from_state: Path | None = None,
         ignore_changes: bool = False,
     ):
-        """Write nothing yet; ValueError if a new run would replace another one.
+        """Write nothing yet; ValueError if a new run would replace another one, or has no tracker.
 
         `from_state`: another run, with whose state a new one begins. `ignore_changes`: go on from a state
         although files or the machine changed since.
         """
-        self.path, self.writes, self.logs = path, ranks.rank == 0, {}
+        path = config.folder
+        self.path, self.writes, self.logs, self.tracker = path, ranks.rank == 0, {}, Tracker(config)
         self.resume, self.source, self.saved = resume, path if resume else from_state, Progress()
         self.ignore_changes = ignore_changes
         self.settings, self.removed = {}, False  # bytes of files that are small, to be written again
@@ -164,7 +167,7 @@ class RunFolder:
             if self.writes and "began" in env:
                 write_json(self.path / "env.json", env)
             scaler.load_state_dict(self.saved.scaler)
-            self._open_logs(step)
+            self._open_logs(config, step)
             return self.saved
         if step >= config.max_steps:
             raise ValueError(f"the state of {self.source} is that after step {step}: set max_steps above it, "
@@ -174,7 +177,7 @@ class RunFolder:
             write_json(self.path / "env.json", env)
             for source in filter(None, sources):
                 copy_tokenizer(source, make_folder(self.path / "model"))
-        self._open_logs(None)
+        self._open_logs(config, None)
         return Progress(step, config=config.to_dict())
 
     def _check_unchanged(self, env: dict) -> dict:
@@ -210,18 +213,22 @@ class RunFolder:
             env = env | {"from": str(self.source), "began": began}
         return env
 
-    def _open_logs(self, step: int | None) -> None:
+    def _open_logs(self, config: Config, step: int | None) -> None:
         self.logs = {name: Log(self.path / f"{name}.csv", step)
                      for name in ("train", "eval", "eval_documents")}
         files = [self.path / "config.json", self.path / "env.json"]
         files += [self.path / "model" / name for name in TOKENIZER_FILES]
         self.settings = {path: path.read_bytes() for path in files if path.is_file()}
+        if self.writes:
+            self.tracker.begin(config, self.resume)
 
     def log(self, name: str, **row) -> None:
-        """Add a row to a log."""
+        """Add a row to a log, and send it to the tracker, unless it was before this run was resumed."""
         if self.writes:
             self._write_removed()
             self.logs[name].write(**row)
+            if name != "eval_documents" and row["step"] > self.logs[name].before:
+                self.tracker.log(name, row)
 
     def _write_removed(self) -> None:
         """Write logs and settings again if the folder was removed or moved away: the run goes on."""
@@ -265,6 +272,7 @@ class RunFolder:
         ValueError if its folder was removed while it trained.
         """
         self._write_removed()
+        self.tracker.finish()
         if self.removed:
             there = ["settings", "logs"] + [name for name in ("model", "state")
                                             if any((self.path / name).rglob("*.safetensors"))]
@@ -297,11 +305,13 @@ class Log:
     """
 
     def __init__(self, path: Path, step: int | None):
-        self.path, self.file, self.rows = path, None, []
+        self.path, self.file, self.rows, self.before = path, None, [], -1
         if step is not None and path.is_file():
             rows = csv.DictReader(path.read_text().splitlines())
             # A kill can leave half a last line: it has too few cells, or no step.
-            self.rows = [row for row in rows if None not in row.values() and int(row["step"]) <= step]
+            rows = [row for row in rows if None not in row.values()]
+            self.before = max((int(row["step"]) for row in rows), default=-1)
+            self.rows = [row for row in rows if int(row["step"]) <= step]
 
     def write(self, **row) -> None:
         """Add one line, on the disk before this returns."""
