@@ -180,7 +180,7 @@ def test_bad_articles_leave_the_old_dataset(prepare, tmp_path, monkeypatch, caps
     (["--train-tokenizer", "400", "--since", "2030-01-01"], "has no articles of that period"),
     (["--train-tokenizer", "400", "--since", "yesterday"], "'yesterday' is no date"),
     (["--train-tokenizer", "400", "--split", "1,1,1"], "three shares above 0"),
-    (["--train-tokenizer", "400", "--min-chars", "-1"], "--min-chars must be 0 or more"),
+    (["--train-tokenizer", "400", "--min-chars", "-1"], "--min-chars must be at least 0, given -1"),
     (["--train-tokenizer", "400", "--questions", "{tmp}/open_book.jsonl"], "two question sets would be named "
                                                                            "open_book"),
     (["--train-tokenizer", "400", "--out", "/dev/null/x"], "choose another place to write to"),

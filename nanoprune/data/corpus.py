@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nanoprune.command_line import iso_day, option
 from nanoprune.data.cleaning import (
     fingerprint,
     letters_only,
@@ -43,11 +44,12 @@ MOST_CHARS = 10_000_000  # of an article: a shelf of books
 class CleaningOptions:
     """The articles and paragraphs that become documents."""
 
-    since: str | None = None  # first day, such as 2025-09-01
-    until: str | None = None  # last day
-    language: str = "EN"  # or ANY
-    min_chars: int = 450  # shorter texts are stubs
-    keep_boilerplate: bool = False
+    since: str | None = option("first day, such as 2025-09-01", None, type=iso_day)
+    until: str | None = option("last day", None, type=iso_day)
+    language: str = option("language of the documents, such as DE; 'any' drops none, not even where no "
+                           "language can be told", "EN", type=str.upper)
+    min_chars: int = option("drop shorter texts as stubs", 450, least=0)
+    keep_boilerplate: bool = option("remove no paragraphs", False)
 
 
 # The newsroom of an article: its `boilerplate` (patterns of whole paragraphs) and `language_of(id)`; or None.
