@@ -11,6 +11,7 @@ from argparse import ArgumentTypeError
 from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from nanoprune import command_line
 from nanoprune.command_line import option
@@ -142,8 +143,7 @@ class Options(CleaningOptions):
                              f"{', '.join(known_languages())}")
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """The user's files beside the articles."""
 
     pairs: list[dict]
@@ -154,7 +154,12 @@ class Inputs:
 
 def prepare(options: Options, folder: Path) -> dict:
     """Make the dataset in an empty folder; return the content of its meta.json."""
-    inputs = read_inputs(options)
+    inputs = Inputs(
+        pairs=read_pairs(options.pairs) if options.pairs else [],
+        questions={path.stem: read_questions(path) for path in options.questions},
+        test_pairs=read_pairs(options.test_pairs) if options.test_pairs else [],
+        replay=read_replay(options.replay) if options.replay else [],
+    )
     form = None
     if options.tokenizer:
         model = locate(options.tokenizer, files=TOKENIZER_FILES)
@@ -168,10 +173,11 @@ def prepare(options: Options, folder: Path) -> dict:
         corpus = read_corpus(options.articles, cleaned, options.cleaning, site_of)
         guesses = sum(document.guessed_date for document in corpus.documents)
         if options.split_by == "date" and guesses:
-            print(f"{guesses} documents have no known day, only that of their file's last change: ", end="")
+            taker = "only training"
             if guesses == len(corpus.documents):
-                options = replace(options, split_by="hash")
-            print(f"{'--split-by hash' if options.split_by == 'hash' else 'only training'} takes them")
+                options, taker = replace(options, split_by="hash"), "--split-by hash"
+            print(f"{guesses} documents have no known day, only that of their file's last change: "
+                  f"{taker} takes them")
         split = split_by_date if options.split_by == "date" else split_by_hash
         corpus.splits = split(corpus.documents, options.split)
         drop_near_duplicates(corpus)
@@ -199,15 +205,6 @@ def prepare(options: Options, folder: Path) -> dict:
 
 
 # ---------------------------------------------------------------- inputs
-def read_inputs(options: Options) -> Inputs:
-    return Inputs(
-        pairs=read_pairs(options.pairs) if options.pairs else [],
-        questions={path.stem: read_questions(path) for path in options.questions},
-        test_pairs=read_pairs(options.test_pairs) if options.test_pairs else [],
-        replay=read_replay(options.replay) if options.replay else [],
-    )
-
-
 def read_replay(path: Path) -> list[dict]:
     """General text to mix in; ValueError if it is text on which eval.py measures forgetting."""
     rows = read_jsonl(path, ("text",))
@@ -288,6 +285,9 @@ def describe_quality(questions: list[dict], refused: Counter) -> dict:
 
 
 # ---------------------------------------------------------------- a dataset of conversations alone
+FILES = {"train": ["pairs"], "val": ["val"], "test": ["test", "pairs_test"]}
+
+
 def write_conversation_dataset(
     writer: DatasetWriter, corpus: Corpus | None, inputs: Inputs, options: Options
 ) -> dict:
@@ -310,17 +310,14 @@ def write_conversation_dataset(
             total = sum(map(len, sides.values()))
             raise ValueError(f"no conversation is left for {side}: its share of {total} is {len(pairs)}"
                              f"{', all of them too long' if pairs else ''}; give more of them")
-        if side == "train" and options.balance:
+        if side != "train":
+            conversations = [pair.as_document(f"{side}{i}") for i, pair in enumerate(conversations)]
+        elif options.balance:
             conversations = balance(conversations, options.balance)
-        nbytes = [conversation.answer_bytes for conversation in conversations]
-        if side == "train":
-            writer.write_conversations("pairs", conversations, nbytes)
-        else:
-            documents = [pair.as_document(f"{side}{i}") for i, pair in enumerate(conversations)]
-            writer.write_conversations(side, documents, nbytes)
-        if side == "test":
-            writer.write_conversations("pairs_test", documents, nbytes)
         encoded[side] = conversations
+        nbytes = [conversation.answer_bytes for conversation in conversations]
+        for name in FILES[side]:
+            writer.write_conversations(name, conversations, nbytes)
         tokens = sum(len(conversation.example) for conversation in conversations)
         entries[side] = {"documents": len(conversations), "tokens": tokens, "bytes": sum(nbytes)}
     writer.write_questions(inputs.questions)
