@@ -10,9 +10,9 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
+from typing import NamedTuple
 
 from nanoprune.data.question_check import (
     DAY,
@@ -47,8 +47,7 @@ LEAST_STEP, LARGEST_STEP = 0.08, 0.16  # between a figure and the next wrong one
 LARGEST_RATIO = 1.85  # of a wrong figure and the right one, or the other way round
 
 
-@dataclass(frozen=True)
-class Mention:
+class Mention(NamedTuple):
     """A figure or day in a text."""
 
     kind: str  # of QUANTITIES, or "day"
@@ -65,8 +64,7 @@ class Mention:
         return "day" if self.kind == "day" else "figure"
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """A sentence and a figure or day that stands once in it."""
 
     mention: Mention
@@ -79,8 +77,7 @@ class Fact:
         return self.sentence.replace(self.mention.answer, GAP)
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """A question on a document, before its choices."""
 
     text: str
