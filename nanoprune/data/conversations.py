@@ -63,8 +63,7 @@ def read_pairs(path: Path) -> list[dict]:
 
 def take_messages(row: dict, where: str) -> list:
     """Take a row's conversation out of the row, whatever its form."""
-    chat = next(filter(row.__contains__, CHATS), None)
-    asked, said = (next(filter(row.__contains__, names), None) for names in (QUESTIONS, ANSWERS))
+    chat, asked, said = (next(filter(row.__contains__, names), None) for names in (CHATS, QUESTIONS, ANSWERS))
     if chat:
         messages = parsed(row.pop(chat))
     elif asked and said:
