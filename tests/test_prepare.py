@@ -47,16 +47,6 @@ def test_a_dataset_folder(prepare):
     assert tasks == {"date", "figure", "day"}
 
 
-def test_the_same_bytes_again(prepare, tmp_path):
-    articles = [article(i) for i in range(40)]
-    folder = prepare(articles)[3]
-    shutil.move(folder, tmp_path / "first")
-    folder = prepare(articles)[3]
-    first = {p.relative_to(tmp_path / "first"): p.read_bytes() for p in (tmp_path / "first").rglob("*")
-             if p.is_file()}
-    assert first == {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def test_half_a_character_is_no_text(prepare, tmp_path):
     """JSON lets the half of a surrogate pair pass; no file can hold it."""
     for name, row in (("p.jsonl", {"prompt": "q\ud800", "response": "x"}),
@@ -138,11 +128,6 @@ def test_own_pairs_and_questions_come_in(prepare, tmp_path):
     folder = prepare([article(i) for i in range(40)], "--train-tokenizer", "400", "--no-generated", "--pairs",
                      tmp_path / "pairs.jsonl", "--questions", tmp_path / "mine.jsonl")[3]
     assert read_jsonl(folder / "pairs.jsonl") == [pair] and list(Dataset(folder).questions()) == ["mine"]
-
-
-def test_the_tokenizer_of_a_model(prepare, world):
-    folder = prepare([article(i) for i in range(40)], "--tokenizer", str(world.model))[3]
-    Dataset(folder).check_model("base", world.model, 1000)
 
 
 GOOD = [article(i) for i in range(40)]
