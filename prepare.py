@@ -62,43 +62,41 @@ def parse_shares(text: str) -> tuple[float, ...]:
     return shares
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Options(CleaningOptions):
     """The command line."""
 
     articles: Path | None = option("JSONL with id, title, date and text, as scrape.py writes it; leave it "
-                                   "out to use --pairs alone", None, name="articles", nargs="?")
-    out: Path = option("the dataset folder; made anew if it is there")
-    tokenizer: str | None = option("hub name or folder of the model whose tokenizer is used", None)
-    train_tokenizer: int | None = option("train a byte-level BPE of this size instead", None, metavar="SIZE")
+                                   "out to use --pairs alone", name="articles", nargs="?")
+    out: Path = option("the dataset folder; made anew if it is there", required=True)
+    tokenizer: str | None = option("hub name or folder of the model whose tokenizer is used")
+    train_tokenizer: int | None = option("train a byte-level BPE of this size instead")
     split: tuple = option("shares of train, val and test", (0.8, 0.1, 0.1), type=parse_shares)
     split_by: str = option("test on the latest articles, or on a choice by hash that stays when articles are "
                            "added", "date", choices=("date", "hash"))
     report: bool = option("also write report.md, a page about the dataset, with a figure", False)
     pairs: Path | None = option("further training pairs: JSONL, a JSON array, CSV or Parquet of messages, "
                                 "conversations (ShareGPT), prompt and response, or instruction, input and "
-                                "output", None)
+                                "output")
     chat: bool = option("write pairs by the chat template of the tokenizer's model, not plainly", False)
     conversations: bool = option("learn from pairs alone: --pairs, and those made by rule, with their "
                                  "article as context", False)
-    replay: Path | None = option("general text (lines with a `text`) to mix in", None, metavar="JSONL")
-    test_pairs: Path | None = option("pairs to answer in evaluation, by task, category and difficulty; they "
-                                     "are never trained on", None, metavar="JSONL")
+    replay: Path | None = option("general text to mix in: JSONL, lines with a `text`")
+    test_pairs: Path | None = option("pairs to answer in evaluation, by task, category and difficulty, as "
+                                     "JSONL; they are never trained on")
     task_prefix: bool = option("put the task in front of each question: [SPEC] ...", False)
     balance: float | None = option(f"repeat pairs of rare tasks, {MAX_REPEATS} times at most, until no task "
-                                   "has over RATIO times another's pairs", None, least=1, metavar="RATIO")
-    hold_out: float = option("share of the pairs held out", 0.0, least=0, metavar="SHARE")
-    max_pair_tokens: int | None = option("drop pairs that are longer; none is ever cut", None, least=1,
-                                         metavar="N")
+                                   "has over RATIO times another's pairs", least=1, metavar="RATIO")
+    hold_out: float = option("share of the pairs held out", 0.0, least=0)
+    max_pair_tokens: int | None = option("drop pairs that are longer; none is ever cut", least=1)
     questions: list[Path] = option("JSONL files of multiple-choice questions", (), nargs="+")
     questions_from: str | None = option(
         "have a model write questions: an OpenAI-compatible endpoint, such as http://localhost:8000/v1 (key "
-        "in OPENAI_API_KEY, prompt in qa/prompt.txt)", None, metavar="URL")
-    questions_model: str = option("the endpoint's name of that model", "default", metavar="NAME")
-    questions_documents: int = option("training documents on which it writes questions", 100, least=1,
-                                      metavar="N")
+        "in OPENAI_API_KEY, prompt in qa/prompt.txt)")
+    questions_model: str = option("the endpoint's name of that model", "default")
+    questions_documents: int = option("training documents on which it writes questions", 100, least=1)
     generated_documents: int = option("documents of each split, evenly spaced, from which pairs and "
-                                      "questions are made by rule", 2_000, least=1, metavar="N")
+                                      "questions are made by rule", 2_000, least=1)
     no_generated: bool = option("make no pairs and questions by rule", False)
     seed: int = option("seed of the choice of questions and wrong answers", 0)
 

@@ -69,27 +69,24 @@ class Report:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Options:
     """The command line."""
 
-    urls: list[str] = option("article pages, or one folder of documents", None, name="urls", nargs="*",
-                             metavar="URL")
-    out: Path = option("the JSONL file to write or to add to")
+    urls: list[str] = option("article pages, or one folder of documents", name="urls", nargs="*")
+    out: Path = option("the JSONL file to write or to add to", required=True)
     site: str = option("a newsroom of web/sites.py (default %(default)s)", "bmw", choices=SITES)
-    base_url: str | None = option("another place that serves the same site, such as a mirror", None)
-    source: str | None = option("where to look for articles (default feed)", None,
-                                choices=("feed", "sitemap"))
+    base_url: str | None = option("another place that serves the same site, such as a mirror")
+    source: str | None = option("where to look for articles (default feed)", choices=("feed", "sitemap"))
     reparse: bool = option("parse the stored answers again, without the network", False)
-    topics: str | None = option("the feed's topics to read (default: all)", None, metavar="ID,ID")
-    lang: str | None = option("the language to collect, as in the articles' ids", None, metavar="EN")
-    since: str = option("the first day, YYYY-MM-DD", "0001-01-01", type=iso_day, metavar="DATE")
-    until: str = option("the last day", "9999-12-31", type=iso_day, metavar="DATE")
-    limit: int | None = option("stop after N new articles", None, least=1, metavar="N")
+    topics: str | None = option("the feed's topics to read (default: all)", metavar="ID,ID")
+    lang: str | None = option("the language to collect, as in the articles' ids, such as EN")
+    since: str = option("the first day, YYYY-MM-DD", "0001-01-01", type=iso_day)
+    until: str = option("the last day", "9999-12-31", type=iso_day)
+    limit: int | None = option("stop after this many new articles", least=1)
     no_tables: bool = option("leave tables out of the text", False)
     delay: float = option("between requests (default %(default)s)", 1.0, least=0, metavar="SECONDS")
-    allow_host: list[str] | None = option("allow redirects to this host", None, type=str, action="append",
-                                          metavar="HOST")
+    allow_host: list[str] | None = option("allow redirects to this host", type=str, action="append")
 
     def includes(self, day: str) -> bool:
         return self.since <= day <= self.until

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, field, fields
+from dataclasses import field, fields
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -17,10 +17,10 @@ from nanoprune.printing import print_safely
 
 
 # ---------------------------------------------------------------- options
-def option(help: str, default: Any = MISSING, **settings) -> Any:
-    """A field of a dataclass of options; without a default it is required.
+def option(help: str, default: Any = None, **settings) -> Any:
+    """A field of a dataclass of options: `settings` are those of argparse's add_argument.
 
-    `settings` are those of argparse's add_argument, and besides `least`, the least value that is allowed.
+    Besides there is `least`, the least value that is allowed.
     """
     return field(default=default, metadata={"help": help} | settings)
 
@@ -37,7 +37,7 @@ def parse_options(kind: type, description: str) -> Any:
         else:
             own_type = next(iter(get_args(f.type)), f.type)  # of `int | None` it is int
             settings = {"type": own_type, "default": f.default} | settings
-        parser.add_argument(settings.pop("name"), **settings).required = f.default is MISSING
+        parser.add_argument(settings.pop("name"), **settings)
     options = kind(**vars(parser.parse_args()))
     for f in fields(kind):
         value, least = getattr(options, f.name), f.metadata.get("least")

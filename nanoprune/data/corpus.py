@@ -45,8 +45,8 @@ MOST_CHARS = 10_000_000  # of an article: a shelf of books
 class CleaningOptions:
     """The articles and paragraphs that become documents."""
 
-    since: str | None = option("first day, such as 2025-09-01", None, type=iso_day)
-    until: str | None = option("last day", None, type=iso_day)
+    since: str | None = option("first day, such as 2025-09-01", type=iso_day)
+    until: str | None = option("last day", type=iso_day)
     language: str = option("language of the documents, such as DE; 'any' drops none, not even where no "
                            "language can be told", "EN", type=str.upper)
     min_chars: int = option("drop shorter texts as stubs", 450, least=0)
