@@ -36,7 +36,12 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
     if {".csv", ".tsv"} & set(path.suffixes):
         return _checked(path, "row", _csv_rows(path, data))
     if data.startswith(b"["):
-        return _checked(path, "item", _json(path, data))
+        try:
+            items = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not valid JSON ({error}); give one array of objects, or an object a "
+                             "line") from error
+        return _checked(path, "item", items)
     if data.startswith((b"{\n", b"{\r\n")):
         raise ValueError(f"{path}: this is one JSON object over several lines; give an array of the "
                          "examples, or one object a line")
@@ -53,14 +58,6 @@ def _checked(path: Path, unit: str, rows: list) -> list[tuple[str, dict]]:
         except ValueError as error:
             raise ValueError(f"{place}: not valid text ({error})") from error
     return placed
-
-
-def _json(path: Path, data: bytes) -> list | dict:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); give one array of objects, or an object a line"
-                         ) from error
 
 
 def _csv_rows(path: Path, data: bytes) -> list[dict]:

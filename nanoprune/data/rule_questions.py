@@ -41,7 +41,7 @@ FIGURE = re.compile(
     + "|".join(f"(?P<q{i}>{pattern})" for i, pattern in enumerate(QUANTITIES)) + r")(?![\w/])")
 SCALES = {None: 1, " million": 1e6, " billion": 1e9}
 DIGIT = re.compile(r"\d")
-SENTENCE_END = re.compile(
+SENTENCE_END = re.compile(  # an initial (A. Lange) and a title (Dr.) end none
     r"(?:(?<=[.!?])|(?<=[.!?][”\"]))(?<!^[A-Z]\.)(?<! [A-Z]\.)(?<!\b[DM]r\.)\s+(?=[A-Z“\"])")
 LEAST_STEP, LARGEST_STEP = 0.08, 0.16  # between a figure and the next wrong one, as shares of it
 LARGEST_RATIO = 1.85  # of a wrong figure and the right one, or the other way round
@@ -98,8 +98,7 @@ def facts_of(document: dict) -> list[Fact]:
     """Figures and days of a document's body that stand alone in a sentence of handy length."""
     facts = []
     for paragraph in document["text"].split("\n\n")[1:]:
-        sentences = sentences_of(paragraph)
-        for before, sentence in pairwise(["", *sentences]):
+        for before, sentence in pairwise(["", *SENTENCE_END.split(paragraph)]):
             if not (50 <= len(sentence) <= 260 and sentence[0].isalnum()):
                 continue
             mentions = mentions_in(sentence)
@@ -107,11 +106,6 @@ def facts_of(document: dict) -> list[Fact]:
             facts += [Fact(mention, sentence, before, paragraph) for mention in mentions
                       if kinds[mention.kind] == 1 and sentence.count(mention.answer) == 1]
     return facts
-
-
-def sentences_of(paragraph: str) -> list[str]:
-    """The sentences; an initial (A. Lange) and a title (Dr.) end none."""
-    return SENTENCE_END.split(paragraph)
 
 
 def mentions_in(text: str) -> list[Mention]:
@@ -176,7 +170,7 @@ def _tasks_on(document: dict, rng: random.Random, facts: int) -> Iterator[tuple[
     if is_dated(document) and not gives_away(title, day):
         yield "date", f"When was “{title}” published?", day
     lead = document["text"].split("\n\n")[1]
-    first = next((sentence for sentence in sentences_of(lead) if len(sentence) >= 60), "")
+    first = next((sentence for sentence in SENTENCE_END.split(lead) if len(sentence) >= 60), "")
     if 60 <= len(first) <= 400:
         yield "summary", f"What does the press release “{title}” say first?", first
         if not gives_away(first, title):
