@@ -70,8 +70,8 @@ def test_tokens_beyond_the_vocabulary_are_named(world, tmp_path, change, message
 
 
 @pytest.mark.parametrize("pair_repeats, replay, message", [
-    (10**12, 0.0, "pair_repeats: given 1000000000000, an epoch would have 12,000,000,000,000 documents"),
-    (1, 1 - 1e-12, "replay: given .*, at most 67,108,864 are allowed"),
+    (10**12, 0.0, "pairs.safetensors 1,000,000,000,000 times, 12,000,000,000,000 documents .* pair_repeats"),
+    (1, 1 - 1e-12, "replay.safetensors .* times, .*, at most 67,108,864 are allowed"),
 ])
 def test_an_epoch_has_a_bound(world, tmp_path, pair_repeats, replay, message):
     data = shutil.copytree(world.data, tmp_path / "data")
