@@ -101,8 +101,8 @@ GENERATION = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if
 def tokenizers_of(folder) -> tuple:
     from transformers import AutoTokenizer
 
-    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return AutoTokenizer.from_pretrained(folder), load_tokenizer(folder), raw
+    raw, ours = Tokenizer.from_file(str(folder / "tokenizer.json")), load_tokenizer(folder)
+    return AutoTokenizer.from_pretrained(folder), ours, raw, chat_form(folder, ours)
 
 
 def said(tokenizer, example) -> str:
@@ -111,8 +111,7 @@ def said(tokenizer, example) -> str:
 
 def check(folder, messages, generate: bool = False, tools=None) -> tuple:
     """Text and tokens are transformers' for this folder's template; (form, text, what is learned)."""
-    theirs, tokenizer, raw = tokenizers_of(folder)
-    form = chat_form(folder, tokenizer)
+    theirs, tokenizer, raw, form = tokenizers_of(folder)
     given = messages[:-1] if generate else messages
     options = {"add_generation_prompt": generate, "date_string": "26 Jul 2024", "enable_thinking": False}
     text = theirs.apply_chat_template(given, tools=tools, tokenize=False, **options)
@@ -257,8 +256,7 @@ def test_a_masked_turn_is_written_and_not_learned(folders, name, key, no):
     messages[1][key], messages[3][key] = no, type(no)(True)
     messages = check_messages(messages, "here")
     assert [turn.get("weight") for turn in messages] == [None, 0, *[None] * 4]
-    _, tokenizer, _ = tokenizers_of(folders(name))
-    form = chat_form(folders(name), tokenizer)
+    _, tokenizer, _, form = tokenizers_of(folders(name))
     rendering = form.conversation(messages)
     end = form.end_of_turn
     assert said(tokenizer, encode(tokenizer,
@@ -268,8 +266,7 @@ def test_a_masked_turn_is_written_and_not_learned(folders, name, key, no):
 def test_generation_tags_say_what_is_learned(tmp_path):
     """As transformers' mask has it, and a masked turn is not."""
     folder = byte_tokenizer(tmp_path / "t", SPECIALS, chat_template=GENERATION)
-    theirs, tokenizer, _ = tokenizers_of(folder)
-    form = chat_form(folder, tokenizer)
+    theirs, tokenizer, _, form = tokenizers_of(folder)
     for messages in CONVERSATIONS:
         expected = theirs.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         example = encode(tokenizer, form.conversation(messages))

@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from nanoprune.config import read_fields
 from nanoprune.data.token_file import Example
 from nanoprune.io.files import read_json
 
@@ -190,13 +188,6 @@ def any_of(tokens: list[AddedToken]) -> str:
     return f"(?:{'|'.join(re.escape(token.content) for token in tokens) or '(?!)'})"
 
 
-@dataclass(frozen=True)
-class Templates:
-    """The chat template of tokenizer_config.json."""
-
-    chat_template: str | tuple[dict, ...] | None = None
-
-
 def chat_form(folder: str | Path, tokenizer: Tokenizer, date: str = CHAT_DATE) -> ChatForm:
     """The chat form of a tokenizer's folder; ValueError without one."""
     folder, config = Path(folder), {}
@@ -206,12 +197,13 @@ def chat_form(folder: str | Path, tokenizer: Tokenizer, date: str = CHAT_DATE) -
     texts = {name: token.get("content") if isinstance(token, dict) else token
              for name, token in config.items() if name.endswith("_token")}
     tokens = {name: text for name, text in texts.items() if isinstance(text, str)}
-    template, path = read_fields(Templates, config, folder).chat_template, folder / "chat_template.jinja"
+    template, path = config.get("chat_template"), folder / "chat_template.jinja"
     if path.is_file():
         template = path.read_text(encoding="utf-8")
-    if isinstance(template, tuple):
-        named = {str(entry.get("name")): entry.get("template") for entry in template}
-        if not isinstance(named.get("default"), str):
+    if isinstance(template, list):
+        named = {str(entry.get("name")): entry.get("template") for entry in template
+                 if isinstance(entry, dict)}
+        if "default" not in named:
             raise ValueError(f"{folder} has chat templates named {', '.join(named)}, and none named default")
         template = named["default"]
     if template:
