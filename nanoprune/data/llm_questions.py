@@ -5,7 +5,6 @@ The key is read from the environment (OPENAI_API_KEY), the prompt from qa/prompt
 `--questions-from` is given.
 """
 
-import json
 import os
 import random
 import re
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from nanoprune.io.files import parse_json
 from nanoprune.progress import progress
 
 PROMPT = Path(__file__).parents[2] / "qa" / "prompt.txt"
@@ -76,17 +76,15 @@ def request(url: str, model: str, prompt: str) -> str:
             if len(body) > MAX_BYTES:
                 raise ValueError("the answer is too large")
     try:
-        return str(json.loads(body)["choices"][0]["message"]["content"])
+        return str(parse_json(body, "the answer")["choices"][0]["message"]["content"])
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"not a chat completion: {error}") from error
 
 
 def parse(text: str) -> list[dict]:
     """The proposed questions in a model's answer, which may wrap its JSON in words or a code fence."""
-    try:
-        proposals = json.loads(text[text.find("{") : text.rfind("}") + 1]).get("questions")
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    content = text[text.find("{") : text.rfind("}") + 1].encode()
+    proposals = parse_json(content, "the model's answer").get("questions")
     if not isinstance(proposals, list):
         raise ValueError("no list of questions")
     return [proposal for proposal in proposals if isinstance(proposal, dict)]
