@@ -162,7 +162,8 @@ def test_bad_articles_leave_the_old_dataset(prepare, tmp_path, monkeypatch, caps
     (["--train-tokenizer", "400", "--questions", "{tmp}/q.jsonl"], "q.jsonl, line 1"),
     (["--train-tokenizer", "400", "--pairs", "{tmp}/p.jsonl"], "p.jsonl, line 1: messages has no turn of the "
                                                                "assistant"),
-    (["--train-tokenizer", "400", "--since", "2030-01-01"], "has no articles of that period"),
+    (["--train-tokenizer", "400", "--since", "2030-01-01"], "nothing is left of 40 articles (40 outside the "
+                                                            "period); see --since"),
     (["--train-tokenizer", "400", "--since", "yesterday"], "'yesterday' is no date"),
     (["--train-tokenizer", "400", "--split", "1,1,1"], "three shares above 0"),
     (["--train-tokenizer", "400", "--min-chars", "-1"], "--min-chars must be at least 0, given -1"),

@@ -116,12 +116,12 @@ def unwrapped(lines: list[str]) -> list[str]:
 
 
 def letters_only(text: str) -> str:
-    """The letters and digits of each line, in lower case: equal for other spacing or punctuation."""
+    """The letters and digits, in lower case: equal for other spacing or punctuation."""
     return text.lower().translate(NO_LETTER)
 
 
 # Up to Japanese punctuation.
-NO_LETTER = dict.fromkeys(i for i in range(0x3100) if not chr(i).isalnum() and chr(i) != "\n")
+NO_LETTER = dict.fromkeys(i for i in range(0x3100) if not chr(i).isalnum())
 
 
 def fingerprint(plain_text: str) -> int:

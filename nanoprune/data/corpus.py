@@ -109,8 +109,8 @@ def clean_article(
     title = " ".join(article["title"].split())
     if not any(map(str.isalpha, title)):  # a rule such as =====
         title = ""
-    document = Document(0, article["id"], title, article["date"])
-    document.guessed_date = article.get("dated_by") == "file"
+    guessed = article.get("dated_by") == "file"
+    document = Document(0, article["id"], title, article["date"], guessed_date=guessed)
     if article["date"] < (options.since or "") or article["date"] > (options.until or "9999-12-31"):
         return CleanedArticle(document, "outside the period")
     newsroom = newsroom_of(article)
@@ -132,14 +132,14 @@ def clean_article(
             return CleanedArticle(document, "language cannot be told")
         if language != options.language:
             return CleanedArticle(document, "other language (text)")
-    letters = letters_only("\n".join(paragraphs)).split("\n")  # by paragraph; [""] without any
+    letters = list(map(letters_only, paragraphs))
     document.chars, document.body_hash = len(body), fingerprint("".join(letters))
     document.boilerplate_chars = sum(len(paragraph) for _, paragraph in boilerplate)
     row = {"id": article["id"], "title": title, "date": article["date"],
            "category": article.get("category"), "url": article.get("url"), "text": body}
-    if document.guessed_date:
+    if guessed:
         row["dated_by"] = "file"
-    hashes = {fingerprint(text) for text, paragraph in zip(letters, paragraphs, strict=False)
+    hashes = {fingerprint(text) for text, paragraph in zip(letters, paragraphs, strict=True)
               if may_recur(paragraph)}
     keys = [(kind, paragraph_key(paragraph)) for kind, paragraph in boilerplate]
     words = words_of(f"{title}\n{body}")
@@ -228,8 +228,8 @@ def read_corpus(
     corpus.dropped = {reason: names for reason, names in corpus.dropped.items() if names}
     if not corpus.documents:
         reasons = ", ".join(f"{len(names)} {reason}" for reason, names in corpus.dropped.items())
-        raise ValueError(f"nothing is left of {corpus.articles} articles ({reasons}); see --language and "
-                         "--min-chars")
+        raise ValueError(f"nothing is left of {corpus.articles} articles ({reasons}); see --since, --until, "
+                         "--language and --min-chars")
     return corpus
 
 
@@ -246,14 +246,13 @@ def clean_articles(
         raise ValueError(f"{articles} holds no articles; collect some: python scrape.py --out {articles}")
     starts = lines.starts.tolist()
     chunks = [(i + 1, starts[i], starts[min(i + CHUNK, len(lines))]) for i in range(0, len(lines), CHUNK)]
-    documents, dropped, removed, days = [], defaultdict(list), defaultdict(Counter), set()
+    documents, dropped, removed = [], defaultdict(list), defaultdict(Counter)
     signatures, hashes, numbers = bytearray(), array("Q"), array("Q")
     with open(cleaned, "wb") as file:
         results = over_processes(partial(clean_chunk, articles, options, newsroom_of), chunks)
         for chunk in progress(results, "cleaning", len(chunks)):
             for article in chunk:
                 document = article.document
-                days.add(document.date)
                 if article.reason:
                     dropped[article.reason].append(str(document))
                     continue
@@ -265,9 +264,6 @@ def clean_articles(
                 numbers.extend([document.number] * len(article.paragraph_hashes))
                 for kind, key in article.boilerplate:
                     removed[kind][key] += 1
-    if len(dropped["outside the period"]) == len(lines):
-        raise ValueError(f"{articles} has no articles of that period; its {len(lines)} are of {min(days)} to "
-                         f"{max(days)}")
     documents.sort(key=lambda document: (document.date, document.id))
     minima = np.frombuffer(signatures, np.uint32).reshape(-1, 64)
     corpus = Corpus(documents, JsonLines(cleaned), minima, dropped, removed, len(lines))
