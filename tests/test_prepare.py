@@ -133,7 +133,7 @@ def test_own_pairs_and_questions_come_in(prepare, tmp_path):
 GOOD = [article(i) for i in range(40)]
 
 
-@pytest.mark.parametrize("lines, message", [
+BAD = [
     (["", json.dumps(GOOD[0])], "line 1: empty line"),
     ([json.dumps(GOOD[0]), json.dumps(GOOD[1])[:50]], "line 2: not valid JSON"),
     ([json.dumps({k: v for k, v in GOOD[0].items() if k != "text"})], "line 1: lacks text"),
@@ -144,15 +144,18 @@ GOOD = [article(i) for i in range(40)]
     ([], "holds no articles"),
     ([json.dumps(a) for a in GOOD[:2]], "too few for three splits"),
     ([json.dumps(a | {"text": "Short."}) for a in GOOD], "nothing is left of 40 articles"),
-])
-def test_bad_articles_leave_the_old_dataset(prepare, tmp_path, monkeypatch, capsys, lines, message):
+]
+
+
+def test_bad_articles_leave_the_old_dataset(prepare, tmp_path, monkeypatch, capsys):
     folder = prepare(GOOD)[3]
     before = (folder / "meta.json").read_bytes()
-    (tmp_path / "bad.jsonl").write_text("".join(line + "\n" for line in lines))
-    options = ["--out", folder, "--train-tokenizer", "400"]
-    code, _, err = run_main(monkeypatch, capsys, "prepare.py", tmp_path / "bad.jsonl", *options)
-    assert code == 2 and message in err and "Traceback" not in err
-    assert (folder / "meta.json").read_bytes() == before and not list(tmp_path.glob(".*"))
+    for lines, message in BAD:
+        (tmp_path / "bad.jsonl").write_text("".join(line + "\n" for line in lines))
+        options = ["--out", folder, "--train-tokenizer", "400"]
+        code, _, err = run_main(monkeypatch, capsys, "prepare.py", tmp_path / "bad.jsonl", *options)
+        assert code == 2 and message in err and "Traceback" not in err
+        assert (folder / "meta.json").read_bytes() == before and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("options, message", [
@@ -223,13 +226,14 @@ def test_general_text_comes_in(prepare, tmp_path):
     assert prepare(GOOD)[0] == 0 and not (folder / "replay.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "articles.jsonl", "qa/mine.jsonl"])
-def test_a_users_own_files_are_not_swept_away(prepare, name):
+def test_a_users_own_files_are_not_swept_away(prepare):
     folder = prepare(GOOD)[3]
-    (folder / name).write_text("{}")
-    code, _, err, _ = prepare(GOOD)
-    assert code == 2 and f"({name})" in err and "not written there as a dataset" in err
-    assert (folder / name).read_text() == "{}"
+    for name in ("notes.txt", "articles.jsonl", "qa/mine.jsonl"):
+        (folder / name).write_text("{}")
+        code, _, err, _ = prepare(GOOD)
+        assert code == 2 and f"({name})" in err and "not written there as a dataset" in err
+        assert (folder / name).read_text() == "{}"
+        (folder / name).unlink()
 
 
 @pytest.mark.parametrize("ours", [False, True])
