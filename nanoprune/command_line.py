@@ -18,9 +18,9 @@ from nanoprune.printing import print_safely
 
 # ---------------------------------------------------------------- options
 def option(help: str, default: Any = None, **settings) -> Any:
-    """A field of a dataclass of options: `settings` are those of argparse's add_argument.
+    """A field of a dataclass of options: its help, its default and the settings of argparse's add_argument.
 
-    Besides there is `least`, the least value that is allowed.
+    Besides those there are `least`, the least value that is allowed, and `name`, that of a positional option.
     """
     return field(default=default, metadata={"help": help} | settings)
 
@@ -55,7 +55,6 @@ def iso_day(text: str) -> str:
 
 
 # ---------------------------------------------------------------- running
-
 class Unread(io.FileIO):
     """A stream that takes what nobody reads any more (`| head`, a closed terminal), so that work goes on."""
 
