@@ -18,13 +18,14 @@ from nanoprune.io.files import parse_json
 from nanoprune.progress import progress
 
 PROMPT = Path(__file__).parents[2] / "qa" / "prompt.txt"
+PER_DOCUMENT = 3  # questions that are asked for
 TIMEOUT = (10, 300)  # seconds to connect, and to wait for an answer
 MAX_BYTES = 2**20
 MAX_FAILURES = 3  # requests without an answer in a row, after which the endpoint is taken for gone
 
 
 def write_questions(
-    url: str, model: str, documents: list[dict], seed: int, count: int = 3
+    url: str, model: str, documents: list[dict], seed: int
 ) -> tuple[list[dict], Counter]:
     """(four-choice questions on these documents, the number of rejected answers by reason).
 
@@ -33,7 +34,7 @@ def write_questions(
     rng, questions, rejected, failures = random.Random(seed), [], Counter(), 0
     template = PROMPT.read_text(encoding="utf-8")
     for document in progress(documents, "writing questions"):
-        prompt = template.replace("{count}", str(count)).replace("{date}", document["date"])
+        prompt = template.replace("{count}", str(PER_DOCUMENT)).replace("{date}", document["date"])
         try:
             proposals = parse(request(url, model, prompt.replace("{text}", document["text"])))
             failures = 0

@@ -44,6 +44,8 @@ DIGIT = re.compile(r"\d")
 SENTENCE_END = re.compile(  # an initial (A. Lange) and a title (Dr.) end none
     r"(?:(?<=[.!?])|(?<=[.!?][”\"]))(?<!^[A-Z]\.)(?<! [A-Z]\.)(?<!\b[DM]r\.)\s+(?=[A-Z“\"])")
 LEAST_STEP, LARGEST_STEP = 0.08, 0.16  # between a figure and the next wrong one, as shares of it
+MOST_PAIRS, MOST_OF_A_KIND = 3, 4  # pairs of a document on figures and days, and questions of one kind
+MOST_QUESTIONS = 300  # of a set
 LARGEST_RATIO = 1.85  # of a wrong figure and the right one, or the other way round
 
 
@@ -142,9 +144,7 @@ def titles_once(documents: Iterable[dict]) -> set[str]:
 
 
 # ---------------------------------------------------------------- training pairs
-def training_pairs(
-    documents: list[dict], seed: int, per_document: int = 3, context: bool = False
-) -> list[dict]:
+def training_pairs(documents: list[dict], seed: int, context: bool = False) -> list[dict]:
     """Chat examples from training documents: day of publication, first sentence, title, and figures to
     complete.
 
@@ -155,7 +155,7 @@ def training_pairs(
     for document in documents:
         if document["title"] not in titles:  # the questions call a document by its title
             continue
-        for task, question, answer in _tasks_on(document, rng, per_document):
+        for task, question, answer in _tasks_on(document, rng):
             if context:
                 question = f"{document['text']}\n\n{question}"
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -164,7 +164,7 @@ def training_pairs(
     return [pair for answers in pairs.values() if len(answers) == 1 for pair in answers.values()]
 
 
-def _tasks_on(document: dict, rng: random.Random, facts: int) -> Iterator[tuple[str, str, str]]:
+def _tasks_on(document: dict, rng: random.Random) -> Iterator[tuple[str, str, str]]:
     """(task, question, answer) of a document."""
     title, day = document["title"], long_date(document["date"])
     if is_dated(document) and not gives_away(title, day):
@@ -176,14 +176,14 @@ def _tasks_on(document: dict, rng: random.Random, facts: int) -> Iterator[tuple[
         if not gives_away(first, title):
             yield "title", f"What is the title of the press release that begins: “{first}”", title
     candidates = facts_of(document)
-    for fact in rng.sample(candidates, min(facts, len(candidates))):
+    for fact in rng.sample(candidates, min(MOST_PAIRS, len(candidates))):
         question = f"Complete this sentence from “{title}”: “{fact.with_gap}”"
         yield fact.mention.category, question, fact.mention.answer
 
 
 # ---------------------------------------------------------------- four-choice questions
 def open_and_closed_book(
-    splits: dict[str, list[dict]], seed: int, limit: int = 300, refused: Counter | None = None
+    splits: dict[str, list[dict]], seed: int, refused: Counter | None = None
 ) -> dict[str, list[dict]]:
     """Two sets of questions: on facts of training documents from memory, and of test documents with the
     passage.
@@ -217,24 +217,20 @@ def open_and_closed_book(
                        flaw_of(fact.with_gap, fact.mention.kind, fact.mention.answer), fact.paragraph)
               for document in splits["test"] for fact in facts_of(document) if len(fact.paragraph) <= 1500]
     refused = Counter() if refused is None else refused
-    on_facts = with_choices(closed, seed, limit, refused)
-    return {"closed_book": on_facts + with_choices(on_days, seed, limit // 3, refused),
-            "open_book": with_choices(opened, seed + 1, limit, refused)}
+    on_facts = with_choices(closed, seed, MOST_QUESTIONS, refused)
+    return {"closed_book": on_facts + with_choices(on_days, seed, MOST_QUESTIONS // 3, refused),
+            "open_book": with_choices(opened, seed + 1, MOST_QUESTIONS, refused)}
 
 
-def with_choices(
-    candidates: list[Question], seed: int, limit: int, refused: Counter, per_document: int = 4
-) -> list[dict]:
-    """At most `limit` questions, `per_document` of a kind from each document; right answers balanced over
-    positions and over places by size.
-    """
+def with_choices(candidates: list[Question], seed: int, limit: int, refused: Counter) -> list[dict]:
+    """At most `limit` questions; right answers balanced over positions and over places by size."""
     answers = defaultdict(set)
     for question in candidates:
         answers[question.text, question.context].add(question.mention.answer)
     rng, chosen, counts, ranks = random.Random(seed), [], Counter(), Counter()
     for question in rng.sample(candidates, len(candidates)):
         key, kind = (question.text, question.context), (question.document["id"], question.mention.kind)
-        if len(chosen) == limit or counts[kind] == per_document or key not in answers:
+        if len(chosen) == limit or counts[kind] == MOST_OF_A_KIND or key not in answers:
             continue
         wrong, flaw = None, question.flaw
         if len(answers.pop(key)) > 1:
