@@ -7,13 +7,14 @@ The second makes a dataset of conversations alone. What is dropped is counted, b
 options give the same bytes.
 """
 
-import argparse
+from argparse import ArgumentTypeError
 from collections import Counter
 from dataclasses import dataclass, fields, replace
-from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 from nanoprune import command_line
+from nanoprune.command_line import option
 from nanoprune.data.chat_format import chat_form
 from nanoprune.data.conversations import (
     MAX_REPEATS,
@@ -50,42 +51,97 @@ from nanoprune.web.sites import site_of
 GENERAL = Path(__file__).parent / "qa" / "general.jsonl"  # the text on which eval.py measures forgetting
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of the command line; `parse_options` says what each means."""
+def parse_shares(text: str) -> tuple[float, ...]:
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        shares = ()
+    if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ArgumentTypeError(f"{text!r}: three shares above 0 that add up to 1 are needed, such as "
+                                "0.8,0.1,0.1")
+    return shares
 
-    articles: Path | None  # None: a dataset of conversations alone
-    out: Path
-    tokenizer: str | None
-    train_tokenizer: int | None
-    cleaning: CleaningOptions
-    split: tuple[float, float, float]
-    split_by: str
-    report: bool
-    pairs: Path | None
-    chat: bool
-    conversations: bool
-    replay: Path | None
-    test_pairs: Path | None
-    task_prefix: bool
-    balance: float | None
-    hold_out: float
-    max_pair_tokens: int | None
-    questions: list[Path]
-    questions_from: str | None
-    questions_model: str
-    questions_documents: int
-    generated_documents: int
-    generated: bool
-    seed: int
+
+@dataclass(frozen=True)
+class Options(CleaningOptions):
+    """The command line."""
+
+    articles: Path | None = option("JSONL with id, title, date and text, as scrape.py writes it; leave it "
+                                   "out to use --pairs alone", name="articles", nargs="?")
+    out: Path = option("the dataset folder; made anew if it is there", required=True)
+    tokenizer: str | None = option("hub name or folder of the model whose tokenizer is used")
+    train_tokenizer: int | None = option("train a byte-level BPE of this size instead")
+    split: tuple = option("shares of train, val and test", (0.8, 0.1, 0.1), type=parse_shares)
+    split_by: str = option("test on the latest articles, or on a choice by hash that stays when articles are "
+                           "added", "date", choices=("date", "hash"))
+    report: bool = option("also write report.md, a page about the dataset, with a figure", False)
+    pairs: Path | None = option("further training pairs: JSONL, a JSON array, CSV or Parquet of messages, "
+                                "conversations (ShareGPT), prompt and response, or instruction, input and "
+                                "output")
+    chat: bool = option("write pairs by the chat template of the tokenizer's model, not plainly", False)
+    conversations: bool = option("learn from pairs alone: --pairs, and those made by rule, with their "
+                                 "article as context", False)
+    replay: Path | None = option("general text to mix in: JSONL, lines with a `text`")
+    test_pairs: Path | None = option("pairs to answer in evaluation, by task, category and difficulty, as "
+                                     "JSONL; they are never trained on")
+    task_prefix: bool = option("put the task in front of each question: [SPEC] ...", False)
+    balance: float | None = option(f"repeat pairs of rare tasks, {MAX_REPEATS} times at most, until no task "
+                                   "has over RATIO times another's pairs", least=1, metavar="RATIO")
+    hold_out: float = option("share of the pairs held out", 0.0, least=0)
+    max_pair_tokens: int | None = option("drop pairs that are longer; none is ever cut", least=1)
+    questions: list[Path] = option("JSONL files of multiple-choice questions", (), nargs="+")
+    questions_from: str | None = option(
+        "have a model write questions: an OpenAI-compatible endpoint, such as http://localhost:8000/v1 (key "
+        "in OPENAI_API_KEY, prompt in qa/prompt.txt)")
+    questions_model: str = option("the endpoint's name of that model", "default")
+    questions_documents: int = option("training documents on which it writes questions", 100, least=1)
+    generated_documents: int = option("documents of each split, evenly spaced, from which pairs and "
+                                      "questions are made by rule", 2_000, least=1)
+    no_generated: bool = option("make no pairs and questions by rule", False)
+    seed: int = option("seed of the choice of questions and wrong answers", 0)
+
+    @property
+    def cleaning(self) -> CleaningOptions:
+        """The part for the processes that clean, which know no class of a script."""
+        return CleaningOptions(**{f.name: getattr(self, f.name) for f in fields(CleaningOptions)})
 
     @property
     def conversations_alone(self) -> bool:
         return self.conversations or not self.articles
 
+    def check(self) -> None:
+        """ValueError if options contradict each other or are out of bounds."""
+        if bool(self.tokenizer) == bool(self.train_tokenizer):
+            raise ValueError("give --tokenizer NAME (the model's to be trained) or --train-tokenizer SIZE")
+        if not self.articles and not self.pairs:
+            raise ValueError("give ARTICLES (as scrape.py writes them), or --pairs FILE.jsonl for a dataset "
+                             "of conversations")
+        if self.chat and not self.tokenizer:
+            raise ValueError("--chat needs --tokenizer, that of a model with a chat form")
+        if self.conversations_alone:
+            unusable = {"--hold-out (conversations are divided by --split)": self.hold_out,
+                        "--replay": self.replay, "--report": self.report,
+                        "--questions-from": self.questions_from,
+                        "--train-tokenizer": self.train_tokenizer and not self.articles}
+            if names := [name for name, value in unusable.items() if value]:
+                raise ValueError(f"{', '.join(names)}: not for a dataset of conversations alone; leave it "
+                                 "out")
+        names = [path.stem for path in self.questions]
+        if not self.no_generated and not self.conversations_alone:
+            names += ["closed_book", "open_book"]
+        if self.questions_from:
+            names.append("written")
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"two question sets would be named {repeated[0]}; rename a file (closed_book, "
+                             "open_book and written are the names of the sets that are made here)")
+        if self.hold_out >= 1:
+            raise ValueError(f"--hold-out must be below 1, given {self.hold_out}")
+        if self.articles and self.language not in (ANY, *known_languages()):
+            raise ValueError(f"--language {self.language} is unknown; give any, or one of "
+                             f"{', '.join(known_languages())}")
 
-@dataclass(frozen=True)
-class Inputs:
+
+class Inputs(NamedTuple):
     """The user's files beside the articles."""
 
     pairs: list[dict]
@@ -96,7 +152,12 @@ class Inputs:
 
 def prepare(options: Options, folder: Path) -> dict:
     """Make the dataset in an empty folder; return the content of its meta.json."""
-    inputs = read_inputs(options)
+    inputs = Inputs(
+        pairs=read_pairs(options.pairs) if options.pairs else [],
+        questions={path.stem: read_questions(path) for path in options.questions},
+        test_pairs=read_pairs(options.test_pairs) if options.test_pairs else [],
+        replay=read_replay(options.replay) if options.replay else [],
+    )
     form = None
     if options.tokenizer:
         model = locate(options.tokenizer, files=TOKENIZER_FILES)
@@ -110,14 +171,15 @@ def prepare(options: Options, folder: Path) -> dict:
         corpus = read_corpus(options.articles, cleaned, options.cleaning, site_of)
         guesses = sum(document.guessed_date for document in corpus.documents)
         if options.split_by == "date" and guesses:
-            print(f"{guesses} documents have no known day, only that of their file's last change: ", end="")
+            taker = "only training"
             if guesses == len(corpus.documents):
-                options = replace(options, split_by="hash")
-            print(f"{'--split-by hash' if options.split_by == 'hash' else 'only training'} takes them")
+                options, taker = replace(options, split_by="hash"), "--split-by hash"
+            print(f"{guesses} documents have no known day, only that of their file's last change: "
+                  f"{taker} takes them")
         split = split_by_date if options.split_by == "date" else split_by_hash
         corpus.splits = split(corpus.documents, options.split)
         drop_near_duplicates(corpus)
-        print_counts(corpus, options.cleaning.keep_boilerplate)
+        print_counts(corpus, options.keep_boilerplate)
 
     # ---- tokenize and write documents, conversations and questions
     if options.train_tokenizer:
@@ -141,15 +203,6 @@ def prepare(options: Options, folder: Path) -> dict:
 
 
 # ---------------------------------------------------------------- inputs
-def read_inputs(options: Options) -> Inputs:
-    return Inputs(
-        pairs=read_pairs(options.pairs) if options.pairs else [],
-        questions={path.stem: read_questions(path) for path in options.questions},
-        test_pairs=read_pairs(options.test_pairs) if options.test_pairs else [],
-        replay=read_replay(options.replay) if options.replay else [],
-    )
-
-
 def read_replay(path: Path) -> list[dict]:
     """General text to mix in; ValueError if it is text on which eval.py measures forgetting."""
     rows = read_jsonl(path, ("text",))
@@ -181,7 +234,7 @@ def write_document_dataset(writer: DatasetWriter, corpus: Corpus, inputs: Inputs
     entries = {name: writer.write_split(name, corpus) for name in SPLITS}
 
     pairs, questions, quality = inputs.pairs, inputs.questions, {}
-    if options.generated:
+    if not options.no_generated:
         chosen = {name: corpus.sample(name, options.generated_documents) for name in SPLITS}
         pairs = training_pairs(chosen["train"], options.seed) + pairs
         refused = Counter()
@@ -230,6 +283,9 @@ def describe_quality(questions: list[dict], refused: Counter) -> dict:
 
 
 # ---------------------------------------------------------------- a dataset of conversations alone
+FILES = {"train": ["pairs"], "val": ["val"], "test": ["test", "pairs_test"]}
+
+
 def write_conversation_dataset(
     writer: DatasetWriter, corpus: Corpus | None, inputs: Inputs, options: Options
 ) -> dict:
@@ -252,17 +308,14 @@ def write_conversation_dataset(
             total = sum(map(len, sides.values()))
             raise ValueError(f"no conversation is left for {side}: its share of {total} is {len(pairs)}"
                              f"{', all of them too long' if pairs else ''}; give more of them")
-        if side == "train" and options.balance:
+        if side != "train":
+            conversations = [pair.as_document(f"{side}{i}") for i, pair in enumerate(conversations)]
+        elif options.balance:
             conversations = balance(conversations, options.balance)
-        nbytes = [conversation.answer_bytes for conversation in conversations]
-        if side == "train":
-            writer.write_conversations("pairs", conversations, nbytes)
-        else:
-            documents = [pair.as_document(f"{side}{i}") for i, pair in enumerate(conversations)]
-            writer.write_conversations(side, documents, nbytes)
-        if side == "test":
-            writer.write_conversations("pairs_test", documents, nbytes)
         encoded[side] = conversations
+        nbytes = [conversation.answer_bytes for conversation in conversations]
+        for name in FILES[side]:
+            writer.write_conversations(name, conversations, nbytes)
         tokens = sum(len(conversation.example) for conversation in conversations)
         entries[side] = {"documents": len(conversations), "tokens": tokens, "bytes": sum(nbytes)}
     writer.write_questions(inputs.questions)
@@ -271,10 +324,13 @@ def write_conversation_dataset(
 
 
 # ---------------------------------------------------------------- meta.json
+RECORDED = ("since", "until", "language", "min_chars", "split", "split_by", "keep_boilerplate", "seed")
+
+
 def describe(questions: dict[str, list[dict]], pairs: list[Conversation],
              held_out: list[Conversation], writer: DatasetWriter, options: Options) -> dict:
     """The part of meta.json that every dataset has."""
-    tasks, cleaning = Counter(pair.task or "none" for pair in pairs), options.cleaning
+    tasks = Counter(pair.task or "none" for pair in pairs)
     if pairs:
         counts = ", ".join(f"{count} {task}" for task, count in tasks.most_common())
         print(f"{len(pairs)} training pairs by task: {counts}; {len(held_out)} held out; "
@@ -288,124 +344,13 @@ def describe(questions: dict[str, list[dict]], pairs: list[Conversation],
         "pairs_answer_too_long": writer.too_long["answer alone too long"],
         "tasks": dict(sorted(tasks.items())),
         "questions": {name: len(rows) for name, rows in questions.items()},
-        "options": {"since": cleaning.since, "until": cleaning.until, "language": cleaning.language,
-                    "min_chars": cleaning.min_chars, "split": options.split, "split_by": options.split_by,
-                    "keep_boilerplate": cleaning.keep_boilerplate, "seed": options.seed},
+        "options": {name: getattr(options, name) for name in RECORDED},
     }
 
 
-# ---------------------------------------------------------------- the command line
-def parse_date(text: str) -> str:
-    try:
-        return date.fromisoformat(text).isoformat()
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no date of the form 2025-09-01") from None
-
-
-def parse_shares(text: str) -> tuple[float, ...]:
-    try:
-        shares = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        shares = ()
-    if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-        raise argparse.ArgumentTypeError(f"{text!r}: three shares above 0 that add up to 1 are needed, "
-                                         "such as 0.8,0.1,0.1")
-    return shares
-
-
-def parse_options() -> Options:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("articles", type=Path, nargs="?",
-        help="JSONL with id, title, date and text, as scrape.py writes it; leave it out to use --pairs alone")
-    add("--out", type=Path, required=True, help="the dataset folder; made anew if it is there")
-    add("--tokenizer", help="hub name or folder of the model whose tokenizer is used")
-    add("--train-tokenizer", type=int, metavar="SIZE", help="train a byte-level BPE of this size instead")
-    add("--since", type=parse_date, help="first day, such as 2025-09-01")
-    add("--until", type=parse_date, help="last day")
-    add("--language", default="EN", type=str.upper, help="language of the documents, such as DE; 'any' drops "
-        "none, not even where no language can be told")
-    add("--min-chars", type=int, default=450, help="drop shorter texts as stubs")
-    add("--split", type=parse_shares, default=(0.8, 0.1, 0.1), help="shares of train, val and test")
-    add("--split-by", choices=("date", "hash"), default="date",
-        help="test on the latest articles, or on a choice by hash that stays when articles are added")
-    add("--report", action="store_true", help="also write report.md, a page about the dataset, with a figure")
-    add("--keep-boilerplate", action="store_true", help="remove no paragraphs")
-    add("--pairs", type=Path,
-        help="further training pairs: JSONL, a JSON array, CSV or Parquet of messages, conversations "
-             "(ShareGPT), prompt and response, or instruction, input and output")
-    add("--chat", action="store_true",
-        help="write pairs by the chat template of the tokenizer's model, not plainly")
-    add("--conversations", action="store_true",
-        help="learn from pairs alone: --pairs, and those made by rule, with their article as context")
-    add("--replay", type=Path, metavar="JSONL", help="general text (lines with a `text`) to mix in")
-    add("--test-pairs", type=Path, metavar="JSONL",
-        help="pairs to answer in evaluation, by task, category and difficulty; they are never trained on")
-    add("--task-prefix", action="store_true", help="put the task in front of each question: [SPEC] ...")
-    add("--balance", type=float, metavar="RATIO",
-        help=f"repeat pairs of rare tasks, {MAX_REPEATS} times at most, until no task has over RATIO times "
-             "another's pairs")
-    add("--hold-out", type=float, default=0.0, metavar="SHARE", help="share of the pairs held out")
-    add("--max-pair-tokens", type=int, metavar="N", help="drop pairs that are longer; none is ever cut")
-    add("--questions", type=Path, nargs="+", default=[], help="JSONL files of multiple-choice questions")
-    add("--questions-from", metavar="URL",
-        help="have a model write questions: an OpenAI-compatible endpoint, such as http://localhost:8000/v1 "
-             "(key in OPENAI_API_KEY, prompt in qa/prompt.txt)")
-    add("--questions-model", default="default", metavar="NAME", help="the endpoint's name of that model")
-    add("--questions-documents", type=int, default=100, metavar="N",
-        help="training documents on which it writes questions")
-    add("--generated-documents", type=int, default=2_000, metavar="N",
-        help="documents of each split, evenly spaced, from which pairs and questions are made by rule")
-    add("--no-generated", dest="generated", action="store_false", help="make no pairs and questions by rule")
-    add("--seed", type=int, default=0, help="seed of the choice of questions and wrong answers")
-    values = vars(parser.parse_args())
-    cleaning = CleaningOptions(**{field.name: values.pop(field.name) for field in fields(CleaningOptions)})
-    return Options(cleaning=cleaning, **values)
-
-
-def check_options(options: Options) -> None:
-    """ValueError if options contradict each other or are out of bounds."""
-    if bool(options.tokenizer) == bool(options.train_tokenizer):
-        raise ValueError("give --tokenizer NAME (the model's to be trained) or --train-tokenizer SIZE")
-    if not options.articles and not options.pairs:
-        raise ValueError("give ARTICLES (as scrape.py writes them), or --pairs FILE.jsonl for a dataset of "
-                         "conversations")
-    if options.chat and not options.tokenizer:
-        raise ValueError("--chat needs --tokenizer, that of a model with a chat form")
-    if options.conversations_alone:
-        unusable = {"--hold-out (conversations are divided by --split)": options.hold_out,
-                    "--replay": options.replay, "--report": options.report,
-                    "--questions-from": options.questions_from,
-                    "--train-tokenizer": options.train_tokenizer and not options.articles}
-        if names := [name for name, value in unusable.items() if value]:
-            raise ValueError(f"{', '.join(names)}: not for a dataset of conversations alone; leave it out")
-    names = [path.stem for path in options.questions]
-    if options.generated and not options.conversations_alone:
-        names += ["closed_book", "open_book"]
-    if options.questions_from:
-        names.append("written")
-    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise ValueError(f"two question sets would be named {repeated[0]}; rename a file (closed_book, "
-                         "open_book and written are the names of the sets that are made here)")
-    if min(options.questions_documents, options.generated_documents) < 1:
-        raise ValueError("--questions-documents and --generated-documents must be at least 1, given "
-                         f"{options.questions_documents} and {options.generated_documents}")
-    if not 0 <= options.hold_out < 1:
-        raise ValueError(f"--hold-out must be from 0 to below 1, given {options.hold_out}")
-    for name, value in {"balance": options.balance, "max-pair-tokens": options.max_pair_tokens}.items():
-        if value is not None and not value >= 1:
-            raise ValueError(f"--{name} must be at least 1, given {value}")
-    if options.articles and options.cleaning.language not in (ANY, *known_languages()):
-        raise ValueError(f"--language {options.cleaning.language} is unknown; give any, or one of "
-                         f"{', '.join(known_languages())}")
-    if options.cleaning.min_chars < 0:
-        raise ValueError(f"--min-chars must be 0 or more, given {options.cleaning.min_chars}")
-
-
 def main() -> None:
-    options = parse_options()
-    check_options(options)
+    options = command_line.parse_options(Options, __doc__)
+    options.check()
     inputs = (options.articles, options.pairs, options.test_pairs, options.replay, options.tokenizer)
     with replace_output(options.out, "dataset", [*inputs, *options.questions]) as folder:
         meta = prepare(options, folder)

@@ -19,15 +19,14 @@ Every answer is stored in data/raw/articles.raw/, and the articles are parsed fr
 after a kill, run the same command again: nothing is fetched twice unless the site says that it changed.
 """
 
-import argparse
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import date
 from pathlib import Path
 
 from nanoprune import command_line
+from nanoprune.command_line import iso_day, option
 from nanoprune.io.files import write_bytes
 from nanoprune.io.jsonl import json_line, read_log
 from nanoprune.progress import progress
@@ -71,39 +70,48 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The articles to collect: of these days (YYYY-MM-DD, inclusive), and at most `limit` new ones."""
+class Options:
+    """The command line."""
 
-    since: str
-    until: str
-    limit: int | None
+    urls: list[str] = option("article pages, or one folder of documents", name="urls", nargs="*")
+    out: Path = option("the JSONL file to write or to add to", required=True)
+    site: str = option("a newsroom of web/sites.py (default %(default)s)", "bmw", choices=SITES)
+    base_url: str | None = option("another place that serves the same site, such as a mirror")
+    source: str | None = option("where to look for articles (default feed)", choices=("feed", "sitemap"))
+    reparse: bool = option("parse the stored answers again, without the network", False)
+    topics: str | None = option("the feed's topics to read (default: all)", metavar="ID,ID")
+    lang: str | None = option("the language to collect, as in the articles' ids, such as EN")
+    since: str = option("the first day, YYYY-MM-DD", "0001-01-01", type=iso_day)
+    until: str = option("the last day", "9999-12-31", type=iso_day)
+    limit: int | None = option("stop after this many new articles", least=1)
+    no_tables: bool = option("leave tables out of the text", False)
+    delay: float = option("between requests (default %(default)s)", 1.0, least=0, metavar="SECONDS")
+    allow_host: list[str] | None = option("allow redirects to this host", type=str, action="append")
 
     def includes(self, day: str) -> bool:
         return self.since <= day <= self.until
 
-    def check(self, day: str) -> None:
+    def check_day(self, day: str) -> None:
         """Raise Skipped if articles of this day are left out."""
         if not self.includes(day):
             raise Skipped(f"older than {self.since}" if day < self.since else f"newer than {self.until}")
 
 
 # ---------------------------------------------------------------- collecting
-def collect(site: Site, out: Path, report: Report, selection: Selection, *, source: str, urls: Iterable[str],
-            delay: float, hosts: Iterable[str]) -> None:
-    """Fetch the site's articles that are not collected yet, and write `out` anew from all stored answers.
+def collect(site: Site, options: Options, report: Report) -> None:
+    """Fetch the site's articles that are not collected yet, and write --out anew from all stored answers.
 
-    `delay` is the seconds between requests, `hosts` others that redirects may lead to. The report names each
-    failure. ValueError if `out` is damaged or cannot be written, if the host does not answer, or if there is
-    no article at all.
+    The report names each failure. ValueError if --out is damaged or cannot be written, if the host does not
+    answer, or if there is no article at all.
     """
-    previous, archive = read_articles(out), Archive(out.with_suffix(".raw"))
-    fetcher = Fetcher(site.base_url, archive, delay, hosts)
-    if source == "feed":
-        listing = from_feed(fetcher, site, selection.since, report.miss)
-    elif source == "sitemap":
+    previous, archive = read_articles(options.out), Archive(options.out.with_suffix(".raw"))
+    fetcher = Fetcher(site.base_url, archive, options.delay, options.allow_host or ())
+    if options.urls:
+        listing = ((blank_article(site.article_id(url), url), "") for url in options.urls)
+    elif options.source == "sitemap":
         listing = from_sitemap(fetcher, site, report.miss)
     else:
-        listing = ((blank_article(site.article_id(url), url), "") for url in urls)
+        listing = from_feed(fetcher, site, options.since, report.miss)
     ids, seen = set(previous), set()
     try:
         for listed, version in progress(listing, "articles"):
@@ -118,8 +126,8 @@ def collect(site: Site, out: Path, report: Report, selection: Selection, *, sour
                 up_to_date = not version or archive.has_page(url, version)
                 if up_to_date and listed["id"] in previous and not is_complete(listed):
                     continue
-                article = whole_article(listed, version, site, fetcher, selection)
-                selection.check(article["date"])
+                article = whole_article(listed, version, site, fetcher, options)
+                options.check_day(article["date"])
             except (FetchError, Skipped) as error:
                 report.miss(url, error)
                 if fetcher.unanswered >= MAX_UNANSWERED:
@@ -128,56 +136,56 @@ def collect(site: Site, out: Path, report: Report, selection: Selection, *, sour
                                      ) from error
                 continue
             ids.add(article["id"])
-            if len(ids) - len(previous) == selection.limit:
+            if len(ids) - len(previous) == options.limit:
                 break
     finally:
-        write_articles(out, previous, parse_archive(archive, site, ids.__contains__, report), report)
+        write_articles(options.out, previous, parse_archive(archive, site, ids.__contains__, report), report)
     if not (report.listed and ids):
         reasons = report.failed[:5] + [f"{number} URLs {reason}" for reason, number in report.skipped.items()]
         why = "".join(f"\n  {reason}" for reason in reasons) or ": it lists no article"
-        raise ValueError(f"nothing collected from {site.base_url} by --source {source}{why}\n"
+        raise ValueError(f"nothing collected from {site.base_url}{why}\n"
                          "Check --base-url and --site, or try another --source")
 
 
-def whole_article(listed: dict, version: str, site: Site, fetcher: Fetcher, selection: Selection) -> dict:
+def whole_article(listed: dict, version: str, site: Site, fetcher: Fetcher, options: Options) -> dict:
     """A listed article with its text, from its page unless the listing has it whole."""
     if is_complete(listed):
         return listed
-    if listed["date"] and listed["date"] < selection.since:  # no article is newer than its last change
-        selection.check(listed["date"])
+    if listed["date"] and listed["date"] < options.since:  # no article is newer than its last change
+        options.check_day(listed["date"])
     if not listed["url"]:
         raise FetchError("the feed gives neither a link nor the whole text with title, date and id")
     return fetch_article(fetcher, site, listed["url"], version)
 
 
-def collect_folder(folder: Path, out: Path, report: Report, selection: Selection) -> None:
+def collect_folder(folder: Path, options: Options, report: Report) -> None:
     """Write the articles of a folder's files; those of files that are gone stay. ValueError if there is none.
     """
-    previous, articles = read_articles(out), {}
+    previous, articles = read_articles(options.out), {}
     for path in progress(files_below(folder), "files"):
         report.listed += 1
         try:
             if path.suffix.lower() not in READERS:
                 raise Skipped("of a kind that is not read")
             article = read_article(path, folder)
-            selection.check(article["date"])
+            options.check_day(article["date"])
             if article["id"] in articles:
                 raise ValueError("another file has this name, in another charset")
         except ValueError as error:
             report.miss(file_name(path), error)
             continue
-        if selection.limit is None or len(articles.keys() - previous.keys()) < selection.limit:
+        if options.limit is None or len(articles.keys() - previous.keys()) < options.limit:
             articles[article["id"]] = article
-    write_articles(out, previous, articles, report)
+    write_articles(options.out, previous, articles, report)
     if not (previous or articles):
         raise ValueError(f"{folder} gave no article; read are files that end in {', '.join(READERS)}")
 
 
-def reparse(site: Site, out: Path, report: Report, selection: Selection) -> None:
-    """Parse all stored answers again: for the articles of `out`, or for all selected ones if there is no such
+def reparse(site: Site, options: Options, report: Report) -> None:
+    """Parse all stored answers again: for the articles of --out, or for all selected ones if there is no such
     file.
     """
-    previous, archive = read_articles(out), Archive(out.with_suffix(".raw"))
+    previous, archive = read_articles(options.out), Archive(options.out.with_suffix(".raw"))
     if not archive.answers:
         raise ValueError(f"{archive.folder} keeps no answers to read again; "
                          "collect some first, without --reparse")
@@ -186,8 +194,8 @@ def reparse(site: Site, out: Path, report: Report, selection: Selection) -> None
         articles = parse_archive(archive, site, previous.__contains__, report)
     else:
         articles = parse_archive(archive, site, site.in_language, report)
-        articles = {i: article for i, article in articles.items() if selection.includes(article["date"])}
-    write_articles(out, previous, articles, report)
+        articles = {i: article for i, article in articles.items() if options.includes(article["date"])}
+    write_articles(options.out, previous, articles, report)
 
 
 def parse_archive(
@@ -246,66 +254,32 @@ def write_articles(out: Path, previous: dict[str, dict], articles: dict[str, dic
 
 # ---------------------------------------------------------------- the command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("urls", nargs="*", metavar="URL", help="article pages, or one folder of documents")
-    add("--out", type=Path, required=True, help="the JSONL file to write or to add to")
-    add("--site", default="bmw", choices=SITES, help="a newsroom of web/sites.py (default %(default)s)")
-    add("--base-url", help="another place that serves the same site, such as a mirror")
-    add("--source", choices=("feed", "sitemap", "urls"), help="where to look for articles (default feed)")
-    add("--reparse", action="store_true", help="parse the stored answers again, without the network")
-    add("--topics", type=topic_ids, metavar="ID,ID", help="the feed's topics to read (default: all)")
-    add("--lang", metavar="EN", help="the language to collect, as in the articles' ids")
-    add("--since", type=iso_day, metavar="DATE", default="0001-01-01", help="the first day, YYYY-MM-DD")
-    add("--until", type=iso_day, metavar="DATE", default="9999-12-31", help="the last day")
-    add("--limit", type=int, metavar="N", help="stop after N new articles")
-    add("--no-tables", dest="tables", action="store_false", help="leave tables out of the text")
-    add("--delay", type=float, default=1.0, metavar="SECONDS", help="between requests (default %(default)s)")
-    add("--allow-host", action="append", default=[], metavar="HOST", help="allow redirects to this host")
-    args = parser.parse_args()
-    site = SITES[args.site]
+    options = command_line.parse_options(Options, __doc__)
+    site = SITES[options.site]
     site = replace(
-        site, name=args.site, base_url=(args.base_url or site.base_url).rstrip("/"),
-        topics=args.topics or site.topics,
-        language=(args.lang or site.language).upper(), tables=args.tables)
+        site, name=options.site, base_url=(options.base_url or site.base_url).rstrip("/"),
+        topics=options.topics.split(",") if options.topics else site.topics,
+        language=(options.lang or site.language).upper(), tables=not options.no_tables)
     if not re.match(r"https?://[^/]", site.base_url):
-        raise ValueError(f"--base-url {args.base_url!r} is no web address; "
+        raise ValueError(f"--base-url {options.base_url!r} is no web address; "
                          "give one such as https://www.example.com")
-    source = args.source or ("urls" if args.urls else "feed")
-    if (source == "urls") != bool(args.urls):
-        urls = "URLs of articles: give some" if source == "urls" else "no URLs"
-        raise ValueError(f"--source {source} takes {urls}")
-    if (args.limit is not None and args.limit < 1) or not 0 <= args.delay <= 3600:
-        raise ValueError("--limit must be at least 1 and --delay from 0 to 3600 s; "
-                         f"given {args.limit} and {args.delay}")
-    report, selection = Report(), Selection(args.since, args.until, args.limit)
+    if options.source and options.urls:
+        raise ValueError(f"--source {options.source} takes no URLs: leave one of them out")
+    if options.delay > 3600:
+        raise ValueError(f"--delay must be at most 3600 s, given {options.delay}")
+    report = Report()
     try:
-        if len(args.urls) == 1 and Path(args.urls[0]).is_dir():
-            collect_folder(Path(args.urls[0]), args.out, report, selection)
-        elif args.reparse:
-            reparse(site, args.out, report, selection)
+        if len(options.urls) == 1 and Path(options.urls[0]).is_dir():
+            collect_folder(Path(options.urls[0]), options, report)
+        elif options.reparse:
+            reparse(site, options, report)
         else:
-            collect(site, args.out, report, selection, source=source, urls=args.urls, delay=args.delay,
-                    hosts=args.allow_host)
+            collect(site, options, report)
     finally:
         if report.listed:
             print(report)
-    print(f"wrote {args.out}" if report.new or report.updated else f"{args.out} is up to date")
-
-
-def iso_day(text: str) -> str:
-    try:
-        return date.fromisoformat(text).isoformat()
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no date; write one such as 2025-09-01") from error
-
-
-def topic_ids(text: str) -> tuple[str, ...]:
-    topics = tuple(filter(None, text.split(",")))
-    if not topics or not all(re.fullmatch(r"[\w-]+", topic) for topic in topics):
-        raise argparse.ArgumentTypeError(f"{text!r}: give ids with commas between, such as 803,4099")
-    return topics
+    written = report.new or report.updated
+    print(f"wrote {options.out}" if written else f"{options.out} is up to date")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""The guard around every script's main, and what it does with signals."""
+"""A script's options, and the guard around its main, with what it does with signals."""
 
+import argparse
 import contextlib
 import errno
 import io
@@ -7,12 +8,53 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import field, fields
+from datetime import date
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, get_args
 
 from nanoprune.printing import print_safely
 
 
+# ---------------------------------------------------------------- options
+def option(help: str, default: Any = None, **settings) -> Any:
+    """A field of a dataclass of options: its help, its default and the settings of argparse's add_argument.
+
+    Besides those there are `least`, the least value that is allowed, and `name`, that of a positional option.
+    """
+    return field(default=default, metadata={"help": help} | settings)
+
+
+def parse_options(kind: type, description: str) -> Any:
+    """The command line as a dataclass of `option`s. ValueError if a value is below the least allowed."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for f in fields(kind):
+        settings = {"name": f"--{f.name.replace('_', '-')}"} | f.metadata
+        settings.pop("least", None)
+        if f.type is bool:
+            settings["action"] = "store_true"
+        else:
+            own_type = next(iter(get_args(f.type)), f.type)  # of `int | None` it is int
+            settings = {"type": own_type, "default": f.default} | settings
+        parser.add_argument(settings.pop("name"), **settings)
+    options = kind(**vars(parser.parse_args()))
+    for f in fields(kind):
+        value, least = getattr(options, f.name), f.metadata.get("least")
+        if None not in (value, least) and not value >= least:
+            raise ValueError(f"--{f.name.replace('_', '-')} must be at least {least}, given {value}")
+    return options
+
+
+def iso_day(text: str) -> str:
+    """The type of an option that takes a day: YYYY-MM-DD."""
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date; write one such as 2025-09-01") from error
+
+
+# ---------------------------------------------------------------- running
 class Unread(io.FileIO):
     """A stream that takes what nobody reads any more (`| head`, a closed terminal), so that work goes on."""
 

@@ -1,6 +1,5 @@
 """The dataset folder: rows it does not have, damaged files, other tokenizers, wrong questions."""
 
-import json
 import shutil
 
 import pytest
@@ -71,8 +70,8 @@ def test_tokens_beyond_the_vocabulary_are_named(world, tmp_path, change, message
 
 
 @pytest.mark.parametrize("pair_repeats, replay, message", [
-    (10**12, 0.0, "pair_repeats: given 1000000000000, an epoch would have 12,000,000,000,000 documents"),
-    (1, 1 - 1e-12, "replay: given .*, at most 67,108,864 are allowed"),
+    (10**12, 0.0, "pairs.safetensors 1,000,000,000,000 times, 12,000,000,000,000 documents .* pair_repeats"),
+    (1, 1 - 1e-12, "replay.safetensors .* times, .*, at most 67,108,864 are allowed"),
 ])
 def test_an_epoch_has_a_bound(world, tmp_path, pair_repeats, replay, message):
     data = shutil.copytree(world.data, tmp_path / "data")
@@ -82,24 +81,15 @@ def test_an_epoch_has_a_bound(world, tmp_path, pair_repeats, replay, message):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"choices": ["one"]}, "two or more"), ({"choices": ["one", ""]}, "two or more"),
-    ({"choices": "ab"}, "two or more"),
-    ({"answer": 2}, "from 0 to 1, given 2"), ({"answer": -1}, "given -1"), ({"answer": "0"}, "given '0'")])
-def test_wrong_questions_are_named(tmp_path, change, message):
-    good = {"question": "?", "choices": ["a", "b"], "answer": 0}
-    (tmp_path / "q.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(good | change) + "\n")
-    with pytest.raises(ValueError, match=f"q.jsonl, line 2: .*{message}"):
-        read_questions(tmp_path / "q.jsonl")
-
-
-@pytest.mark.parametrize("changes, message", [
+    (dict(choices=["one"]), "two or more"), (dict(choices=["one", ""]), "two or more"),
+    (dict(choices="ab"), "two or more"), (dict(choices=["a", "a"]), "different texts"),
+    (dict(answer=2), "index from 0 to 1, given 2"), (dict(answer=-1), "given -1"),
+    (dict(answer="0"), "given '0'"),
     (dict(question=5), "question must be text, given 5"), (dict(question=" "), "question .* must be a text"),
     (dict(context=7), "context.* must be a text"), (dict(category=[1]), "category, where.* must be a text"),
-    (dict(choices=["a", "a"]), "different texts"),
-    (dict(answer=2), "index from 0 to 1"),
 ])
-def test_questions_are_checked(tmp_path, changes, message):
-    good = {"question": "Which?", "choices": ["a", "b"], "answer": 0}
-    write_jsonl(tmp_path / "q.jsonl", [good, good | changes])
+def test_wrong_questions_are_named(tmp_path, change, message):
+    good = {"question": "?", "choices": ["a", "b"], "answer": 0}
+    write_jsonl(tmp_path / "q.jsonl", [good, good | change])
     with pytest.raises(ValueError, match=f"q.jsonl, line 2: .*{message}"):
         read_questions(tmp_path / "q.jsonl")

@@ -47,16 +47,6 @@ def test_a_dataset_folder(prepare):
     assert tasks == {"date", "figure", "day"}
 
 
-def test_the_same_bytes_again(prepare, tmp_path):
-    articles = [article(i) for i in range(40)]
-    folder = prepare(articles)[3]
-    shutil.move(folder, tmp_path / "first")
-    folder = prepare(articles)[3]
-    first = {p.relative_to(tmp_path / "first"): p.read_bytes() for p in (tmp_path / "first").rglob("*")
-             if p.is_file()}
-    assert first == {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def test_half_a_character_is_no_text(prepare, tmp_path):
     """JSON lets the half of a surrogate pair pass; no file can hold it."""
     for name, row in (("p.jsonl", {"prompt": "q\ud800", "response": "x"}),
@@ -140,15 +130,10 @@ def test_own_pairs_and_questions_come_in(prepare, tmp_path):
     assert read_jsonl(folder / "pairs.jsonl") == [pair] and list(Dataset(folder).questions()) == ["mine"]
 
 
-def test_the_tokenizer_of_a_model(prepare, world):
-    folder = prepare([article(i) for i in range(40)], "--tokenizer", str(world.model))[3]
-    Dataset(folder).check_model("base", world.model, 1000)
-
-
 GOOD = [article(i) for i in range(40)]
 
 
-@pytest.mark.parametrize("lines, message", [
+BAD = [
     (["", json.dumps(GOOD[0])], "line 1: empty line"),
     ([json.dumps(GOOD[0]), json.dumps(GOOD[1])[:50]], "line 2: not valid JSON"),
     ([json.dumps({k: v for k, v in GOOD[0].items() if k != "text"})], "line 1: lacks text"),
@@ -159,15 +144,18 @@ GOOD = [article(i) for i in range(40)]
     ([], "holds no articles"),
     ([json.dumps(a) for a in GOOD[:2]], "too few for three splits"),
     ([json.dumps(a | {"text": "Short."}) for a in GOOD], "nothing is left of 40 articles"),
-])
-def test_bad_articles_leave_the_old_dataset(prepare, tmp_path, monkeypatch, capsys, lines, message):
+]
+
+
+def test_bad_articles_leave_the_old_dataset(prepare, tmp_path, monkeypatch, capsys):
     folder = prepare(GOOD)[3]
     before = (folder / "meta.json").read_bytes()
-    (tmp_path / "bad.jsonl").write_text("".join(line + "\n" for line in lines))
-    options = ["--out", folder, "--train-tokenizer", "400"]
-    code, _, err = run_main(monkeypatch, capsys, "prepare.py", tmp_path / "bad.jsonl", *options)
-    assert code == 2 and message in err and "Traceback" not in err
-    assert (folder / "meta.json").read_bytes() == before and not list(tmp_path.glob(".*"))
+    for lines, message in BAD:
+        (tmp_path / "bad.jsonl").write_text("".join(line + "\n" for line in lines))
+        options = ["--out", folder, "--train-tokenizer", "400"]
+        code, _, err = run_main(monkeypatch, capsys, "prepare.py", tmp_path / "bad.jsonl", *options)
+        assert code == 2 and message in err and "Traceback" not in err
+        assert (folder / "meta.json").read_bytes() == before and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("options, message", [
@@ -177,10 +165,11 @@ def test_bad_articles_leave_the_old_dataset(prepare, tmp_path, monkeypatch, caps
     (["--train-tokenizer", "400", "--questions", "{tmp}/q.jsonl"], "q.jsonl, line 1"),
     (["--train-tokenizer", "400", "--pairs", "{tmp}/p.jsonl"], "p.jsonl, line 1: messages has no turn of the "
                                                                "assistant"),
-    (["--train-tokenizer", "400", "--since", "2030-01-01"], "has no articles of that period"),
+    (["--train-tokenizer", "400", "--since", "2030-01-01"], "nothing is left of 40 articles (40 outside the "
+                                                            "period); see --since"),
     (["--train-tokenizer", "400", "--since", "yesterday"], "'yesterday' is no date"),
     (["--train-tokenizer", "400", "--split", "1,1,1"], "three shares above 0"),
-    (["--train-tokenizer", "400", "--min-chars", "-1"], "--min-chars must be 0 or more"),
+    (["--train-tokenizer", "400", "--min-chars", "-1"], "--min-chars must be at least 0, given -1"),
     (["--train-tokenizer", "400", "--questions", "{tmp}/open_book.jsonl"], "two question sets would be named "
                                                                            "open_book"),
     (["--train-tokenizer", "400", "--out", "/dev/null/x"], "choose another place to write to"),
@@ -237,13 +226,14 @@ def test_general_text_comes_in(prepare, tmp_path):
     assert prepare(GOOD)[0] == 0 and not (folder / "replay.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "articles.jsonl", "qa/mine.jsonl"])
-def test_a_users_own_files_are_not_swept_away(prepare, name):
+def test_a_users_own_files_are_not_swept_away(prepare):
     folder = prepare(GOOD)[3]
-    (folder / name).write_text("{}")
-    code, _, err, _ = prepare(GOOD)
-    assert code == 2 and f"({name})" in err and "not written there as a dataset" in err
-    assert (folder / name).read_text() == "{}"
+    for name in ("notes.txt", "articles.jsonl", "qa/mine.jsonl"):
+        (folder / name).write_text("{}")
+        code, _, err, _ = prepare(GOOD)
+        assert code == 2 and f"({name})" in err and "not written there as a dataset" in err
+        assert (folder / name).read_text() == "{}"
+        (folder / name).unlink()
 
 
 @pytest.mark.parametrize("ours", [False, True])

@@ -444,12 +444,12 @@ def test_the_page_of_a_summary_is_fetched(tmp_path, monkeypatch, capsys, end):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--source", "sitemap"], "declares no sitemap"), (["--source", "urls"], "takes URLs of articles"),
+    (["--source", "sitemap"], "declares no sitemap"), (["--source", "feed", "http://x"], "takes no URLs"),
     ([], "nothing collected"),
     (["--site", "no-such-site"], "--site: invalid choice: 'no-such-site' (choose from "),
     (["--since", "2025"], "--since: '2025' is no date; write one such as 2025-09-01"),
-    (["--topics", "a b"], "--topics: 'a b': give ids with commas between"),
-    (["--limit", "0"], "--limit must be at least 1"), (["--delay", "-1"], "--delay from 0"),
+    (["--topics", "no-such"], "/topic/no-such?page=1: 404"),
+    (["--limit", "0"], "--limit must be at least 1"), (["--delay", "-1"], "--delay must be at least 0"),
     (["--base-url", "ftp://x"], "is no web address"),
     (["--out", "/dev/null/a.jsonl"], "choose another --out"),
 ])

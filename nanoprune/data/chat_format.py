@@ -10,15 +10,13 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
-from nanoprune.config import read_fields
 from nanoprune.data.token_file import Example
 from nanoprune.io.files import read_json
 
@@ -70,14 +68,13 @@ class ChatForm:
         self.process, self.complete = None, set()  # kinds of conversations that are written in full
         self.renders = cache(self.renders)
         added = sorted(tokenizer.get_added_tokens_decoder().values(), key=lambda token: -len(token.content))
-        special = "|".join(re.escape(token.content) for token in added if token.special)
-        self.special = re.compile(f"(?=(?:{special or '(?!)'}))(.)", re.DOTALL)
+        special = any_of([token for token in added if token.special])
+        self.special = re.compile(f"(?={special})(.)", re.DOTALL)
         question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": HOLE}
         _, hole, tail = self._ask([question, answer])[0].rpartition(HOLE)
         if not hole:
             raise ValueError(f"{source} does not write what the assistant says; take another model's")
-        names = "|".join(re.escape(token.content) for token in added)
-        end = re.match(rf"\s*({names or '(?!)'})", tail)
+        end = re.match(rf"\s*({any_of(added)})", tail)
         self.end_of_turn = end[1] if end else None  # None: no token of its own ends the assistant's turn
 
     def _ask(self, messages: list[dict], tools: list | None = None, **variables) -> tuple[str, list[Span]]:
@@ -124,9 +121,9 @@ class ChatForm:
 
     def renders(self, key: str) -> bool:
         """The template writes this key of PROBES."""
-        probe = {} if key == "tools" else {key: PROBES[key]}
+        probe = {key: PROBES[key]}
+        tools = probe.pop("tools", None)
         messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"} | probe]
-        tools = PROBES[key] if key == "tools" else None
         try:
             return HOLE in self._ask(messages, tools, enable_thinking=True)[0]
         except ValueError:
@@ -186,19 +183,9 @@ class ChatForm:
         return len(before), end
 
 
-@dataclass(frozen=True)
-class Templates:
-    """The chat template of tokenizer_config.json."""
-
-    chat_template: str | tuple[dict, ...] | None = None
-
-
-@dataclass(frozen=True)
-class NamedTemplate:
-    """One of several."""
-
-    name: str
-    template: str
+def any_of(tokens: list[AddedToken]) -> str:
+    """A pattern that matches the text of any of these tokens."""
+    return f"(?:{'|'.join(re.escape(token.content) for token in tokens) or '(?!)'})"
 
 
 def chat_form(folder: str | Path, tokenizer: Tokenizer, date: str = CHAT_DATE) -> ChatForm:
@@ -210,12 +197,12 @@ def chat_form(folder: str | Path, tokenizer: Tokenizer, date: str = CHAT_DATE) -
     texts = {name: token.get("content") if isinstance(token, dict) else token
              for name, token in config.items() if name.endswith("_token")}
     tokens = {name: text for name, text in texts.items() if isinstance(text, str)}
-    template, path = read_fields(Templates, config, folder).chat_template, folder / "chat_template.jinja"
+    template, path = config.get("chat_template"), folder / "chat_template.jinja"
     if path.is_file():
         template = path.read_text(encoding="utf-8")
-    if isinstance(template, tuple):
-        entries = [read_fields(NamedTemplate, entry, f"{folder}: chat_template") for entry in template]
-        named = {entry.name: entry.template for entry in entries}
+    if isinstance(template, list):
+        named = {str(entry.get("name")): entry.get("template") for entry in template
+                 if isinstance(entry, dict)}
         if "default" not in named:
             raise ValueError(f"{folder} has chat templates named {', '.join(named)}, and none named default")
         template = named["default"]
@@ -269,16 +256,14 @@ def check_messages(messages, where: str) -> list[dict]:
     is_list = isinstance(messages, list) and all(isinstance(turn, dict) for turn in messages)
     turns = [_check_turn(turn, where) for turn in messages] if is_list else []
     answers = [turn for turn in turns if turn["role"] == "assistant"]
-    if turns and not answers:
-        raise ValueError(f"{where}: messages has no turn of the assistant: there is nothing to learn from it")
+    if turns and not any(map(is_learned, answers)):
+        raise ValueError(f"{where}: messages has no turn of the assistant with a weight other than 0: there "
+                         "is nothing to learn from it")
     if not ORDER.fullmatch("".join(turn["role"][0] for turn in turns)):
         given = ", ".join(turn["role"] for turn in turns) or repr(messages)[:60]
         raise ValueError(f"{where}: messages must be a system's turn perhaps, then the user's and the "
                          f"assistant's by turns (tools between two of the assistant), the assistant's last; "
                          f"given {given}")
-    if not any(map(is_learned, answers)):
-        raise ValueError(f"{where}: every turn of the assistant has the weight 0: there is nothing to learn "
-                         "from it")
     return turns
 
 

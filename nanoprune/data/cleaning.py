@@ -74,12 +74,8 @@ def paragraphs_of(text: str) -> list[str]:
 
     Each line is one, unless the text is hard-wrapped. Lines of rules (=====) are none.
     """
-    lines = []
-    for line in FOOTNOTE_MARK.sub("", text).split("\n"):
-        if line.isprintable() and "  " not in line:  # the usual line: its white space is single blanks
-            lines.append(line.strip())
-        else:
-            lines.append(" ".join(line.replace("\u200b", "").split()))
+    lines = FOOTNOTE_MARK.sub("", text).replace("\u200b", "").split("\n")
+    lines = [" ".join(line.split()) for line in lines]
     return [line for line in unwrapped(lines) if HAS_CONTENT.search(line)]
 
 
@@ -120,12 +116,12 @@ def unwrapped(lines: list[str]) -> list[str]:
 
 
 def letters_only(text: str) -> str:
-    """The letters and digits of each line, in lower case: equal for other spacing or punctuation."""
+    """The letters and digits, in lower case: equal for other spacing or punctuation."""
     return text.lower().translate(NO_LETTER)
 
 
 # Up to Japanese punctuation.
-NO_LETTER = dict.fromkeys(i for i in range(0x3100) if not chr(i).isalnum() and chr(i) != "\n")
+NO_LETTER = dict.fromkeys(i for i in range(0x3100) if not chr(i).isalnum())
 
 
 def fingerprint(plain_text: str) -> int:

@@ -63,8 +63,7 @@ def read_pairs(path: Path) -> list[dict]:
 
 def take_messages(row: dict, where: str) -> list:
     """Take a row's conversation out of the row, whatever its form."""
-    chat = next(filter(row.__contains__, CHATS), None)
-    asked, said = (next(filter(row.__contains__, names), None) for names in (QUESTIONS, ANSWERS))
+    chat, asked, said = (next(filter(row.__contains__, names), None) for names in (CHATS, QUESTIONS, ANSWERS))
     if chat:
         messages = parsed(row.pop(chat))
     elif asked and said:
@@ -148,7 +147,7 @@ def said(turn: dict) -> str:
 
 
 def prompt_groups(pairs: list[dict]) -> list[int]:
-    """The number of each pair's group, counted from 0 as they come.
+    """The number of each pair's group.
 
     In a group the users' turns are equal but for case and punctuation, or nearly so: their runs of five
     letters have a Jaccard similarity of 0.8. Other numbers make another prompt.
@@ -158,22 +157,15 @@ def prompt_groups(pairs: list[dict]) -> list[int]:
         asked = [turn["content"] for turn in pair["messages"] if turn["role"] == "user"]
         prompts.append("_".join(words_of("\n".join(asked))))
     distinct = list(dict.fromkeys(prompts))
-    parents = list(range(len(distinct)))
-
-    def group_of(i: int) -> int:
-        while parents[i] != i:
-            i = parents[i]
-        return i
-
-    if distinct:
-        signatures = np.stack([signature(list(prompt)) for prompt in distinct])
-        for i, j in near_duplicates(signatures, lambda i: " ".join(distinct[i]), containment=math.inf):
-            if sorted(NUMBER.findall(distinct[i])) == sorted(NUMBER.findall(distinct[j])):
-                first, second = sorted([group_of(i), group_of(j)])
-                parents[second] = first
-    groups = {prompt: group_of(i) for i, prompt in enumerate(distinct)}
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups.values()))}
-    return [numbers[groups[prompt]] for prompt in prompts]
+    if not distinct:
+        return []
+    groups = np.arange(len(distinct))
+    signatures = np.stack([signature(list(prompt)) for prompt in distinct])
+    for i, j in near_duplicates(signatures, lambda i: " ".join(distinct[i]), containment=math.inf):
+        if sorted(NUMBER.findall(distinct[i])) == sorted(NUMBER.findall(distinct[j])):
+            groups[groups == groups[j]] = groups[i]
+    group_of = dict(zip(distinct, groups.tolist(), strict=True))
+    return [group_of[prompt] for prompt in prompts]
 
 
 def hold_out(
@@ -182,9 +174,9 @@ def hold_out(
     """(training, held out) by a draw of its own seed, both in their order; a prompt is on one side alone."""
     groups = prompt_groups([pair.row for pair in pairs])
     sizes, most, draw = Counter(groups), round(share * len(pairs)), random.Random(seed)
-    drawn = draw.sample(range(len(sizes)), round(share * len(sizes)))
+    drawn = draw.sample(list(sizes), round(share * len(sizes)))
     held_out = set()
-    for group in drawn + draw.sample(range(len(sizes)), len(sizes)):
+    for group in drawn + draw.sample(list(sizes), len(sizes)):
         if group not in held_out and sizes[group] <= most:
             held_out.add(group)
             most -= sizes[group]

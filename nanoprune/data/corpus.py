@@ -9,6 +9,7 @@ import re
 import signal
 import zlib
 from array import array
+from bisect import bisect_right
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nanoprune.command_line import iso_day, option
 from nanoprune.data.cleaning import (
     fingerprint,
     letters_only,
@@ -43,11 +45,12 @@ MOST_CHARS = 10_000_000  # of an article: a shelf of books
 class CleaningOptions:
     """The articles and paragraphs that become documents."""
 
-    since: str | None = None  # first day, such as 2025-09-01
-    until: str | None = None  # last day
-    language: str = "EN"  # or ANY
-    min_chars: int = 450  # shorter texts are stubs
-    keep_boilerplate: bool = False
+    since: str | None = option("first day, such as 2025-09-01", type=iso_day)
+    until: str | None = option("last day", type=iso_day)
+    language: str = option("language of the documents, such as DE; 'any' drops none, not even where no "
+                           "language can be told", "EN", type=str.upper)
+    min_chars: int = option("drop shorter texts as stubs", 450, least=0)
+    keep_boilerplate: bool = option("remove no paragraphs", False)
 
 
 # The newsroom of an article: its `boilerplate` (patterns of whole paragraphs) and `language_of(id)`; or None.
@@ -83,13 +86,6 @@ class CleanedArticle(NamedTuple):
     paragraph_hashes: Iterable[int] = ()  # of its paragraphs of text
 
 
-class Paragraphs(NamedTuple):
-    """The paragraphs of text of all documents."""
-
-    hashes: np.ndarray  # (paragraphs,) uint64
-    documents: np.ndarray  # (paragraphs,) uint64: the number of the document that each stands in
-
-
 def paragraph_key(paragraph: str) -> tuple[str, int]:
     """The beginning and the checksum, which tell a paragraph of boilerplate from others."""
     return paragraph[:200], zlib.crc32(paragraph.encode())
@@ -113,8 +109,8 @@ def clean_article(
     title = " ".join(article["title"].split())
     if not any(map(str.isalpha, title)):  # a rule such as =====
         title = ""
-    document = Document(0, article["id"], title, article["date"])
-    document.guessed_date = article.get("dated_by") == "file"
+    guessed = article.get("dated_by") == "file"
+    document = Document(0, article["id"], title, article["date"], guessed_date=guessed)
     if article["date"] < (options.since or "") or article["date"] > (options.until or "9999-12-31"):
         return CleanedArticle(document, "outside the period")
     newsroom = newsroom_of(article)
@@ -136,14 +132,14 @@ def clean_article(
             return CleanedArticle(document, "language cannot be told")
         if language != options.language:
             return CleanedArticle(document, "other language (text)")
-    letters = letters_only("\n".join(paragraphs)).split("\n")  # by paragraph; [""] without any
+    letters = list(map(letters_only, paragraphs))
     document.chars, document.body_hash = len(body), fingerprint("".join(letters))
     document.boilerplate_chars = sum(len(paragraph) for _, paragraph in boilerplate)
     row = {"id": article["id"], "title": title, "date": article["date"],
            "category": article.get("category"), "url": article.get("url"), "text": body}
-    if document.guessed_date:
+    if guessed:
         row["dated_by"] = "file"
-    hashes = {fingerprint(text) for text, paragraph in zip(letters, paragraphs, strict=False)
+    hashes = {fingerprint(text) for text, paragraph in zip(letters, paragraphs, strict=True)
               if may_recur(paragraph)}
     keys = [(kind, paragraph_key(paragraph)) for kind, paragraph in boilerplate]
     words = words_of(f"{title}\n{body}")
@@ -225,35 +221,38 @@ def read_corpus(
     articles: Path, cleaned: Path, options: CleaningOptions, newsroom_of: NewsroomOf
 ) -> Corpus:
     """Clean every article, write the texts to `cleaned`, and choose the documents, before the split."""
-    corpus, paragraphs = clean_articles(articles, cleaned, options, newsroom_of)
+    corpus, hashes, numbers = clean_articles(articles, cleaned, options, newsroom_of)
     drop_older_versions(corpus)
-    find_recurring(corpus, paragraphs, options.keep_boilerplate)
+    find_recurring(corpus, hashes, numbers, options.keep_boilerplate)
     drop_stubs_and_copies(corpus, options.min_chars)
     corpus.dropped = {reason: names for reason, names in corpus.dropped.items() if names}
     if not corpus.documents:
         reasons = ", ".join(f"{len(names)} {reason}" for reason, names in corpus.dropped.items())
-        raise ValueError(f"nothing is left of {corpus.articles} articles ({reasons}); see --language and "
-                         "--min-chars")
+        raise ValueError(f"nothing is left of {corpus.articles} articles ({reasons}); see --since, --until, "
+                         "--language and --min-chars")
     return corpus
 
 
 def clean_articles(
     articles: Path, cleaned: Path, options: CleaningOptions, newsroom_of: NewsroomOf
-) -> tuple[Corpus, Paragraphs]:
-    """Clean the articles one by one, in several processes, and write them to `cleaned`."""
+) -> tuple[Corpus, np.ndarray, np.ndarray]:
+    """Clean the articles one by one, in several processes, and write them to `cleaned`.
+
+    Besides the corpus: of all its paragraphs of text the hash and the number of the document, (paragraphs,)
+    uint64 each.
+    """
     lines = JsonLines(articles)
     if not len(lines):
         raise ValueError(f"{articles} holds no articles; collect some: python scrape.py --out {articles}")
     starts = lines.starts.tolist()
     chunks = [(i + 1, starts[i], starts[min(i + CHUNK, len(lines))]) for i in range(0, len(lines), CHUNK)]
-    documents, dropped, removed, days = [], defaultdict(list), defaultdict(Counter), set()
-    signatures, hashes, holders = bytearray(), array("Q"), array("Q")
+    documents, dropped, removed = [], defaultdict(list), defaultdict(Counter)
+    signatures, hashes, numbers = bytearray(), array("Q"), array("Q")
     with open(cleaned, "wb") as file:
         results = over_processes(partial(clean_chunk, articles, options, newsroom_of), chunks)
         for chunk in progress(results, "cleaning", len(chunks)):
             for article in chunk:
                 document = article.document
-                days.add(document.date)
                 if article.reason:
                     dropped[article.reason].append(str(document))
                     continue
@@ -262,16 +261,13 @@ def clean_articles(
                 file.write(article.line)
                 signatures += article.signature
                 hashes.extend(article.paragraph_hashes)
-                holders.extend([document.number] * len(article.paragraph_hashes))
+                numbers.extend([document.number] * len(article.paragraph_hashes))
                 for kind, key in article.boilerplate:
                     removed[kind][key] += 1
-    if len(dropped["outside the period"]) == len(lines):
-        raise ValueError(f"{articles} has no articles of that period; its {len(lines)} are of {min(days)} to "
-                         f"{max(days)}")
     documents.sort(key=lambda document: (document.date, document.id))
     minima = np.frombuffer(signatures, np.uint32).reshape(-1, 64)
     corpus = Corpus(documents, JsonLines(cleaned), minima, dropped, removed, len(lines))
-    return corpus, Paragraphs(np.frombuffer(hashes, np.uint64), np.frombuffer(holders, np.uint64))
+    return corpus, np.frombuffer(hashes, np.uint64), np.frombuffer(numbers, np.uint64)
 
 
 def drop_older_versions(corpus: Corpus) -> None:
@@ -282,15 +278,15 @@ def drop_older_versions(corpus: Corpus) -> None:
     corpus.documents = [document for document in corpus.documents if newest[document.id] is document]
 
 
-def find_recurring(corpus: Corpus, paragraphs: Paragraphs, keep: bool) -> None:
+def find_recurring(corpus: Corpus, hashes: np.ndarray, numbers: np.ndarray, keep: bool) -> None:
     """Count the paragraphs that recur in many articles; leave them out of the documents unless `keep`."""
     # What versions of one article share is its text: only the first version counts.
     versions = {j for _, j in corpus.near_duplicates(corpus.documents)}
     counted = [document.number for i, document in enumerate(corpus.documents) if i not in versions]
-    in_counted = np.isin(paragraphs.documents, np.array(counted, np.uint64))
-    frequent = recurring(paragraphs.hashes[in_counted], len(counted))
+    in_counted = np.isin(numbers, np.array(counted, np.uint64))
+    frequent = recurring(hashes[in_counted], len(counted))
     corpus.recurring = frozenset(frequent.tolist())
-    holders = set(paragraphs.documents[np.isin(paragraphs.hashes, frequent)].tolist())
+    holders = set(numbers[np.isin(hashes, frequent)].tolist())
     for document in corpus.documents:
         if document.number not in holders:
             continue
@@ -328,10 +324,8 @@ def split_by_date(documents: list[Document], shares: Sequence[float]) -> dict[st
     days = [document.date for document in dated]
     bounds = [0]
     for share in np.cumsum(shares)[:-1]:
-        bound = min(max(1, round(share * len(dated))), len(dated) - 1)
-        while 0 < bound < len(dated) and days[bound] == days[bound - 1]:
-            bound += 1
-        bounds.append(bound)
+        before = min(max(1, round(share * len(dated))), len(dated) - 1) - 1
+        bounds.append(bisect_right(days, days[before]))
     spans = pairwise([*bounds, len(dated)])
     splits = {name: dated[first:end] for name, (first, end) in zip(SPLITS, spans, strict=True)}
     if empty := [name for name, chosen in splits.items() if not chosen]:

@@ -27,7 +27,6 @@ from nanoprune.io.folders import recover
 from nanoprune.io.jsonl import read_jsonl
 
 SPLITS = ("train", "val", "test")
-MOST_DOCUMENTS = 2**26  # of an epoch: 24 bytes each
 
 
 @dataclass(frozen=True)
@@ -70,15 +69,10 @@ class Dataset:
             raise ValueError(f"replay: given {replay}, {self.folder} holds no general text; prepare with "
                              "--replay FILE.jsonl")
         pairs = self.split("pairs") if pair_repeats else None
-        _check_size("pair_repeats", pair_repeats, pair_repeats * len(pairs or ()))
         if self.conversations:
             return ConversationRows(pairs, context, seed, pair_repeats)
-        train, general = self.split("train"), self.split("replay") if replay else None
-        if general:
-            tokens = len(train.tokens) + pair_repeats * len(pairs.tokens if pairs else ())
-            repeats = replay / (1 - replay) * tokens / max(1, len(general.tokens))
-            _check_size("replay", replay, repeats * len(general))
-        return TrainingRows(train, context, seed, pairs, pair_repeats, general, replay)
+        general = self.split("replay") if replay else None
+        return TrainingRows(self.split("train"), context, seed, pairs, pair_repeats, general, replay)
 
     def split(self, name: str) -> TokenFile:
         return TokenFile(self.folder / f"{name}.safetensors", self.meta["vocab_size"])
@@ -104,13 +98,6 @@ class Dataset:
                 f"{name} knows {vocab_size} tokens, {self.folder} uses {self.meta['vocab_size']}: another "
                 "tokenizer made it"
             )
-
-
-def _check_size(setting: str, value: float, documents: float) -> None:
-    """ValueError if a setting makes an epoch of more documents than memory may hold."""
-    if documents > MOST_DOCUMENTS:
-        raise ValueError(f"{setting}: given {value}, an epoch would have {documents:,.0f} documents or pairs "
-                         f"of this kind, at most {MOST_DOCUMENTS:,} are allowed; lower it")
 
 
 def read_questions(path: str | Path) -> list[dict]:

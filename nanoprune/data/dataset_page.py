@@ -82,14 +82,11 @@ def boilerplate(corpus: Corpus, in_documents: bool) -> list[str]:
 def leakage(documents: dict[str, JsonLines], entries: dict[str, dict]) -> list[str]:
     """The share of each test document's runs of words that stand in training documents."""
     tested = evenly_spaced(documents["test"], LEAKAGE_DOCUMENTS)
-    runs = [np.unique(shingles(words_of(document["text"]), RUN)) for document in tested]
-    test_runs = np.unique(np.concatenate(runs))
-    in_training = np.zeros(len(test_runs), bool)
+    runs = [set(shingles(words_of(document["text"]), RUN).tolist()) for document in tested]
+    test_runs, in_training = set().union(*runs), set()
     for document in progress(documents["train"], "leakage"):
-        training_runs = shingles(words_of(document["text"]), RUN)
-        places = np.minimum(np.searchsorted(test_runs, training_runs), len(test_runs) - 1)
-        in_training[places[test_runs[places] == training_runs]] = True
-    shares = [in_training[np.searchsorted(test_runs, own)].mean() for own in runs]
+        in_training.update(test_runs.intersection(shingles(words_of(document["text"]), RUN).tolist()))
+    shares = [len(own & in_training) / len(own) for own in runs]
     by_share = sorted(zip(shares, tested, strict=True), key=lambda item: (-item[0], item[1]["id"]))
     return [
         f"Of the runs of {RUN} words in {len(tested)} test documents, {np.mean(shares):.1%} on average stand "

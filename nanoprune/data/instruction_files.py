@@ -11,11 +11,6 @@ from pathlib import Path
 from nanoprune.io.jsonl import json_line, parse_lines
 
 MAX_BYTES = 2**30  # that a compressed file may hold
-FOREIGN = {  # the first bytes of what is not read
-    b"PK\x03\x04": "a zip archive (or Excel's)", b"\x28\xb5\x2f\xfd": "compressed by zstd",
-    b"BZh": "compressed by bzip2", b"\xfd7zXZ": "compressed by xz", b"\x1f\x8b": "compressed twice",
-    b"ARROW1": "an Arrow file", b"SQLite": "a database", b"\x80": "a pickle",
-}
 
 
 def read_rows(path: Path) -> list[tuple[str, dict]]:
@@ -32,16 +27,21 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
         raise ValueError(f"cannot read {path}: {error}") from error
     if packed and len(data) > MAX_BYTES:
         raise _too_large(path)
-    for magic, kind in FOREIGN.items():
-        if data.startswith(magic):
-            raise ValueError(f"{path} is {kind}: give JSONL, a JSON array, CSV or Parquet, perhaps as .gz")
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         data = data.decode("utf-16", errors="replace").encode()
+    if b"\0" in data:
+        raise ValueError(f"{path} is no text (perhaps an archive, or compressed twice): give JSONL, a JSON "
+                         "array, CSV or Parquet, perhaps as .gz")
     data = data.removeprefix(codecs.BOM_UTF8).rstrip()
     if {".csv", ".tsv"} & set(path.suffixes):
         return _checked(path, "row", _csv_rows(path, data))
     if data.startswith(b"["):
-        return _checked(path, "item", _json(path, data))
+        try:
+            items = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not valid JSON ({error}); give one array of objects, or an object a "
+                             "line") from error
+        return _checked(path, "item", items)
     if data.startswith((b"{\n", b"{\r\n")):
         raise ValueError(f"{path}: this is one JSON object over several lines; give an array of the "
                          "examples, or one object a line")
@@ -49,24 +49,15 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
 
 
 def _checked(path: Path, unit: str, rows: list) -> list[tuple[str, dict]]:
-    places = [f"{path}, {unit} {number}" for number in range(1, len(rows) + 1)]
-    for place, row in zip(places, rows, strict=True):
+    placed = [(f"{path}, {unit} {number}", row) for number, row in enumerate(rows, start=1)]
+    for place, row in placed:
         if not isinstance(row, dict):
-            kind = "an array" if isinstance(row, list) else f"{json.dumps(row)[:60]}"
-            raise ValueError(f"{place}: this is {kind}; every {unit} must be one JSON object")
+            raise ValueError(f"{place}: this is {json.dumps(row)[:60]}; every {unit} must be one JSON object")
         try:
             json_line(row).encode()
         except ValueError as error:
             raise ValueError(f"{place}: not valid text ({error})") from error
-    return list(zip(places, rows, strict=True))
-
-
-def _json(path: Path, data: bytes) -> list | dict:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        hint = "; this is an array in each line, give an object" if data.startswith(b"[") else ""
-        raise ValueError(f"{path}: not valid JSON ({error}){hint}") from error
+    return placed
 
 
 def _csv_rows(path: Path, data: bytes) -> list[dict]:

@@ -5,7 +5,6 @@ The key is read from the environment (OPENAI_API_KEY), the prompt from qa/prompt
 `--questions-from` is given.
 """
 
-import json
 import os
 import random
 import re
@@ -15,16 +14,18 @@ from urllib.parse import urlsplit
 
 import requests
 
+from nanoprune.io.files import parse_json
 from nanoprune.progress import progress
 
 PROMPT = Path(__file__).parents[2] / "qa" / "prompt.txt"
+PER_DOCUMENT = 3  # questions that are asked for
 TIMEOUT = (10, 300)  # seconds to connect, and to wait for an answer
 MAX_BYTES = 2**20
 MAX_FAILURES = 3  # requests without an answer in a row, after which the endpoint is taken for gone
 
 
 def write_questions(
-    url: str, model: str, documents: list[dict], seed: int, count: int = 3
+    url: str, model: str, documents: list[dict], seed: int
 ) -> tuple[list[dict], Counter]:
     """(four-choice questions on these documents, the number of rejected answers by reason).
 
@@ -33,7 +34,7 @@ def write_questions(
     rng, questions, rejected, failures = random.Random(seed), [], Counter(), 0
     template = PROMPT.read_text(encoding="utf-8")
     for document in progress(documents, "writing questions"):
-        prompt = template.replace("{count}", str(count)).replace("{date}", document["date"])
+        prompt = template.replace("{count}", str(PER_DOCUMENT)).replace("{date}", document["date"])
         try:
             proposals = parse(request(url, model, prompt.replace("{text}", document["text"])))
             failures = 0
@@ -76,17 +77,15 @@ def request(url: str, model: str, prompt: str) -> str:
             if len(body) > MAX_BYTES:
                 raise ValueError("the answer is too large")
     try:
-        return str(json.loads(body)["choices"][0]["message"]["content"])
+        return str(parse_json(body, "the answer")["choices"][0]["message"]["content"])
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"not a chat completion: {error}") from error
 
 
 def parse(text: str) -> list[dict]:
     """The proposed questions in a model's answer, which may wrap its JSON in words or a code fence."""
-    try:
-        proposals = json.loads(text[text.find("{") : text.rfind("}") + 1]).get("questions")
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    content = text[text.find("{") : text.rfind("}") + 1].encode()
+    proposals = parse_json(content, "the model's answer").get("questions")
     if not isinstance(proposals, list):
         raise ValueError("no list of questions")
     return [proposal for proposal in proposals if isinstance(proposal, dict)]

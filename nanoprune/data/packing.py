@@ -12,6 +12,8 @@ from nanoprune.config import IGNORE
 from nanoprune.data.token_file import TokenFile
 from nanoprune.io.files import file_hash, json_hash
 
+MOST_DOCUMENTS = 2**26  # of an epoch: 24 bytes each
+
 
 class Piece(NamedTuple):
     """A run of one document's predictions."""
@@ -38,9 +40,9 @@ class TrainingRows:
         replay: TokenFile | None = None, share: float = 0.0,
     ):
         epoch = [(documents, np.arange(len(documents)))]
-        if pairs is not None and pair_repeats:
-            epoch.append((pairs, np.tile(np.arange(len(pairs)), pair_repeats)))
-        if replay is not None and share:
+        if pair_repeats:
+            epoch.append((pairs, repeated(pairs, pair_repeats)))
+        if share:
             predictions = sum(source.prediction_counts[numbers].sum() for source, numbers in epoch)
             epoch.append((replay, documents_of_length(replay, share / (1 - share) * predictions)))
         self._set_epoch(epoch, context, seed)
@@ -119,7 +121,7 @@ class ConversationRows(TrainingRows):
     """
 
     def __init__(self, pairs: TokenFile, context: int, seed: int, pair_repeats: int):
-        self._set_epoch([(pairs, np.tile(np.arange(len(pairs)), pair_repeats))], context, seed)
+        self._set_epoch([(pairs, repeated(pairs, pair_repeats))], context, seed)
         longest = int(self.lengths.argmax())
         if self.lengths[longest] > context:
             raise ValueError(f"{pairs.path.with_suffix('.jsonl')}, line {self.units[longest][1] + 1}, has "
@@ -157,6 +159,15 @@ def documents_of_length(split: TokenFile, predictions: float) -> np.ndarray:
     counts = split.prediction_counts
     if not counts.sum():
         raise ValueError(f"{split.path} holds nothing to learn from; prepare with more general text")
-    numbers = np.tile(np.arange(len(counts)), int(predictions // counts.sum()) + 1)
+    numbers = repeated(split, int(predictions // counts.sum()) + 1)
     sums = np.cumsum(counts[numbers])
     return numbers[: int(np.abs(sums - predictions).argmin()) + 1]
+
+
+def repeated(split: TokenFile, times: int) -> np.ndarray:
+    """The numbers of all its documents, so many times; ValueError if memory may not hold them."""
+    if times * len(split) > MOST_DOCUMENTS:
+        raise ValueError(f"an epoch would hold {split.path} {times:,} times, {times * len(split):,} "
+                         f"documents or pairs, at most {MOST_DOCUMENTS:,} are allowed; lower pair_repeats or "
+                         "replay")
+    return np.tile(np.arange(len(split)), times)

@@ -10,9 +10,9 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
+from typing import NamedTuple
 
 from nanoprune.data.question_check import (
     DAY,
@@ -41,14 +41,15 @@ FIGURE = re.compile(
     + "|".join(f"(?P<q{i}>{pattern})" for i, pattern in enumerate(QUANTITIES)) + r")(?![\w/])")
 SCALES = {None: 1, " million": 1e6, " billion": 1e9}
 DIGIT = re.compile(r"\d")
-SENTENCE_END = re.compile(
+SENTENCE_END = re.compile(  # an initial (A. Lange) and a title (Dr.) end none
     r"(?:(?<=[.!?])|(?<=[.!?][”\"]))(?<!^[A-Z]\.)(?<! [A-Z]\.)(?<!\b[DM]r\.)\s+(?=[A-Z“\"])")
 LEAST_STEP, LARGEST_STEP = 0.08, 0.16  # between a figure and the next wrong one, as shares of it
+MOST_PAIRS, MOST_OF_A_KIND = 3, 4  # pairs of a document on figures and days, and questions of one kind
+MOST_QUESTIONS = 300  # of a set
 LARGEST_RATIO = 1.85  # of a wrong figure and the right one, or the other way round
 
 
-@dataclass(frozen=True)
-class Mention:
+class Mention(NamedTuple):
     """A figure or day in a text."""
 
     kind: str  # of QUANTITIES, or "day"
@@ -65,8 +66,7 @@ class Mention:
         return "day" if self.kind == "day" else "figure"
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """A sentence and a figure or day that stands once in it."""
 
     mention: Mention
@@ -79,8 +79,7 @@ class Fact:
         return self.sentence.replace(self.mention.answer, GAP)
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """A question on a document, before its choices."""
 
     text: str
@@ -101,8 +100,7 @@ def facts_of(document: dict) -> list[Fact]:
     """Figures and days of a document's body that stand alone in a sentence of handy length."""
     facts = []
     for paragraph in document["text"].split("\n\n")[1:]:
-        sentences = sentences_of(paragraph)
-        for before, sentence in pairwise(["", *sentences]):
+        for before, sentence in pairwise(["", *SENTENCE_END.split(paragraph)]):
             if not (50 <= len(sentence) <= 260 and sentence[0].isalnum()):
                 continue
             mentions = mentions_in(sentence)
@@ -110,11 +108,6 @@ def facts_of(document: dict) -> list[Fact]:
             facts += [Fact(mention, sentence, before, paragraph) for mention in mentions
                       if kinds[mention.kind] == 1 and sentence.count(mention.answer) == 1]
     return facts
-
-
-def sentences_of(paragraph: str) -> list[str]:
-    """The sentences; an initial (A. Lange) and a title (Dr.) end none."""
-    return SENTENCE_END.split(paragraph)
 
 
 def mentions_in(text: str) -> list[Mention]:
@@ -151,9 +144,7 @@ def titles_once(documents: Iterable[dict]) -> set[str]:
 
 
 # ---------------------------------------------------------------- training pairs
-def training_pairs(
-    documents: list[dict], seed: int, per_document: int = 3, context: bool = False
-) -> list[dict]:
+def training_pairs(documents: list[dict], seed: int, context: bool = False) -> list[dict]:
     """Chat examples from training documents: day of publication, first sentence, title, and figures to
     complete.
 
@@ -164,7 +155,7 @@ def training_pairs(
     for document in documents:
         if document["title"] not in titles:  # the questions call a document by its title
             continue
-        for task, question, answer in _tasks_on(document, rng, per_document):
+        for task, question, answer in _tasks_on(document, rng):
             if context:
                 question = f"{document['text']}\n\n{question}"
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -173,26 +164,26 @@ def training_pairs(
     return [pair for answers in pairs.values() if len(answers) == 1 for pair in answers.values()]
 
 
-def _tasks_on(document: dict, rng: random.Random, facts: int) -> Iterator[tuple[str, str, str]]:
+def _tasks_on(document: dict, rng: random.Random) -> Iterator[tuple[str, str, str]]:
     """(task, question, answer) of a document."""
     title, day = document["title"], long_date(document["date"])
     if is_dated(document) and not gives_away(title, day):
         yield "date", f"When was “{title}” published?", day
     lead = document["text"].split("\n\n")[1]
-    first = next((sentence for sentence in sentences_of(lead) if len(sentence) >= 60), "")
+    first = next((sentence for sentence in SENTENCE_END.split(lead) if len(sentence) >= 60), "")
     if 60 <= len(first) <= 400:
         yield "summary", f"What does the press release “{title}” say first?", first
         if not gives_away(first, title):
             yield "title", f"What is the title of the press release that begins: “{first}”", title
     candidates = facts_of(document)
-    for fact in rng.sample(candidates, min(facts, len(candidates))):
+    for fact in rng.sample(candidates, min(MOST_PAIRS, len(candidates))):
         question = f"Complete this sentence from “{title}”: “{fact.with_gap}”"
         yield fact.mention.category, question, fact.mention.answer
 
 
 # ---------------------------------------------------------------- four-choice questions
 def open_and_closed_book(
-    splits: dict[str, list[dict]], seed: int, limit: int = 300, refused: Counter | None = None
+    splits: dict[str, list[dict]], seed: int, refused: Counter | None = None
 ) -> dict[str, list[dict]]:
     """Two sets of questions: on facts of training documents from memory, and of test documents with the
     passage.
@@ -226,24 +217,20 @@ def open_and_closed_book(
                        flaw_of(fact.with_gap, fact.mention.kind, fact.mention.answer), fact.paragraph)
               for document in splits["test"] for fact in facts_of(document) if len(fact.paragraph) <= 1500]
     refused = Counter() if refused is None else refused
-    on_facts = with_choices(closed, seed, limit, refused)
-    return {"closed_book": on_facts + with_choices(on_days, seed, limit // 3, refused),
-            "open_book": with_choices(opened, seed + 1, limit, refused)}
+    on_facts = with_choices(closed, seed, MOST_QUESTIONS, refused)
+    return {"closed_book": on_facts + with_choices(on_days, seed, MOST_QUESTIONS // 3, refused),
+            "open_book": with_choices(opened, seed + 1, MOST_QUESTIONS, refused)}
 
 
-def with_choices(
-    candidates: list[Question], seed: int, limit: int, refused: Counter, per_document: int = 4
-) -> list[dict]:
-    """At most `limit` questions, `per_document` of a kind from each document; right answers balanced over
-    positions and over places by size.
-    """
+def with_choices(candidates: list[Question], seed: int, limit: int, refused: Counter) -> list[dict]:
+    """At most `limit` questions; right answers balanced over positions and over places by size."""
     answers = defaultdict(set)
     for question in candidates:
         answers[question.text, question.context].add(question.mention.answer)
     rng, chosen, counts, ranks = random.Random(seed), [], Counter(), Counter()
     for question in rng.sample(candidates, len(candidates)):
         key, kind = (question.text, question.context), (question.document["id"], question.mention.kind)
-        if len(chosen) == limit or counts[kind] == per_document or key not in answers:
+        if len(chosen) == limit or counts[kind] == MOST_OF_A_KIND or key not in answers:
             continue
         wrong, flaw = None, question.flaw
         if len(answers.pop(key)) > 1:

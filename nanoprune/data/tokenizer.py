@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -63,12 +64,11 @@ def tokenizer_hash(folder: str | Path) -> str | None:
 def end_token(tokenizer: Tokenizer, folder: str | Path) -> int:
     """The id of the token that ends a document: the family's, else the `eos_token` of the folder's files."""
     names = list(END_TOKENS)
-    try:
+    with suppress(ValueError):  # there may be no such file
         eos = read_json(Path(folder) / "tokenizer_config.json").get("eos_token")
-        names.append(eos.get("content") if isinstance(eos, dict) else eos)
-    except ValueError:
-        pass
-    names = [name for name in names if name and isinstance(name, str)]
+        eos = eos.get("content") if isinstance(eos, dict) else eos
+        if isinstance(eos, str):
+            names.append(eos)
     for name in names:
         if (token := tokenizer.token_to_id(name)) is not None:
             return token
@@ -101,11 +101,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": specials[0], "pad_token": specials[0]})
-
-
-def vocabulary(tokenizer: Tokenizer) -> int:
-    """One more than the largest id: some vocabularies have holes."""
-    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def first_token(tokenizer: Tokenizer, tokens: list[int], text: str) -> str:
