@@ -27,6 +27,7 @@ import torch
 from model import Decoder
 from nanoprune import command_line
 from nanoprune.data.dataset import Dataset
+from nanoprune.data.prompts import read_prompts
 from nanoprune.data.tokenizer import tokenizer_hash
 from nanoprune.device import environment, make_autocast, pick_device, pick_dtype
 from nanoprune.distributed import Ranks, join
@@ -49,10 +50,10 @@ from nanoprune.io.hub import locate
 from nanoprune.nn.identity import model_identity
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.peft import config_folder, is_adapter
-from nanoprune.nn.sampling import generate
+from nanoprune.nn.sampling import GREEDY, Sampling, generate
 
 SAMPLES, SAMPLE_WORDS, SAMPLE_TOKENS = 5, 8, 60  # continued beginnings of test documents, or --prompts
-SAMPLED = {"temperature": 0.8, "top_p": 0.95, "seed": 0}
+SAMPLED = Sampling(temperature=0.8, top_p=0.95)
 GENERAL = Path(__file__).parent / "qa" / "general.jsonl"  # plain text on many things, written for this
 
 
@@ -98,9 +99,8 @@ class Options:
         if self.general and not Path(self.general).is_file():
             raise ValueError(f"--general {self.general}: there is no such file; give a JSONL file whose "
                              "lines have a `text`")
-        if self.prompts and not (Path(self.prompts).is_file() and Path(self.prompts).read_text().strip()):
-            raise ValueError(f"--prompts {self.prompts}: no such file, or an empty one; give a text file "
-                             "with a prompt a line, such as qa/continue.txt")
+        if self.prompts:
+            read_prompts(self.prompts)
 
     def check_dataset(self, dataset: Dataset) -> None:
         if not len(dataset.split("test")):
@@ -173,8 +173,7 @@ def prompts_to_continue(path: str | None, documents: list[dict]) -> list[dict]:
     """The lines of a file, or else the first words of a few documents, evenly spaced, and the words behind.
     """
     if path:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        return [{"prompt": line.strip(), "reference": ""} for line in lines if line.strip()]
+        return [{"prompt": prompt, "reference": ""} for prompt in read_prompts(path)]
     chosen = np.linspace(0, len(documents) - 1, min(SAMPLES, len(documents))).round().astype(int)
     words = [documents[i]["text"].split()[: SAMPLE_WORDS + SAMPLE_TOKENS] for i in chosen]
     return [{"prompt": " ".join(text[:SAMPLE_WORDS]), "reference": " ".join(text[SAMPLE_WORDS:])}
@@ -277,11 +276,11 @@ def plan(candidate: Candidate, options: Options, cache: ResultCache, ranks: Rank
 def continuations(model: Decoder, prompt: str, items: Items) -> dict[str, str]:
     """A prompt's greedy continuation and a sampled one, or why there is none."""
     window = model.config.max_position_embeddings
-    ids, texts = torch.tensor([items.tokenizer.encode(prompt).ids[: window // 2]]), {}
-    for way, settings in (("greedy", {}), ("sampled", SAMPLED)):
+    ids, texts = items.tokenizer.encode(prompt).ids[: window // 2], {}
+    for way, sampling in (("greedy", GREEDY), ("sampled", SAMPLED)):
         try:
-            (tokens,) = generate(model, ids, min(SAMPLE_TOKENS, window - ids.shape[1]),
-                                 stop=model.stop_tokens | {items.end}, **settings)
+            (tokens,) = generate(model, [ids], min(SAMPLE_TOKENS, window - len(ids)), sampling,
+                                 stop=model.stop_tokens | {items.end})
             texts[way] = items.tokenizer.decode(tokens)
         except ValueError as error:
             texts[way] = f"({error})"

@@ -239,7 +239,8 @@ class Decoder(nn.Module):
         x = (embed or self.model.embed_tokens)(ids).to(self.dtype)  # of a frozen base only the norms are wide
         windows = {layer.window for layer in self.model.layers}
         if layout is None and documents is None:
-            layout = causal_layout(ids.shape[1], windows, x.device, cache.used if cache else 0)
+            earlier = (cache.used, cache.padding) if cache else ()
+            layout = causal_layout(ids.shape[1], windows, x.device, *earlier)
         elif layout is None:
             layout = packed_layout(documents, windows, x)
         # (B or 1, 1, T, F)

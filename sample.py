@@ -1,106 +1,236 @@
-"""Text from one or several checkpoints, side by side.
+"""Text from one or several checkpoints, shown side by side as it is written.
 
     python sample.py runs/full runs/reduced --prompt "Munich. The new BMW iX3"
+    python sample.py runs/full runs/reduced --prompts qa/continue.txt --logprobs --out texts.jsonl
+    python sample.py runs/reduced --chat --system "Answer in one sentence."
+
+A chat without prompts reads turns from the terminal: /reset forgets the earlier ones, Ctrl-C ends the answer
+that is being written, Ctrl-D the chat. A text depends on its prompt and --seed, and on no other text.
+Log-probabilities are the model's, in nats, before temperature and filters.
 """
 
 import argparse
-import math
-import textwrap
-from pathlib import Path
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, zip_longest
+from typing import Annotated
 
-import torch
+from torch import Tensor
 
 from model import Decoder
 from nanoprune import command_line
+from nanoprune.config import Bound, Positive, read_fields
 from nanoprune.data.chat_format import chat_form
 from nanoprune.data.conversations import encode_prompt
-from nanoprune.data.tokenizer import END_TOKENS, load_tokenizer
+from nanoprune.data.prompts import read_prompts
+from nanoprune.data.text_stream import TextStream
+from nanoprune.data.tokenizer import END_TOKENS, end_token, load_tokenizer, tokenizer_hash
 from nanoprune.device import pick_device
 from nanoprune.io.folders import claim
 from nanoprune.io.hub import locate
 from nanoprune.io.jsonl import write_jsonl
+from nanoprune.nn.attention import KeyValueCache
 from nanoprune.nn.peft import config_folder
-from nanoprune.nn.sampling import generate
-from nanoprune.progress import progress
+from nanoprune.nn.sampling import Sampling, empty_cache, stream
+from nanoprune.printing import print_growing
 
 TURN_END_TOKENS = ("<|im_end|>", "<|eot_id|>")  # of a chat's turn, for Qwen and Llama 3
+BATCH = 8  # prompts that are continued together
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is written; how its tokens are drawn stands in `Sampling`."""
+
+    tokens: Positive  # of a text, at most
+    chat: bool
+    system: str | None
+    stop: Annotated[tuple[str, ...], Bound("texts of at least one character", all)]
+    logprobs: bool
+    device: str
+
+
+class Checkpoint:
+    """A model that writes, its side of a conversation, and all its texts."""
+
+    def __init__(self, name: str, options: Options, sampling: Sampling):
+        """Read all but the weights, so that mistakes show at once."""
+        self.name, self.options, self.sampling = name, options, sampling
+        self.device, self.folder = pick_device(options.device), locate(name)
+        self.home = config_folder(self.folder)
+        self.window = Decoder.read_config(self.home).max_position_embeddings
+        self.tokenizer = load_tokenizer(self.home)
+        self.form = chat_form(self.home, self.tokenizer) if options.chat else None
+        self.turns, self.texts, self.failure = [], [], None
+
+    @cached_property
+    def model(self) -> Decoder:
+        return Decoder.from_pretrained(self.folder, device=self.device).eval()
+
+    @cached_property
+    def cache(self) -> KeyValueCache:
+        return empty_cache(self.model, 1, 0)
+
+    @property
+    def stop_tokens(self) -> set[int]:
+        names = [*END_TOKENS, *TURN_END_TOKENS, self.form and self.form.end_of_turn]
+        return self.model.stop_tokens | {self.tokenizer.token_to_id(name) for name in names if name} - {None}
+
+    def encode(self, prompt: str) -> list[int]:
+        """The tokens of a prompt, in a chat behind the earlier turns that the window has room for."""
+        turns, ids = self.turns, self._encode(prompt, self.turns)
+        while len(ids) + self.options.tokens > self.window:
+            if not turns:
+                raise ValueError(f"{self.name} was made for {self.window} tokens: a prompt of {len(ids)} and "
+                                 f"--tokens {self.options.tokens} do not fit; change one of them")
+            turns = turns[(len(turns) + 2) // 4 * 2 :]  # less half of the questions and their answers
+            ids = self._encode(prompt, turns)
+        if len(turns) < len(self.turns):
+            print(f"note: the conversation has outgrown the {self.window} tokens of {self.name}, which goes "
+                  f"on from the last {len(turns) // 2} question(s)")
+            self.turns = turns
+        return ids
+
+    def _encode(self, prompt: str, turns: list[tuple[str, str]]) -> list[int]:
+        if not self.form:
+            return self.tokenizer.encode(prompt).ids or [end_token(self.tokenizer, self.home)]
+        if not prompt.strip():
+            raise ValueError("--chat has nothing to answer: the prompt is empty; give it some text")
+        turns = [("system", self.options.system), *turns, ("user", prompt)]
+        messages = [{"role": role, "content": content} for role, content in turns if content]
+        return encode_prompt(messages, self.tokenizer, self.form).tokens
+
+    def write(self, texts: list["Text"]) -> Iterator[None]:
+        """Write texts, by a token each from step to step; `failure` is why they ended early."""
+        self.texts += texts
+        self.failure = None
+        for start in range(0, len(texts), BATCH):
+            batch = texts[start : start + BATCH]
+            try:
+                for tokens, logits in stream(
+                        self.model, [text.tokens for text in batch], self.options.tokens, self.sampling,
+                        self.stop_tokens, self.cache if len(texts) == 1 else None):
+                    for text, token, row in zip(batch, tokens, logits, strict=True):
+                        text.write(token, row)
+                    yield
+                    if all(text.ended for text in batch):
+                        break
+            except ValueError as error:
+                self.failure = error
+                return
+            finally:
+                for text in batch:
+                    text.write(None)
+                    if answer := text.text.strip():  # to go on from in a chat
+                        self.turns += [("user", text.prompt), ("assistant", answer)]
+
+
+class Text(TextStream):
+    """A checkpoint's text behind a prompt, to be shown and kept."""
+
+    def __init__(self, checkpoint: Checkpoint, prompt: str):
+        super().__init__(checkpoint.tokenizer, checkpoint.encode(prompt), checkpoint.options.stop)
+        self.prompt, self.unshown = prompt, f"\n[{checkpoint.name}]\n"
+        self.logprobs = [] if checkpoint.options.logprobs else None
+
+    def write(self, token: int | None, logits: Tensor | None = None) -> None:
+        """Add a token, drawn from logits (V,); None ends the text."""
+        if self.ended:
+            return
+        self.unshown += self.add(token)
+        if token is not None and self.logprobs is not None:
+            row = {"token": self.tokenizer.decode([token], skip_special_tokens=False), "id": token,
+                   "logprob": float(logits.log_softmax(-1)[token])}
+            self.logprobs.append(row)
+            self.unshown += f"[{row['logprob']:.2f}]"
+        if self.ended:
+            self.unshown += "\n"
+
+
+# ---------------------------------------------------------------- on the terminal
+def write_all(checkpoints: list[Checkpoint], prompts: list[str], title: str = "\n> {}") -> None:
+    """Write every checkpoint's text behind every prompt, and show them prompt by prompt as they grow."""
+    width = shutil.get_terminal_size().columns
+    texts = {checkpoint: [Text(checkpoint, prompt) for prompt in prompts] for checkpoint in checkpoints}
+    shown = chain.from_iterable(print_growing(title.format(group[0].prompt), group, width)
+                                for group in zip(*texts.values(), strict=True))
+    writers = [checkpoint.write(own) for checkpoint, own in texts.items()]
+    try:
+        next(shown)  # titles and names, while weights are read
+        for _ in zip_longest(*writers):  # a token of each in turn
+            next(shown, None)
+    finally:
+        for writer in writers:
+            writer.close()
+        next(shown, None)
+    for checkpoint in checkpoints:  # the others have written all the same
+        if checkpoint.failure:
+            raise ValueError(f"{checkpoint.name}: {checkpoint.failure}")
+
+
+def converse(checkpoints: list[Checkpoint]) -> None:
+    """Answer the turns that a user types, until the input ends."""
+    print("/reset forgets what was said; Ctrl-C ends an answer, Ctrl-D the chat")
+    while True:
+        try:
+            turn = input("\n> ").strip()
+            if turn == "/reset":
+                for checkpoint in checkpoints:
+                    checkpoint.turns.clear()
+            elif turn:
+                write_all(checkpoints, [turn], title="")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D ends the chat)")
+        except ValueError as error:  # a turn that does not fit is not the end
+            print(error)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="hub names, folders or runs")
-    parser.add_argument("--prompt", action="append", required=True, help="repeat it for several prompts")
-    parser.add_argument("--chat", action="store_true",
-                        help="a prompt is the user's turn, written by the model's chat template")
-    parser.add_argument("--tokens", type=int, default=100, help="at most this many new tokens")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
-    parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest tokens only (0: all)")
-    parser.add_argument("--top-p", type=float, default=0.95,
-                        help="draw from the fewest tokens that hold this probability")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--out", help="also write the texts to this JSONL file")
+    add = parser.add_argument
+    add("models", nargs="+", help="hub names, folders or runs")
+    add("--prompt", action="append", default=[], help="repeat it for several prompts")
+    add("--prompts", metavar="FILE", help="a text file with a prompt a line")
+    add("--chat", action="store_true", help="a prompt is the user's turn, in the model's chat template")
+    add("--system", metavar="TEXT", help="the system's turn of a chat")
+    add("--tokens", type=int, default=100, help="at most this many new tokens")
+    add("--temperature", type=float, default=0.8, help="0 is greedy")
+    add("--top-k", type=int, default=0, help="draw from the k likeliest tokens (0: all)")
+    add("--top-p", type=float, default=0.95, help="draw from the fewest tokens that hold this probability")
+    add("--min-p", type=float, default=0.0, help="draw from tokens that are this share as likely as the "
+        "likeliest, or more")
+    add("--repetition-penalty", type=float, default=1.0, help="above 1: what the text has is less likely")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end a text before this; may be repeated")
+    add("--seed", type=int, default=0)
+    add("--logprobs", action="store_true", help="show and keep the log-probability of each token")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--out", help="also write the texts to this JSONL file")
     args = parser.parse_args()
-    if args.tokens < 1 or not 0 <= args.temperature < math.inf or args.top_k < 0 or not 0 < args.top_p <= 1:
-        given = f"{args.tokens}, {args.temperature}, {args.top_k}, {args.top_p}"
-        raise ValueError("--tokens must be at least 1, --temperature and --top-k 0 or more, --top-p above 0 "
-                         f"and at most 1; given {given}")
+    options, sampling = (read_fields(kind, vars(args), "options") for kind in (Options, Sampling))
+    prompts = args.prompt + (read_prompts(args.prompts) if args.prompts else [])
+    if not (prompts or args.chat) or (args.system and not args.chat):
+        raise ValueError("give --prompt, --prompts or --chat; --system goes with --chat alone")
     if args.out:
-        claim("text", args.out)
-    device = pick_device(args.device)
-    folders = [locate(name) for name in args.models]  # all are located before the first is loaded
-    sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed,
-                "chat": args.chat}
-    rows = []
-    try:
-        for name, folder in zip(progress(args.models, "models"), folders, strict=True):
-            rows += complete(name, folder, args.prompt, args.tokens, device, **sampling)
-    finally:  # one model's failure does not hide the texts of those before it
-        print_texts(args.prompt, rows)
+        claim("text", args.out, inputs=(args.prompts,))
+    checkpoints = [Checkpoint(name, options, sampling) for name in args.models]
+    if len({tokenizer_hash(checkpoint.home) for checkpoint in checkpoints}) > 1:
+        print("note: the tokenizers differ: compare texts, not tokens or log-probabilities")
+    if prompts:
+        write_all(checkpoints, prompts)
+    else:
+        converse(checkpoints)
     if args.out:
-        write_jsonl(args.out, rows)
+        write_jsonl(args.out, [
+            {"model": checkpoint.name, "prompt": text.prompt, "text": text.text}
+            | ({"logprobs": text.logprobs} if args.logprobs else {})
+            for checkpoint in checkpoints for text in checkpoint.texts])
         print(f"\nwrote {args.out}")
-
-
-def complete(
-    name: str, folder: Path, prompts: list[str], tokens: int, device: torch.device, chat: bool, **sampling
-) -> list[dict]:
-    """A row for each prompt with a model's continuation of it, or its answer with `chat`.
-
-    `sampling` as in `generate`.
-    """
-    model = Decoder.from_pretrained(folder, device=device).eval()
-    tokenizer = load_tokenizer(config_folder(folder))
-    ends = {tokenizer.token_to_id(token) for token in END_TOKENS + TURN_END_TOKENS}
-    form = chat_form(config_folder(folder), tokenizer) if chat else None
-    if form and form.end_of_turn:
-        ends.add(tokenizer.token_to_id(form.end_of_turn))
-    stop = model.stop_tokens | ends - {None}
-    context = model.config.max_position_embeddings
-    rows = []
-    for prompt in prompts:
-        if form:
-            ids = encode_prompt([{"role": "user", "content": prompt}], tokenizer, form).tokens
-        else:
-            ids = tokenizer.encode(prompt).ids or sorted(stop)[:1]  # an empty one begins with an end of text
-        if not 0 < len(ids) <= context - tokens:
-            raise ValueError(f"{name} was made for {context} tokens: a prompt of {len(ids)} and --tokens "
-                             f"{tokens} do not fit; change one of them")
-        continuation = generate(model, torch.tensor([ids]), tokens, stop=stop, **sampling)[0]
-        rows.append({"model": name, "prompt": prompt, "text": tokenizer.decode(continuation)})
-    return rows
-
-
-def print_texts(prompts: list[str], rows: list[dict]) -> None:
-    """Print all models' texts under each prompt."""
-    for prompt in prompts if rows else ():
-        print(f"\n> {prompt}")
-        for row in rows:
-            if row["prompt"] == prompt:
-                print(f"\n[{row['model']}]")
-                for paragraph in row["text"].splitlines():
-                    print(textwrap.fill(paragraph, 110, initial_indent="  ", subsequent_indent="  "))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from nanoprune.nn.lora import frozen_layers
 from nanoprune.nn.losses import SoftTargets, head_loss, plain_loss
 from nanoprune.nn.model_config import ModelConfig, read_parts
 from nanoprune.nn.nf4 import dequantise, quantise
-from nanoprune.nn.sampling import generate
+from nanoprune.nn.sampling import Sampling, generate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 older_torch.bridge()
@@ -208,9 +208,9 @@ def test_the_cache_gives_the_full_forward_pass(variant, device):
 
 def test_the_same_tokens_are_drawn_on_every_device(device):
     model, ids = make(), batch()[0][:, :9]
-    for sampling in ({}, {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "seed": 3}):
-        expected = generate(model.cpu(), ids, 20, **sampling)
-        assert generate(model.to(device), ids, 20, **sampling) == expected
+    for sampling in (Sampling(), Sampling(temperature=0.8, top_k=50, top_p=0.9, seed=3)):
+        expected = generate(model.cpu(), ids, 20, sampling)
+        assert generate(model.to(device), ids, 20, sampling) == expected
 
 
 # ---------------------------------------------------------------- adapters and four bits

@@ -142,9 +142,9 @@ def checkout(tmp_path, monkeypatch):
         shutil.copy(path, copy)
     general = folder / "qa" / "general.jsonl"  # a few of its texts are enough here
     general.write_text("".join(general.read_text().splitlines(keepends=True)[:5]))
-    generate = sampling.generate  # which scripts import anew: a few tokens are enough, too
-    monkeypatch.setattr(sampling, "generate", lambda model, ids, room, **how: generate(
-        model, ids, min(room, 3), **how))
+    stream = sampling.stream  # which scripts import anew: a few tokens are enough, too
+    monkeypatch.setattr(sampling, "stream", lambda model, prompts, room, *how: stream(
+        model, prompts, min(room, 3), *how))
     monkeypatch.chdir(folder)
     return folder
 

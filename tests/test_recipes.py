@@ -19,7 +19,6 @@ from model import Decoder
 from nanoprune.config import IGNORE, load_config
 from nanoprune.data.dataset import Dataset
 from nanoprune.demo.newsroom import invent, releases
-from nanoprune.evaluation import written_answers
 from nanoprune.evaluation.written_answers import overlap_scores
 from nanoprune.io.files import write_json
 from nanoprune.io.jsonl import read_jsonl, write_jsonl
@@ -67,10 +66,9 @@ def checkout(tmp_path, monkeypatch):
     general = tmp_path / "qa" / "general.jsonl"  # a few of its texts are enough here
     general.write_text("".join(general.read_text().splitlines(keepends=True)[:5]))
     monkeypatch.chdir(tmp_path)
-    for module in (sampling, written_answers):  # scripts import the first anew
-        generate = module.generate
-        monkeypatch.setattr(module, "generate", lambda model, ids, room, generate=generate, **how: generate(
-            model, ids, min(room, 3), **how))
+    stream = sampling.stream
+    monkeypatch.setattr(sampling, "stream", lambda model, prompts, room, *how: stream(
+        model, prompts, min(room, 3), *how))
     return tmp_path
 
 

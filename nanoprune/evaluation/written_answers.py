@@ -11,8 +11,6 @@ import string
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import torch
-
 from nanoprune.data.dataset import SPLITS, Dataset
 from nanoprune.distributed import ALONE, Ranks
 from nanoprune.io.jsonl import read_jsonl
@@ -118,8 +116,8 @@ def write_answers(
         instruction = instructions[i]
         prompt, reference = instruction["prompt"], instruction["reference"]
         try:
-            ids = torch.tensor([instruction["tokens"]])
-            new_tokens = generate(model, ids, max_new_tokens, stop=model.stop_tokens | stop)[0]
+            [new_tokens] = generate(model, [instruction["tokens"]], max_new_tokens,
+                                    stop=model.stop_tokens | stop)
         except ValueError:  # logits that are not finite say nothing
             new_tokens = []
         answer = tokenizer.decode(new_tokens).strip()

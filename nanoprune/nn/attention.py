@@ -4,8 +4,9 @@ Shapes: B batch, T time, H query heads, K key/value heads, F head_dim.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -55,11 +56,21 @@ class Layout(NamedTuple):
     visible: dict[int | None, Visible]  # by the window of a block
 
 
-def causal_layout(count: int, windows: Iterable[int | None], device, start: int = 0) -> Layout:
-    """Rows of `count` tokens from position `start` on, each seeing all before it."""
-    positions = torch.arange(start, start + count, device=device)[None]
-    keys = start + count
-    return Layout(positions, {window: Visible.causal(count, keys, window, device) for window in windows})
+def causal_layout(
+    count: int, windows: Iterable[int | None], device, start: int = 0, padding: Tensor | None = None
+) -> Layout:
+    """Rows of `count` tokens from place `start` on, each seeing all before it.
+
+    `padding` (B,): the places at the left of each row that hold no text, and that text does not see.
+    """
+    places = torch.arange(start + count, device=device)
+    if padding is None:
+        return Layout(places[None, start:], {window: Visible.causal(count, len(places), window, device)
+                                             for window in windows})
+    is_text = places >= padding[:, None]
+    same = is_text[:, None, start:, None] == is_text[:, None, None]  # a token that saw none would be NaN
+    masks = {window: Visible(same & _causal_mask(count, len(places), window, device)) for window in windows}
+    return Layout((places[start:] - padding[:, None]).clamp(min=0), masks)
 
 
 def packed_layout(documents: Tensor, windows: Iterable[int | None], x: Tensor) -> Layout:
@@ -209,6 +220,19 @@ class KeyValueCache:
         shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, length, config.head_dim)
         self.store = torch.zeros(shape, device=device, dtype=dtype)
         self.used = 0  # the model advances it after its last block
+        self.padding = None  # (B,) places at the left of each row that hold no text
+        self.tokens = []  # of a single row, those that are not read yet, too
+
+    def rewind(self, prompt: Sequence[int], length: int) -> None:
+        """Keep what the prompt begins with; make room for `length` positions.
+
+        The last token of a prompt is always read: the next is drawn from its logits.
+        """
+        pairs = zip(prompt[:-1], self.tokens[: self.used], strict=False)
+        self.used = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self.tokens = list(prompt)
+        if length > self.store.shape[-2]:
+            self.store = F.pad(self.store, (0, 0, 0, length - self.store.shape[-2]))
 
     def extend(self, block: int, k: Tensor, v: Tensor) -> Iterator[Tensor]:
         """Add a block's new keys and values (B, K, T, F) and return all of them."""

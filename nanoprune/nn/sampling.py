@@ -1,12 +1,16 @@
-"""Sampling from a model with a key/value cache."""
+"""Sampling from a model: prompts of any lengths in one batch, a key/value cache, draws through filters."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from nanoprune.config import Count, NonNegative, PositiveFloat, Seed, Share, ShareAbove0
 from nanoprune.device import matmul_dtype
 from nanoprune.nn.attention import KeyValueCache
 
@@ -14,62 +18,108 @@ if TYPE_CHECKING:
     from model import Decoder
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn. The filters apply in this order, which is transformers'."""
+
+    repetition_penalty: PositiveFloat = 1.0  # above 1: what was read or written before is less likely
+    temperature: NonNegative = 0.0  # 0 is greedy
+    top_k: Count = 0  # draw from the k likeliest tokens (0: from all)
+    top_p: ShareAbove0 = 1.0  # draw from the fewest tokens that hold this probability
+    min_p: Share = 0.0  # draw from tokens that are at least this share as likely as the likeliest
+    seed: Seed = 0
+
+
+GREEDY = Sampling()
+
+
 def empty_cache(model: Decoder, batch: int, length: int) -> KeyValueCache:
     """A cache in the type of the model's products, which autocast decides on."""
     return KeyValueCache(model.config, batch, length, model.device, matmul_dtype(model.model.norm.weight))
 
 
-@torch.no_grad()
 def generate(
     model: Decoder,
-    ids: Tensor,
+    prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    *,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
+    sampling: Sampling = GREEDY,
     stop: set[int] = frozenset(),
 ) -> list[list[int]]:
-    """Continuations of prompts ids (B, T) of equal length: new tokens per row, without the stop token that
-    ends it.
+    """The new tokens of each prompt, without the stop token that ends it."""
+    written = [[] for _ in prompts]
+    for tokens, _ in stream(model, prompts, max_new_tokens, sampling, stop):
+        for row, token in zip(written, tokens, strict=True):
+            row += [] if token is None else [token]
+    return written
 
-    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave the distribution whole. Draws come from a CPU
-    generator with its own seed: they are the same on every device and disturb no other random state.
+
+@torch.no_grad()
+def stream(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: set[int],
+    cache: KeyValueCache | None = None,
+) -> Iterator[tuple[list[int | None], Tensor]]:
+    """By step: the next token of each prompt, None behind a stop token; the logits (B, V) before the filters.
+
+    Each row has its own random numbers, so that its neighbours change nothing. They come from the CPU: they
+    are the same on every device and disturb no other random state. `cache`: of the conversation that a single
+    prompt continues.
     """
-    B, T = ids.shape
-    cache = empty_cache(model, B, T + max_new_tokens)
-    generator = torch.Generator().manual_seed(seed)
-    continuations, finished = [[] for _ in range(B)], [False] * B
-    new_ids = ids.to(model.device)
+    rows = [torch.as_tensor(prompt) for prompt in prompts]
+    new_ids = pad_sequence(rows, batch_first=True, padding_side="left")
+    cache = cache or empty_cache(model, len(rows), 0)
+    cache.rewind(prompts[0], new_ids.shape[1] + max_new_tokens)
+    padding = new_ids.shape[1] - torch.tensor([len(row) for row in rows])
+    cache.padding = padding.to(model.device) if padding.any() else None
+    new_ids = new_ids[:, cache.used :]
+    generators = [torch.Generator().manual_seed(sampling.seed) for _ in rows]
+    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool)
+    for row, ids in enumerate(rows):
+        seen[row, ids] = True
+    finished = set()
     for _ in range(max_new_tokens):
-        logits = model.last_logits(new_ids, cache).float().cpu()
+        logits = model.last_logits(new_ids.to(model.device), cache).float().cpu()
         if not logits.isfinite().all():
             raise ValueError("the model's logits are not finite: its weights are broken, or its numbers too "
                              "large for the dtype; try float32 or an earlier checkpoint")
-        if temperature == 0:
-            drawn = logits.argmax(-1)
-        else:
-            drawn = draw(logits / temperature, top_k, top_p, generator)
-        for row, token in enumerate(drawn.tolist()):
-            finished[row] = finished[row] or token in stop
-            if not finished[row]:
-                continuations[row].append(token)
-        if all(finished):
-            break
-        new_ids = drawn[:, None].to(model.device)
-    return continuations
+        new_ids = draw(logits, sampling, seen, generators)[:, None]
+        seen.scatter_(1, new_ids, True)
+        tokens = new_ids[:, 0].tolist()
+        cache.tokens.append(tokens[0])
+        finished |= {row for row, token in enumerate(tokens) if token in stop}
+        if len(finished) == len(rows):
+            return
+        yield [None if row in finished else token for row, token in enumerate(tokens)], logits
 
 
-def draw(logits: Tensor, top_k: int, top_p: float, generator: torch.Generator) -> Tensor:
-    """One token a row (B,) from logits (B, V): of the k likeliest, and of the fewest that hold `top_p`.
+def draw(
+    logits: Tensor, sampling: Sampling, seen: Tensor, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """A token a row (B,) from logits (B, V); `seen` (B, V) marks the tokens of the text so far."""
+    if sampling.repetition_penalty != 1:  # CTRL, arXiv:1909.05858
+        penalty = sampling.repetition_penalty
+        logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    shares, order = filtered(logits / sampling.temperature, sampling)
+    places = [torch.multinomial(row, 1, generator=generator)
+              for row, generator in zip(shares, generators, strict=True)]
+    return order.gather(1, torch.stack(places))[:, 0]
 
-    The latter is nucleus sampling (arXiv:1904.09751).
+
+def filtered(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """(shares (B, V) of the probability, falling, 0 for tokens that are not drawn; the tokens in this order).
+
+    `top_p`, nucleus sampling (arXiv:1904.09751), is of what `top_k` left. min-p: arXiv:2407.01082.
     """
     logits, order = logits.sort(dim=-1, descending=True)
-    probabilities = logits.softmax(-1)
-    if top_k:
-        probabilities[:, top_k:] = 0
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities[before >= top_p * probabilities.sum(-1, keepdim=True)] = 0  # never the likeliest
-    return order.gather(1, torch.multinomial(probabilities, 1, generator=generator))[:, 0]
+    shares = logits.softmax(-1)
+    if sampling.top_k:
+        shares[:, sampling.top_k :] = 0
+    before = shares.cumsum(-1) - shares
+    shares[before >= sampling.top_p * shares.sum(-1, keepdim=True)] = 0  # never the likeliest
+    shares[shares < sampling.min_p * shares[:, :1]] = 0
+    return shares, order
