@@ -40,8 +40,8 @@ def outlive_readers() -> None:
 def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoReturn:
     """Run a script's main and exit with its code.
 
-    A ValueError is the user's to mend: its message stands without a traceback, exit code 2. After Ctrl-C
-    `interrupted` says what is left and how to resume, exit code 130.
+    A ValueError or an OSError is the user's to mend: its message stands without a traceback, exit code 2.
+    After Ctrl-C `interrupted` says what is left and how to resume, exit code 130.
     """
     outlive_readers()
     print_safely(sys.stdout)
@@ -50,7 +50,7 @@ def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoRetur
     name = path.parent.name if path.stem == "__main__" else path.name
     try:
         code = main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:

@@ -18,6 +18,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 IGNORE = -100  # a target that does not count, torch's convention
+MOST_ENTRIES = 10**5  # of a field
 MOST_STEP_TOKENS = 2**26  # of an optimizer step: 1.6 GB of ids, targets and documents
 
 
@@ -76,7 +77,7 @@ class Settings:
 
     def problems(self) -> list[str]:
         """All problems of the values, one line each: field, value given, what is allowed."""
-        return wrong_types(self) or out_of_bounds(self) + self._conflicts()
+        return field_problems(self, with_bounds=False) or field_problems(self) + self._conflicts()
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,7 @@ def read_fields(kind: type, content: dict, where: str | Path) -> Any:
                          and f.default_factory is MISSING):
         raise ValueError(f"{where} lacks {', '.join(missing)}")
     record = kind(**values)
-    if problems := wrong_types(record) or out_of_bounds(record):
+    if problems := field_problems(record):
         raise ValueError(f"{where}: {'; '.join(problems)}")
     return record
 
@@ -345,7 +346,7 @@ def _read_overrides(overrides: Iterable[str], kinds: dict[str, Any]) -> tuple[di
             try:
                 changes[key] = _parse(value, kinds[key])
             except (ValueError, KeyError):
-                problems.append(f"{key}: given {value!r}, must be {_type_name(kinds[key])}")
+                problems.append(f"{key}: given {value!r}, must be {_fault(value, kinds[key])}")
     return changes, problems
 
 
@@ -366,8 +367,9 @@ def _parse(text: str, kind) -> Any:
 
 
 # ---------------------------------------------------------------- checking
-TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Literal: "text",
-              dict: "a dict", NoneType: "None", tuple: "numbers with commas between, such as 13,25"}
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a dict",
+              NoneType: "None",
+              tuple: f"numbers with commas between, such as 13,25 (at most {MOST_ENTRIES:,})"}
 
 
 @cache
@@ -376,22 +378,13 @@ def _types(cls: type, with_bounds: bool = False) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=with_bounds)
 
 
-def wrong_types(settings: Any) -> list[str]:
-    return [f"{name}: given {shown(getattr(settings, name))}, must be {_type_name(kind)}"
-            for name, kind in _types(type(settings)).items() if not _is_a(getattr(settings, name), kind)]
-
-
-def out_of_bounds(settings: Any) -> list[str]:
+def field_problems(settings: Any, with_bounds: bool = True) -> list[str]:
+    """A line for each field of a dataclass whose value is of another type, or out of bounds."""
     problems = []
-    for name, kind in _types(type(settings), with_bounds=True).items():
+    for name, kind in _types(type(settings), with_bounds).items():
         value = getattr(settings, name)
-        if get_origin(kind) is Union and value is not None:
-            kind = get_args(kind)[0]
-        if get_origin(kind) is Annotated and not kind.__metadata__[0].holds(value):
-            problems.append(f"{name}: given {shown(value)}, must be {kind.__metadata__[0].words}")
-        elif get_origin(kind) is Literal and value not in (choices := get_args(kind)):
-            problems.append(f"{name}: given {shown(value)}, must be "
-                            f"{' or '.join(choices)}{_nearest(value, choices)}")
+        if fault := _fault(value, kind):
+            problems.append(f"{name}: given {shown(value)}, must be {fault}")
     return problems
 
 
@@ -401,21 +394,25 @@ def shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _is_a(value: Any, kind) -> bool:
-    if get_origin(kind) in (Union, UnionType):
-        return any(_is_a(value, part) for part in get_args(kind))
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_is_a(item, get_args(kind)[0]) for item in value)
+def _fault(value: Any, kind) -> str:
+    """The words for what a value must be, if it is not; empty if it is."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        faults = [_fault(value, part) for part in parts]
+        return "" if "" in faults else " or ".join(faults)
+    if origin is Annotated:
+        plain, bound = parts
+        return _fault(value, plain) or ("" if bound.holds(value) else bound.words)
+    if origin is Literal:
+        return "" if value in parts else " or ".join(parts) + _nearest(str(value), parts)
+    if origin is tuple and isinstance(value, tuple) and len(value) <= MOST_ENTRIES:
+        fault = next(filter(None, (_fault(item, parts[0]) for item in value)), "")
+        return fault and f"{fault}, each"
     if kind is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
-    kind = str if get_origin(kind) is Literal else kind
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _type_name(kind) -> str:
-    if get_origin(kind) in (Union, UnionType):
-        return " or ".join(map(_type_name, get_args(kind)))
-    return TYPE_NAMES.get(kind) or TYPE_NAMES[get_origin(kind)]
+        fits = type(value) in (int, float) and abs(value) <= sys.float_info.max
+    else:
+        fits = origin is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    return "" if fits else TYPE_NAMES[origin or kind]
 
 
 def _unknown(name: str, names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,33 @@ def test_depth_and_size_have_bounds(monkeypatch):
     assert parse_json(text.encode(), "it")
     with pytest.raises(ValueError, match="it: nested too deeply, more than 100 levels"):
         parse_json(f'{{"a": {text}}}'.encode(), "it")
+    monkeypatch.setattr("nanoprune.io.files.MOST_ENTRIES", 2)
+    assert parse_json(b'{"a": 1, "b": 2, "c": 3}', "it")
+    with pytest.raises(ValueError, match="it: more than .* bytes or 2 entries of JSON"):
+        parse_json(b'{"a": [[],[],[],{}]}', "it")
     monkeypatch.setattr("nanoprune.io.files.MOST_JSON", 30)
-    with pytest.raises(ValueError, match="it: more than 30 bytes of JSON"):
+    with pytest.raises(ValueError, match="it: more than 30 bytes or"):
         parse_json(text.encode(), "it")
+
+
+def test_lists_and_sizes_have_bounds(tmp_path, capsys):
+    """Of what one small file may ask for: matrices, names, and the message about them."""
+    model = model_folder(tmp_path)
+    shape = read_json(model / "config.json")
+    huge = dict.fromkeys(("head_dim", "num_attention_heads", "num_key_value_heads"), 2**24)
+    for change in (huge, {"layer_types": ["full_attention"] * 200_000}, {"model_type": "x" * 10**5},
+                   {"nanoprune_without": ["x" * 10**5]}):
+        write_json(model / "config.json", shape | change)
+        with pytest.raises(ValueError, match=r"config\.json: ") as error:
+            open_model(model)
+        assert len(str(error.value)) < 2000
+    write_json(model / "config.json", shape | {f"no_such_{i}": 1 for i in range(10**4)})
+    open_model(model)
+    assert len(capsys.readouterr().err) < 2000
+    adapter = adapter_folder(tmp_path / "a")
+    settings = read_json(adapter / "adapter_config.json")
+    write_json(adapter / "adapter_config.json", settings | {"target_modules": ["no-such"] * 90_000})
+    began = time.process_time()
+    with pytest.raises(ValueError, match="its settings name 9 in this base"):
+        Decoder.from_pretrained(adapter)
+    assert time.process_time() - began < 1

@@ -261,6 +261,27 @@ def test_the_present_folder_is_not_replaced(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["below"]
 
 
+@pytest.mark.parametrize("find", [locate, recover, lambda out: make(Path(out), config="new")])
+def test_names_that_the_disk_refuses(find):
+    with pytest.raises(ValueError, match="cannot use .*File name too long"):
+        find("n" * 300)
+
+
+def test_a_folder_is_hashed_once(tmp_path, monkeypatch):
+    """Before the work and after it; a file that changed meanwhile is hashed again."""
+    make(tmp_path / "out", config="ours")
+    hashed, file_hash = [], folders.file_hash
+    monkeypatch.setattr(folders, "file_hash", lambda path: hashed.append(path) or file_hash(path))
+    check_output(tmp_path / "out", "model")
+    with replace_output(tmp_path / "out", "model") as beside:
+        write(beside, config="new")
+    assert hashed == [tmp_path / "out" / "config", beside / "config"]
+    check_output(tmp_path / "out", "model")
+    change_file(tmp_path / "out")
+    with pytest.raises(ValueError, match="changed since"):
+        check_output(tmp_path / "out", "model")
+
+
 def test_a_mount_point_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(folders.os.path, "ismount", lambda path: True)
     with pytest.raises(ValueError, match="is a mount point.*; write to a folder in it"):

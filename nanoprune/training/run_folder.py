@@ -199,7 +199,7 @@ class RunFolder:
             raise ValueError(f"{self.source} began with other files or another machine: "
                              f"{'; '.join(changed)}. Its numbers would not be those of a run that was never "
                              "stopped: restore them, start a new run under another name, or add "
-                             f"--ignore-changes, which {self}/env.json then records")
+                             f"--ignore-changes to train.py, and {self}/env.json records it")
         if changed:
             print(f"warning: {self.source} goes on although this changed since it began: "
                   f"{'; '.join(changed)}")
