@@ -12,6 +12,8 @@ from typing import NoReturn
 
 from nanoprune.printing import print_safely
 
+MOST_CHARACTERS = 9999  # of an error that is printed: what was given may be large
+
 
 class Unread(io.FileIO):
     """A stream that takes what nobody reads any more (`| head`, a closed terminal), so that work goes on."""
@@ -51,7 +53,7 @@ def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoRetur
     try:
         code = main()
     except (ValueError, OSError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {str(error):.{MOST_CHARACTERS}}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print(f"\n{name}: {interrupted}", file=sys.stderr)

@@ -11,17 +11,19 @@ from adapters import adapter_of_reduced_base
 from small import CHATML, article, byte_tokenizer, random_base, release
 
 from model import Decoder
+from nanoprune.config import field_problems
 from nanoprune.data.chat_format import chat_form
 from nanoprune.data.conversations import read_pairs
 from nanoprune.data.corpus import CleaningOptions, clean_chunk
 from nanoprune.data.dataset import Dataset, read_questions
 from nanoprune.data.tokenizer import end_token, load_tokenizer, tokenizer_hash
-from nanoprune.io.files import parse_json, read_json, write_json
+from nanoprune.distributed import ALONE
+from nanoprune.io.files import json_hash, parse_json, read_json, write_json
 from nanoprune.io.jsonl import read_log
 from nanoprune.io.tensors import weight_files
 from nanoprune.nn.lora import save_quantised
 from nanoprune.nn.nf4 import is_quantised
-from nanoprune.training.run_folder import load_state, saved_config
+from nanoprune.training.run_folder import RunFolder, load_state, saved_config
 from nanoprune.web.archive import Archive
 from nanoprune.web.sites import site_of
 from prune import print_history
@@ -188,6 +190,25 @@ def test_states(world, tmp_path):
             return None
 
     try_all(variants(content), path.write_text, read)
+
+    def write_with_its_checksum(text: str) -> None:
+        try:
+            counters = parse_json(text.encode(), "")
+            path.write_text(json.dumps({"counters": counters, "sha256": json_hash(counters)}))
+        except ValueError:
+            path.write_text(text)
+
+    def read_counters() -> None:
+        progress, _ = load_state(config.folder / "state")
+        assert not field_problems(progress)
+        if progress.step == 1:
+            raise ValueError("given up")
+
+    try_all(variants(content["counters"] | {"config": {}}), write_with_its_checksum, read_counters)
+    path.write_text(json.dumps(content))
+    run = RunFolder(config.folder, ALONE, resume=True)
+    env = read_json(config.folder / "env.json")
+    try_all(variants(env), (config.folder / "env.json").write_text, lambda: run._check_unchanged(env))
     settings = read_json(config.folder / "config.json")
     write = (config.folder / "config.json").write_text
     try_all(variants(settings), write, lambda: saved_config(config.folder))
@@ -225,6 +246,6 @@ def test_lists_and_sizes_have_bounds(tmp_path, capsys):
     settings = read_json(adapter / "adapter_config.json")
     write_json(adapter / "adapter_config.json", settings | {"target_modules": ["no-such"] * 90_000})
     began = time.process_time()
-    with pytest.raises(ValueError, match="its settings name 9 in this base"):
+    with pytest.raises(ValueError, match="for 4 layers, its settings name 0 in this base"):
         Decoder.from_pretrained(adapter)
     assert time.process_time() - began < 1

@@ -251,6 +251,17 @@ def test_a_run_begins_in_no_users_folder(world, tmp_path, name):
     assert [path for path in config.folder.rglob("*") if path.is_file()] == [mine]
 
 
+def test_a_run_writes_through_no_users_link(world, tmp_path):
+    config = world.config(tmp_path / "runs")
+    theirs = shutil.copytree(world.model, tmp_path / "theirs")
+    before = {path.name: path.read_bytes() for path in theirs.iterdir()}
+    config.folder.mkdir(parents=True)
+    (config.folder / "model").symlink_to(theirs)
+    with pytest.raises(ValueError, match=r"or other files \(model\)"):
+        train(config)
+    assert {path.name: path.read_bytes() for path in theirs.iterdir()} == before
+
+
 def move(run) -> None:
     run.rename(run.with_name("moved"))
 

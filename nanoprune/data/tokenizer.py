@@ -23,7 +23,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     except Exception as error:  # tokenizers raises bare Exception
         raise ValueError(f"{path} is not a tokenizer file: {error}") from error
     unknown = getattr(tokenizer.model, "unk_token", None)
-    if unknown and tokenizer.token_to_id(unknown) is None:
+    if unknown is not None and tokenizer.token_to_id(unknown) is None:
         raise ValueError(f"{path}: its unknown token {unknown!r} is not in its vocabulary; fetch it again")
     growth = math.prod(_growth(json.loads(part.__getstate__()))
                        for part in (tokenizer.normalizer, tokenizer.decoder) if part)

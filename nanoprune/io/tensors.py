@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from nanoprune.config import shown
 from nanoprune.distributed import full_tensor
-from nanoprune.io.files import parse_json, read_json, replace_file
+from nanoprune.io.files import naming_failures, parse_json, read_json, replace_file
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SAFETENSORS_TYPES = {
@@ -91,7 +91,9 @@ def weight_files(folder: Path) -> list[Path]:
     shards = sorted(set(shards))
     if outside := [shard for shard in shards if Path(shard).name != shard]:
         raise ValueError(f"{index} names {outside[0]!r}: a shard must lie in the model's own folder")
-    if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+    with naming_failures(f"read the shards that {index} names"):
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
         raise ValueError(f"{folder} lacks {', '.join(missing)}, named by {index.name}; "
                          "fetch the missing shard(s)")
     return [folder / shard for shard in shards]

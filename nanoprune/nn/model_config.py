@@ -1,7 +1,5 @@
 """A decoder's shape: Hugging Face's config.json in and out."""
 
-import hashlib
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 
 from nanoprune.config import Bound, Count, NonNegative, PositiveFloat, read_fields, shown
+from nanoprune.io.files import json_hash, read_json
 
 FAMILIES = ("qwen2", "qwen3", "llama")
 PARTIAL = "nanoprune-"  # before the model_type of a model with blocks that lack their attention or MLP
@@ -152,6 +151,11 @@ class ModelConfig:
     extra: dict = field(default_factory=dict)  # the file's other entries, such as special tokens
 
     @classmethod
+    def read(cls, folder: Path) -> "ModelConfig":
+        """The config of a model's folder."""
+        return cls.from_dict(read_json(folder / "config.json"), f"{folder}/config.json")
+
+    @classmethod
     def from_dict(cls, raw: dict, where: str = "the model's shape") -> "ModelConfig":
         """From config.json's content. ValueError where something is missing, unsupported or inconsistent."""
         kind = str(raw.get("model_type")).removeprefix(PARTIAL)
@@ -214,7 +218,7 @@ class ModelConfig:
     def fingerprint(self) -> str:
         """A hash of what decides the outputs beside the weights."""
         decisive = replace(self, extra={}, initializer_range=0.0, max_position_embeddings=1)
-        return hashlib.sha256(json.dumps(asdict(decisive), sort_keys=True).encode()).hexdigest()
+        return json_hash(asdict(decisive))
 
     def keep_blocks(self, indices: list[int]) -> "ModelConfig":
         """The config of the model that has only the blocks of these present indices, in this order."""

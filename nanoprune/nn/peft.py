@@ -183,9 +183,9 @@ def restore_adapter(model: Decoder, adapter: Adapter) -> None:
     adapted = [name for name in layers if name in names]
     expected = _named_layers(adapter.peft, layers)
     if not adapted or expected not in (None, adapted):
+        named = layers if expected is None else expected
         raise ValueError(f"{adapter.folder} has adapters for {len(adapted)} layers, its settings name "
-                         f"{len(expected or layers)} in this base: it was trained on another one, or is not "
-                         "whole")
+                         f"{len(named)} in this base: it was trained on another one, or is not whole")
     _check_tensors(adapter, tensors, {name: frozen_layers(model)[name].shape for name in adapted})
     add_lora(model, ",".join(adapted), adapter.settings)
     with torch.no_grad():

@@ -22,8 +22,8 @@ from nanoprune.io.hub import locate
 from nanoprune.io.tensors import open_tensors, write_tensors
 from nanoprune.nn.identity import model_identity
 from nanoprune.nn.losses import SoftTargets, likeliest
+from nanoprune.nn.model_config import ModelConfig
 from nanoprune.nn.peft import check_weights_can_change
-from nanoprune.training.base import read_config
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -99,12 +99,12 @@ class Teacher:
 
 def _check_fit(config: Config, dataset: Dataset, teacher: Path) -> None:
     check_weights_can_change(config.teacher, teacher)  # the key covers the weights of one folder
-    shape = read_config(teacher)
+    shape = ModelConfig.read(teacher)
     dataset.check_model(config.teacher, teacher, shape.vocab_size)
     if isinstance(config.base, dict):
         known = config.base.get("vocab_size", dataset.meta["vocab_size"])
     else:
-        known = read_config(locate(config.base, config.revision)).vocab_size
+        known = ModelConfig.read(locate(config.base, config.revision)).vocab_size
     if shape.vocab_size > known:
         raise ValueError(f"teacher: {config.teacher} has {shape.vocab_size:,} rows of a vocabulary, the "
                          f"model {known:,}: give a teacher with no more")
