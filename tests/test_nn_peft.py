@@ -63,7 +63,7 @@ def test_an_adapter_knows_its_base(adapted, tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"r": 0}, "rank: given 0, must be at least 1"), ({"use_dora": True}, "use_dora True is not supported"),
+    ({"r": 0}, "r: given 0, must be at least 1"), ({"use_dora": True}, "use_dora True is not supported"),
     ({"bias": "all"}, "bias: given 'all', must be none or None"),
     ({"peft_type": "IA3"}, "peft_type: given 'IA3', must be LORA"),
     ({"lora_alpha": "much"}, "alpha: given 'much', must be a number"),

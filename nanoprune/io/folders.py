@@ -43,8 +43,6 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
     Of a link its target is replaced.
     """
     target = Path(os.path.realpath(folder))
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{folder} is a file; choose another place to write to")
     parent = make_folder(target.parent)
     recover(target)
     beside, before = (parent / f".{target.name}.{os.getpid()}.{state}" for state in ("new", "old"))

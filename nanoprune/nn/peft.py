@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from nanoprune.config import read_fields
+from nanoprune.config import Positive, PositiveFloat, ShareBelow1, read_fields
 from nanoprune.io.files import read_json, write_json
 from nanoprune.io.hub import locate
 from nanoprune.io.tensors import missing_weights, open_tensors, write_tensors
@@ -42,9 +42,9 @@ class PeftFile:
     bias: Literal["none"] | None = "none"
     init_lora_weights: bool | Literal["gaussian"] | None = True
     use_rslora: bool | None = False
-    r: int = 8
-    lora_alpha: float = 8
-    lora_dropout: float | None = 0.0
+    r: Positive = 8
+    lora_alpha: PositiveFloat = 8
+    lora_dropout: ShareBelow1 | None = 0.0
     target_modules: str | tuple[str, ...] | None = None
     exclude_modules: str | tuple[str, ...] | None = None
     layers_to_transform: int | tuple[int, ...] | None = None
@@ -125,11 +125,7 @@ def read_adapter(folder: Path) -> Adapter:
     check_off(raw, OFF, path)
     peft = read_fields(PeftFile, raw, path)
     note_unread(raw.keys() - {*OFF, *HARMLESS, *(f.name for f in fields(PeftFile))}, path)
-    try:
-        settings = LoraSettings(peft.r, peft.lora_alpha, peft.lora_dropout or 0.0,
-                                bool(peft.use_rslora))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    settings = LoraSettings(peft.r, peft.lora_alpha, peft.lora_dropout or 0.0, bool(peft.use_rslora))
     record = folder / "nanoprune.json"
     if not record.is_file():  # written by PEFT
         return Adapter(folder, peft, settings, FrozenBase(peft.base_model_name_or_path, peft.revision))
@@ -140,7 +136,7 @@ def read_adapter(folder: Path) -> Adapter:
 def base_folder(adapter: Adapter, moved: str | Path | None = None) -> Path:
     """The folder of an adapter's base, or of `moved`, its new place; ValueError where it is not there."""
     name, revision = (moved, None) if moved else (adapter.base.base, adapter.base.revision)
-    if not name or not isinstance(name, str | Path):
+    if not name:
         raise ValueError(f"{adapter.folder} is an adapter and names no base")
     try:
         return locate(name, revision)
