@@ -42,14 +42,15 @@ def _once(values: tuple, holds: Callable[[Any], bool]) -> bool:
 
 
 Name = Annotated[str, Bound("a plain folder name, without slashes", lambda x: Path(x).name == x
-                            and x not in ("", ".."))]
+                            and x.isprintable() and x not in ("", ".."))]
 Base = Annotated[str | dict, Bound("a hub name, a folder, a run or a shape", bool)]
 Parts = Annotated[tuple[int | str, ...], Bound(
     "indices from 0 up, each once, or parts of these blocks such as 25.attn and 25.mlp", _names_parts)]
 Device = Annotated[str, Bound("auto, cpu, cuda, cuda:N or mps",
-                              re.compile(r"auto|cpu|cuda(:\d+)?|mps").fullmatch)]
+                              re.compile(r"auto|cpu|cuda(:\d{1,3})?|mps").fullmatch)]
 Positive = Annotated[int, Bound("at least 1 and at most 10,000,000", lambda x: 1 <= x <= 10**7)]
 Count = Annotated[int, Bound("0 or more, at most 10,000,000", lambda x: 0 <= x <= 10**7)]
+Threads = Annotated[int, Bound("0 or more, at most 1,024", lambda x: 0 <= x <= 1024)]
 Seed = Annotated[int, Bound("0 or more, at most 2^62", lambda x: 0 <= x <= 2**62)]
 PositiveFloat = Annotated[float, Bound("above 0", lambda x: x > 0)]
 NonNegative = Annotated[float, Bound("0 or more", lambda x: x >= 0)]
@@ -130,7 +131,7 @@ class Config(Settings):
     recompute: Literal["none", "pointwise", "blocks"] = "none"  # in the backward pass
     compile: bool = False  # blocks by torch.compile, which takes a while at the first step
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: each process has all, or a shard
-    threads: Count = 0  # CPU threads (0: torch's choice); results repeat bit by bit at a fixed number
+    threads: Threads = 0  # CPU threads (0: torch's choice); results repeat bit by bit at a fixed number
 
     # what it reports and keeps
     log_every: Positive = 1  # steps between printed lines; train.csv has every step

@@ -88,8 +88,11 @@ def test_a_folder_whose_replacement_fails_comes_back(tmp_path, monkeypatch):
     assert read(tmp_path / "d") == {"a": "old"} and os.listdir(tmp_path) == ["d"]
 
 
-def test_what_a_killed_process_left_is_no_part_of_the_folder(tmp_path):
+@pytest.mark.parametrize("locks", [True, False])
+def test_what_a_killed_process_left_is_no_part_of_the_folder(tmp_path, monkeypatch, locks):
     """Process numbers come again."""
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", without_locks(errno.ENOLCK))
     for number in (os.getpid(), 4194305):
         write(tmp_path / f".out.{number}.new", old="old")
     with replace_folder(tmp_path / "out") as folder:
