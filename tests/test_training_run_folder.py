@@ -614,6 +614,8 @@ def test_clocks_may_run_backwards(world, tmp_path, monkeypatch):
     other = replace(config, name="backwards")
     train(other)
     assert_same_run(config.folder, other.folder)
+    rows = read_rows(other.folder / "train.csv")
+    assert all(float(row["seconds"]) > 0 and float(row["tokens_per_s"]) > 0 for row in rows)
 
 
 def test_validation_by_document_adds_up_to_its_mean(world, tmp_path):
