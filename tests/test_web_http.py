@@ -131,7 +131,7 @@ def test_sizes_and_hosts(archive, monkeypatch):
 @pytest.mark.parametrize("location", [
     r"http://{other}\@{site}/x", r"http://{site}\@{other}/x", "http://{site}@{other}/x", "http://{other}#@{site}/x",
     "http://{other}?@{site}/x", "//{other}/x", "///{other}/x", r"http:\\{other}\x", r"\\{other}/x",
-    "ht\ttp://{other}/x", "http://{other}\t/x", "http:{other}/x", "http://user:word@{site}/x",
+    "ht\ttp://{other}/x", "http://{other}\t/x", "http:{other}/x", "http://user:word@{site}/good",
     "http://[::1", "//[::1", "http://{other}:x/", "http://{site}:99999/", "http://", "https:///x", "%zz",
     "\xff", "http://169.254.169.254/latest/meta-data", "http://localhost/x", "http://2130706433/x", "http://0x7f.1/x",
     "http://ｅｘａｍｐｌｅ.com/x", "http://" + "a" * 99 + ".example/x", "http://.../x",
