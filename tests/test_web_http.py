@@ -116,7 +116,7 @@ def test_sizes_and_hosts(archive, monkeypatch):
                "/round": (302, {"Location": "/round"}, b""),
                "/file": (302, {"Location": "file:///etc/passwd"}, b""),
                "/half": ok("half", **{"Content-Length": "99"})}
-    with server(answers) as (url, _):
+    with server(answers) as (url, seen):
         fetcher = Fetcher(url, archive, 0)
         assert fetcher.get(url + "/there") == b"here"
         for path, message in (("/bomb", "larger than"), ("/away", "is on another host"),
@@ -126,6 +126,7 @@ def test_sizes_and_hosts(archive, monkeypatch):
                 fetcher.get(url + path)
         with pytest.raises(FetchError, match="is on another host"):
             fetcher.get("http://example.com/")
+    assert [path for path, _ in seen].count("/round") == http.MAX_REDIRECTS + 1
 
 
 @pytest.mark.parametrize("location", [
