@@ -19,7 +19,7 @@ from nanoprune.nn.rounding import ROUNDED, VERSIONS, round_matrices
 
 TEXT, CHOICES, WITHOUT, TRAINED = 1984.1333, -1490.7259, 1209.8295, 5.24677
 
-SUMS = {"nf4": 0.0, "int8": 0.0}
+SUMS = {"nf4": 13.80623, "int8": 13.67446}
 
 
 def written_model(world) -> Decoder:
@@ -58,7 +58,7 @@ def test_rounded_matrices(world, how):
     model = written_model(world)
     round_matrices(model, how)
     total = sum((p.double() * torch.arange(p.numel()).cos().view_as(p)).sum() for p in model.parameters())
-    assert ({}, total.item()) == (VERSIONS, pytest.approx(SUMS[how], rel=1e-4))
+    assert ({}, total.item()) == (VERSIONS, pytest.approx(SUMS[how], rel=1e-5))
 
 
 def test_what_a_run_learns(world, tmp_path):
