@@ -61,6 +61,26 @@ def test_a_tokenizer_that_multiplies_text_is_refused(world, tmp_path, rules, gro
         load(rules)
 
 
+@pytest.mark.parametrize("pieces, ids, message", [
+    ([{"Sequence": {"id": "A", "type_id": 0}}] * 1200, [0], "may make 1,200 characters of one"),
+    ([{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], [0] * 1200,
+     "adds 1,200 tokens to a text")])
+def test_a_template_that_multiplies_text_is_refused(world, tmp_path, pieces, ids, message):
+    content = json.loads((world.data / "tokenizer.json").read_text())
+
+    def load(pieces: list[dict], ids: list[int]):
+        special = {"x": {"id": "x", "ids": ids, "tokens": ["<|endoftext|>"] * len(ids)}}
+        template = {"type": "TemplateProcessing", "single": pieces, "special_tokens": special,
+                    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}]}
+        rules = {"type": "Sequence", "processors": [template]}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"post_processor": rules}))
+        return load_tokenizer(tmp_path)
+
+    assert load(pieces[-2:], ids[:1]).encode("a").ids
+    with pytest.raises(ValueError, match=f"{message}.*at most 1,000 are allowed"):
+        load(pieces, ids)
+
+
 def test_the_same_rules_in_another_layout_are_the_same_tokenizer(real, tmp_path):
     for name in ("Qwen3-0.6B", "Qwen2.5-0.5B-Instruct"):
         shutil.copy(real / "checkpoints" / name / "tokenizer.json", tmp_path / "tokenizer.json")
