@@ -70,8 +70,8 @@ def test_a_template_that_multiplies_text_is_refused(world, tmp_path, pieces, ids
 
     def load(pieces: list[dict], ids: list[int]):
         special = {"x": {"id": "x", "ids": ids, "tokens": ["<|endoftext|>"] * len(ids)}}
-        template = {"type": "TemplateProcessing", "single": pieces, "special_tokens": special,
-                    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}]}
+        pair = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+        template = {"type": "TemplateProcessing", "single": pieces, "pair": pair, "special_tokens": special}
         rules = {"type": "Sequence", "processors": [template]}
         (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"post_processor": rules}))
         return load_tokenizer(tmp_path)
