@@ -168,6 +168,7 @@ class Decoder(nn.Module):
 
     # True: the loss is autograd over `logits`, so that whatever is tried there is trained, too
     plain_head = False
+    read_config = staticmethod(ModelConfig.read)
 
     def __init__(self, config: ModelConfig):
         """Random weights: normal with the config's `initializer_range`, norms one, biases zero."""
@@ -293,10 +294,6 @@ class Decoder(nn.Module):
         found = [source.get("eos_token_id") for source in (self.generation_config, self.config.extra)]
         return {i for ids in found if ids is not None for i in (ids if isinstance(ids, list) else [ids])}
 
-    @staticmethod
-    def read_config(folder: Path) -> ModelConfig:
-        return ModelConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
-
     @classmethod
     def from_pretrained(
         cls,
@@ -339,7 +336,7 @@ class Decoder(nn.Module):
     def without_weights(cls, folder: Path) -> "Decoder":
         """A model of the shape that a folder's config.json gives, on the meta device."""
         with torch.device("meta"), Uninitialized():
-            model = cls(cls.read_config(folder))
+            model = cls(ModelConfig.read(folder))
         if (folder / "generation_config.json").is_file():
             model.generation_config = read_json(folder / "generation_config.json")
             read_fields(StopTokens, model.generation_config, folder / "generation_config.json")

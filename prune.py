@@ -203,7 +203,7 @@ def check_file(path: Path, beginning: str) -> None:
     """ValueError if a file cannot be written, or another is there that does not begin like it."""
     make_folder(path.parent)
     with naming_failures(f"read {path}"):
-        if path.exists() and not path.read_bytes().startswith(beginning.encode()):
+        if path.exists() and not (path.is_file() and path.read_bytes().startswith(beginning.encode())):
             raise ValueError(f"{path} would be replaced, and is no earlier result of this command: give "
                              "another name")
 

@@ -44,7 +44,7 @@ from nanoprune.io.hub import locate
 from nanoprune.nn.identity import model_identity
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.model_config import part_name, read_parts
-from nanoprune.nn.rounding import ROUNDED, round_matrices, stored_bytes
+from nanoprune.nn.rounding import ROUNDED, VERSIONS, round_matrices, stored_bytes
 from nanoprune.training.batches import count_steps
 from nanoprune.training.run_folder import has_state
 from nanoprune.training.teacher import VERSION as PREDICTIONS
@@ -77,7 +77,7 @@ def run_study(study: Study) -> None:
     items.add_general(study.general)
     items.add_questions(cut=True)
     base = model_identity(source)
-    measured = Measured(study, dataset, items, base, {"train": VERSION}, ranks.rank == 0)
+    measured = Measured(study, dataset, items, base, {"train": VERSION} | VERSIONS, ranks.rank == 0)
     measured.check()
     kept = KeptLosses(study.folder / "blocks.losses.json", base | {"dtype": training.dtype}, ranks.rank == 0)
     if ranks.rank == 0:

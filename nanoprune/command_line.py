@@ -15,6 +15,8 @@ from typing import Any, NoReturn, get_args
 
 from nanoprune.printing import print_safely
 
+MOST_CHARACTERS = 9999  # of an error that is printed: what was given may be large
+
 
 # ---------------------------------------------------------------- options
 def option(help: str, default: Any = None, **settings) -> Any:
@@ -82,8 +84,8 @@ def outlive_readers() -> None:
 def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoReturn:
     """Run a script's main and exit with its code.
 
-    A ValueError is the user's to mend: its message stands without a traceback, exit code 2. After Ctrl-C
-    `interrupted` says what is left and how to resume, exit code 130.
+    A ValueError or an OSError is the user's to mend: its message stands without a traceback, exit code 2.
+    After Ctrl-C `interrupted` says what is left and how to resume, exit code 130.
     """
     outlive_readers()
     print_safely(sys.stdout)
@@ -92,8 +94,8 @@ def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoRetur
     name = path.parent.name if path.stem == "__main__" else path.name
     try:
         code = main()
-    except ValueError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"{name}: {str(error):.{MOST_CHARACTERS}}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print(f"\n{name}: {interrupted}", file=sys.stderr)

@@ -18,6 +18,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 IGNORE = -100  # a target that does not count, torch's convention
+MOST_ENTRIES = 10**5  # of a field
 MOST_STEP_TOKENS = 2**26  # of an optimizer step: 1.6 GB of ids, targets and documents
 
 
@@ -41,14 +42,15 @@ def _once(values: tuple, holds: Callable[[Any], bool]) -> bool:
 
 
 Name = Annotated[str, Bound("a plain folder name, without slashes", lambda x: Path(x).name == x
-                            and x not in ("", ".."))]
+                            and x.isprintable() and x not in ("", ".."))]
 Base = Annotated[str | dict, Bound("a hub name, a folder, a run or a shape", bool)]
 Parts = Annotated[tuple[int | str, ...], Bound(
     "indices from 0 up, each once, or parts of these blocks such as 25.attn and 25.mlp", _names_parts)]
 Device = Annotated[str, Bound("auto, cpu, cuda, cuda:N or mps",
-                              re.compile(r"auto|cpu|cuda(:\d+)?|mps").fullmatch)]
+                              re.compile(r"auto|cpu|cuda(:\d{1,3})?|mps").fullmatch)]
 Positive = Annotated[int, Bound("at least 1 and at most 10,000,000", lambda x: 1 <= x <= 10**7)]
 Count = Annotated[int, Bound("0 or more, at most 10,000,000", lambda x: 0 <= x <= 10**7)]
+Threads = Annotated[int, Bound("0 or more, at most 1,024", lambda x: 0 <= x <= 1024)]
 Seed = Annotated[int, Bound("0 or more, at most 2^62", lambda x: 0 <= x <= 2**62)]
 PositiveFloat = Annotated[float, Bound("above 0", lambda x: x > 0)]
 NonNegative = Annotated[float, Bound("0 or more", lambda x: x >= 0)]
@@ -76,7 +78,7 @@ class Settings:
 
     def problems(self) -> list[str]:
         """All problems of the values, one line each: field, value given, what is allowed."""
-        return wrong_types(self) or out_of_bounds(self) + self._conflicts()
+        return field_problems(self, with_bounds=False) or field_problems(self) + self._conflicts()
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Config(Settings):
     recompute: Literal["none", "pointwise", "blocks"] = "none"  # in the backward pass
     compile: bool = False  # blocks by torch.compile, which takes a while at the first step
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: each process has all, or a shard
-    threads: Count = 0  # CPU threads (0: torch's choice); results repeat bit by bit at a fixed number
+    threads: Threads = 0  # CPU threads (0: torch's choice); results repeat bit by bit at a fixed number
 
     # what it reports and keeps
     log: Literal["none", "wandb", "trackio", "tensorboard"] = "none"  # where its rows go besides the CSVs
@@ -294,7 +296,7 @@ def read_fields(kind: type, content: dict, where: str | Path) -> Any:
                          and f.default_factory is MISSING):
         raise ValueError(f"{where} lacks {', '.join(missing)}")
     record = kind(**values)
-    if problems := wrong_types(record) or out_of_bounds(record):
+    if problems := field_problems(record):
         raise ValueError(f"{where}: {'; '.join(problems)}")
     return record
 
@@ -346,7 +348,7 @@ def _read_overrides(overrides: Iterable[str], kinds: dict[str, Any]) -> tuple[di
             try:
                 changes[key] = _parse(value, kinds[key])
             except (ValueError, KeyError):
-                problems.append(f"{key}: given {value!r}, must be {_type_name(kinds[key])}")
+                problems.append(f"{key}: given {value!r}, must be {_fault(value, kinds[key])}")
     return changes, problems
 
 
@@ -367,8 +369,9 @@ def _parse(text: str, kind) -> Any:
 
 
 # ---------------------------------------------------------------- checking
-TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Literal: "text",
-              dict: "a dict", NoneType: "None", tuple: "numbers with commas between, such as 13,25"}
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a dict",
+              NoneType: "None",
+              tuple: f"numbers with commas between, such as 13,25 (at most {MOST_ENTRIES:,})"}
 
 
 @cache
@@ -377,22 +380,13 @@ def _types(cls: type, with_bounds: bool = False) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=with_bounds)
 
 
-def wrong_types(settings: Any) -> list[str]:
-    return [f"{name}: given {shown(getattr(settings, name))}, must be {_type_name(kind)}"
-            for name, kind in _types(type(settings)).items() if not _is_a(getattr(settings, name), kind)]
-
-
-def out_of_bounds(settings: Any) -> list[str]:
+def field_problems(settings: Any, with_bounds: bool = True) -> list[str]:
+    """A line for each field of a dataclass whose value is of another type, or out of bounds."""
     problems = []
-    for name, kind in _types(type(settings), with_bounds=True).items():
+    for name, kind in _types(type(settings), with_bounds).items():
         value = getattr(settings, name)
-        if get_origin(kind) is Union and value is not None:
-            kind = get_args(kind)[0]
-        if get_origin(kind) is Annotated and not kind.__metadata__[0].holds(value):
-            problems.append(f"{name}: given {shown(value)}, must be {kind.__metadata__[0].words}")
-        elif get_origin(kind) is Literal and value not in (choices := get_args(kind)):
-            problems.append(f"{name}: given {shown(value)}, must be "
-                            f"{' or '.join(choices)}{_nearest(value, choices)}")
+        if fault := _fault(value, kind):
+            problems.append(f"{name}: given {shown(value)}, must be {fault}")
     return problems
 
 
@@ -402,21 +396,25 @@ def shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _is_a(value: Any, kind) -> bool:
-    if get_origin(kind) in (Union, UnionType):
-        return any(_is_a(value, part) for part in get_args(kind))
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_is_a(item, get_args(kind)[0]) for item in value)
+def _fault(value: Any, kind) -> str:
+    """The words for what a value must be, if it is not; empty if it is."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        faults = [_fault(value, part) for part in parts]
+        return "" if "" in faults else " or ".join(faults)
+    if origin is Annotated:
+        plain, bound = parts
+        return _fault(value, plain) or ("" if bound.holds(value) else bound.words)
+    if origin is Literal:
+        return "" if value in parts else " or ".join(parts) + _nearest(str(value), parts)
+    if origin is tuple and isinstance(value, tuple) and len(value) <= MOST_ENTRIES:
+        fault = next(filter(None, (_fault(item, parts[0]) for item in value)), "")
+        return fault and f"{fault}, each"
     if kind is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
-    kind = str if get_origin(kind) is Literal else kind
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _type_name(kind) -> str:
-    if get_origin(kind) in (Union, UnionType):
-        return " or ".join(map(_type_name, get_args(kind)))
-    return TYPE_NAMES.get(kind) or TYPE_NAMES[get_origin(kind)]
+        fits = type(value) in (int, float) and abs(value) <= sys.float_info.max
+    else:
+        fits = origin is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    return "" if fits else TYPE_NAMES[origin or kind]
 
 
 def _unknown(name: str, names: Iterable[str]) -> str:

@@ -29,7 +29,7 @@ def pick_device(name: str) -> torch.device:
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
         name = next(kind for kind, count in counts.items() if count)
-    if not re.fullmatch(r"(cuda|mps|cpu)(:\d+)?", name):
+    if not re.fullmatch(r"(cuda|mps|cpu)(:\d{1,3})?", name):
         raise ValueError(f"device: given {name!r}; allowed are auto, cpu, cuda, cuda:N and mps")
     device = torch.device(name)
     count = counts[device.type]

@@ -9,6 +9,7 @@ import sys
 import pytest
 from small import ROOT, read_rows
 
+from nanoprune import command_line
 from nanoprune.command_line import Unread
 
 CHATTY = """
@@ -49,8 +50,20 @@ def test_a_full_disk_is_no_reader_that_has_gone():
 
 def test_what_is_read_is_all_there():
     done = subprocess.run([sys.executable, "-c", CHATTY, "1"], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.count("stdout") == done.stderr.count("stderr") == 10_000
-    assert done.stdout.endswith("finished") or "finished" in done.stdout
+    for name, text in (("stdout", done.stdout.replace("finished", "")), ("stderr", done.stderr)):
+        assert text == "".join(f"{name} {number}\n" for number in range(10_000))
+    assert "finished" in done.stdout
+
+
+def test_what_the_system_refuses_is_said_without_a_traceback(monkeypatch, capsys):
+    def main() -> None:
+        os.listdir("n" * 10**5)
+
+    monkeypatch.setattr(sys, "argv", ["it.py"])
+    with pytest.raises(SystemExit, match="2"):
+        command_line.run(main)
+    said = capsys.readouterr().err
+    assert said.startswith("it.py: [Errno 36] File name too long: 'nnn") and len(said) < 10_100
 
 
 @pytest.mark.parametrize("number, ends", [(errno.EPIPE, False), (errno.EIO, False), (errno.ENOSPC, True)])

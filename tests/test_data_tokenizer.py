@@ -60,6 +60,26 @@ def test_a_tokenizer_that_multiplies_text_is_refused(world, tmp_path, rules, gro
         load(rules)
 
 
+@pytest.mark.parametrize("pieces, ids, message", [
+    ([{"Sequence": {"id": "A", "type_id": 0}}] * 1200, [0], "may make 1,200 characters of one"),
+    ([{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], [0] * 1200,
+     "adds 1,200 tokens to a text")])
+def test_a_template_that_multiplies_text_is_refused(world, tmp_path, pieces, ids, message):
+    content = json.loads((world.data / "tokenizer.json").read_text())
+
+    def load(pieces: list[dict], ids: list[int]):
+        special = {"x": {"id": "x", "ids": ids, "tokens": ["<|endoftext|>"] * len(ids)}}
+        pair = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+        template = {"type": "TemplateProcessing", "single": pieces, "pair": pair, "special_tokens": special}
+        rules = {"type": "Sequence", "processors": [template]}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"post_processor": rules}))
+        return load_tokenizer(tmp_path)
+
+    assert load(pieces[-2:], ids[:1]).encode("a").ids
+    with pytest.raises(ValueError, match=f"{message}.*at most 1,000 are allowed"):
+        load(pieces, ids)
+
+
 def test_the_same_rules_in_another_layout_are_the_same_tokenizer(world, tmp_path):
     """In another order, and with merges as texts, as older files have them; other merges make another."""
     content = json.loads((world.data / "tokenizer.json").read_text())

@@ -330,3 +330,14 @@ def test_the_plan_by_hand(world, tmp_path, evaluate):
     assert places["detectable_points"] == pytest.approx(100 * quantiles * math.sqrt(0.3 / 8), rel=1e-5)
     assert places["questions_needed"] == math.ceil(0.3 * (quantiles / 0.05) ** 2)
     assert f"{places['questions_needed']:,}" in out
+
+
+def test_tasks_replace_no_users_file(world, tmp_path, evaluate):
+    (tmp_path / "nanoprune_test.jsonl").write_text("mine")
+    for _ in range(2):  # those of ours are written again
+        options = (world.model, "--data", world.data, "--export-harness", tmp_path)
+        code, _, err = evaluate(*options)
+        assert code == 2 and "nanoprune_test.jsonl would be replaced" in err
+    assert (tmp_path / "nanoprune_test.jsonl").read_text() == "mine"
+    (tmp_path / "nanoprune_test.jsonl").unlink()
+    assert evaluate(*options)[0] == evaluate(*options)[0] == 0

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,17 +11,19 @@ from adapters import adapter_of_reduced_base
 from small import CHATML, article, byte_tokenizer, random_base, release
 
 from model import Decoder
+from nanoprune.config import field_problems
 from nanoprune.data.chat_format import chat_form
 from nanoprune.data.conversations import read_pairs
 from nanoprune.data.corpus import CleaningOptions, clean_chunk
 from nanoprune.data.dataset import Dataset, read_questions
 from nanoprune.data.tokenizer import end_token, load_tokenizer, tokenizer_hash
-from nanoprune.io.files import parse_json, read_json, write_json
+from nanoprune.distributed import ALONE
+from nanoprune.io.files import json_hash, parse_json, read_json, write_json
 from nanoprune.io.jsonl import read_log
 from nanoprune.io.tensors import weight_files
 from nanoprune.nn.lora import save_quantised
 from nanoprune.nn.nf4 import is_quantised
-from nanoprune.training.run_folder import load_state, saved_config
+from nanoprune.training.run_folder import RunFolder, load_state, saved_config
 from nanoprune.web.archive import Archive
 from nanoprune.web.sites import site_of
 from prune import print_history
@@ -187,6 +190,25 @@ def test_states(world, tmp_path):
             return None
 
     try_all(variants(content), path.write_text, read)
+
+    def write_with_its_checksum(text: str) -> None:
+        try:
+            counters = parse_json(text.encode(), "")
+            path.write_text(json.dumps({"counters": counters, "sha256": json_hash(counters)}))
+        except ValueError:
+            path.write_text(text)
+
+    def read_counters() -> None:
+        progress, _ = load_state(config.folder / "state")
+        assert not field_problems(replace(progress, best=min(progress.best, 9.0)))
+        if progress.step == 1:
+            raise ValueError("given up")
+
+    try_all(variants(content["counters"] | {"config": {}}), write_with_its_checksum, read_counters)
+    path.write_text(json.dumps(content))
+    run = RunFolder(config.folder, ALONE, resume=True)
+    env = read_json(config.folder / "env.json")
+    try_all(variants(env), (config.folder / "env.json").write_text, lambda: run._check_unchanged(env))
     settings = read_json(config.folder / "config.json")
     write = (config.folder / "config.json").write_text
     try_all(variants(settings), write, lambda: saved_config(config.folder))
@@ -197,6 +219,26 @@ def test_depth_and_size_have_bounds(monkeypatch):
     assert parse_json(text.encode(), "it")
     with pytest.raises(ValueError, match="it: nested too deeply, more than 100 levels"):
         parse_json(f'{{"a": {text}}}'.encode(), "it")
+    monkeypatch.setattr("nanoprune.io.files.MOST_ENTRIES", 2)
+    assert parse_json(b'{"a": 1, "b": 2, "c": 3}', "it")
+    with pytest.raises(ValueError, match="it: more than .* bytes or 2 entries of JSON"):
+        parse_json(b'{"a": [[],[],[],{}]}', "it")
     monkeypatch.setattr("nanoprune.io.files.MOST_JSON", 30)
-    with pytest.raises(ValueError, match="it: more than 30 bytes of JSON"):
+    with pytest.raises(ValueError, match="it: more than 30 bytes or"):
         parse_json(text.encode(), "it")
+
+
+def test_lists_and_sizes_have_bounds(tmp_path, capsys):
+    """Of what one small file may ask for: matrices, names, and the message about them."""
+    model = model_folder(tmp_path)
+    shape = read_json(model / "config.json")
+    huge = dict.fromkeys(("head_dim", "num_attention_heads", "num_key_value_heads"), 2**24)
+    for change in (huge, {"eos_token_id": [1] * 200_000}, {"model_type": "x" * 10**5},
+                   {"nanoprune_without": ["x" * 10**5]}):
+        write_json(model / "config.json", shape | change)
+        with pytest.raises(ValueError, match=r"config\.json: ") as error:
+            open_model(model)
+        assert len(str(error.value)) < 2000
+    write_json(model / "config.json", shape | {f"no_such_{i}": 1 for i in range(10**4)})
+    open_model(model)
+    assert len(capsys.readouterr().err) < 2000

@@ -88,8 +88,11 @@ def test_a_folder_whose_replacement_fails_comes_back(tmp_path, monkeypatch):
     assert read(tmp_path / "d") == {"a": "old"} and os.listdir(tmp_path) == ["d"]
 
 
-def test_what_a_killed_process_left_is_no_part_of_the_folder(tmp_path):
+@pytest.mark.parametrize("locks", [True, False])
+def test_what_a_killed_process_left_is_no_part_of_the_folder(tmp_path, monkeypatch, locks):
     """Process numbers come again."""
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", without_locks(errno.ENOLCK))
     for number in (os.getpid(), 4194305):
         write(tmp_path / f".out.{number}.new", old="old")
     with replace_folder(tmp_path / "out") as folder:
@@ -259,6 +262,27 @@ def test_the_present_folder_is_not_replaced(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="lies in it"):
             make(Path(out), config="new")
     assert os.listdir(tmp_path) == ["below"]
+
+
+@pytest.mark.parametrize("find", [locate, recover, lambda out: make(Path(out), config="new")])
+def test_names_that_the_disk_refuses(find):
+    with pytest.raises(ValueError, match="cannot use .*File name too long"):
+        find("n" * 300)
+
+
+def test_a_folder_is_hashed_once(tmp_path, monkeypatch):
+    """Before the work and after it; a file that changed meanwhile is hashed again."""
+    make(tmp_path / "out", config="ours")
+    hashed, file_hash = [], folders.file_hash
+    monkeypatch.setattr(folders, "file_hash", lambda path: hashed.append(path) or file_hash(path))
+    check_output(tmp_path / "out", "model")
+    with replace_output(tmp_path / "out", "model") as beside:
+        write(beside, config="new")
+    assert hashed == [tmp_path / "out" / "config", beside / "config"]
+    check_output(tmp_path / "out", "model")
+    change_file(tmp_path / "out")
+    with pytest.raises(ValueError, match="changed since"):
+        check_output(tmp_path / "out", "model")
 
 
 def test_a_mount_point_is_refused_at_once(tmp_path, monkeypatch):

@@ -51,8 +51,8 @@ def test_a_window_that_is_switched_off_is_inert():
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(model_type="gpt2"), "model_type 'gpt2' is not supported; allowed: 'qwen2', 'qwen3', 'llama'"),
-    (dict(model_type=None), "model_type None"),
+    (dict(model_type="gpt2"), "model_type 'gpt2' is not supported; allowed: qwen2, qwen3, llama"),
+    (dict(model_type=None), "model_type 'None'"),
     (dict(hidden_act="gelu"), "hidden_act: given 'gelu', must be silu"),
     (dict(num_hidden_layers=0), "num_hidden_layers: given 0, must be from 1 to 1,000"),
     (dict(num_hidden_layers=10**6), "num_hidden_layers: given 1000000, must be from 1 to 1,000"),
@@ -74,7 +74,8 @@ def test_a_window_that_is_switched_off_is_inert():
     (dict(layer_types=["full_attention"]), "layer_types has 1 entries for 3 blocks"),
     (dict(use_sliding_window=True, sliding_window=5,
           layer_types=["full_attention", "chunked", "full_attention"]),
-     "layer_types 'chunked' is not supported; allowed: 'full_attention', 'sliding_attention'"),
+     "layer_types: given ('full_attention', 'chunked', 'full_attention'), must be full_attention or "
+     "sliding_attention, each"),
 ])
 def test_unsupported_configs_are_refused(change, message):
     with pytest.raises(ValueError, match=re.escape(message)):

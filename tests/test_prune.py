@@ -4,6 +4,7 @@ best one.
 
 import json
 import math
+import os
 import shutil
 from itertools import combinations
 from pathlib import Path
@@ -308,6 +309,14 @@ def test_a_table_replaces_no_other_file(world, tmp_path, monkeypatch, capsys, op
         assert code == 2 and ("would be replaced" in err or f"m/{table}" in err) and "Traceback" not in err
         assert before == {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
     assert before[there] == (tmp_path / "m" / there).read_bytes()
+
+
+def test_a_table_is_written_to_no_pipe(world, tmp_path, monkeypatch, capsys):
+    """Which nobody may ever write to."""
+    os.mkfifo(tmp_path / "blocks.csv")
+    code, _, err = run_main(monkeypatch, capsys, "prune.py", world.model, "--data", world.data, "--score",
+                            tmp_path / "blocks.csv")
+    assert code == 2 and "blocks.csv would be replaced" in err
 
 
 def test_a_table_of_ours_is_written_again(world, tmp_path, monkeypatch, capsys):

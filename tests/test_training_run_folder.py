@@ -158,7 +158,8 @@ def test_a_run_killed_at_any_moment_is_the_run_that_was_not(world, tmp_path, dty
     draw = random.Random(dtype)
     for number in range(-(-KILLS // 3)):
         path = world.config_file(tmp_path / f"{number}.py", name=f"killed-{number}", **settings)
-        run, left = tmp_path / "runs" / f"killed-{number}", draw.randrange(1, 60)
+        run = tmp_path / "runs" / f"killed-{number}"
+        left = draw.randrange(42, 80) if number % 2 else draw.randrange(1, 42)  # the first state is the 42nd
         code = subprocess.run(script(KILLER, left, ROOT / "train.py", path), capture_output=True).returncode
         assert code in (0, -signal.SIGKILL)
         if code and number % 2:  # and once more while it goes on
@@ -250,6 +251,17 @@ def test_a_run_begins_in_no_users_folder(world, tmp_path, name):
         train(config)
     assert mine.read_text() == "mine"
     assert [path for path in config.folder.rglob("*") if path.is_file()] == [mine]
+
+
+def test_a_run_writes_through_no_users_link(world, tmp_path):
+    config = world.config(tmp_path / "runs")
+    theirs = shutil.copytree(world.model, tmp_path / "theirs")
+    before = {path.name: path.read_bytes() for path in theirs.iterdir()}
+    config.folder.mkdir(parents=True)
+    (config.folder / "model").symlink_to(theirs)
+    with pytest.raises(ValueError, match=r"or other files \(model\)"):
+        train(config)
+    assert {path.name: path.read_bytes() for path in theirs.iterdir()} == before
 
 
 def move(run) -> None:
@@ -604,6 +616,8 @@ def test_clocks_may_run_backwards(world, tmp_path, monkeypatch):
     other = replace(config, name="backwards")
     train(other)
     assert_same_run(config.folder, other.folder)
+    rows = read_rows(other.folder / "train.csv")
+    assert all(float(row["seconds"]) > 0 and float(row["tokens_per_s"]) > 0 for row in rows)
 
 
 def test_validation_by_document_adds_up_to_its_mean(world, tmp_path):

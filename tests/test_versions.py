@@ -15,8 +15,11 @@ from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihood
 from nanoprune.evaluation.perplexity import Protocol, score_text
 from nanoprune.evaluation.removal_losses import Calibration, losses_without
 from nanoprune.nn.model_config import Part
+from nanoprune.nn.rounding import ROUNDED, VERSIONS, round_matrices
 
 TEXT, CHOICES, WITHOUT, TRAINED = 1984.1333, -1490.7259, 1209.8295, 5.24677
+
+SUMS = {"nf4": 13.80623, "int8": 13.67446}
 
 
 def written_model(world) -> Decoder:
@@ -48,6 +51,14 @@ def test_losses_without_a_block(world):
     calibration = Calibration.of_split(model, Dataset(world.data).split("val"), 32)
     losses = losses_without(model, [(Part(1),)], calibration)
     assert (removal_losses.VERSION, losses.nll.sum()) == (1, pytest.approx(WITHOUT, rel=1e-4))
+
+
+@pytest.mark.parametrize("how", ROUNDED)
+def test_rounded_matrices(world, how):
+    model = written_model(world)
+    round_matrices(model, how)
+    total = sum((p.double() * torch.arange(p.numel()).cos().view_as(p)).sum() for p in model.parameters())
+    assert ({}, total.item()) == (VERSIONS, pytest.approx(SUMS[how], rel=1e-5))
 
 
 def test_what_a_run_learns(world, tmp_path):

@@ -116,7 +116,7 @@ def test_sizes_and_hosts(archive, monkeypatch):
                "/round": (302, {"Location": "/round"}, b""),
                "/file": (302, {"Location": "file:///etc/passwd"}, b""),
                "/half": ok("half", **{"Content-Length": "99"})}
-    with server(answers) as (url, _):
+    with server(answers) as (url, seen):
         fetcher = Fetcher(url, archive, 0)
         assert fetcher.get(url + "/there") == b"here"
         for path, message in (("/bomb", "larger than"), ("/away", "is on another host"),
@@ -126,12 +126,13 @@ def test_sizes_and_hosts(archive, monkeypatch):
                 fetcher.get(url + path)
         with pytest.raises(FetchError, match="is on another host"):
             fetcher.get("http://example.com/")
+    assert [path for path, _ in seen].count("/round") == http.MAX_REDIRECTS + 1
 
 
 @pytest.mark.parametrize("location", [
     r"http://{other}\@{site}/x", r"http://{site}\@{other}/x", "http://{site}@{other}/x", "http://{other}#@{site}/x",
     "http://{other}?@{site}/x", "//{other}/x", "///{other}/x", r"http:\\{other}\x", r"\\{other}/x",
-    "ht\ttp://{other}/x", "http://{other}\t/x", "http:{other}/x", "http://user:word@{site}/x",
+    "ht\ttp://{other}/x", "http://{other}\t/x", "http:{other}/x", "http://user:word@{site}/good",
     "http://[::1", "//[::1", "http://{other}:x/", "http://{site}:99999/", "http://", "https:///x", "%zz",
     "\xff", "http://169.254.169.254/latest/meta-data", "http://localhost/x", "http://2130706433/x", "http://0x7f.1/x",
     "http://ｅｘａｍｐｌｅ.com/x", "http://" + "a" * 99 + ".example/x", "http://.../x",

@@ -24,13 +24,17 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     except Exception as error:  # tokenizers raises bare Exception
         raise ValueError(f"{path} is not a tokenizer file: {error}") from error
     unknown = getattr(tokenizer.model, "unk_token", None)
-    if unknown and tokenizer.token_to_id(unknown) is None:
+    if unknown is not None and tokenizer.token_to_id(unknown) is None:
         raise ValueError(f"{path}: its unknown token {unknown!r} is not in its vocabulary; fetch it again")
-    growth = math.prod(_growth(json.loads(part.__getstate__()))
-                       for part in (tokenizer.normalizer, tokenizer.decoder) if part)
+    parts = filter(None, (tokenizer.normalizer, tokenizer.post_processor, tokenizer.decoder))
+    growth = math.prod(_growth(json.loads(part.__getstate__())) for part in parts)
     if growth > MOST_GROWTH:
-        raise ValueError(f"{path}: its normalizer or decoder may make {growth:,} characters of one, at most "
+        raise ValueError(f"{path}: its rules may make {growth:,} characters of one, at most "
                          f"{MOST_GROWTH:,} are allowed; take another tokenizer")
+    added = tokenizer.num_special_tokens_to_add(False)
+    if added > MOST_GROWTH:
+        raise ValueError(f"{path}: it adds {added:,} tokens to a text, at most {MOST_GROWTH:,} are allowed; "
+                         "take another tokenizer")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
@@ -38,10 +42,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def _growth(rules: dict) -> int:
-    """The most characters that a normalizer or decoder makes of one."""
+    """The most characters that a normalizer, post-processor or decoder makes of one."""
     written, replaced = rules.get("content") or rules.get("prepend") or "", rules.get("pattern") or {}
     growth = len(written) // len(replaced.get("String") or "x") + ("Regex" in replaced)  # may match nothing
-    parts = [*(rules.get("normalizers") or []), *(rules.get("decoders") or [])]
+    growth = max(growth, len(rules.get("single") or []))  # a template may hold a text many times
+    parts = [part for kind in ("normalizers", "processors", "decoders") for part in rules.get(kind) or []]
     return max(1, growth) * math.prod(map(_growth, parts))
 
 

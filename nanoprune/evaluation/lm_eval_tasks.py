@@ -10,6 +10,7 @@ from string import Template
 from nanoprune.data.chat_format import question_prompt
 from nanoprune.data.dataset import Dataset
 from nanoprune.io.files import make_folder, write_text
+from nanoprune.io.folders import claim
 from nanoprune.io.jsonl import write_jsonl
 
 SOURCE = """task: nanoprune_$name
@@ -65,6 +66,7 @@ def write_task(folder: Path, name: str, task: str, rows: list[dict]) -> list[Pat
     """Write the rows and the task that reads them; return both paths."""
     data = folder / f"nanoprune_{name}.jsonl"
     config = data.with_suffix(".yaml")
+    claim("task", data, config)
     write_jsonl(data, rows)
     write_text(config, Template(task).substitute(name=name, path=json.dumps(str(data))))
     return [data, config]

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MOST_JSON, MOST_LEVELS = 2**27, 100  # bytes of a JSON text, and levels of nesting
+# Bytes of a JSON text, its entries, each of which may take 250 bytes of memory, and levels of nesting.
+MOST_JSON, MOST_ENTRIES, MOST_LEVELS = 2**27, 3_000_000, 100
 HALF_CHARACTER = re.compile(rb"\\u[dD]|\xed")  # may be a lone surrogate, which JSON allows and UTF-8 does not
 UNHARMED = ". What was there before is unharmed; free some space or write elsewhere"
 
@@ -34,8 +35,8 @@ def read_json(path: str | Path) -> dict:
 
 def parse_json(data: bytes, where: str) -> dict:
     """The object in some JSON text; ValueError if it is too large or too deep, or no such object."""
-    if len(data) > MOST_JSON:
-        raise ValueError(f"{where}: more than {MOST_JSON:,} bytes of JSON")
+    if len(data) > MOST_JSON or data.count(b",") > MOST_ENTRIES:
+        raise ValueError(f"{where}: more than {MOST_JSON:,} bytes or {MOST_ENTRIES:,} entries of JSON")
     try:
         content = json.loads(data)
         level = [content]

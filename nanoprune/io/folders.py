@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from nanoprune.io.files import UNHARMED, file_hash, make_folder, naming_failures
@@ -54,8 +55,6 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
     Of a link its target is replaced.
     """
     target = Path(os.path.realpath(folder))
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{folder} is a file; choose another place to write to")
     parent = make_folder(target.parent)
     recover(target)
     beside, before = (parent / f".{target.name}.{os.getpid()}.{state}" for state in ("new", "old"))
@@ -83,6 +82,8 @@ def recover(folder: str | Path) -> None:
     """Finish what killed processes began to replace, and remove what they left; living ones are let be."""
     target = Path(os.path.realpath(folder))
     name = re.compile(rf"\.{re.escape(target.name)}\.\d+\.(new|old)")
+    with naming_failures(f"use {folder}"):
+        target.exists()  # no name is too long
     with suppress(OSError):  # whoever may not write there can still read
         for path in sorted(path for path in target.parent.iterdir() if name.fullmatch(path.name)):
             new, old = path.with_suffix(".new"), path.with_suffix(".old")
@@ -150,7 +151,15 @@ def contents(folder: Path, kind: str) -> Iterator[dict]:
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if name != LIST:
-            yield {"file": name, "as": kind, "sha256": file_hash(path) if path.is_file() else None}
+            status = path.stat(follow_symlinks=False)
+            stamp = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+            yield {"file": name, "as": kind, "sha256": hash_once(path, stamp) if path.is_file() else None}
+
+
+@cache  # a folder is looked at before the work and after it
+def hash_once(path: Path, stamp: tuple) -> str:
+    """SHA-256 of a file; `stamp` changes whenever the file does."""
+    return file_hash(path)
 
 
 def claim(kind: str, *paths: str | Path, inputs: Iterable[str | Path | None] = ()) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from nanoprune.config import shown
 from nanoprune.distributed import full_tensor
-from nanoprune.io.files import parse_json, read_json, replace_file
+from nanoprune.io.files import naming_failures, parse_json, read_json, replace_file
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SAFETENSORS_TYPES = {
@@ -35,19 +35,6 @@ def open_tensors(path: str | Path, device="cpu") -> Iterator[safe_open]:
             yield file
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); fetch or make it again") from error
-
-
-def map_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """A safetensors file's tensors as read-only arrays mapped from the disk: only what is used is read."""
-    arrays = {}
-    with open_tensors(path) as file:
-        for name in file.keys():
-            try:
-                arrays[name] = file.get_tensor(name).numpy()
-            except TypeError as error:  # numpy has no bf16
-                raise ValueError(f"{path}: {name} is of a type that no dataset holds ({error})") from error
-            arrays[name].flags.writeable = False
-    return arrays
 
 
 class StoredArray:
@@ -104,7 +91,9 @@ def weight_files(folder: Path) -> list[Path]:
     shards = sorted(set(shards))
     if outside := [shard for shard in shards if Path(shard).name != shard]:
         raise ValueError(f"{index} names {outside[0]!r}: a shard must lie in the model's own folder")
-    if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+    with naming_failures(f"read the shards that {index} names"):
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
         raise ValueError(f"{folder} lacks {', '.join(missing)}, named by {index.name}; "
                          "fetch the missing shard(s)")
     return [folder / shard for shard in shards]
@@ -150,13 +139,13 @@ def weights_hash(folder: Path) -> str:
     """SHA-256 of a model's tensors by name: the same however they are spread over files, and whoever wrote
     them.
     """
-    digest, places = hashlib.sha256(), {}
-    for path in weight_files(folder):
-        with open_tensors(path) as file:
-            places |= dict.fromkeys(file.keys(), path)
-    for name in sorted(places):
-        with open_tensors(places[name]) as file:
-            tensor = file.get_tensor(name)
+    digest, files = hashlib.sha256(), {}
+    with ExitStack() as stack:
+        for path in weight_files(folder):
+            file = stack.enter_context(open_tensors(path))
+            files |= dict.fromkeys(file.keys(), file)
+        for name in sorted(files):
+            tensor = files[name].get_tensor(name)
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

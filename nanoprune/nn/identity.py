@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from nanoprune.io.files import file_hash, json_hash, read_json
+from nanoprune.io.files import file_hash, json_hash
 from nanoprune.io.tensors import weights_hash
 from nanoprune.nn.model_config import ModelConfig
 from nanoprune.nn.peft import base_folder, is_adapter, read_adapter
@@ -15,8 +15,7 @@ def model_identity(folder: Path) -> dict:
     The weights are hashed by tensor, so that other shards of the same are the same model.
     """
     if not is_adapter(folder):
-        config = ModelConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
-        return {"weights": weights_hash(folder), "model": config.fingerprint()}
+        return {"weights": weights_hash(folder), "model": ModelConfig.read(folder).fingerprint()}
     adapter = read_adapter(folder)
     placed = replace(adapter.base, base="", revision=None, base_sha256={})
     return {"adapter": file_hash(folder / "adapter_model.safetensors"),

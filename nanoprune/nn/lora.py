@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nanoprune.config import FROZEN, Frozen, Positive, PositiveFloat, ShareBelow1, out_of_bounds, wrong_types
+from nanoprune.config import FROZEN, Frozen, Positive, PositiveFloat, ShareBelow1, field_problems
 from nanoprune.device import matmul_dtype
 from nanoprune.io.tensors import read_weights, write_tensors
 from nanoprune.nn.nf4 import (
@@ -138,7 +138,7 @@ class LoraSettings:
     rslora: bool = False  # rank-stabilised (arXiv:2312.03732)
 
     def __post_init__(self):
-        if problems := wrong_types(self) or out_of_bounds(self):
+        if problems := field_problems(self):
             raise ValueError(f"lora: {'; '.join(problems)}")
 
     @property

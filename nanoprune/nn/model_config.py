@@ -1,7 +1,5 @@
 """A decoder's shape: Hugging Face's config.json in and out."""
 
-import hashlib
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,7 +11,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 
 from nanoprune.config import Bound, Count, NonNegative, PositiveFloat, read_fields, shown
+from nanoprune.io.files import json_hash, read_json
 
+FAMILIES = ("qwen2", "qwen3", "llama")
 PARTIAL = "nanoprune-"  # before the model_type of a model with blocks that lack their attention or MLP
 # Fields that config.json has under their own name.
 KEPT = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
@@ -63,8 +63,8 @@ def _size(most: int) -> Any:
     return Annotated[int, Bound(f"from 1 to {most:,}", lambda x: 1 <= x <= most)]
 
 
-Size = _size(2**24)
-MOST_BLOCKS = 1000
+MOST_SIZE, MOST_BLOCKS = 2**24, 1000
+Size = _size(MOST_SIZE)
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class ConfigFile:
     sliding_window: Size | None = None
     use_sliding_window: bool = False
     max_window_layers: Count = 28
-    layer_types: tuple[str, ...] | None = None
+    layer_types: tuple[Literal["full_attention", "sliding_attention"], ...] | None = None
     initializer_range: NonNegative = 0.02
     eos_token_id: int | tuple[int, ...] | None = None
     nanoprune_blocks: tuple[int, ...] | None = None
-    nanoprune_without: tuple[str, ...] | None = None
+    nanoprune_without: tuple[Literal["", "attn", "mlp"], ...] | None = None
     nanoprune_history: tuple[dict, ...] = ()
 
 
@@ -151,11 +151,17 @@ class ModelConfig:
     extra: dict = field(default_factory=dict)  # the file's other entries, such as special tokens
 
     @classmethod
+    def read(cls, folder: Path) -> "ModelConfig":
+        """The config of a model's folder."""
+        return cls.from_dict(read_json(folder / "config.json"), f"{folder}/config.json")
+
+    @classmethod
     def from_dict(cls, raw: dict, where: str = "the model's shape") -> "ModelConfig":
         """From config.json's content. ValueError where something is missing, unsupported or inconsistent."""
-        kind = raw.get("model_type")
-        kind = kind.removeprefix(PARTIAL) if isinstance(kind, str) else kind
-        _check(where, "model_type", kind, ("qwen2", "qwen3", "llama"))
+        kind = str(raw.get("model_type")).removeprefix(PARTIAL)
+        if kind not in FAMILIES:
+            raise ValueError(f"{where}: model_type {shown(kind)} is not supported; allowed: "
+                             f"{', '.join(FAMILIES)}")
         given = read_fields(ConfigFile, raw, where)
         check_off(raw, OFF, where)
         for key in ONE:
@@ -165,9 +171,10 @@ class ModelConfig:
         layers, hidden, heads = given.num_hidden_layers, given.hidden_size, given.num_attention_heads
         kv_heads = given.num_key_value_heads or heads
         head_dim = given.head_dim or (128 if kind == "qwen3" else hidden // heads)
-        if heads % kv_heads or head_dim % 2 or not head_dim:
+        if heads % kv_heads or head_dim % 2 or not 0 < heads * head_dim <= MOST_SIZE:
             raise ValueError(f"{where}: {heads} query heads need a divisor as key/value heads (given "
-                             f"{kv_heads}) and an even head_dim (given {head_dim})")
+                             f"{kv_heads}) and an even head_dim (given {head_dim}), at most {MOST_SIZE:,} in "
+                             "all")
         positions = given.max_position_embeddings or (2048 if kind == "llama" else 32768)
         theta, scaling = _read_rope(given, positions, where)
         window, layer_types = _read_window(given, kind, where)
@@ -175,8 +182,6 @@ class ModelConfig:
         without = given.nanoprune_without or ("",) * layers
         if len(without) != layers:
             raise ValueError(f"{where}: nanoprune_without has {len(without)} entries for {layers} blocks")
-        for half in without:
-            _check(where, "nanoprune_without", half, ("", "attn", "mlp"))
         return cls(
             model_type=kind, num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads,
             num_key_value_heads=kv_heads, head_dim=head_dim, vocab_size=given.vocab_size,
@@ -213,7 +218,7 @@ class ModelConfig:
     def fingerprint(self) -> str:
         """A hash of what decides the outputs beside the weights."""
         decisive = replace(self, extra={}, initializer_range=0.0, max_position_embeddings=1)
-        return hashlib.sha256(json.dumps(asdict(decisive), sort_keys=True).encode()).hexdigest()
+        return json_hash(asdict(decisive))
 
     def keep_blocks(self, indices: list[int]) -> "ModelConfig":
         """The config of the model that has only the blocks of these present indices, in this order."""
@@ -221,12 +226,6 @@ class ModelConfig:
             return tuple(values[i] for i in indices)
         return replace(self, num_hidden_layers=len(indices), layer_types=pick(self.layer_types),
                        blocks=pick(self.blocks), without=pick(self.without))
-
-
-def _check(where: str, key: str, value, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        choices = ", ".join(map(repr, allowed))
-        raise ValueError(f"{where}: {key} {value!r} is not supported; allowed: {choices}")
 
 
 def check_off(raw: dict, keys: Iterable[str], where: str | Path) -> None:
@@ -240,7 +239,7 @@ def check_off(raw: dict, keys: Iterable[str], where: str | Path) -> None:
 def note_unread(keys: set[str], where: str | Path) -> None:
     """Name the keys of a file that no library reads for this model, once."""
     if keys:
-        _note(f"{where}: kept, and not read by any library for this model: {', '.join(sorted(keys))}")
+        _note(f"{where}: kept, and not read by any library for this model: {', '.join(sorted(keys)):.999}")
 
 
 @cache  # a file is read more than once
@@ -279,8 +278,6 @@ def _read_window(given: ConfigFile, kind: str, where: str) -> tuple[int | None, 
                                        for i in range(layers))
     if len(types) != layers:
         raise ValueError(f"{where}: layer_types has {len(types)} entries for {layers} blocks")
-    for name in types:
-        _check(where, "layer_types", name, ("full_attention", "sliding_attention"))
     if "sliding_attention" in types and not window:
         raise ValueError(f"{where}: layer_types names sliding_attention, and no sliding_window is in use")
     if kind == "llama" and window:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from nanoprune.config import read_fields, shown
+from nanoprune.config import Positive, PositiveFloat, ShareBelow1, read_fields
 from nanoprune.io.files import read_json, write_json
 from nanoprune.io.hub import locate
 from nanoprune.io.tensors import missing_weights, open_tensors, write_tensors
@@ -21,21 +21,10 @@ if TYPE_CHECKING:
     from model import Decoder
 
 PREFIX = "base_model.model."  # before the names of tensors in PEFT's files
-SUPPORTED = {  # values of PEFT's settings that nanoprune reads, the plain one first
-    "peft_type": ("LORA",),
-    "bias": ("none", None),
-    "use_dora": (False, None),
-    "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "lora_bias": (False, None),
-    "init_lora_weights": (True, False, "gaussian", None),
-    "use_rslora": (False, True, None),
-}
 # Settings that PEFT reads and nanoprune does not: refused unless they are off.
-OFF = ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "megatron_config",
-       "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora",
+OFF = ("alora_invocation_tokens", "alpha_pattern", "arrow_config", "fan_in_fan_out", "kasa_config",
+       "layer_replication", "lora_bias", "megatron_config", "modules_to_save", "monteclora_config",
+       "rank_pattern", "target_parameters", "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora",
        "velora_config")
 # Settings of PEFT that change no output of a saved adapter; what stands on no list is named once.
 HARMLESS = ("auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
@@ -47,11 +36,15 @@ HARMLESS = ("auto_mapping", "corda_config", "ensure_weight_tying", "eva_config",
 class PeftFile:
     """The entries of adapter_config.json that nanoprune reads, with PEFT's defaults."""
 
+    peft_type: Literal["LORA"]
     base_model_name_or_path: str | None = None
     revision: str | None = None
-    r: int = 8
-    lora_alpha: float = 8
-    lora_dropout: float | None = 0.0
+    bias: Literal["none"] | None = "none"
+    init_lora_weights: bool | Literal["gaussian"] | None = True
+    use_rslora: bool | None = False
+    r: Positive = 8
+    lora_alpha: PositiveFloat = 8
+    lora_dropout: ShareBelow1 | None = 0.0
     target_modules: str | tuple[str, ...] | None = None
     exclude_modules: str | tuple[str, ...] | None = None
     layers_to_transform: int | tuple[int, ...] | None = None
@@ -129,18 +122,10 @@ def read_adapter(folder: Path) -> Adapter:
     """An adapter's settings and its base's; ValueError where they are damaged or not supported."""
     path = folder / "adapter_config.json"
     raw = read_json(path)
-    for key, supported in SUPPORTED.items():
-        if raw.get(key) not in supported:
-            raise ValueError(f"{path}: {key} {shown(raw.get(key))} is not supported; "
-                             f"supported is {supported[0]!r}")
     check_off(raw, OFF, path)
     peft = read_fields(PeftFile, raw, path)
-    note_unread(raw.keys() - {*SUPPORTED, *OFF, *HARMLESS, *(f.name for f in fields(PeftFile))}, path)
-    try:
-        settings = LoraSettings(peft.r, peft.lora_alpha, peft.lora_dropout or 0.0,
-                                bool(raw.get("use_rslora")))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    note_unread(raw.keys() - {*OFF, *HARMLESS, *(f.name for f in fields(PeftFile))}, path)
+    settings = LoraSettings(peft.r, peft.lora_alpha, peft.lora_dropout or 0.0, bool(peft.use_rslora))
     record = folder / "nanoprune.json"
     if not record.is_file():  # written by PEFT
         return Adapter(folder, peft, settings, FrozenBase(peft.base_model_name_or_path, peft.revision))
@@ -151,7 +136,7 @@ def read_adapter(folder: Path) -> Adapter:
 def base_folder(adapter: Adapter, moved: str | Path | None = None) -> Path:
     """The folder of an adapter's base, or of `moved`, its new place; ValueError where it is not there."""
     name, revision = (moved, None) if moved else (adapter.base.base, adapter.base.revision)
-    if not name or not isinstance(name, str | Path):
+    if not name:
         raise ValueError(f"{adapter.folder} is an adapter and names no base")
     try:
         return locate(name, revision)
@@ -194,9 +179,9 @@ def restore_adapter(model: Decoder, adapter: Adapter) -> None:
     adapted = [name for name in layers if name in names]
     expected = _named_layers(adapter.peft, layers)
     if not adapted or expected not in (None, adapted):
+        named = layers if expected is None else expected
         raise ValueError(f"{adapter.folder} has adapters for {len(adapted)} layers, its settings name "
-                         f"{len(expected or layers)} in this base: it was trained on another one, or is not "
-                         "whole")
+                         f"{len(named)} in this base: it was trained on another one, or is not whole")
     _check_tensors(adapter, tensors, {name: frozen_layers(model)[name].shape for name in adapted})
     add_lora(model, ",".join(adapted), adapter.settings)
     with torch.no_grad():
@@ -244,7 +229,8 @@ def _named_layers(peft: PeftFile, layers: Iterable[str]) -> list[str] | None:
     targets, blocks = peft.target_modules, peft.layers_to_transform
     if not isinstance(targets, tuple) or peft.exclude_modules:
         return None
-    named = [name for name in layers if any(f".{name}".endswith(f".{target}") for target in targets)]
+    ends = tuple(f".{target}" for target in targets)
+    named = [name for name in layers if f".{name}".endswith(ends)]
     if blocks is None:
         return named
     block_numbers = blocks if isinstance(blocks, tuple) else [blocks]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from model import Decoder
 
 ROUNDED = ("nf4", "int8")
+VERSIONS = {}  # of the rounding: {"rounding": 2} when it gives other numbers; the first is found without one
 WHOLE = 2  # bytes of a value that is not rounded, in bf16
 
 

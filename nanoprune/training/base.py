@@ -6,7 +6,7 @@ from pathlib import Path
 from nanoprune.config import Config
 from nanoprune.data.dataset import Dataset
 from nanoprune.distributed import Ranks
-from nanoprune.io.files import file_hashes, read_json
+from nanoprune.io.files import file_hashes
 from nanoprune.io.hub import locate
 from nanoprune.nn.model_config import ModelConfig, Part, read_parts
 from nanoprune.nn.peft import check_no_adapter, check_weights_can_change
@@ -32,7 +32,7 @@ def find_base(config: Config, dataset: Dataset, ranks: Ranks, resume: bool = Fal
             check_no_adapter(config.base, folder)
         else:
             check_weights_can_change(config.base, folder)
-        model = read_config(folder)
+        model = ModelConfig.read(folder)
         dataset.check_model(config.base, folder, model.vocab_size)
     if config.context > model.max_position_embeddings:
         raise ValueError(f"context: given {config.context}, the base allows up to "
@@ -40,12 +40,6 @@ def find_base(config: Config, dataset: Dataset, ranks: Ranks, resume: bool = Fal
     record = {"data": file_hashes(dataset.folder), "base": file_hashes(folder) if folder else {},
               "base_config": model.fingerprint()}
     return Base(folder, model, read_parts(config.drop_blocks, model), record)
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """A model folder's config."""
-    path = folder / "config.json"
-    return ModelConfig.from_dict(read_json(path), str(path))
 
 
 def _locate(config: Config, ranks: Ranks, resume: bool) -> Path:

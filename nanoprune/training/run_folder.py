@@ -17,13 +17,13 @@ import json
 import math
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from nanoprune.config import Config, config_from_dict
+from nanoprune.config import Config, Count, NonNegative, config_from_dict, field_problems, read_fields
 from nanoprune.distributed import Ranks, join_full_tensors, restarted, shard_like
 from nanoprune.io.files import (
     file_hash,
@@ -56,8 +56,8 @@ FREE_FROM_STATE = (  # that a new run may change, which begins with the state of
 class Progress:
     """The counters of a run, which every state holds."""
 
-    step: int = 0  # updates made
-    seconds: float = 0.0  # spent in the loop
+    step: Count = 0  # updates made
+    seconds: NonNegative = 0.0  # spent in the loop
     best: float = math.inf  # lowest validation loss
     best_step: int = 0  # its step
     stale: int = 0  # validations since then
@@ -81,6 +81,16 @@ class Progress:
         self.in_a_row = self.in_a_row + 1 if overflow else 0
 
 
+@dataclass(frozen=True)
+class Began:
+    """The entries of env.json that are more than compared."""
+
+    data: dict | None = None  # hashes by file, as are the next two
+    base: dict | None = None
+    teacher: dict | None = None
+    ranks: Count = 1
+
+
 class RunFolder:
     """The folder of a run. All ranks call its methods in the same order; rank 0 alone writes."""
 
@@ -102,7 +112,8 @@ class RunFolder:
             raise ValueError("--ignore-changes goes with --resume or --from-state")
         if not resume and not restarted():
             advice = f"resume it (python train.py --resume {path}), " if has_state(path / "state") else ""
-            files = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
+            files = [file.relative_to(path) for file in sorted(path.rglob("*"))
+                     if file.is_symlink() or not file.is_dir()]  # through a link others' files are replaced
             if others := [str(file) for file in files if not str(file).startswith(".")]:
                 raise ValueError(f"{path} holds a run already, or other files ({', '.join(others[:3])}): "
                                  f"{advice}give this one another name (--name={path.name}-2), or remove the "
@@ -185,14 +196,16 @@ class RunFolder:
         was never stopped, because files or the machine changed (with `ignore_changes` a warning).
         """
         # Runs of version 1 did not record it, nor their base's config.
-        began = {"version": 1, "base_config": env["base_config"]} | read_json(self.source / "env.json")
-        if began.get("ranks", 1) != env["ranks"]:
-            print(f"note: {self.source} began with {began.get('ranks', 1)} processes and resumes with "
-                  f"{env['ranks']}: sums differ in the last digits")
+        path = self.source / "env.json"
+        began = {"version": 1, "base_config": env["base_config"]} | read_json(path)
+        read = read_fields(Began, began, path)
+        if read.ranks != env["ranks"]:
+            print(f"note: {self.source} began with {read.ranks} processes and resumes with {env['ranks']}: "
+                  "sums differ in the last digits")
             began = began | {"threads": env["threads"]}  # which follow from the number of processes
         changed = []
         for name in ("data", "base", "teacher"):
-            before, now = began.get(name) or {}, env.get(name, {})
+            before, now = getattr(read, name) or {}, env.get(name, {})
             files = sorted(file for file in before | now if before.get(file) != now.get(file))
             if files:
                 changed.append(f"{name} ({', '.join(files)})")
@@ -202,7 +215,7 @@ class RunFolder:
             raise ValueError(f"{self.source} began with other files or another machine: "
                              f"{'; '.join(changed)}. Its numbers would not be those of a run that was never "
                              "stopped: restore them, start a new run under another name, or add "
-                             f"--ignore-changes, which {self}/env.json then records")
+                             f"--ignore-changes to train.py, and {self}/env.json records it")
         if changed:
             print(f"warning: {self.source} goes on although this changed since it began: "
                   f"{'; '.join(changed)}")
@@ -406,7 +419,11 @@ def load_state(folder: Path) -> tuple[Progress, Path]:
                 raise ValueError(f"{state / 'state.json'} is damaged: its checksum is wrong")
             if counters.pop("sha256") != file_hash(tensors):
                 raise ValueError(f"{tensors} is damaged: its checksum is wrong")
-            return Progress(**counters), tensors
+            progress = Progress(**counters)
+            best = 0.0 if progress.best == math.inf else progress.best  # there was none yet
+            if problems := field_problems(replace(progress, best=best)):
+                raise ValueError(f"{state / 'state.json'} is damaged: {'; '.join(problems)}")
+            return progress, tensors
         except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
             print(f"warning: {error}; trying the state before it")
     raise ValueError(f"{folder} holds no complete state to resume from; start the run anew under another "

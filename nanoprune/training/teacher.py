@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from nanoprune.config import Config
@@ -20,11 +19,11 @@ from nanoprune.device import to_device
 from nanoprune.distributed import Ranks
 from nanoprune.io.files import json_hash, read_json, write_json
 from nanoprune.io.hub import locate
-from nanoprune.io.tensors import map_tensors, write_tensors
+from nanoprune.io.tensors import open_tensors, write_tensors
 from nanoprune.nn.identity import model_identity
 from nanoprune.nn.losses import SoftTargets, likeliest
+from nanoprune.nn.model_config import ModelConfig
 from nanoprune.nn.peft import check_weights_can_change
-from nanoprune.training.base import read_config
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -89,21 +88,23 @@ class Teacher:
         """The predictions for `count` rows, (count, context, k) each."""
         skipped = first_row % ROWS
         starts = range(first_row - skipped, first_row + count, ROWS)
-        files = [map_tensors(self._file(start)) for start in starts]
-        ids, log_p = (np.concatenate([file[name] for file in files])[skipped : skipped + count]
-                      for name in ("ids", "log_p"))
-        return SoftTargets(torch.from_numpy(ids), torch.from_numpy(log_p), self.config.teacher_share,
-                           self.config.teacher_temperature)
+        parts = {"ids": [], "log_p": []}
+        for start in starts:
+            with open_tensors(self._file(start)) as file:
+                for name, tensors in parts.items():
+                    tensors.append(file.get_tensor(name))
+        ids, log_p = (torch.cat(tensors)[skipped : skipped + count] for tensors in parts.values())
+        return SoftTargets(ids, log_p, self.config.teacher_share, self.config.teacher_temperature)
 
 
 def _check_fit(config: Config, dataset: Dataset, teacher: Path) -> None:
     check_weights_can_change(config.teacher, teacher)  # the key covers the weights of one folder
-    shape = read_config(teacher)
+    shape = ModelConfig.read(teacher)
     dataset.check_model(config.teacher, teacher, shape.vocab_size)
     if isinstance(config.base, dict):
         known = config.base.get("vocab_size", dataset.meta["vocab_size"])
     else:
-        known = read_config(locate(config.base, config.revision)).vocab_size
+        known = ModelConfig.read(locate(config.base, config.revision)).vocab_size
     if shape.vocab_size > known:
         raise ValueError(f"teacher: {config.teacher} has {shape.vocab_size:,} rows of a vocabulary, the "
                          f"model {known:,}: give a teacher with no more")

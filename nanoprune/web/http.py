@@ -121,7 +121,7 @@ class Fetcher:
         return stored or self.get(url, "page", version)
 
     def _check(self, place: Url) -> None:
-        if place.scheme not in ("http", "https") or not {_host(place), place.host} & self.hosts:
+        if not {_host(place), place.host} & self.hosts:  # requests knows no scheme but http and https
             raise FetchError(f"refused: {place} is on another host; --allow-host would allow it")
         if not self._robots(place).can_fetch(place.url, USER_AGENT):
             raise Disallowed("disallowed by robots.txt")
