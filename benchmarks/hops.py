@@ -36,6 +36,7 @@ from nanoprune import command_line
 from nanoprune.data.dataset import Dataset
 from nanoprune.io.files import make_folder, write_csv
 from nanoprune.io.hub import locate
+from nanoprune.nn.peft import is_adapter
 from nanoprune.nn.sampling import generate
 from nanoprune.progress import progress
 from nanoprune.statistics import Ratio
@@ -144,10 +145,10 @@ class LlamaServer:
         self.server = xllamacpp.Server(parameters)
         self.url = self.server.listening_address
 
-    def complete(self, tokens: list[int], count: int, **options) -> list[dict]:
-        """`id` and `logprob` of each token that is written after these."""
+    def complete(self, prompt: str | list[int], count: int, **options) -> list[dict]:
+        """`id` and `logprob` of each token that is written after a prompt, a text or its tokens."""
         answer = post(f"{self.url}/v1/completions", {
-            "prompt": tokens, "max_tokens": count, "temperature": 0, "logprobs": 1} | options)
+            "prompt": prompt, "max_tokens": count, "temperature": 0, "logprobs": 1} | options)
         return answer["choices"][0]["logprobs"]["content"]
 
     def score(self, tokens: list[int]) -> np.ndarray:
@@ -164,12 +165,9 @@ class LlamaServer:
         return np.array([token["logprob"] for token in forced])
 
     def write(self, document: Document, count: int) -> tuple[list[int], np.ndarray]:
-        """Greedy tokens after the document's prompt, and their log-probabilities."""
-        written = self.complete(document.prompt_tokens, count, ignore_eos=True)
+        """Greedy tokens after the prompt, which the server tokenizes itself, and their log-probabilities."""
+        written = self.complete(document.prompt, count, ignore_eos=True)
         return [token["id"] for token in written], np.array([token["logprob"] for token in written])
-
-    def tokenize(self, text: str) -> list[int]:
-        return post(f"{self.url}/tokenize", {"content": text})["tokens"]
 
     def close(self) -> None:
         self.server = None
@@ -428,7 +426,11 @@ def main() -> None:
     folders = {}
     for model in args.models:
         name, _, folder = model.rpartition("=")
-        folders[name or Path(folder).name] = locate(folder)
+        folder = locate(folder)
+        if is_adapter(folder):  # the converter would write a file without weights, and say that it succeeded
+            raise ValueError(f"{model} is an adapter; merge it first: python -m nanoprune merge {folder} "
+                             "--out FOLDER")
+        folders[name or Path(model).name] = folder
     documents = read_documents(args.data, args.documents, args.tokens, args.prompt)
     tokenizer = Dataset(args.data).tokenizer
     rows = []
