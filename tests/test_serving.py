@@ -120,15 +120,17 @@ def test_only_known_keys_reach_the_engine_and_the_log_names_clients_not_keys():
 @needs_nginx
 def test_a_client_over_the_limit_waits_and_the_others_do_not():
     with engine() as (url, _), serve_load.proxy(url, ["alice", "bob"]) as front:
-        api = f"{front.url}/v1/completions"
+        api = f"{front.url}/v1/completions?key={front.keys['alice']}"
         codes = [status(api, front.authorization("alice")) for _ in range(11)]
         assert [code for code, _, _ in codes[:9]] == [200] * 9  # one, and a burst of eight
         code, headers, text = codes[-1]
         assert (code, headers["Retry-After"]) == (429, "1")
         assert json.loads(text)["error"]["type"] == "rate_limit_error"
         assert status(api, front.authorization("bob"))[0] == 200
-        lines = [json.loads(line) for line in (front.folder / "requests.log").read_text().splitlines()]
+        log, errors = ((front.folder / name).read_text() for name in ("requests.log", "error.log"))
+    lines = [json.loads(line) for line in log.splitlines()]
     assert {line["client"] for line in lines if line["status"] == 429} == {"alice"}
+    assert front.keys["alice"] not in log + errors
 
 
 @needs_nginx
