@@ -217,7 +217,7 @@ def wait_for(url: str, process: subprocess.Popen) -> None:
         except OSError:
             time.sleep(0.05)
     process.kill()
-    messages = process.communicate()[1] or ""
+    messages = process.stderr.read()
     raise ValueError(f"{' '.join(map(str, process.args))} does not answer at {url}:\n{messages[-2000:]}")
 
 

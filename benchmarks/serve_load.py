@@ -70,15 +70,14 @@ def proxy(engine: str, clients: list[str], rate: str = "") -> Iterator[Proxy]:
         folder.chmod(0o755)  # its workers are another user's
         write_text(folder / "nginx.conf", text)
         write_text(folder / "keys.conf", "".join(f'"Bearer {key}" {name};\n' for name, key in keys.items()))
-        process = subprocess.Popen(
-            [nginx(), "-p", place, "-c", "nginx.conf", "-e", "stderr", "-g", "daemon off;"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        try:
-            wait_for(f"http://127.0.0.1:{port}/", process)
-            yield Proxy(f"http://127.0.0.1:{port}", keys, folder)
-        finally:
-            process.terminate()
-            process.communicate()
+        command = [nginx(), "-p", place, "-c", "nginx.conf", "-e", "stderr", "-g", "daemon off;"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, **quiet) as process:
+            try:
+                wait_for(f"http://127.0.0.1:{port}/", process)
+                yield Proxy(f"http://127.0.0.1:{port}", keys, folder)
+            finally:
+                process.terminate()
 
 
 # ---------------------------------------------------------------- the load
