@@ -331,31 +331,36 @@ class Hop(NamedTuple):
     open: Callable
 
 
-def hops(name: str, folder: Path, work: Path, types: list[str], tokenizer: Tokenizer) -> Iterator[Hop]:
-    """All hops of a model whose packages are here, nanoprune's own before those compared with it."""
+NEEDS = {"transformers": ("transformers",), "nf4": ("transformers", "accelerate", "bitsandbytes"),
+         "transformers serve": ("transformers", "fastapi", "uvicorn", "openai"),
+         "llama.cpp": ("xllamacpp", "convert_hf_to_gguf")}  # packages of each hop
+
+
+def installed(hop: str) -> bool:
+    """True if a hop's packages are here; what is missing is said."""
+    if packages := missing(*NEEDS[hop]):
+        print(f"{hop} left out, not installed: {', '.join(packages)}", file=sys.stderr)
+    return not packages
+
+
+def hops(
+    name: str, folder: Path, work: Path, wanted: list[str], types: list[str], tokenizer: Tokenizer
+) -> Iterator[Hop]:
+    """The wanted hops of a model, nanoprune's own before those compared with it."""
     yield Hop("nanoprune", "fp32", folder, lambda: open_nanoprune(folder))
-    if packages := missing("transformers"):
-        print(f"left out, not installed: {', '.join(packages)}", file=sys.stderr)
-    else:
+    if "transformers" in wanted:
         yield Hop("transformers", "fp32", folder, lambda: open_transformers(folder))
-    if packages := missing("transformers", "fastapi", "uvicorn", "openai"):
-        print(f"transformers serve left out, not installed: {', '.join(packages)}", file=sys.stderr)
-    else:
+    if "transformers serve" in wanted:
         yield Hop("transformers serve", "fp32", folder, lambda: TransformersServer(folder, tokenizer))
-    if packages := missing("transformers", "accelerate", "bitsandbytes"):
-        print(f"nf4 left out, not installed: {', '.join(packages)}", file=sys.stderr)
-    else:
+    if "nf4" in wanted:
         rounded = work / f"{name}.nf4"
         subprocess.run([sys.executable, "-m", "nanoprune", "quantise", str(folder), "--out", str(rounded)],
                        check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         yield Hop("nanoprune", "nf4", rounded, lambda: open_nanoprune(rounded))
         yield Hop("transformers", "nf4", rounded, lambda: open_transformers(rounded))
-    if packages := missing("xllamacpp", "convert_hf_to_gguf"):
-        print(f"llama.cpp left out, not installed: {', '.join(packages)}", file=sys.stderr)
-    else:
-        for kind in types:
-            file = write_gguf(folder, work, name, kind)
-            yield Hop("llama.cpp", kind, file, lambda file=file: LlamaServer(file))
+    for kind in types if "llama.cpp" in wanted else ():
+        file = write_gguf(folder, work, name, kind)
+        yield Hop("llama.cpp", kind, file, lambda file=file: LlamaServer(file))
 
 
 def megabytes(stored: Path) -> float:
@@ -400,8 +405,9 @@ def costs(rows: list[dict]) -> list[str]:
             differences = [ours["nll"] - theirs["nll"] for ours, theirs in zip(here, whole, strict=True)]
             more = Ratio(np.array(differences), np.array([row["tokens"] for row in here]))
             low, high = more.interval()
+            interval = "" if math.isnan(low) else f" [{low:+.4f}, {high:+.4f}]"  # too few documents
             lines.append((model, weights, hop, f"{here[0]['megabytes']:,.0f}", f"{mean_nll(here):.4f}",
-                          f"{more.value:+.4f} [{low:+.4f}, {high:+.4f}]"))
+                          f"{more.value:+.4f}{interval}"))
     return markdown(("model", "weights", "hop", "MB", "nll", f"more than {rows[0]['model']} in fp32"), lines)
 
 
@@ -415,10 +421,12 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=32, help="tokens before those that are written")
     parser.add_argument("--write", type=int, default=24, help="tokens written after each prompt")
     parser.add_argument("--types", default="f16,q8_0", help=f"of GGUF files, out of {','.join(TYPES)}")
+    parser.add_argument("--hops", default=",".join(NEEDS), help="beside nanoprune (default: %(default)s)")
     args = parser.parse_args()
-    types = args.types.split(",")
-    if unknown := set(types) - set(TYPES):
-        raise ValueError(f"--types: given {', '.join(sorted(unknown))}; allowed are {', '.join(TYPES)}")
+    types, wanted = args.types.split(","), args.hops.split(",")
+    for option, given, allowed in (("--types", types, TYPES), ("--hops", wanted, NEEDS)):
+        if unknown := set(given) - set(allowed):
+            raise ValueError(f"{option}: given {', '.join(sorted(unknown))}; allowed: {', '.join(allowed)}")
     if types[0] != "f16" and {"q5_1", "q4_0"} & set(types):
         raise ValueError("--types: q5_1 and q4_0 are made of f16; name it first")
     if args.documents < 1 or args.write < 1 or not 1 < args.prompt < args.tokens:
@@ -433,19 +441,18 @@ def main() -> None:
         folders[name or Path(model).name] = folder
     documents = read_documents(args.data, args.documents, args.tokens, args.prompt)
     tokenizer = Dataset(args.data).tokenizer
-    rows = []
+    rows, wanted = [], [hop for hop in wanted if installed(hop)]
     for name, folder in folders.items():
         references = {}
-        for hop in hops(name, folder, make_folder(args.work), types, tokenizer):
+        for hop in hops(name, folder, make_folder(args.work), wanted, types, tokenizer):
             with closing(hop.open()) as engine:
                 results = measure(engine, documents, args.write)
             precision = "nf4" if hop.weights == "nf4" else "fp32"
             if hop.name == "nanoprune":
                 references[precision] = results
-            for row in compare(results, references[precision], documents):
-                about = {"model": name, "hop": hop.name, "weights": hop.weights,
-                         "megabytes": round(megabytes(hop.stored), 1)}
-                rows.append(about | row)
+            about = {"model": name, "hop": hop.name, "weights": hop.weights,
+                     "megabytes": round(megabytes(hop.stored), 1)}
+            rows += [about | row for row in compare(results, references[precision], documents)]
             write_csv(args.out / "hops.csv", rows)
     scored = sum(len(document.tokens) - 1 for document in documents)
     report(["# The same numbers on every hop", "",
