@@ -60,7 +60,10 @@ def read_documents(data: Path, count: int, length: int, prompt: int) -> list[Doc
     """Beginnings of test documents, evenly spaced, without end-of-text tokens."""
     dataset = Dataset(data)
     split, end = dataset.split("test"), dataset.meta["end_token"]
-    chosen = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int))
+    long = np.flatnonzero(split.prediction_counts > prompt)
+    chosen = long[np.unique(np.linspace(0, len(long) - 1, min(count, len(long))).round().astype(int))]
+    if not len(chosen):
+        raise ValueError(f"no test document of {data} has more than {prompt + 1} tokens; lower --prompt")
     documents = []
     for i in chosen:
         tokens = split[i].tokens[:length].tolist()
@@ -105,10 +108,13 @@ def open_transformers(folder: Path) -> TorchEngine:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
-    if rounded := getattr(config, "quantization_config", None):
+    rounded = getattr(config, "quantization_config", None)
+    if rounded:
         rounded["bnb_4bit_compute_dtype"] = "float32"  # the folder names its base's type
     load = transformers.AutoModelForCausalLM.from_pretrained
-    model = load(folder, config=config, dtype=torch.float32).eval()
+    model = load(folder, config=config, dtype=torch.float32)
+    # Otherwise bitsandbytes multiplies in bf16 on processors with units for it, whatever the type.
+    model.train(rounded is not None)
     model.generation_config.eos_token_id = None  # an end-of-text token ends nothing, as with the other hops
 
     def go_on(ids: torch.Tensor, count: int) -> list[int]:
@@ -433,12 +439,15 @@ def main() -> None:
         raise ValueError("--documents and --write must be at least 1, --prompt at least 2 and below --tokens")
     folders = {}
     for model in args.models:
-        name, _, folder = model.rpartition("=")
-        folder = locate(folder)
+        name, _, folder = ("", "", model) if Path(model).exists() else model.rpartition("=")
+        folder, parts = locate(folder), [part for part in Path(folder).parts if part != "model"]
         if is_adapter(folder):  # the converter would write a file without weights, and say that it succeeded
             raise ValueError(f"{model} is an adapter; merge it first: python -m nanoprune merge {folder} "
                              "--out FOLDER")
-        folders[name or Path(model).name] = folder
+        name = name or parts[-1]
+        if name in folders:
+            raise ValueError(f"two models are named {name}; name them: full=runs/full reduced=runs/reduced")
+        folders[name] = folder
     documents = read_documents(args.data, args.documents, args.tokens, args.prompt)
     tokenizer = Dataset(args.data).tokenizer
     rows, wanted = [], [hop for hop in wanted if installed(hop)]
