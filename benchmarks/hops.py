@@ -365,7 +365,11 @@ def hops(
         yield Hop("nanoprune", "nf4", rounded, lambda: open_nanoprune(rounded))
         yield Hop("transformers", "nf4", rounded, lambda: open_transformers(rounded))
     for kind in types if "llama.cpp" in wanted else ():
-        file = write_gguf(folder, work, name, kind)
+        try:
+            file = write_gguf(folder, work, name, kind)
+        except ValueError as refusal:  # the other hops are measured all the same
+            print(refusal, file=sys.stderr)
+            return
         yield Hop("llama.cpp", kind, file, lambda file=file: LlamaServer(file))
 
 

@@ -194,17 +194,17 @@ def test_a_hop_with_other_numbers_exceeds_its_tolerance():
 
 
 @needs_engine
-def test_a_tokenizer_that_the_converter_does_not_know_is_said(world, tmp_path):
-    with pytest.raises(ValueError, match="knows tokenizers by a hash.*Serve the folder with"):
-        hops.convert(world.model, tmp_path / "base.gguf", "f16")
+def test_a_tokenizer_that_the_converter_does_not_know_is_said(world, run_hops):
+    rows, _, messages = run_hops(world.data, [world.model], "--tokens", 30, "--hops", "llama.cpp")
+    assert {row["hop"] for row in rows} == {"nanoprune"}
+    assert "it knows tokenizers by a hash" in messages and "Serve the folder with" in messages
 
 
 @needs_engine
-def test_a_real_pruned_model_gives_the_same_numbers_in_llama_cpp(run_hops, tmp_path, monkeypatch):
+def test_a_real_pruned_model_gives_the_same_numbers_in_llama_cpp(run_hops, tmp_path):
     base = Path(os.environ.get("NANOPRUNE_MODELS", "no-such")) / "smollm2"
     if not base.is_dir():
         pytest.skip("NANOPRUNE_MODELS holds no smollm2: no model whose tokenizer the converter knows")
-    monkeypatch.setattr(hops, "missing", lambda *packages: [] if "xllamacpp" in packages else ["no-such"])
     model, data, reduced = Decoder.from_pretrained(base), tmp_path / "data", tmp_path / "reduced"
     drop_blocks(model, [14])
     model.save_pretrained(reduced)
@@ -213,7 +213,7 @@ def test_a_real_pruned_model_gives_the_same_numbers_in_llama_cpp(run_hops, tmp_p
     tokenizer, size = load_tokenizer(base), model.config.vocab_size
     texts = [row["text"] for row in read_jsonl(ROOT / "qa" / "general.jsonl", ("text",))[:3]]
     write_documents(data / "test.safetensors", [(tokenizer.encode(text).ids, 1) for text in texts], 3, size)
-    write_json(data / "meta.json", {"tokenizer_hash": None, "vocab_size": size, "end_token": 0})
-    rows, page, _ = run_hops(data, [reduced], "--tokens", 24, "--types", "f16,q8_0")
+    write_json(data / "meta.json", {"tokenizer_hash": "", "vocab_size": size, "end_token": 0})
+    rows, page, _ = run_hops(data, [reduced], "--tokens", 24, "--hops", "llama.cpp")
     assert [row["weights"] for row in rows[::3]] == ["fp32", "f16", "q8_0"]
     assert all(float(row["difference"]) != 0 for row in rows[3:]) and "over" not in page
