@@ -190,7 +190,7 @@ def test_a_hop_with_other_numbers_exceeds_its_tolerance():
     row, = hops.compare([theirs], [ours], [document])
     assert row["difference"] == pytest.approx(0.05) and (row["same"], row["logprob_difference"]) == (1, 0.0)
     row |= {"model": "a", "hop": "llama.cpp", "weights": "f16", "megabytes": 1.0}
-    assert "**over 2e-03** | 1 of 2" in hops.same_numbers([row])[-1]
+    assert "**over 1e-02** | 1 of 2" in hops.same_numbers([row])[-1]
 
 
 @needs_engine
@@ -214,6 +214,7 @@ def test_a_real_pruned_model_gives_the_same_numbers_in_llama_cpp(run_hops, tmp_p
     texts = [row["text"] for row in read_jsonl(ROOT / "qa" / "general.jsonl", ("text",))[:3]]
     write_documents(data / "test.safetensors", [(tokenizer.encode(text).ids, 1) for text in texts], 3, size)
     write_json(data / "meta.json", {"tokenizer_hash": "", "vocab_size": size, "end_token": 0})
-    rows, page, _ = run_hops(data, [reduced], "--tokens", 24, "--hops", "llama.cpp")
+    rows, _, _ = run_hops(data, [reduced], "--tokens", 24, "--hops", "llama.cpp")
     assert [row["weights"] for row in rows[::3]] == ["fp32", "f16", "q8_0"]
-    assert all(float(row["difference"]) != 0 for row in rows[3:]) and "over" not in page
+    assert all(0 < abs(float(row["difference"])) < 1e-2 for row in rows[3:6])
+    assert np.mean([float(row["difference"]) for row in rows[6:]]) < 0.2
