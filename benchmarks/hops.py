@@ -101,7 +101,7 @@ class TorchEngine:
 
 def open_nanoprune(folder: Path) -> TorchEngine:
     model = Decoder.from_pretrained(folder).eval()
-    return TorchEngine(model, lambda ids, count: generate(model, ids, count)[0])
+    return TorchEngine(model, lambda ids, count: generate(model, ids.tolist(), count)[0])
 
 
 def open_transformers(folder: Path) -> TorchEngine:

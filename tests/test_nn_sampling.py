@@ -152,9 +152,10 @@ def test_draws_follow_the_distribution(how):
     assert draw_p_value(how) > 0.001
 
 
-@pytest.mark.parametrize("change", [{"top_p": 1.0}, {"top_p": 0.5}, {"min_p": 0.0}])
-def test_draws_by_a_broken_filter_are_found_out(monkeypatch, change):
-    filtered, how = sampling.filtered, Sampling(temperature=1.0, top_p=0.8, min_p=0.3)
+@pytest.mark.parametrize("filters, change", [
+    ({"top_p": 0.8}, {"top_p": 1.0}), ({"top_p": 0.8}, {"top_p": 0.5}), ({"min_p": 0.3}, {"min_p": 0.0})])
+def test_draws_by_a_broken_filter_are_found_out(monkeypatch, filters, change):
+    filtered, how = sampling.filtered, Sampling(temperature=1.0, **filters)
     monkeypatch.setattr(sampling, "filtered", lambda logits, _: filtered(logits, replace(how, **change)))
     assert draw_p_value(how) < 0.001
 

@@ -37,6 +37,7 @@ def options(**changes) -> sample.Options:
 def test_the_command(world, tmp_path, monkeypatch, capsys):
     prompts = ["--prompt", "Munich.", "--prompt", "Oxford."]
     arguments = [world.model, world.folder / "base", *prompts, "--tokens", "12"]
+    monkeypatch.setenv("COLUMNS", "400")  # for two long names side by side
     code, out, _ = run_main(monkeypatch, capsys, "sample.py", *arguments, "--out", tmp_path / "s.jsonl")
     assert code == 0 and out.count("> Munich.") == 1 and out.count(f"[{world.model}]") == 4 and "wrote" in out
     assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 4
