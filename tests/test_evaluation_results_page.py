@@ -56,6 +56,7 @@ def test_the_first_screen(page, tmp_path):
     assert first.startswith("# What block 1 was worth\n")
     for told in ("base, 3 blocks, weights ", "chosen by hand", "20 steps, 1,280 tokens, learning rate 0.01",
                  "commit ", "**Before healing:** ", "**Fine-tuning:** ", "**After healing:** ",
+                 "**Against the untouched base:** the test perplexity of fine-tuned without block 1 is ",
                  "(this pair of runs)", "One seed: the intervals leave out", "saves ",
                  "% of the parameters", "On general text"):
         assert told in first, told
@@ -63,7 +64,7 @@ def test_the_first_screen(page, tmp_path):
     rows = read_rows(tmp_path / "out" / "differences.csv")
     steps = [row["step"] for row in rows if row["measure"] == "test perplexity"]
     assert steps == ["take the block out", "fine-tune the full model", "heal the reduced model",
-                     "reduced against full", "", ""]
+                     "reduced against full", "reduced against the base", ""]
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     nll = {model["name"]: model["test"]["nll"] for model in found["models"]}
     for row in rows:

@@ -180,12 +180,24 @@ def compare_all(arms: list[Arm]) -> list[dict]:
             for pair in pairs]
 
 
+def pair(a: Arm, b: Arm) -> tuple[Arm, Arm]:
+    """Two arms, of runs on both sides those with the same seeds, or else the first of each."""
+    if not (a.seeds and b.seeds):
+        return a, b
+    common = set(a.seeds) & set(b.seeds)
+    a, b = (replace(arm, runs=[run for run in arm.runs if run["run"]["seed"] in common] or arm.runs[:1])
+            for arm in (a, b))
+    return a, b
+
+
+def loss_gains(a: Arm, b: Arm, text: str) -> Ratio:
+    """Nats a token that b, paired with a, adds."""
+    return Ratio(values(b.rows(text), "nll") - values(a.rows(text), "nll"), values(a.rows(text), "tokens")[0])
+
+
 def compare(a: Arm, b: Arm) -> dict:
-    """Paired differences of b from a; of runs on both sides those with the same seeds are paired."""
-    if a.seeds and b.seeds:
-        common = set(a.seeds) & set(b.seeds)
-        a, b = (replace(arm, runs=[run for run in arm.runs if run["run"]["seed"] in common] or arm.runs[:1])
-                for arm in (a, b))
+    """Paired differences of b from a."""
+    a, b = pair(a, b)
     differences = {"seeds": max(len(a.runs), len(b.runs))}
     same_tokens = a.first["tokenizer"] == b.first["tokenizer"]
     for text, label in (("test", ""), ("general", "general ")):
@@ -193,8 +205,7 @@ def compare(a: Arm, b: Arm) -> dict:
         if not before[0]:
             continue
         if same_tokens:
-            gains = Ratio(values(after, "nll") - values(before, "nll"), values(before, "tokens")[0])
-            differences[f"{label}nll"] = verdict(gains)
+            differences[f"{label}nll"] = verdict(loss_gains(a, b, text))
         first, second = bits(before), bits(after)
         # each unit's part in the logarithm of the ratio, for its spread
         parts = second.influences / second.value - first.influences / first.value

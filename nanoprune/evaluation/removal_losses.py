@@ -36,6 +36,11 @@ Removal = tuple[Part, ...]
 Removals = list[Removal]
 
 
+def is_block(removal: Removal) -> bool:
+    """True of one whole block."""
+    return len(removal) == 1 and not removal[0].half
+
+
 class KeptLosses:
     """A JSON file of losses by document, found again by a hash of everything that decides them."""
 

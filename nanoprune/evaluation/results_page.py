@@ -58,13 +58,19 @@ def results_page(
         "Agreement": agreement_table(agreement),
         "Side by side": side_by_side(samples),
     }
+    return "\n".join([*lines, *detailed(sections, {
+        title: figure for title, figure in FIGURES.items() if figure in figures})]) + "\n"
+
+
+def detailed(sections: dict[str, list[str]], figures: dict[str, str]) -> list[str]:
+    """The lines of sections, by title, that have text or a figure."""
+    lines = []
     for title, section in sections.items():
-        drawn = FIGURES.get(title, "") in figures
-        if section or drawn:
+        if section or title in figures:
             lines += ["", f"## {title}", "", *section]
-        if drawn:
-            lines += ["", f"![{title}]({FIGURES[title]})"]
-    return "\n".join(lines) + "\n"
+        if title in figures:
+            lines += ["", f"![{title}]({figures[title]})"]
+    return lines
 
 
 def known(value: float | None, form: str) -> str:

@@ -3,8 +3,11 @@
 import math
 from collections import defaultdict
 
+import torch
+
 from nanoprune import statistics
-from nanoprune.evaluation.arms import HEALED, REDUCED, REMOVED, TUNED, Arm, listed
+from nanoprune.device import environment
+from nanoprune.evaluation.arms import ALTOGETHER, HEALED, REDUCED, REMOVED, TUNED, Arm, listed
 from nanoprune.io.markdown import counted, table, with_interval
 
 SAVED = {"parameters": "params", "bytes a token": "token_mb", "operations a token": "token_mflop"}
@@ -35,6 +38,16 @@ def with_range(cost: dict, key: str, form: str) -> str:
 
 
 # ---------------------------------------------------------------- the screen, from above
+def data_and_machine(folder: str, meta: dict, device: torch.device) -> dict[str, str]:
+    """The dataset with the dates of its splits, and what the numbers were measured with, in words."""
+    splits = [f"{split['documents']} of {split['first']} to {split['last']} for {name}"
+              for name, split in meta.get("splits", {}).items() if split.get("first")]
+    machine = environment(device)
+    return {"data": folder + (f": documents, {', '.join(splits)}" if splits else ""),
+            "machine": f"commit {(machine['git'] or 'unknown')[:7]}, {machine['device']}, "
+                       f"{machine['threads']} threads, torch {machine['torch']}"}
+
+
 def headline(arms: list[Arm], steps: dict) -> str:
     removed = {arm.removed for _, arm in steps[REDUCED] + steps[REMOVED]}
     if len(removed) == 1:
@@ -81,15 +94,15 @@ def trained(arm: Arm, model: dict) -> str:
 
 
 def conclusions(models: list[dict], comparisons: list[dict], rows: list[dict]) -> list[str]:
-    """What the block cost before healing, what fine-tuning did, what the block cost then; and on questions.
-    """
+    """What the block cost before healing and after, what fine-tuning did; and all this on questions."""
     sentences, detectable = [], {}
     for comparison in comparisons:
         for measure, found in comparison.items():
             if isinstance(found, dict) and "detectable" in found:
                 detectable[*comparison["models"], measure] = found["detectable"]
     text = [row for row in rows if row["measure"].startswith("test")]
-    shown_steps = {REMOVED: "Before healing", TUNED: "Fine-tuning", REDUCED: "After healing"}
+    shown_steps = {REMOVED: "Before healing", TUNED: "Fine-tuning", REDUCED: "After healing",
+                   ALTOGETHER: "Against the untouched base"}
     told = [row for row in text if row["step"] in shown_steps] or [row for row in text if row["step"]]
     told = told or [row for row in text if row["first"] == models[0]["name"]]
     for row in told:
