@@ -351,7 +351,8 @@ def main() -> None:
     if options.export_harness:
         print("wrote " + ", ".join(map(str, export_tasks(dataset, Path(options.export_harness)))))
         return
-    if options.plan is not None:
+    if options.plan is not None and len(options.models) > 1:
+        print(f"note: --plan measures the first model alone, {options.models[0]}")
         options = replace(options, models=options.models[:1])
     candidates = find_candidates(options, dataset, ranks)
     out = make_folder(options.out)

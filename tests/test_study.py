@@ -121,7 +121,7 @@ def test_the_table_follows_from_the_runs(world, done):
     text = (done.folder / "study.md").read_text()
     first = text.partition("\n## ")[0]
     for told in ("base, 3 blocks, weights ", f"block {best} | chosen by loss on the validation split",
-                 "**Before healing:** the test perplexity of base without block ", "**After healing:** ",
+                 "**Before healing:** ", "**After healing:** ",
                  f"fine-tuned without block {best}, 2 times as long |", "fine-tuned full, NF4 |",
                  "**All 3 blocks, after healing:** from ", "![Each block, before healing and after]("):
         assert told in first, told

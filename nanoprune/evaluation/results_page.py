@@ -242,7 +242,8 @@ def on_one_line(text: str) -> str:
 
 def side_by_side(samples: list[dict]) -> list[str]:
     lines = ["Each model's greedy text and one sampled at temperature 0.8, top-p 0.95; behind each the "
-             "share of its sequences of four words that it repeats."]
+             "share of its sequences of four words that it repeats. Other seeds' texts stand in "
+             "samples.jsonl."]
     for sample in samples:
         lines += ["", f"> {on_one_line(sample['prompt'])}", ""]
         if sample["reference"]:
