@@ -84,8 +84,6 @@ def summarize_questions(runs: list[list[dict]]) -> dict:
     true, best_other = np.array([[true_and_best_other(row) for row in run] for run in runs]).mean((0, 1))
     summary |= {"mean_loglikelihood": true, "mean_margin": true - best_other,
                 "calibration_error": np.mean([calibration_error(run) for run in runs])}
-    spread_of_answers = values(runs, "correct").mean(0)
-    summary["stderr"] = spread_of_answers.std(ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else None
     for kind in ("category", "difficulty"):
         accuracies = summary[f"by_{kind}"] = {}
         for value, numbers in groups(rows, kind).items():
@@ -160,8 +158,8 @@ def slices(arm: Arm) -> list[dict]:
     lines = []
     for kind, value, suffix, runs, numbers in parts:
         tokens = values(runs, f"tokens{suffix}")[0, numbers]
-        loss = Ratio(values(runs, f"nll{suffix}")[:, numbers][:, tokens > 0], tokens[tokens > 0])
         if tokens.any():
+            loss = Ratio(values(runs, f"nll{suffix}")[:, numbers], tokens)
             low, high = loss.interval()
             lines.append({"model": arm.name, "slice": kind, "value": value, "nll": loss.value, "low": low,
                           "high": high, "tokens": int(tokens.sum()), "documents": int((tokens > 0).sum())})
@@ -280,13 +278,14 @@ def in_readable_units(measure: str, found: dict, comparison: dict) -> dict | Non
     if text or ("note" in comparison and measure.endswith("log_bits_per_byte")):
         name = f"{text} perplexity" if text else (
             "general bits per byte" if measure.startswith("general") else "test bits per byte")
-        ends, unit = [100 * math.expm1(x) for x in (found["difference"], *found["interval"])], "%"
+        unit, convert = "%", math.expm1
     elif measure.endswith(" accuracy"):
-        name, unit = measure, "points"
-        ends = [100 * x for x in (found["difference"], *found["interval"])]
+        name, unit, convert = measure, "points", float
     else:
         return None
-    return {"measure": name, "unit": unit, "difference": ends[0], "low": ends[1], "high": ends[2],
+    value, low, high, least = (
+        100 * convert(x) for x in (found["difference"], *found["interval"], found["detectable"]))
+    return {"measure": name, "unit": unit, "difference": value, "low": low, "high": high, "detectable": least,
             "shown": found["shown"], "identical": found["identical"]}
 
 

@@ -194,8 +194,7 @@ class WindowStates:
 
 def loss_rows(losses: RemovalLosses) -> list[dict]:
     """For each removal, nats per token, the paired difference from the first, with 95 % intervals."""
-    scored = losses.tokens > 0
-    nll, tokens, rows = losses.nll[:, scored], losses.tokens[scored], []
+    nll, tokens, rows = losses.nll, losses.tokens, []
     for sums in nll:
         row = {}
         for name, loss in (("nll", Ratio(sums, tokens)), ("difference", Ratio(sums - nll[0], tokens))):

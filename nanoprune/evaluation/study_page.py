@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import asdict
 
 from nanoprune.evaluation.arms import find_steps, warnings
@@ -11,7 +9,7 @@ from nanoprune.evaluation.block_scores import BlockScores, estimates
 from nanoprune.evaluation.comparison import compare_all, difference_rows, summarize
 from nanoprune.evaluation.exchange_rate import equal_time, tokens_to_reach
 from nanoprune.evaluation.results_page import detailed, protocol, speeds
-from nanoprune.evaluation.results_summary import compared, conclusions, doubts, forgotten, with_range
+from nanoprune.evaluation.results_summary import compared, conclusions, doubts, forgotten
 from nanoprune.evaluation.study_tables import (
     StudyResults,
     curve_rows,
@@ -23,7 +21,7 @@ from nanoprune.evaluation.study_tables import (
 )
 from nanoprune.figures.study import draw_exchange, draw_study
 from nanoprune.io.files import finite_or_none, write_csv, write_json, write_text
-from nanoprune.io.markdown import cell, interval_table, table, with_interval
+from nanoprune.io.markdown import cell, interval_table, with_interval
 
 FILES = ("study.md", "study.json", "study.csv", "study.png", "questions.csv", "exchange.csv", "exchange.png",
          "curves.csv", "learning_rates.csv")
@@ -56,23 +54,23 @@ def study_page(
 ) -> str:
     healed = [results.healed(row) for row in ("none", results.best) if row in results.runs]
     arms = [results.base("none"), results.base(results.best), *healed]
-    models, comparisons, steps = list(map(summarize, arms)), compare_all(arms), find_steps(arms)
-    rows, options = difference_rows(comparisons), tables["exchange"]
+    models, steps = list(map(summarize, healed)), find_steps(arms)
+    rows, options = difference_rows(compare_all(arms)), tables["exchange"]
     lines = [f"# {results.study.name}: what each block is worth", "",
-             *compared(arms, models, results.about), ""]
+             *compared(arms, results.about), ""]
     lines += [f"- {sentence}" for sentence in [
-        *conclusions(models[2:], comparisons, rows), *least_and_most(results, tables["study"])]]
+        *conclusions(models, rows), *least_and_most(results, tables["study"])]]
     lines += ["", *overview(options, list(results.items["questions"])), "",
               "![Each block, before healing and after](study.png)", ""]
     lines += [f"- {sentence}" for sentence in [
-        *forgotten(rows), *doubts(healed, models[2:]), *warnings(arms, steps)]]
+        *forgotten(rows), *doubts(healed, models), *warnings(arms, steps)]]
     timed = [{"name": option["what"], "cost": option} for option in options if "note" in option]
     sections = {
-        "Protocol": protocol(models[2:], results.about),
+        "Protocol": protocol(models, results.about),
         "Each block": block_table(tables["study"]),
         "Does a score before healing predict the loss after it?": predictions_table(predictions),
         "Scores before healing": scores_table(results.scores),
-        "More tokens, or as much time": rate_lines(rate),
+        "More tokens, or as much time": rate_tables(rate),
         "Learning rates": ["Both arms at each rate, on the first seed.", "",
                            *interval_table(tables["learning_rates"])],
         "Questions": questions_table(tables["questions"]),
@@ -82,48 +80,24 @@ def study_page(
     return "\n".join([*lines, *detailed(sections, figures)]) + "\n"
 
 
-# ---------------------------------------------------------------- the first screen
-def in_units(row: dict, column: str, convert: Callable[[float], float]) -> str:
-    """What is lost, and its interval, in other units; - where nothing differs."""
-    value, low, high = (convert(row[f"{column}{end}"]) for end in ("", "_low", "_high"))
-    return "-" if value == low == high else with_interval(value, (low, high), "+")
-
-
-def percent(nats: float) -> float:
-    """A difference of losses as a change of perplexity."""
-    return 100 * math.expm1(nats)
-
-
-def points(share: float) -> float:
-    return 100 * share
-
-
 def least_and_most(results: StudyResults, rows: list[dict]) -> list[str]:
     """The blocks whose removal costs least and most when all are healed."""
     healed = sorted((row for row in rows if row["block"] in results.whole and "lost_after" in row),
                     key=lambda row: row["lost_after"])
     if len(healed) < 2:
         return []
-    least, most = (f"{in_units(row, 'lost_after', percent)} % of perplexity without block {row['block']}"
+    least, most = (f"{cell(row, 'lost_after')} nats a token without block {row['block']}"
                    for row in (healed[0], healed[-1]))
     return [f"**All {len(healed)} blocks, after healing:** from {least} to {most}."]
 
 
 def overview(options: list[dict], sets: list[str]) -> list[str]:
-    rows = []
-    for option in options:
-        row = {"model": option["what"], "bits/byte": cell(option, "bits_per_byte"),
-               "perplexity lost, %": in_units(option, "lost", percent)}
-        row |= {f"{name} lost, points": in_units(option, f"lost_{name}", points) for name in sets}
-        row |= {"parameters": f"{option['parameters']:,}", "MB": f"{option['bytes'] / 1e6:,.4g}",
-                "trained for, s": f"{option['training_seconds']:,.0f}"}
-        if any("note" in other for other in options):
-            row["written tokens/s"] = with_range(option, "decode_tokens_per_s", ",.4g")
-        rows.append(row)
-    return [*table(rows), "", "Lost: to the first model, paired; a minus is a gain."]
+    return [*interval_table(options, (
+        "what", "bits_per_byte", "lost", *(f"lost_{name}" for name in sets), "parameters", "bytes",
+        "training_seconds", "decode_tokens_per_s")), "",
+        "Lost: to the first model, in nats a token of the test split and in shares of right answers; paired."]
 
 
-# ---------------------------------------------------------------- details
 def block_table(rows: list[dict]) -> list[str]:
     return [*interval_table(rows, ("block", "lost_before", "after", "lost_after", "rank_before", "rank_after",
                                    "lost_general", "runs", "diverged")), "",
@@ -147,31 +121,19 @@ def scores_table(scores: BlockScores) -> list[str]:
             f"Rank correlation with this loss, over blocks: {correlations}."]
 
 
-def rate_lines(rate: dict) -> list[str]:
+def rate_tables(rate: dict) -> list[str]:
     if not rate["equal_time"]:
         return []
-    rows = [{"tokens of the full model": f"{row['tokens']:,}", "its validation loss": f"{row['nll']:.4f}",
-             "tokens of the reduced model": reached(row["reduced"]),
-             "95 % interval": " to ".join(dict.fromkeys(
-                 reached(row[f"reduced_{end}"]) for end in ("low", "high")))}
-            for row in rate["tokens_to_reach"]]
-    now = rate["equal_time"]
-    lost = with_interval(now["lost"], (now["lost_low"], now["lost_high"]), "+")
-    return ["Tokens that the reduced model needs for the full model's validation loss.", "", *table(rows),
-            "", f"At equal time the reduced model has {now['tokens']:,} tokens behind it, the full one "
-            f"{now['full_tokens']:,.0f}; the reduced one then lost {lost} nats a token."]
-
-
-def reached(tokens: float) -> str:
-    if math.isnan(tokens):
-        return "-"
-    return "not reached" if math.isinf(tokens) else f"{tokens:,.0f}"
+    return ["Tokens that the reduced model needs for the full model's validation loss; inf: not reached.", "",
+            *interval_table(rate["tokens_to_reach"]), "",
+            "The reduced model at its end beside the full one at the same time, in validation loss:", "",
+            *interval_table([rate["equal_time"]])]
 
 
 def questions_table(rows: list[dict]) -> list[str]:
     by_block = {}
     for row in rows:
-        interval = 100 * row["accuracy_low"], 100 * row["accuracy_high"]
-        by_block.setdefault(row["block"], {"block": row["block"]})[f"{row['set']}, % right"] = with_interval(
-            100 * row["accuracy"], interval)
-    return table(list(by_block.values()))
+        by_set = {f"{row['set']}{key.removeprefix('accuracy')}": value for key, value in row.items()
+                  if key.startswith("accuracy")}
+        by_block.setdefault(row["block"], {"block": row["block"]}).update(by_set)
+    return ["Shares of right answers.", "", *interval_table(list(by_block.values()))]

@@ -125,46 +125,35 @@ def study_rows(results: StudyResults) -> list[dict]:
 
 
 def question_rows(results: StudyResults) -> list[dict]:
-    """Accuracy by row and question set, and the paired difference from the full model, fine-tuned."""
-    full, rows = results.healed("none"), []
+    """Accuracy by row and question set."""
+    rows = []
     for block in results.runs:
         healed = results.healed(block)
         for name, answers in healed.first["answers"].items() if healed.runs else ():
             right = values(healed.rows("", name), "correct")
             rows.append({"block": block, "set": name, "n": len(answers)} | columns(
-                "accuracy", right.mean(), share_interval(right, sources(answers))
-            ) | lost_answers("lost", full, healed, name))
+                "accuracy", right.mean(), share_interval(right, sources(answers))))
     return rows
 
 
-def lost_answers(column: str, full: Arm, arm: Arm, questions: str) -> dict:
-    """The accuracy that a model lost to the full one, as columns."""
-    before, after = (values(model.rows("", questions), "correct") for model in pair(full, arm))
-    return of_ratio(column, mean(before - after), sources(arm.first["answers"][questions]))
-
-
 def exchange_rows(results: StudyResults, rows: list[dict]) -> list[dict]:
-    """What one block saves and costs, beside what else saves bytes: a row for each option."""
+    """What the block of least cost saves and costs, beside what else saves bytes: a row for each option."""
     full, table = results.healed("none"), []
     seconds = {row["block"]: row["seconds"] for row in rows}
-    blocks = {part.block for part in results.arms[results.best]}
-    near = [arm for arm, removed in results.arms.items() if blocks & {part.block for part in removed}]
-    further = [row for row in results.runs if row not in ("none", *results.arms)]
-    options = [("none", form) for form in ("trained", *FORMS) if form in results.runs["none"][0].measures]
-    options += [(row, "trained") for row in (*near, *further) if row in results.runs]
+    others = set(results.whole) - {results.best}
+    options = [(row, form) for row, runs in results.runs.items() if row not in others
+               for form in runs[0].measures]
     for row, form in options:
-        arm = results.healed(row, form)
-        if not arm.runs:
-            continue
+        arm, run = results.healed(row, form), results.runs[row][0]
         before, after = pair(full, arm)
-        run = next(run for run in results.runs[row] if not run.diverged)
-        option = {"what": arm.name, "parameters": run.parameters, "bytes": run.measures[form]["bytes"]}
-        option |= of_ratio("bits_per_byte", bits(arm.rows("test")))
         lost = loss_gains(before, after, "test")
-        option |= of_ratio("lost", lost) | of_ratio("lost_bits_per_byte", Ratio(
+        option = {"what": arm.name, "parameters": run.parameters, "bytes": run.measures[form]["bytes"]}
+        option |= of_ratio("bits_per_byte", bits(arm.rows("test"))) | of_ratio("lost", lost)
+        option |= of_ratio("lost_bits_per_byte", Ratio(
             lost.numerators / math.log(2), values(after.rows("test"), "bytes")[0]))
-        for name in arm.first["answers"]:
-            option |= lost_answers(f"lost_{name}", full, arm, name)
+        for name, answers in arm.first["answers"].items():
+            right = (values(model.rows("", name), "correct") for model in (before, after))
+            option |= of_ratio(f"lost_{name}", mean(np.subtract(*right)), sources(answers))
         option["training_seconds"] = seconds[row]
         table.append(option | (results.speed.get(row, {}) if form == "trained" else {}))
     return table
@@ -174,14 +163,13 @@ def learning_rate_rows(results: StudyResults) -> list[dict]:
     """Both arms at each learning rate, on the first seed, and the paired difference between them."""
     rows = []
     for lr in results.study.learning_rates:
-        runs = [results.tried[arm][lr] for arm in ("none", results.best)]
-        full, reduced = (results.model("", arm, [run]) for arm, run in zip(results.tried, runs, strict=True))
-        row = {"lr": lr} | {f"{name}_validation": final_validation(run)
-                            for name, run in zip(("full", "reduced"), runs, strict=True)}
-        if full.runs and reduced.runs:
-            row |= of_ratio("full_test", nats(full.rows("test")))
-            row |= of_ratio("reduced_test", nats(reduced.rows("test")))
-            row |= of_ratio("lost", loss_gains(full, reduced, "test"))
+        row, arms = {"lr": lr}, []
+        for name, arm in (("full", "none"), ("reduced", results.best)):
+            run = results.tried[arm][lr]
+            row[f"{name}_validation"] = final_validation(run)
+            arms.append(results.model(name, arm, [run]))
+        if all(arm.runs for arm in arms):
+            row |= of_ratio("lost", loss_gains(*arms, "test"))
         rows.append(row)
     return rows
 

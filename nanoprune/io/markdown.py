@@ -32,10 +32,15 @@ def interval_table(rows: list[dict], columns: Sequence[str] = ()) -> list[str]:
 
 
 def with_interval(value: float, interval: Sequence[float], sign: str = "") -> str:
-    """A value and its interval, with as many digits as the interval supports; [-] where there is none."""
+    """A value and its interval, with as many digits as the interval supports; [-] where there is none.
+
+    Where all units have one value an interval would have no width: "all equal" stands for it.
+    """
     low, high = interval
     if math.isnan(low):
         return f"{value:{sign}.4g} [-]"
+    if low == high:
+        return f"{value:{sign}.4g} [all equal]"
     form = f"{sign}.{digits(low, high)}f"
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
