@@ -11,6 +11,7 @@ from small import make_data, make_model, read_rows
 
 from nanoprune.evaluation.arms import Arm
 from nanoprune.evaluation.comparison import compare, compare_answers, summarize_questions
+from nanoprune.io.jsonl import read_jsonl
 from train import train
 
 
@@ -68,6 +69,10 @@ def test_seeds_are_put_together(world, tmp_path, evaluate):
     assert comparison["nll"]["difference"] == pytest.approx(less["test"]["nll"] - full["test"]["nll"])
     assert comparison["nll"]["freedom"] < 5
     assert (tmp_path / "out" / "curves.png").is_file()
+    sample = read_jsonl(tmp_path / "out" / "samples.jsonl")[0]
+    assert set(sample["texts"]) == {full["name"], less["name"]}
+    assert set(sample["other_seeds"]) == {
+        f"{name}, seed {seed}" for name in sample["texts"] for seed in (1, 2)}
 
 
 def test_one_run_beside_several_is_one_pair():
