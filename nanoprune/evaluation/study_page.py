@@ -52,7 +52,7 @@ def write_study(results: StudyResults) -> None:
 def study_page(
     results: StudyResults, tables: dict[str, list[dict]], predictions: list[dict], rate: dict
 ) -> str:
-    healed = [results.healed(row) for row in ("none", results.best) if row in results.runs]
+    healed = [results.tuned(row) for row in ("none", results.best) if row in results.runs]
     arms = [results.base("none"), results.base(results.best), *healed]
     models, steps = list(map(summarize, healed)), find_steps(arms)
     rows, options = difference_rows(compare_all(arms)), tables["exchange"]

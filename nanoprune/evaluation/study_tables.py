@@ -55,7 +55,7 @@ class StudyResults:
         how += [FORMS[form]] if form in FORMS else []
         return ", ".join([f"fine-tuned {self.without(arm) or 'full'}", *how])
 
-    def healed(self, row: str, form: str = "trained") -> Arm:
+    def tuned(self, row: str, form: str = "trained") -> Arm:
         """The runs of a row, with their weights in this form."""
         return self.model(self.name(row, form), row.partition(", ")[0], self.runs[row], form)
 
@@ -99,9 +99,9 @@ def of_ratio(name: str, ratio: Ratio, groups: Sequence | None = None) -> dict:
 
 def study_rows(results: StudyResults) -> list[dict]:
     """A row for each entry of `runs`: intervals over documents, of the mean over seeds; and ranks."""
-    full, base, rows = results.healed("none"), results.base("none"), []
+    full, base, rows = results.tuned("none"), results.base("none"), []
     for name, runs in results.runs.items():
-        healed, row = results.healed(name), {"block": name}
+        healed, row = results.tuned(name), {"block": name}
         if name in ("none", *results.arms):
             reduced = results.base(name)
             row |= of_ratio("before", nats(reduced.rows("test")))
@@ -128,7 +128,7 @@ def question_rows(results: StudyResults) -> list[dict]:
     """Accuracy by row and question set."""
     rows = []
     for block in results.runs:
-        healed = results.healed(block)
+        healed = results.tuned(block)
         for name, answers in healed.first["answers"].items() if healed.runs else ():
             right = values(healed.rows("", name), "correct")
             rows.append({"block": block, "set": name, "n": len(answers)} | columns(
@@ -138,13 +138,13 @@ def question_rows(results: StudyResults) -> list[dict]:
 
 def exchange_rows(results: StudyResults, rows: list[dict]) -> list[dict]:
     """What the block of least cost saves and costs, beside what else saves bytes: a row for each option."""
-    full, table = results.healed("none"), []
+    full, table = results.tuned("none"), []
     seconds = {row["block"]: row["seconds"] for row in rows}
     others = set(results.whole) - {results.best}
     options = [(row, form) for row, runs in results.runs.items() if row not in others
                for form in runs[0].measures]
     for row, form in options:
-        arm, run = results.healed(row, form), results.runs[row][0]
+        arm, run = results.tuned(row, form), results.runs[row][0]
         before, after = pair(full, arm)
         lost = loss_gains(before, after, "test")
         option = {"what": arm.name, "parameters": run.parameters, "bytes": run.measures[form]["bytes"]}
