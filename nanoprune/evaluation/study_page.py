@@ -16,22 +16,21 @@ from nanoprune.evaluation.study_tables import (
     exchange_rows,
     learning_rate_rows,
     predict_healed_loss,
-    question_rows,
     study_rows,
 )
 from nanoprune.figures.study import draw_exchange, draw_study
 from nanoprune.io.files import finite_or_none, write_csv, write_json, write_text
 from nanoprune.io.markdown import cell, interval_table, with_interval
 
-FILES = ("study.md", "study.json", "study.csv", "study.png", "questions.csv", "exchange.csv", "exchange.png",
-         "curves.csv", "learning_rates.csv")
+FILES = ("study.md", "study.json", "study.csv", "study.png", "exchange.csv", "exchange.png", "curves.csv",
+         "learning_rates.csv")
 
 
 def write_study(results: StudyResults) -> None:
     """Write all tables, the page and the figures into the study's folder, and print the page."""
     folder, rows = results.study.folder, study_rows(results)
-    tables = {"study": rows, "questions": question_rows(results), "exchange": exchange_rows(results, rows),
-              "curves": curve_rows(results), "learning_rates": learning_rate_rows(results)}
+    tables = {"study": rows, "exchange": exchange_rows(results, rows), "curves": curve_rows(results),
+              "learning_rates": learning_rate_rows(results)}
     arms = results.runs["none"], results.runs.get(results.best, [])
     rate = {"tokens_to_reach": tokens_to_reach(*arms), "equal_time": equal_time(*arms)}
     predictions = predict_healed_loss(results, rows)
@@ -73,7 +72,8 @@ def study_page(
         "More tokens, or as much time": rate_tables(rate),
         "Learning rates": ["Both arms at each rate, on the first seed.", "",
                            *interval_table(tables["learning_rates"])],
-        "Questions": questions_table(tables["questions"]),
+        "Questions": ["Shares of right answers.", "", *interval_table(
+            tables["study"], ("block", *(f"accuracy_{name}" for name in results.items["questions"])))],
         "Speed": speeds(timed) if timed else [],
     }
     figures = {"More tokens, or as much time": "exchange.png"}
@@ -128,12 +128,3 @@ def rate_tables(rate: dict) -> list[str]:
             *interval_table(rate["tokens_to_reach"]), "",
             "The reduced model at its end beside the full one at the same time, in validation loss:", "",
             *interval_table([rate["equal_time"]])]
-
-
-def questions_table(rows: list[dict]) -> list[str]:
-    by_block = {}
-    for row in rows:
-        by_set = {f"{row['set']}{key.removeprefix('accuracy')}": value for key, value in row.items()
-                  if key.startswith("accuracy")}
-        by_block.setdefault(row["block"], {"block": row["block"]}).update(by_set)
-    return ["Shares of right answers.", "", *interval_table(list(by_block.values()))]

@@ -101,38 +101,29 @@ def study_rows(results: StudyResults) -> list[dict]:
     """A row for each entry of `runs`: intervals over documents, of the mean over seeds; and ranks."""
     full, base, rows = results.tuned("none"), results.base("none"), []
     for name, runs in results.runs.items():
-        healed, row = results.tuned(name), {"block": name}
+        tuned, row = results.tuned(name), {"block": name}
         if name in ("none", *results.arms):
             reduced = results.base(name)
             row |= of_ratio("before", nats(reduced.rows("test")))
             row |= of_ratio("lost_before", loss_gains(base, reduced, "test"))
-        if healed.runs:
+        if tuned.runs:
             for measure, text in TEXTS.items():
-                row |= of_ratio(measure, nats(healed.rows(text)))
-                row |= of_ratio(f"lost_{measure}", loss_gains(*pair(full, healed), text))
-            by_seed = [nats([rows]).value for rows in healed.rows("test")]
+                row |= of_ratio(measure, nats(tuned.rows(text)))
+                row |= of_ratio(f"lost_{measure}", loss_gains(*pair(full, tuned), text))
+            for questions, answers in tuned.first["answers"].items():
+                right = values(tuned.rows("", questions), "correct")
+                row |= columns(f"accuracy_{questions}", right.mean(), share_interval(right, sources(answers)))
+            by_seed = [nats([own]).value for own in tuned.rows("test")]
             row |= {"seed_low": min(by_seed), "seed_high": max(by_seed)}
         else:
             row["after"] = math.nan
         seconds = [run.seconds for run in runs if not run.diverged] or [math.nan]
         rows.append(row | {"seconds": round(float(np.median(seconds)), 1), "runs": len(runs),
-                           "diverged": len(runs) - len(healed.runs)})
+                           "diverged": len(runs) - len(tuned.runs)})
     for when in ("before", "after"):
         arms = [row for row in rows if row["block"] in results.arms]
         for rank, row in enumerate(sorted(arms, key=lambda row: np.nan_to_num(row[when], nan=np.inf)), 1):
             row[f"rank_{when}"] = rank
-    return rows
-
-
-def question_rows(results: StudyResults) -> list[dict]:
-    """Accuracy by row and question set."""
-    rows = []
-    for block in results.runs:
-        healed = results.tuned(block)
-        for name, answers in healed.first["answers"].items() if healed.runs else ():
-            right = values(healed.rows("", name), "correct")
-            rows.append({"block": block, "set": name, "n": len(answers)} | columns(
-                "accuracy", right.mean(), share_interval(right, sources(answers))))
     return rows
 
 
