@@ -54,16 +54,21 @@ def estimate(name: str, ratio: Ratio, groups: Sequence | None = None) -> dict:
     return {name: ratio.value, f"{name}_interval": ratio.interval(groups)}
 
 
+def perplexity(nats: float) -> float:
+    """The exponential of a loss; inf where it is too large for a float."""
+    return math.inf if nats > 700 else math.exp(nats)
+
+
 def summarize_text(runs: list[list[dict]]) -> dict:
     nll, tokens, size, words = (values(runs, key).sum(1).mean()
                                 for key in ("nll", "tokens", "bytes", "words"))
     loss = estimate("nll", nats(runs))
     return loss | {
-        "perplexity": math.exp(loss["nll"]),
-        "perplexity_interval": [math.exp(end) for end in loss["nll_interval"]],
+        "perplexity": perplexity(loss["nll"]),
+        "perplexity_interval": [perplexity(end) for end in loss["nll_interval"]],
         **estimate("bits_per_byte", bits(runs)),
-        "word_perplexity": math.exp(min(700, nll / words)),
-        "byte_perplexity": math.exp(nll / size),
+        "word_perplexity": perplexity(nll / words),
+        "byte_perplexity": perplexity(nll / size),
         "nll_by_seed": (values(runs, "nll").sum(1) / tokens).tolist(),
         "tokens": int(tokens),
         "bytes": int(size),
@@ -278,13 +283,13 @@ def in_readable_units(measure: str, found: dict, comparison: dict) -> dict | Non
     if text or ("note" in comparison and measure.endswith("log_bits_per_byte")):
         name = f"{text} perplexity" if text else (
             "general bits per byte" if measure.startswith("general") else "test bits per byte")
-        unit, convert = "%", math.expm1
+        unit = "%"
     elif measure.endswith(" accuracy"):
-        name, unit, convert = measure, "points", float
+        name, unit = measure, "points"
     else:
         return None
-    value, low, high, least = (
-        100 * convert(x) for x in (found["difference"], *found["interval"], found["detectable"]))
+    value, low, high, least = (100 * (perplexity(x) - 1 if unit == "%" else x) for x in (
+        found["difference"], *found["interval"], found["detectable"]))
     return {"measure": name, "unit": unit, "difference": value, "low": low, "high": high, "detectable": least,
             "shown": found["shown"], "identical": found["identical"]}
 
