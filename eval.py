@@ -29,7 +29,7 @@ from nanoprune import command_line
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.prompts import read_prompts
 from nanoprune.data.tokenizer import tokenizer_hash
-from nanoprune.device import environment, make_autocast, pick_device, pick_dtype
+from nanoprune.device import make_autocast, pick_device, pick_dtype
 from nanoprune.distributed import Ranks, join
 from nanoprune.evaluation import multiple_choice, perplexity, written_answers
 from nanoprune.evaluation.agreement import compare_predictions, final_states
@@ -43,6 +43,7 @@ from nanoprune.evaluation.plan import ASSUMED, describe_plan, question_plan, tex
 from nanoprune.evaluation.removal_losses import without
 from nanoprune.evaluation.result_cache import ResultCache
 from nanoprune.evaluation.results_files import FILES, write_results
+from nanoprune.evaluation.results_summary import data_and_machine
 from nanoprune.evaluation.written_answers import corpus_numbers, overlap_scores, write_answers
 from nanoprune.io.files import file_hashes, finite_or_none, json_hash, make_folder, write_json
 from nanoprune.io.folders import claim
@@ -297,13 +298,7 @@ def describe_evaluation(
             f"{device.type}. Questions by log-likelihood of the choices{notes}.")
     if len({result["tokenizer"] for result in results}) > 1:
         text += " The models' tokenizers differ: they are compared in bits per byte only."
-    splits = [f"{split['documents']} of {split['first']} to {split['last']} for {name}"
-              for name, split in dataset.meta.get("splits", {}).items() if split.get("first")]
-    machine = environment(device)
-    return {"data": options.data + (f": documents, {', '.join(splits)}" if splits else ""),
-            "machine": f"commit {(machine['git'] or 'unknown')[:7]}, {machine['device']}, "
-                       f"{machine['threads']} threads, torch {machine['torch']}",
-            "protocol": text}
+    return data_and_machine(options.data, dataset.meta, device) | {"protocol": text}
 
 
 def parse_options() -> Options:
@@ -355,7 +350,8 @@ def main() -> None:
     if options.export_harness:
         print("wrote " + ", ".join(map(str, export_tasks(dataset, Path(options.export_harness)))))
         return
-    if options.plan is not None:
+    if options.plan is not None and len(options.models) > 1:
+        print(f"note: --plan measures the first model alone, {options.models[0]}")
         options = replace(options, models=options.models[:1])
     candidates = find_candidates(options, dataset, ranks)
     out = make_folder(options.out)

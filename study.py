@@ -34,8 +34,10 @@ from nanoprune.evaluation.block_scores import BlockScores, score_blocks
 from nanoprune.evaluation.items import Items
 from nanoprune.evaluation.measured import Measured, RunResult, describe_items, final_validation, measure_model
 from nanoprune.evaluation.perplexity import Protocol
-from nanoprune.evaluation.removal_losses import Calibration, KeptLosses, RemovalLosses, losses_without
-from nanoprune.evaluation.study_page import FILES, StudyResults, write_study
+from nanoprune.evaluation.removal_losses import Calibration, KeptLosses, Removal, is_block, losses_without
+from nanoprune.evaluation.results_summary import data_and_machine
+from nanoprune.evaluation.study_page import FILES, write_study
+from nanoprune.evaluation.study_tables import StudyResults
 from nanoprune.figures.blocks import draw_blocks
 from nanoprune.figures.style import numbers, read_csv
 from nanoprune.io.files import json_hash, read_json, write_csv, write_json
@@ -80,15 +82,16 @@ def run_study(study: Study) -> None:
     measured = Measured(study, dataset, items, base, {"train": VERSION} | VERSIONS, ranks.rank == 0)
     measured.check()
     kept = KeptLosses(study.folder / "blocks.losses.json", base | {"dtype": training.dtype}, ranks.rank == 0)
+    described = describe_items(items)
     if ranks.rank == 0:
         if not (measured.folder / "items.json").is_file():
             claim("study", *(study.folder / name for name in FILES))
-        write_json(measured.folder / "items.json", describe_items(items))
+        write_json(measured.folder / "items.json", described)
 
     # ---- before healing
     scores, general_scores, before = measure_before(model, arms, study, dataset, items, kept, ranks)
     del model
-    whole = [arm for arm, removed in arms.items() if len(removed) == 1 and not removed[0].half]
+    whole = [arm for arm, removed in arms.items() if is_block(removed)]
     nll = {row["block"]: row["nll"] for row in scores.rows}
     best = min(whole, key=lambda arm: math.inf if math.isnan(nll[arm]) else nll[arm])
 
@@ -111,9 +114,12 @@ def run_study(study: Study) -> None:
             runs.remove_models()
             rivals = {"none": ()} | {arm: removed for arm, removed in arms.items()
                                      if arms[best][0].block in {part.block for part in removed}}
-            speed = measure_speed(source, rivals, device, study.folder / "speed.json")
-        write_study(StudyResults(study, items, arms, best, scores, general_scores, before, tried, lr,
-                                 dict(results), speed))
+            speed = kept_speed(source, rivals, training, device, study.folder / "speed.json")
+        about = data_and_machine(training.data, dataset.meta, device) | {"base": base, "protocol": (
+            f"Windows of {training.context} tokens, no prefix token; products in {training.dtype} on "
+            f"{device.type}. Questions by log-likelihood of the choices.")}
+        write_study(StudyResults(study, described, about, arms, best, scores, general_scores, before, tried,
+                                 lr, dict(results), speed))
     if stopped:
         raise stopped
 
@@ -162,8 +168,10 @@ def heal(
 def measure_before(
     model: Decoder, arms: dict[str, tuple], study: Study, dataset: Dataset, items: Items, kept: KeptLosses,
     ranks: Ranks,
-) -> tuple[BlockScores, BlockScores, RemovalLosses]:
-    """Scores of all blocks on the validation split and on general text; losses of all arms on the test split.
+) -> tuple[BlockScores, BlockScores, dict[str, dict[str, np.ndarray]]]:
+    """Scores of all blocks on the validation split and on general text; and sums of nll by document.
+
+    The sums are of "none" and all arms on the test split, of "none" and whole blocks on general text.
     """
     context, autocast = study.training.context, make_autocast(study.training.dtype, model.device)
     validation, general, test = (
@@ -172,25 +180,36 @@ def measure_before(
                          [text.example for text in items.test]))
     scores = score(model, validation, study.folder / "blocks.csv", ranks)
     general_scores = score(model, general, study.folder / "blocks_general.csv", ranks)
-    return scores, general_scores, losses_without(model, [(), *arms.values()], test)
+    whole = {arm: removed for arm, removed in arms.items() if is_block(removed)}
+    losses = {}
+    for text, removals, calibration in (("test", arms, test), ("general", whole, general)):
+        nll = losses_without(model, [(), *removals.values()], calibration).nll
+        losses[text] = dict(zip(("none", *removals), nll, strict=True))
+    return scores, general_scores, losses
 
 
 def names(removed: tuple) -> tuple[str, ...]:
     return tuple(map(part_name, removed))
 
 
-def measure_speed(
-    source: Path, rivals: dict[str, tuple], device: torch.device, path: Path
+def open_without(source: tuple[Path, Removal], device: str) -> Decoder:
+    """The model of a folder without blocks, or parts of them."""
+    folder, removed = source
+    model = Decoder.from_pretrained(folder, device=device)
+    model.drop_blocks(removed)
+    return model
+
+
+def kept_speed(
+    source: Path, rivals: dict[str, Removal], training: Config, device: torch.device, path: Path
 ) -> dict[str, dict]:
-    """The speed of the base without each of these, in bf16, measured once and kept."""
-    about = model_identity(source) | {"arms": list(rivals), "device": device.type, "version": cost.VERSION}
+    """The speed of the base without each of these, measured once and kept."""
+    about = model_identity(source) | {"arms": list(rivals), "device": device.type, "dtype": training.dtype,
+                                      "version": cost.VERSION}
     if path.is_file() and (kept := read_json(path))["about"] == about:
         return kept["speed"]
-    models = {}
-    for arm, removed in rivals.items():
-        models[arm] = Decoder.from_pretrained(source, device=device, dtype=torch.bfloat16).eval()
-        models[arm].drop_blocks(removed)
-    speed = cost.compare_speed(models)
+    sources = {arm: (source, removed) for arm, removed in rivals.items()}
+    speed = cost.measure_speed(open_without, sources, str(device), training.dtype)
     write_json(path, {"about": about, "speed": speed, "environment": environment(device)})
     return speed
 

@@ -76,12 +76,13 @@ def spread(influences: np.ndarray, sizes: np.ndarray, groups: Sequence | None = 
     """The spread of a ratio, or of a difference of ratios, from its units' influences and sizes (n,).
 
     Influences (n,) of one run, or (seeds, n): then it is that over new units *and* new seeds. Groups (None:
-    each unit is its own) are independent, units of one are not.
+    each unit is its own) are independent, units of one are not. Units of no size count nowhere.
     """
     influences = np.atleast_2d(influences)
     _, index = np.unique(range(len(sizes)) if groups is None else groups, return_inverse=True)
     sums = np.stack([np.bincount(index, weights=row) for row in influences])
     shares = np.bincount(index, weights=sizes) / sizes.sum()
+    sums, shares = sums[:, shares > 0], shares[shares > 0]
     return group_spread(sums[0], shares) if len(sums) == 1 else crossed_spread(sums, shares)
 
 

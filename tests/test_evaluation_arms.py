@@ -2,7 +2,16 @@
 
 import pytest
 
-from nanoprune.evaluation.arms import HEALED, REDUCED, REMOVED, TUNED, find_steps, make_arms, warnings
+from nanoprune.evaluation.arms import (
+    ALTOGETHER,
+    HEALED,
+    REDUCED,
+    REMOVED,
+    TUNED,
+    find_steps,
+    make_arms,
+    warnings,
+)
 
 BASE, OTHER = {"model.safetensors": "aa"}, {"model.safetensors": "bb"}
 
@@ -30,7 +39,8 @@ def test_the_four_models_and_their_steps():
     assert [arm.name for arm in arms] == names
     steps = {step: [(a.name, b.name) for a, b in pairs] for step, pairs in find_steps(arms).items()}
     assert steps == {REMOVED: [(names[0], names[1])], TUNED: [(names[0], names[2])],
-                     HEALED: [(names[1], names[3])], REDUCED: [(names[2], names[3])]}
+                     HEALED: [(names[1], names[3])], REDUCED: [(names[2], names[3])],
+                     ALTOGETHER: [(names[0], names[3])]}
     assert warnings(arms, find_steps(arms)) == []
 
 

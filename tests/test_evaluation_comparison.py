@@ -10,7 +10,8 @@ import scipy.stats
 from small import make_data, make_model, read_rows
 
 from nanoprune.evaluation.arms import Arm
-from nanoprune.evaluation.comparison import compare, compare_answers, summarize_questions
+from nanoprune.evaluation.comparison import compare, compare_answers, summarize_questions, summarize_text
+from nanoprune.io.jsonl import read_jsonl
 from train import train
 
 
@@ -68,6 +69,10 @@ def test_seeds_are_put_together(world, tmp_path, evaluate):
     assert comparison["nll"]["difference"] == pytest.approx(less["test"]["nll"] - full["test"]["nll"])
     assert comparison["nll"]["freedom"] < 5
     assert (tmp_path / "out" / "curves.png").is_file()
+    sample = read_jsonl(tmp_path / "out" / "samples.jsonl")[0]
+    assert set(sample["texts"]) == {full["name"], less["name"]}
+    assert set(sample["other_seeds"]) == {
+        f"{name}, seed {seed}" for name in sample["texts"] for seed in (1, 2)}
 
 
 def test_one_run_beside_several_is_one_pair():
@@ -96,6 +101,16 @@ def answers(*right: int, sources: int = 0) -> list[dict]:
                      "chance": 0.25, "longest": 0.25,
                      **dict.fromkeys(("correct", "correct_norm", "correct_bytes"), correct)})
     return rows
+
+
+def test_losses_that_no_perplexity_can_say():
+    """A float ends near exp(709); a loss that is not finite has no perplexity of words either."""
+    def rows(nll: float) -> list[dict]:
+        return [{"nll": nll, "tokens": 10, "bytes": 40, "words": 8}] * 3
+
+    large, broken = summarize_text([rows(1e5)]), summarize_text([rows(math.nan)])
+    assert large["perplexity"] == large["word_perplexity"] == math.inf and large["nll"] == pytest.approx(1e4)
+    assert math.isnan(broken["perplexity"]) and math.isnan(broken["word_perplexity"])
 
 
 def test_measures_of_answers_by_hand():

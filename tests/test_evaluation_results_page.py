@@ -3,6 +3,7 @@
 import csv
 import html.parser
 import json
+import math
 import re
 import shutil
 
@@ -11,7 +12,9 @@ import pytest
 from small import ROOT, make_data, make_model, read_rows, run_main
 
 from model import Decoder
-from nanoprune.evaluation.results_page import COVERAGE
+from nanoprune.evaluation.arms import REDUCED
+from nanoprune.evaluation.results_page import COVERAGE, plan_table
+from nanoprune.io.markdown import with_interval
 from train import train
 
 
@@ -56,6 +59,7 @@ def test_the_first_screen(page, tmp_path):
     assert first.startswith("# What block 1 was worth\n")
     for told in ("base, 3 blocks, weights ", "chosen by hand", "20 steps, 1,280 tokens, learning rate 0.01",
                  "commit ", "**Before healing:** ", "**Fine-tuning:** ", "**After healing:** ",
+                 "**Against the untouched base:** the test perplexity of fine-tuned without block 1 is ",
                  "(this pair of runs)", "One seed: the intervals leave out", "saves ",
                  "% of the parameters", "On general text"):
         assert told in first, told
@@ -63,7 +67,7 @@ def test_the_first_screen(page, tmp_path):
     rows = read_rows(tmp_path / "out" / "differences.csv")
     steps = [row["step"] for row in rows if row["measure"] == "test perplexity"]
     assert steps == ["take the block out", "fine-tune the full model", "heal the reduced model",
-                     "reduced against full", "", ""]
+                     "reduced against full", "reduced against the base", ""]
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     nll = {model["name"]: model["test"]["nll"] for model in found["models"]}
     for row in rows:
@@ -124,12 +128,26 @@ def test_a_loss_that_is_not_finite_is_told(world, tmp_path, evaluate):
 
 def test_the_plan_stands_beside_what_was_seen(experiment, models, evaluate, tmp_path):
     arguments = ["--data", experiment[1], "--out", tmp_path / "out"]
-    assert evaluate(models[0], *arguments, "--plan")[0] == 0
+    code, out, _ = evaluate(*models[:2], *arguments, "--plan")
+    assert code == 0 and f"note: --plan measures the first model alone, {models[0]}" in out
     assert evaluate(*models, *arguments)[0] == 0
     page = (tmp_path / "out" / "results.md").read_text()
     section = page.partition("## Planned and seen")[2].partition("\n## ")[0]
     planned = json.loads((tmp_path / "out" / "plan.json").read_text())["text"]
     assert f"| test perplexity, % | {planned['detectable_perplexity_percent']:.2g} |" in section
+
+
+def test_a_plan_of_another_protocol_is_not_compared():
+    about = {"plan": {"protocol": "windows of 16 tokens"}, "protocol": "Text: windows of 32 tokens."}
+    (line,) = plan_table(about, [{"step": REDUCED, "measure": "test perplexity", "detectable": 2.0}])
+    assert "of another protocol (windows of 16 tokens): run `eval.py --plan` again" in line
+    assert plan_table(about, []) == []
+
+
+def test_an_interval_without_width_is_none():
+    """Twelve questions that all became right are no proof that the next one does."""
+    assert with_interval(100, (100, 100), "+") == "+100 [all equal]" and with_interval(
+        1, (math.nan, math.nan)) == "1 [-]"
 
 
 def test_the_line_of_coverage_is_of_the_simulation():

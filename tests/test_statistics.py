@@ -82,6 +82,14 @@ def test_copies_of_an_observation_are_no_further_evidence():
     assert as_if_independent[1] - as_if_independent[0] < 0.5 * (single[1] - single[0])
 
 
+def test_units_of_no_size_count_nowhere():
+    values, sizes = np.arange(15.0), np.ones(15)
+    with_empty = Ratio(np.append(values, np.zeros(9)), np.append(sizes, np.zeros(9)))
+    assert with_empty.interval() == pytest.approx(Ratio(values, sizes).interval())
+    few = np.arange(20) < LEAST - 1
+    assert math.isnan(Ratio(np.arange(20.0) * few, 1.0 * few).interval().low)
+
+
 def test_fewer_units_than_the_least_have_no_interval():
     assert all(map(math.isnan, mean(np.arange(LEAST - 1.0)).interval()))
     assert all(map(math.isfinite, mean(np.arange(float(LEAST))).interval()))

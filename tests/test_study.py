@@ -1,6 +1,7 @@
 """study.py: the same steps for everybody, resumable, and a table that follows from the runs."""
 
 import json
+import pickle
 import shutil
 from dataclasses import replace
 
@@ -18,8 +19,8 @@ from nanoprune.evaluation.block_scores import score_blocks
 from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihoods
 from nanoprune.evaluation.perplexity import Protocol, score_text
 from nanoprune.evaluation.removal_losses import Calibration
-from nanoprune.io.files import read_json
 from nanoprune.io.jsonl import write_jsonl
+from nanoprune.nn.model_config import Part
 from prune import drop_blocks
 from study import Stopped, run_study
 from train import train
@@ -51,6 +52,21 @@ def record_runs(monkeypatch) -> list[str]:
         study_module, "train", lambda config, **given: (names.append(config.name), train(config, **given))[1]
     )
     return names
+
+
+@pytest.fixture(scope="module", autouse=True)
+def timed():
+    """The names of all models whose speed was measured; no processes are started for it."""
+    names = []
+
+    def measure_speed(open_model, sources, device, dtype):
+        names.extend(sources)
+        return {arm: {"note": ""} | {f"decode_tokens_per_s{end}": 7.0 for end in ("", "_low", "_high")}
+                for arm in sources}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "measure_speed", measure_speed)
+        yield names
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +119,13 @@ def test_the_table_follows_from_the_runs(world, done):
             assert lost == pytest.approx(expected[when], abs=1e-6)
             assert float(row[f"lost_{when}_low"]) <= lost <= float(row[f"lost_{when}_high"])
     text = (done.folder / "study.md").read_text()
-    assert "as long without" in text and "## What one block buys" in text and "no difference shown" in text
+    first = text.partition("\n## ")[0]
+    for told in ("base, 3 blocks, weights ", f"block {best} | chosen by loss on the validation split",
+                 "**Before healing:** ", "**After healing:** ",
+                 f"fine-tuned without block {best}, 2 times as long |", "fine-tuned full, NF4 |",
+                 "**All 3 blocks, after healing:** from ", "![Each block, before healing and after]("):
+        assert told in first, told
+    assert len(first.splitlines()) < 50 and "no difference shown" in text
     for figure in ("study.png", "exchange.png", "blocks.png", "blocks_general.png"):
         assert (done.folder / figure).stat().st_size > 10_000
     longer = rows[f"{best}, 2 times as long"]
@@ -138,9 +160,10 @@ def test_what_is_kept_suffices_for_other_statistics(world, done):
 
 def test_rounding_costs_what_it_costs(done):
     rows = {row["what"]: row for row in read_rows(done.folder / "exchange.csv")}
-    assert int(rows["none, NF4"]["bytes"]) < int(rows["none, int8"]["bytes"]) < int(rows["none"]["bytes"])
-    assert abs(float(rows["none, int8"]["lost"])) < abs(float(rows["none, NF4"]["lost"])) < 1
-    assert float(rows["none"]["lost"]) == 0 and float(rows["1"]["token_ms"]) > 0
+    full, nf4, int8 = (rows[f"fine-tuned full{form}"] for form in ("", ", NF4", ", int8"))
+    assert int(nf4["bytes"]) < int(int8["bytes"]) < int(full["bytes"])
+    assert abs(float(int8["lost"])) < abs(float(nf4["lost"])) < 1
+    assert float(full["lost"]) == 0 and float(full["decode_tokens_per_s"]) == 7
 
 
 def test_a_study_resumes_where_it_was(world, done, monkeypatch):
@@ -220,23 +243,32 @@ def test_a_run_of_another_base_is_no_run_of_this_study(world, tmp_path, monkeypa
         run_study(replace(study, training=replace(study.training, weight_decay=0.2)))
 
 
-def test_what_a_study_measures_later_is_measured(world, tmp_path, monkeypatch):
+def test_what_a_study_measures_later_is_measured(world, tmp_path, monkeypatch, timed):
     """Rounded forms of a full model that was measured without them; the speed of another model."""
     study = short(world, tmp_path, general=little_text(tmp_path))
     run_study(study)
-    names, speed = record_runs(monkeypatch), read_json(tmp_path / "which" / "speed.json")
+    names = record_runs(monkeypatch)
+    timed.clear()
     run_study(study)
-    assert names == [] and read_json(tmp_path / "which" / "speed.json") == speed
+    assert names == timed == []
     run_study(replace(study, rounded=True))
     assert names == ["none-lr0.001-s0"]
     rows = {row["what"] for row in read_rows(tmp_path / "which" / "exchange.csv")}
-    assert {"none, NF4", "none, int8"} <= rows
+    assert {"fine-tuned full, NF4", "fine-tuned full, int8"} <= rows
     run_study(replace(study, rounded=True))
     run_study(study)
     assert names == ["none-lr0.001-s0"]
     monkeypatch.setattr(cost, "VERSION", cost.VERSION + 1)
     run_study(study)
-    assert read_json(tmp_path / "which" / "speed.json")["speed"] != speed["speed"]
+    assert timed == ["none", "0"]
+
+
+def test_a_process_can_time_a_model_without_a_block(world):
+    opened = pickle.loads(pickle.dumps(study_module.open_without))
+    model = opened((world.model, (Part(1, "mlp"), Part(2))), device="cpu")
+    assert model.config.blocks == (0, 1) and model.config.without == ("", "mlp")
+
+
 @pytest.mark.parametrize("name", ["study.csv", "exchange.png"])
 def test_a_study_replaces_no_users_file(world, tmp_path, name):
     study = short(world, tmp_path)

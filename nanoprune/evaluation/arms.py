@@ -11,8 +11,9 @@ from nanoprune.io.files import read_json
 from nanoprune.statistics import Ratio
 
 # The steps of the experiment: what each pair of models shows.
-REMOVED, TUNED, HEALED, REDUCED = STEPS = (
-    "take the block out", "fine-tune the full model", "heal the reduced model", "reduced against full")
+REMOVED, TUNED, HEALED, REDUCED, ALTOGETHER = STEPS = (
+    "take the block out", "fine-tune the full model", "heal the reduced model", "reduced against full",
+    "reduced against the base")
 APART = ("name", "runs", "seed", "log")  # settings in which the seeds of one arm may differ
 
 
@@ -88,11 +89,15 @@ def weights(sha256: dict[str, str]) -> str:
     return json.dumps(sha256, sort_keys=True)
 
 
+def without(blocks: str) -> str:
+    """Such as "without blocks 3, 25" of "3,25"; empty if there are none."""
+    noun = "blocks" if "," in blocks else "block"
+    return f"without {noun} {blocks.replace(',', ', ')}" if blocks else ""
+
+
 def title(result: dict, base: str) -> str:
     """Such as "base without block 25"; `base`: what its base is called."""
-    without = removed(result)
-    blocks = "block" if "," not in without else "blocks"
-    lost = f"without {blocks} {without.replace(',', ', ')}" if without else ""
+    lost = without(removed(result))
     if not fine_tuned(result):
         return f"{base} {lost}".strip()
     run, method = result["run"], ""
@@ -178,6 +183,7 @@ def find_steps(arms: list[Arm]) -> dict[str, list[tuple[Arm, Arm]]]:
             step, before = HEALED, reduced
             full.sort(key=lambda other: len(differing_settings(other.first["run"], arm.first["run"])))
             steps[REDUCED] += [(other, arm) for other in full[:1]]
+            steps[ALTOGETHER] += [(other, arm) for other in bases[:1]]
         steps[step] += [(other, arm) for other in before[:1]]
     return steps
 

@@ -54,16 +54,21 @@ def estimate(name: str, ratio: Ratio, groups: Sequence | None = None) -> dict:
     return {name: ratio.value, f"{name}_interval": ratio.interval(groups)}
 
 
+def perplexity(nats: float) -> float:
+    """The exponential of a loss; inf where it is too large for a float."""
+    return math.inf if nats > 700 else math.exp(nats)
+
+
 def summarize_text(runs: list[list[dict]]) -> dict:
     nll, tokens, size, words = (values(runs, key).sum(1).mean()
                                 for key in ("nll", "tokens", "bytes", "words"))
     loss = estimate("nll", nats(runs))
     return loss | {
-        "perplexity": math.exp(loss["nll"]),
-        "perplexity_interval": [math.exp(end) for end in loss["nll_interval"]],
+        "perplexity": perplexity(loss["nll"]),
+        "perplexity_interval": [perplexity(end) for end in loss["nll_interval"]],
         **estimate("bits_per_byte", bits(runs)),
-        "word_perplexity": math.exp(min(700, nll / words)),
-        "byte_perplexity": math.exp(nll / size),
+        "word_perplexity": perplexity(nll / words),
+        "byte_perplexity": perplexity(nll / size),
         "nll_by_seed": (values(runs, "nll").sum(1) / tokens).tolist(),
         "tokens": int(tokens),
         "bytes": int(size),
@@ -84,8 +89,6 @@ def summarize_questions(runs: list[list[dict]]) -> dict:
     true, best_other = np.array([[true_and_best_other(row) for row in run] for run in runs]).mean((0, 1))
     summary |= {"mean_loglikelihood": true, "mean_margin": true - best_other,
                 "calibration_error": np.mean([calibration_error(run) for run in runs])}
-    spread_of_answers = values(runs, "correct").mean(0)
-    summary["stderr"] = spread_of_answers.std(ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else None
     for kind in ("category", "difficulty"):
         accuracies = summary[f"by_{kind}"] = {}
         for value, numbers in groups(rows, kind).items():
@@ -160,8 +163,8 @@ def slices(arm: Arm) -> list[dict]:
     lines = []
     for kind, value, suffix, runs, numbers in parts:
         tokens = values(runs, f"tokens{suffix}")[0, numbers]
-        loss = Ratio(values(runs, f"nll{suffix}")[:, numbers][:, tokens > 0], tokens[tokens > 0])
         if tokens.any():
+            loss = Ratio(values(runs, f"nll{suffix}")[:, numbers], tokens)
             low, high = loss.interval()
             lines.append({"model": arm.name, "slice": kind, "value": value, "nll": loss.value, "low": low,
                           "high": high, "tokens": int(tokens.sum()), "documents": int((tokens > 0).sum())})
@@ -180,12 +183,24 @@ def compare_all(arms: list[Arm]) -> list[dict]:
             for pair in pairs]
 
 
+def pair(a: Arm, b: Arm) -> tuple[Arm, Arm]:
+    """Two arms, of runs on both sides those with the same seeds, or else the first of each."""
+    if not (a.seeds and b.seeds):
+        return a, b
+    common = set(a.seeds) & set(b.seeds)
+    a, b = (replace(arm, runs=[run for run in arm.runs if run["run"]["seed"] in common] or arm.runs[:1])
+            for arm in (a, b))
+    return a, b
+
+
+def loss_gains(a: Arm, b: Arm, text: str) -> Ratio:
+    """Nats a token that b, paired with a, adds."""
+    return Ratio(values(b.rows(text), "nll") - values(a.rows(text), "nll"), values(a.rows(text), "tokens")[0])
+
+
 def compare(a: Arm, b: Arm) -> dict:
-    """Paired differences of b from a; of runs on both sides those with the same seeds are paired."""
-    if a.seeds and b.seeds:
-        common = set(a.seeds) & set(b.seeds)
-        a, b = (replace(arm, runs=[run for run in arm.runs if run["run"]["seed"] in common] or arm.runs[:1])
-                for arm in (a, b))
+    """Paired differences of b from a."""
+    a, b = pair(a, b)
     differences = {"seeds": max(len(a.runs), len(b.runs))}
     same_tokens = a.first["tokenizer"] == b.first["tokenizer"]
     for text, label in (("test", ""), ("general", "general ")):
@@ -193,8 +208,7 @@ def compare(a: Arm, b: Arm) -> dict:
         if not before[0]:
             continue
         if same_tokens:
-            gains = Ratio(values(after, "nll") - values(before, "nll"), values(before, "tokens")[0])
-            differences[f"{label}nll"] = verdict(gains)
+            differences[f"{label}nll"] = verdict(loss_gains(a, b, text))
         first, second = bits(before), bits(after)
         # each unit's part in the logarithm of the ratio, for its spread
         parts = second.influences / second.value - first.influences / first.value
@@ -269,13 +283,14 @@ def in_readable_units(measure: str, found: dict, comparison: dict) -> dict | Non
     if text or ("note" in comparison and measure.endswith("log_bits_per_byte")):
         name = f"{text} perplexity" if text else (
             "general bits per byte" if measure.startswith("general") else "test bits per byte")
-        ends, unit = [100 * math.expm1(x) for x in (found["difference"], *found["interval"])], "%"
+        unit = "%"
     elif measure.endswith(" accuracy"):
         name, unit = measure, "points"
-        ends = [100 * x for x in (found["difference"], *found["interval"])]
     else:
         return None
-    return {"measure": name, "unit": unit, "difference": ends[0], "low": ends[1], "high": ends[2],
+    value, low, high, least = (100 * (perplexity(x) - 1 if unit == "%" else x) for x in (
+        found["difference"], *found["interval"], found["detectable"]))
+    return {"measure": name, "unit": unit, "difference": value, "low": low, "high": high, "detectable": least,
             "shown": found["shown"], "identical": found["identical"]}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from nanoprune.nn.sampling import empty_cache
 if TYPE_CHECKING:
     from model import Decoder
 
-VERSION = 1  # of the speeds: raise it when they are measured in another way
+VERSION = 2  # of the speeds: raise it when they are measured in another way
 PROMPT_TOKENS, NEW_TOKENS = 256, 32
 ROUNDS, SECONDS = 3, 10  # a process per model and round, and what each measures behind its warm-up
 BUSY = 0.2  # rounds of a model that differ by more than this share were disturbed
@@ -65,21 +65,22 @@ def training_cost(folder: Path) -> dict:
 
 # ---------------------------------------------------------------- measured in processes of their own
 def measure_speed(
-    open_model: Callable[..., Decoder], folders: dict[str, Path], device: str, dtype: str
+    open_model: Callable[..., Decoder], sources: dict[str, Any], device: str, dtype: str
 ) -> dict[str, dict]:
     """Speed and peak memory of each model, by name: ROUNDS processes for each, one alive at a time.
 
+    Each process calls `open_model(source, device=device)`.
     Each round begins with another model, so that a slow moment of the machine, or its heat, meets none alone.
     """
     torch.cuda.empty_cache()  # what this process has freed is theirs
-    names, rounds, notes = list(folders), [], {}
+    names, rounds, notes = list(sources), [], {}
     for number in range(ROUNDS):
         first = number % len(names)
         rounds.append({})
         for name in names[first:] + names[:first]:
             try:
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                    row = pool.submit(time_model, open_model, folders[name], device, dtype, SECONDS).result()
+                    row = pool.submit(time_model, open_model, sources[name], device, dtype, SECONDS).result()
             except Exception as error:  # of loading, of memory, or the process was killed
                 notes[name] = f"{type(error).__name__}: {error}".splitlines()[0]
                 print(f"cost, round {number + 1} of {ROUNDS}: {name}  {notes[name]}", flush=True)
@@ -93,10 +94,10 @@ def measure_speed(
 
 
 def time_model(
-    open_model: Callable[..., Decoder], folder: Path, device: str, dtype: str, seconds: float
+    open_model: Callable[..., Decoder], source: Any, device: str, dtype: str, seconds: float
 ) -> dict[str, float]:
     """Medians over so many seconds behind a warm-up, and this process's peak of memory."""
-    model, times = open_model(folder, device=device).eval(), []
+    model, times = open_model(source, device=device).eval(), []
     prompt_tokens = min(PROMPT_TOKENS, max(1, model.config.max_position_embeddings - NEW_TOKENS - 1))
     with torch.no_grad(), make_autocast(dtype, model.device)():
         time_tokens(model, prompt_tokens)
@@ -138,21 +139,3 @@ def time_tokens(model: Decoder, prompt_tokens: int) -> np.ndarray:
         ids.cpu()  # waits for the device
         ends.append(time.perf_counter())
     return np.diff(ends)
-
-
-@torch.no_grad()
-def compare_speed(models: dict[str, Decoder], rounds: int = 5) -> dict[str, dict]:
-    """Milliseconds of a new token, and of a prompt's token, of one sequence, by model; medians over rounds.
-
-    The models are measured in turn, so that a slow moment of the machine meets all of them.
-    """
-    seconds = {name: [] for name in models}
-    for _ in range(rounds + 1):
-        for name, model in models.items():
-            seconds[name].append(time_tokens(model, PROMPT_TOKENS))
-    rows = {}
-    for name, times in seconds.items():
-        times = np.array(times[1:]) * 1000  # the first round warms up
-        rows[name] = {"token_ms": float(np.median(times[:, 1:])),
-                      "prompt_token_ms": float(np.median(times[:, 0]) / PROMPT_TOKENS)}
-    return rows

@@ -5,85 +5,70 @@ import math
 import numpy as np
 
 from nanoprune.evaluation.measured import RunResult
+from nanoprune.statistics import Ratio
 
-RESAMPLES = 1000
 
-
-class Curves:
-    """Validation sums of an arm's runs at the marks that all have."""
+class Curve:
+    """Validation losses of an arm's runs."""
 
     def __init__(self, runs: list[RunResult]):
-        marks = [run.validation for run in runs if not run.diverged]
-        self.tokens = [mark["tokens"] for mark in marks[0]] if marks else []
-        self.nll = np.array([[mark["nll"] for mark in run] for run in marks], float)  # (runs, marks, docs)
-        self.predicted = np.array(marks[0][0]["predicted"], float) if marks else np.zeros(0)
-
-    def losses(self, runs: np.ndarray, documents: np.ndarray) -> np.ndarray:
-        """Nats per token (marks,), a mean over these runs and documents."""
-        return self.nll[runs].mean(0)[:, documents].sum(1) / self.predicted[documents].sum()
-
-    @property
-    def all(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.arange(len(self.nll)), np.arange(len(self.predicted))
+        marks = [run.validation for run in runs]
+        self.tokens = [mark["tokens"] for mark in marks[0]]
+        self.predicted = np.array(marks[0][0]["predicted"], float)  # (documents,)
+        # (seeds, marks, documents)
+        self.nll = np.array([[mark["nll"] for mark in run] for run in marks], float)
+        self.seconds = np.median([run.seconds / run.tokens for run in runs])  # a token of training
 
 
-def first_at(tokens: list[int], losses: np.ndarray, target: float) -> float:
-    """Tokens at which a curve first reaches a loss, linear between marks; inf where it never does."""
-    for k, loss in enumerate(losses):
-        if loss <= target:
+def paired_curves(full: list[RunResult], reduced: list[RunResult]) -> tuple[Curve, Curve] | None:
+    """The curves of both arms, of the seeds that neither diverged with; None if there are none."""
+    pairs = [pair for pair in zip(full, reduced, strict=False) if not any(run.diverged for run in pair)]
+    return (Curve([a for a, _ in pairs]), Curve([b for _, b in pairs])) if pairs else None
+
+
+def first_at(tokens: list[int], lost: list[float]) -> float:
+    """Tokens at which a curve first loses nothing, linear between marks; inf where it always does."""
+    if np.isnan(lost).any():
+        return math.nan
+    for k, loss in enumerate(lost):
+        if loss <= 0:
             if k == 0:
                 return float(tokens[0])
-            share = (losses[k - 1] - target) / (losses[k - 1] - loss)
-            return tokens[k - 1] + share * (tokens[k] - tokens[k - 1])
+            return tokens[k - 1] + lost[k - 1] / (lost[k - 1] - loss) * (tokens[k] - tokens[k - 1])
     return math.inf
 
 
 def tokens_to_reach(full: list[RunResult], reduced: list[RunResult]) -> list[dict]:
     """For each mark of the full model, the tokens that the reduced one needs to reach its loss there.
 
-    With a 95 % percentile interval over resampled seeds, of each arm, and documents, of both alike; inf where
-    the loss is not reached.
+    The 95 % interval: the tokens at which that of the paired difference, over documents and seeds, holds 0.
+    inf where the loss is not reached.
     """
-    a, b = Curves(full), Curves(reduced)
-    if not a.tokens or not b.tokens:
+    curves, rows = paired_curves(full, reduced), []
+    if not curves:
         return []
-    rng, drawn = np.random.default_rng(0), []
-    for _ in range(RESAMPLES):
-        documents = rng.integers(len(a.predicted), size=len(a.predicted))
-        sums = [curves.losses(rng.integers(len(curves.nll), size=len(curves.nll)), documents)
-                for curves in (a, b)]
-        drawn.append([first_at(b.tokens, sums[1], target) for target in sums[0]])
-    targets, losses = a.losses(*a.all), b.losses(*b.all)
-    rows = []
+    a, b = curves
     for k, tokens in enumerate(a.tokens):
-        ordered = np.sort(np.array(drawn)[:, k])
-        rows.append({"tokens": tokens, "nll": targets[k], "reduced": first_at(b.tokens, losses, targets[k]),
-                     "reduced_low": ordered[int(0.025 * RESAMPLES)],
-                     "reduced_high": ordered[int(0.975 * RESAMPLES) - 1]})
+        lost = [Ratio(b.nll[:, mark] - a.nll[:, k], a.predicted) for mark in range(len(b.tokens))]
+        lows, highs = zip(*(ratio.interval() for ratio in lost), strict=True)
+        rows.append({"tokens": tokens, "nll": Ratio(a.nll[:, k], a.predicted).value,
+                     "reduced": first_at(b.tokens, [ratio.value for ratio in lost]),
+                     "reduced_low": first_at(b.tokens, lows), "reduced_high": first_at(b.tokens, highs)})
     return rows
 
 
 def equal_time(full: list[RunResult], reduced: list[RunResult]) -> dict | None:
-    """The reduced model at its end beside the full one at the same time; None where one diverged.
+    """The reduced model at its end beside the full one at the same time; None where no seed has both.
 
-    `lost`: nats of validation loss, with a 95 % percentile interval over resampled seeds and documents.
+    `lost`: nats of validation loss a token, paired.
     """
-    a, b = Curves(full), Curves(reduced)
-    if not a.tokens or not b.tokens:
+    curves = paired_curves(full, reduced)
+    if not curves:
         return None
-    seconds = [np.median([run.seconds / run.tokens for run in runs if not run.diverged])
-               for runs in (full, reduced)]
-    full_tokens = min(a.tokens[-1], b.tokens[-1] * seconds[1] / seconds[0])
-
-    def lost(runs_a: np.ndarray, runs_b: np.ndarray, documents: np.ndarray) -> float:
-        return b.losses(runs_b, documents)[-1] - np.interp(full_tokens, a.tokens, a.losses(runs_a, documents))
-
-    rng, drawn = np.random.default_rng(0), []
-    for _ in range(RESAMPLES):
-        documents = rng.integers(len(a.predicted), size=len(a.predicted))
-        runs = [rng.integers(len(curves.nll), size=len(curves.nll)) for curves in (a, b)]
-        drawn.append(lost(*runs, documents))
-    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
-    value = lost(a.all[0], b.all[0], a.all[1])
-    return {"tokens": b.tokens[-1], "full_tokens": float(full_tokens), "lost": float(value),
-            "lost_low": low, "lost_high": high}
+    a, b = curves
+    full_tokens = float(min(a.tokens[-1], b.tokens[-1] * b.seconds / a.seconds))
+    at_time = np.apply_along_axis(lambda losses: np.interp(full_tokens, a.tokens, losses), 1, a.nll)
+    lost = Ratio(b.nll[:, -1] - at_time, a.predicted)
+    low, high = lost.interval()
+    return {"tokens": b.tokens[-1], "full_tokens": round(full_tokens), "lost": lost.value, "lost_low": low,
+            "lost_high": high}

@@ -18,7 +18,7 @@ from nanoprune.data.dataset import Dataset
 from nanoprune.distributed import Ranks
 from nanoprune.evaluation import multiple_choice, perplexity
 from nanoprune.evaluation.items import Items
-from nanoprune.evaluation.multiple_choice import loglikelihoods
+from nanoprune.evaluation.multiple_choice import describe_question, loglikelihoods
 from nanoprune.evaluation.perplexity import score_text
 from nanoprune.evaluation.result_cache import example_as_lists
 from nanoprune.io.files import file_hash, finite_or_none, json_hash, read_json, write_text
@@ -143,11 +143,6 @@ def describe_items(items: Items) -> dict:
     about = {}
     for name, texts in (("test", items.test), ("general", items.general)):
         about[name] = [text.about | {"tokens": int(text.example.learned[1:].sum())} for text in texts]
-    about["questions"] = {
-        name: [{"answer": question["answer"], "source": str(question.get("source", number)),
-                "category": question.get("category", ""),
-                "characters": [len(choice) for choice in question["choices"]],
-                "bytes": [len(choice.encode()) for choice in question["choices"]]}
-               for number, question, _ in questions]
-        for name, questions in items.questions.items()}
+    about["questions"] = {name: [describe_question(number, question) for number, question, _ in questions]
+                          for name, questions in items.questions.items()}
     return about

@@ -156,9 +156,21 @@ def score_questions(
 
 def question_row(number: int, question: dict, scores: np.ndarray) -> dict:
     """The row of a question from the log-likelihoods (choices,) of its choices."""
-    answer, choices = question["answer"], question["choices"]
-    characters = np.array([len(choice) for choice in choices])
-    utf8_bytes = np.array([len(choice.encode()) for choice in choices])
+    about = describe_question(number, question)
+    return answer_row(about | {"question": number, "difficulty": question.get("difficulty", "")}, scores)
+
+
+def describe_question(number: int, question: dict) -> dict:
+    """What decides, beside the log-likelihoods, which choice is taken and whether it is right; no text."""
+    choices = question["choices"]
+    return {"answer": question["answer"], "source": str(question.get("source", number)),
+            "category": question.get("category", ""), "characters": [len(choice) for choice in choices],
+            "bytes": [len(choice.encode()) for choice in choices]}
+
+
+def answer_row(about: dict, scores: np.ndarray) -> dict:
+    """The row of a question that is described so."""
+    answer, characters, utf8_bytes = about["answer"], np.array(about["characters"]), np.array(about["bytes"])
     longest = characters == characters.max()
     finite = np.isfinite(scores).all()  # a broken model answers nothing: argmax would take the first
 
@@ -166,10 +178,10 @@ def question_row(number: int, question: dict, scores: np.ndarray) -> dict:
         return int(finite and values.argmax() == answer)
 
     return {
-        "question": number,
-        "category": question.get("category", ""),
-        "difficulty": question.get("difficulty", ""),
-        "source": str(question.get("source", number)),
+        "question": about.get("question", ""),
+        "category": about["category"],
+        "difficulty": about.get("difficulty", ""),
+        "source": about["source"],
         "chance": 1 / len(scores),
         "longest": float(longest[answer] / longest.sum()),
         "correct": correct(scores),

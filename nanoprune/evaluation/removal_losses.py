@@ -36,6 +36,11 @@ Removal = tuple[Part, ...]
 Removals = list[Removal]
 
 
+def is_block(removal: Removal) -> bool:
+    """True of one whole block."""
+    return len(removal) == 1 and not removal[0].half
+
+
 class KeptLosses:
     """A JSON file of losses by document, found again by a hash of everything that decides them."""
 
@@ -189,8 +194,7 @@ class WindowStates:
 
 def loss_rows(losses: RemovalLosses) -> list[dict]:
     """For each removal, nats per token, the paired difference from the first, with 95 % intervals."""
-    scored = losses.tokens > 0
-    nll, tokens, rows = losses.nll[:, scored], losses.tokens[scored], []
+    nll, tokens, rows = losses.nll, losses.tokens, []
     for sums in nll:
         row = {}
         for name, loss in (("nll", Ratio(sums, tokens)), ("difference", Ratio(sums - nll[0], tokens))):

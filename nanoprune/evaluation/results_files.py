@@ -39,8 +39,11 @@ def write_results(
         about |= {"plan": read_json(folder / "plan.json")}
     models, comparisons = [summarize(arm) for arm in arms], compare_all(arms)
     pairs = summarize_agreement(agreement)
-    samples = [prompt | {"texts": {arm.name: arm.first["samples"][i] for arm in arms}}
-               for i, prompt in enumerate(prompts)]
+    samples = [prompt | {
+        "texts": {arm.name: arm.first["samples"][i] for arm in arms},
+        "other_seeds": {f"{arm.name}, seed {seed}": run["samples"][i] for arm in arms
+                        for seed, run in zip(arm.seeds[1:], arm.runs[1:], strict=True)},
+    } for i, prompt in enumerate(prompts)]
     write_json(folder / "results.json", finite_or_none(
         {"about": about, "models": models, "comparisons": comparisons, "method": METHOD, "agreement": pairs}))
     write_jsonl(folder / "samples.jsonl", samples)

@@ -35,8 +35,8 @@ def results_page(
 ) -> str:
     """`about`: protocol, data, hardware and notes, from eval.py. `figures`: files that were drawn."""
     steps, rows = find_steps(arms), difference_rows(comparisons)
-    lines = [f"# {headline(arms, steps)}", "", *compared(arms, models, about), ""]
-    lines += [f"- {sentence}" for sentence in conclusions(models, comparisons, rows)]
+    lines = [f"# {headline(arms, steps)}", "", *compared(arms, about), ""]
+    lines += [f"- {sentence}" for sentence in conclusions(models, rows)]
     lines += ["", *overview(models), ""]
     if len(models) > 1:
         lines += ["Intervals in the table are of a model alone. Differences are paired by document or "
@@ -48,7 +48,7 @@ def results_page(
     sections = {
         "The steps": steps_table(rows),
         "Protocol": protocol(models, about),
-        "Planned and seen": plan_table(about.get("plan"), comparisons),
+        "Planned and seen": plan_table(about, rows),
         "Text": texts(models),
         "Questions": questions_table(models),
         "Questions by kind": kinds_table(models, comparisons),
@@ -58,13 +58,19 @@ def results_page(
         "Agreement": agreement_table(agreement),
         "Side by side": side_by_side(samples),
     }
+    return "\n".join([*lines, *detailed(sections, {
+        title: figure for title, figure in FIGURES.items() if figure in figures})]) + "\n"
+
+
+def detailed(sections: dict[str, list[str]], figures: dict[str, str]) -> list[str]:
+    """The lines of sections, by title, that have text or a figure."""
+    lines = []
     for title, section in sections.items():
-        drawn = FIGURES.get(title, "") in figures
-        if section or drawn:
+        if section or title in figures:
             lines += ["", f"## {title}", "", *section]
-        if drawn:
-            lines += ["", f"![{title}]({FIGURES[title]})"]
-    return "\n".join(lines) + "\n"
+        if title in figures:
+            lines += ["", f"![{title}]({figures[title]})"]
+    return lines
 
 
 def known(value: float | None, form: str) -> str:
@@ -93,21 +99,21 @@ def protocol(models: list[dict], about: dict) -> list[str]:
     return [*lines, "", COVERAGE]
 
 
-def plan_table(plan: dict | None, comparisons: list[dict]) -> list[str]:
+def plan_table(about: dict, rows: list[dict]) -> list[str]:
     """The least difference that `eval.py --plan` foretold, beside that of the models compared."""
-    seen = [c for c in comparisons if c["step"] == REDUCED and "nll" in c]
+    plan, seen = about.get("plan"), {row["measure"]: row for row in rows if row["step"] == REDUCED}
     if not plan or not seen:
         return []
-    rows = [{"least difference shown with 80 % power": "test perplexity, %",
-             "planned": known(plan["text"]["detectable_perplexity_percent"], ".2g"),
-             "seen": known(100 * math.expm1(seen[0]["nll"]["detectable"]), ".2g")}]
-    for name, questions in plan["questions"].items():
-        if found := seen[0].get(f"{name} accuracy"):
-            rows.append({"least difference shown with 80 % power": f"{name}, points",
-                         "planned": known(questions["detectable_points"], ".2g"),
-                         "seen": known(100 * found["detectable"], ".2g")})
-    return [*table(rows), "", f"The plan took the spread of {plan['model']} with and without block "
-            f"{plan['without']}, and {plan['changed']:.0%} of changed answers."]
+    if plan["protocol"] not in about["protocol"]:
+        return [f"plan.json is of another protocol ({plan['protocol']}): run `eval.py --plan` again."]
+    planned = {"test perplexity": plan["text"]["detectable_perplexity_percent"]} | {
+        f"{name} accuracy": questions["detectable_points"] for name, questions in plan["questions"].items()}
+    lines = [{"least difference shown with 80 % power": f"{measure}, {seen[measure]['unit']}",
+              "planned": known(least, ".2g"), "seen": known(seen[measure]["detectable"], ".2g")}
+             for measure, least in planned.items() if measure in seen]
+    return [*table(lines), "", f"The plan took {plan['text']['documents']} documents, the spread of "
+            f"{plan['model']} with and without block {plan['without']}, and {plan['changed']:.0%} of changed "
+            "answers."]
 
 
 def texts(models: list[dict]) -> list[str]:
@@ -236,7 +242,8 @@ def on_one_line(text: str) -> str:
 
 def side_by_side(samples: list[dict]) -> list[str]:
     lines = ["Each model's greedy text and one sampled at temperature 0.8, top-p 0.95; behind each the "
-             "share of its sequences of four words that it repeats."]
+             "share of its sequences of four words that it repeats. Other seeds' texts stand in "
+             "samples.jsonl."]
     for sample in samples:
         lines += ["", f"> {on_one_line(sample['prompt'])}", ""]
         if sample["reference"]:

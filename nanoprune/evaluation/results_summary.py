@@ -3,8 +3,11 @@
 import math
 from collections import defaultdict
 
+import torch
+
 from nanoprune import statistics
-from nanoprune.evaluation.arms import HEALED, REDUCED, REMOVED, TUNED, Arm, listed
+from nanoprune.device import environment
+from nanoprune.evaluation.arms import ALTOGETHER, HEALED, REDUCED, REMOVED, TUNED, Arm, listed
 from nanoprune.io.markdown import counted, table, with_interval
 
 SAVED = {"parameters": "params", "bytes a token": "token_mb", "operations a token": "token_mflop"}
@@ -35,6 +38,16 @@ def with_range(cost: dict, key: str, form: str) -> str:
 
 
 # ---------------------------------------------------------------- the screen, from above
+def data_and_machine(folder: str, meta: dict, device: torch.device) -> dict[str, str]:
+    """The dataset with the dates of its splits, and what the numbers were measured with, in words."""
+    splits = [f"{split['documents']} of {split['first']} to {split['last']} for {name}"
+              for name, split in meta.get("splits", {}).items() if split.get("first")]
+    machine = environment(device)
+    return {"data": folder + (f": documents, {', '.join(splits)}" if splits else ""),
+            "machine": f"commit {(machine['git'] or 'unknown')[:7]}, {machine['device']}, "
+                       f"{machine['threads']} threads, torch {machine['torch']}"}
+
+
 def headline(arms: list[Arm], steps: dict) -> str:
     removed = {arm.removed for _, arm in steps[REDUCED] + steps[REMOVED]}
     if len(removed) == 1:
@@ -43,7 +56,7 @@ def headline(arms: list[Arm], steps: dict) -> str:
     return arms[0].name if len(arms) == 1 else f"{len(arms)} models compared"
 
 
-def compared(arms: list[Arm], models: list[dict], about: dict) -> list[str]:
+def compared(arms: list[Arm], about: dict) -> list[str]:
     """What was compared, on what, by which code, on which machine."""
     rows = []
     for arm in arms:
@@ -54,9 +67,9 @@ def compared(arms: list[Arm], models: list[dict], about: dict) -> list[str]:
     chosen = {(arm.removed, how) for arm in arms for how in chosen_by(arm.first["history"])}
     rows += [(f"block {blocks}", f"chosen {how}") for blocks, how in sorted(chosen)]
     trainings = defaultdict(list)
-    for arm, model in zip(arms, models, strict=True):
+    for arm in arms:
         if arm.tuned:
-            trainings[trained(arm, model)].append(arm.name)
+            trainings[trained(arm)].append(arm.name)
     rows += [(" and ".join(names), training) for training, names in trainings.items()]
     rows += [("data", about["data"]), ("machine", about["machine"])]
     return table([{"compared": what, "": text} for what, text in rows])
@@ -73,37 +86,33 @@ def chosen_by(history: list[dict]) -> list[str]:
     return hows
 
 
-def trained(arm: Arm, model: dict) -> str:
-    run, tokens = arm.first["run"], model["cost"]["training_tokens"]
+def trained(arm: Arm) -> str:
+    run, tokens = arm.first["run"], arm.first["cost"]["training_tokens"]
     length = f"{run['epochs']:g} epoch(s)" if run["epochs"] else counted(run["max_steps"], "step")
     return (f"{length}, {tokens or 0:,} tokens, learning rate {run['lr']:g}, seed(s) "
             f"{listed(arm.seeds)}")
 
 
-def conclusions(models: list[dict], comparisons: list[dict], rows: list[dict]) -> list[str]:
-    """What the block cost before healing, what fine-tuning did, what the block cost then; and on questions.
-    """
-    sentences, detectable = [], {}
-    for comparison in comparisons:
-        for measure, found in comparison.items():
-            if isinstance(found, dict) and "detectable" in found:
-                detectable[*comparison["models"], measure] = found["detectable"]
+def conclusions(models: list[dict], rows: list[dict]) -> list[str]:
+    """What the block cost before healing and after, what fine-tuning did; and all this on questions."""
+    sentences = []
     text = [row for row in rows if row["measure"].startswith("test")]
-    shown_steps = {REMOVED: "Before healing", TUNED: "Fine-tuning", REDUCED: "After healing"}
+    shown_steps = {REMOVED: "Before healing", TUNED: "Fine-tuning", REDUCED: "After healing",
+                   ALTOGETHER: "Against the untouched base"}
     told = [row for row in text if row["step"] in shown_steps] or [row for row in text if row["step"]]
     told = told or [row for row in text if row["first"] == models[0]["name"]]
     for row in told:
         when = shown_steps.get(row["step"])
-        sentences.append(f"{f'**{when}:** ' if when else ''}{text_sentence(row, detectable)}")
+        sentences.append(f"{f'**{when}:** ' if when else ''}{text_sentence(row)}")
     for name in models[0]["qa"]:
         answers = [row for row in rows if row["measure"] == f"{name} accuracy"
                    and (row["shown"] or row["step"] in (REDUCED, ""))
                    and (row["first"], row["second"]) in {(t["first"], t["second"]) for t in told}]
-        sentences.append(f"**Questions, {name}:** " + answers_sentence(name, models, answers, detectable))
+        sentences.append(f"**Questions, {name}:** " + answers_sentence(name, models, answers))
     return sentences
 
 
-def text_sentence(row: dict, detectable: dict) -> str:
+def text_sentence(row: dict) -> str:
     first, second, measure = row["first"], row["second"], row["measure"]
     runs = f" ({row['seeds']} seeds)" if row["seeds"] > 1 else ""
     if row["step"] == REDUCED and not runs:
@@ -113,14 +122,14 @@ def text_sentence(row: dict, detectable: dict) -> str:
     if row["identical"]:
         return f"{second} predicts exactly as {first} does."
     if not row["shown"]:
-        least = 100 * math.expm1(detectable.get((first, second, "nll"), math.nan))
+        least = row["detectable"]
         could = "" if math.isnan(least) else f"; {least:.2g} % would be shown in 8 of 10 such tests"
         return f"no difference shown from {first} to {second} in {measure}: {of_row(row)}{could}{runs}."
     above, row = ("above", row) if row["difference"] > 0 else ("below", mirrored(row))
     return f"the {measure} of {second} is {of_row(row, '')} {above} that of {first}{runs}."
 
 
-def answers_sentence(name: str, models: list[dict], rows: list[dict], detectable: dict) -> str:
+def answers_sentence(name: str, models: list[dict], rows: list[dict]) -> str:
     qa = [model["qa"][name] for model in models]
     if qa[0]["sources"] < statistics.LEAST:
         return f"too few to show anything ({counted(qa[0]['sources'], 'source')})."
@@ -128,9 +137,8 @@ def answers_sentence(name: str, models: list[dict], rows: list[dict], detectable
         return f"no model is shown to be off chance ({100 * qa[0]['chance']:.0f} %)."
     sentences = []
     for row in rows:
-        least = 100 * detectable.get((row["first"], row["second"], row["measure"]), math.nan)
-        remark = "" if row["shown"] or row["identical"] else ", no difference shown" + (
-            f" ({least:.2g} points would be, in 8 of 10 such tests)" if math.isfinite(least) else "")
+        remark = "" if row["shown"] or row["identical"] else (
+            f", no difference shown ({row['detectable']:.2g} points would be, in 8 of 10 such tests)")
         sentences.append(f"{row['second']} against {row['first']} {of_row(row)}{remark}")
     if len(qa) == 1:
         return f"{100 * qa[0]['accuracy']:.0f} % are right."

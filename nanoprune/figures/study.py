@@ -1,6 +1,7 @@
 """A study: each block before and after healing, and what one block buys."""
 
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,16 +42,14 @@ def draw_study(folder: Path, out: Path) -> Path:
 
 
 def draw_exchange(folder: Path, out: Path) -> Path:
-    """Validation loss over tokens of the full model and its rivals; loss over bytes for each option."""
+    """Validation loss over tokens of the full model and its rivals; what each option loses, and its size."""
     options = read_csv(folder / "exchange.csv", ("what", "bytes", *LOST))
     curves = read_csv(folder / "curves.csv", ("block", "tokens", "nll"))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
-    styles = looks(distinct(options, "what"))
-    for option in options:
-        name = option["what"]
-        style = styles[name]
-        draw_intervals(right, numbers([option], "bytes") / 1e6, [option], LOST, **style)
-        rows = [row for row in curves if row["block"] == name]
+    names = distinct(options, "what")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, max(4.5, 1 + 0.4 * len(names))))
+    for place, (option, style) in enumerate(zip(options, looks(names).values(), strict=True)):
+        draw_intervals(right, [place], [option], LOST, horizontal=True, **style)
+        rows = [row for row in curves if row["block"] == option["what"]]
         tokens = sorted({int(row["tokens"]) for row in rows})
         by_mark = [numbers([row for row in rows if int(row["tokens"]) == mark], "nll") for mark in tokens]
         if rows:
@@ -61,8 +60,11 @@ def draw_exchange(folder: Path, out: Path) -> Path:
     left.set(title="Healing (mean of seeds, band: lowest and highest)", xlabel="tokens of fine-tuning")
     scale_levels(left, "validation loss, nats per token")
     left.xaxis.set_major_formatter(EngFormatter(sep=""))
-    right.axhline(0, color="black", linewidth=0.8)
-    right.set(title="What the same bytes could buy (95 % intervals)", xlabel="size, MB",
-              ylabel="test loss lost to the full model, fine-tuned")
-    right.legend(**BESIDE)
+    right.axvline(0, color="black", linewidth=0.8)
+    right.grid(axis="x")
+    right.yaxis.tick_right()
+    right.set(title="What the same bytes could buy (95 % intervals)", ylim=(len(names) - 0.5, -0.5),
+              xlabel="test loss lost to the full model, fine-tuned, nats per token")
+    right.set_yticks(range(len(names)), [f"{fill(name, 34)}\n{size:,.4g} MB" for name, size in zip(
+        names, numbers(options, "bytes") / 1e6, strict=True)], fontsize=8)
     return save(figure, out)

@@ -25,17 +25,23 @@ def interval_table(rows: list[dict], columns: Sequence[str] = ()) -> list[str]:
     The ends of a value's interval are the columns that end in _low and _high. A column that begins with
     "lost" is a difference.
     """
-    named = [column for column in columns or (rows[0] if rows else ())
-             if not any(column == f"{other}{end}" for other in rows[0] for end in ("_low", "_high"))]
+    ends = {f"{column}{end}" for row in rows for column in row for end in ("_low", "_high")}
+    known = dict.fromkeys(column for row in rows for column in row)
+    named = [column for column in columns or known if column in known and column not in ends]
     shown = [{column.replace("_", " "): cell(row, column) for column in named} for row in rows]
     return table(shown)
 
 
 def with_interval(value: float, interval: Sequence[float], sign: str = "") -> str:
-    """A value and its interval, with as many digits as the interval supports; [-] where there is none."""
+    """A value and its interval, with as many digits as the interval supports; [-] where there is none.
+
+    Where all units have one value an interval would have no width: "all equal" stands for it.
+    """
     low, high = interval
     if math.isnan(low):
         return f"{value:{sign}.4g} [-]"
+    if low == high:
+        return f"{value:{sign}.4g} [all equal]"
     form = f"{sign}.{digits(low, high)}f"
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
