@@ -16,7 +16,6 @@ OUT/scores: after a stop or a kill the same command resumes. Under torchrun the 
 same numbers.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 
 from model import Decoder
 from nanoprune import command_line
+from nanoprune.command_line import option, parse_options
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.prompts import read_prompts
 from nanoprune.data.tokenizer import tokenizer_hash
@@ -62,33 +62,41 @@ GENERAL = Path(__file__).parent / "qa" / "general.jsonl"  # plain text on many t
 class Options:
     """The command line."""
 
-    models: list[str]
-    data: str
-    out: str
-    context: int
-    protocol: str
-    stride: int
-    prefix_token: int | None
-    general: str
-    prompts: str | None
-    cut: bool
-    answers: int
-    answer_tokens: int
-    documents: int | None
-    questions: int | None
-    cost: bool
-    plan: str | None
-    changed: float | None
-    device: str
-    dtype: str
-    export_harness: str | None
+    models: list[str] = option("hub names, folders or runs; several seeds of one config are put together",
+                               name="models", nargs="+")
+    data: str = option("dataset folder", required=True)
+    out: str = option("folder for tables, CSVs and figures", "results")
+    context: int = option("longest window, in tokens", 1024, least=2)
+    protocol: str = option("which tokens are predicted from what", "documents", choices=PROTOCOLS)
+    stride: int = option("tokens from window to window (0: they do not overlap)", 0, least=0)
+    prefix_token: int | None = option("put the token of this ID before each document, so that its first "
+                                      "token is scored; --protocol rolling takes the end-of-text token by "
+                                      "default")
+    general: str = option("general text, to see what was forgotten (JSONL, lines with a `text`; '' for none)",
+                          str(GENERAL))
+    prompts: str | None = option("file with text to continue, a beginning a line (default: beginnings of "
+                                 "test documents)")
+    cut: bool = option("cut prompts that are longer than the window at their left, instead of leaving the "
+                       "question out", False)
+    answers: int = option("most held-out instructions to answer, as many of each task as may be", 100,
+                          least=0)
+    answer_tokens: int = option("longest answer", 64, least=1)
+    documents: int | None = option("most documents of the test split and of the general text, evenly spaced "
+                                   "(default: all)", least=1)
+    questions: int | None = option("most questions of each set, drawn at random and spread over their "
+                                   "sources (default: all)", least=1)
+    cost: bool = option("measure speed and memory at the end: three rounds of ten seconds for each model, in "
+                        "processes of their own", False)
+    plan: str | None = option("only say what difference these documents and questions can show, from the "
+                              "first model with and without a block (default: the middle one)", nargs="?",
+                              const="", metavar="BLOCK")
+    changed: float | None = option("share of answers that change, for --plan (default: 0.2)")
+    device: str = option("auto, cpu, cuda, cuda:N or mps", "auto")
+    dtype: str = option("type of the products, as in training (auto: bfloat16 where the device has units for "
+                        "it)", "auto", choices=["auto", "float32", "bfloat16", "float16"])
+    export_harness: str | None = option("only write tasks for lm-evaluation-harness to this folder")
 
     def check(self) -> None:
-        for name, least in (("context", 2), ("stride", 0), ("answers", 0), ("answer_tokens", 1),
-                            ("documents", 1), ("questions", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, given {value}")
         if self.changed is not None and (self.plan is None or not 0 < self.changed <= 1):
             raise ValueError(f"--changed goes with --plan, above 0 and up to 1; given {self.changed}")
         if self.plan is not None and (self.cost or self.export_harness):
@@ -301,45 +309,8 @@ def describe_evaluation(
     return data_and_machine(options.data, dataset.meta, device) | {"protocol": text}
 
 
-def parse_options() -> Options:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    add = parser.add_argument
-    add("models", nargs="+", help="hub names, folders or runs; several seeds of one config are put together")
-    add("--data", required=True, help="dataset folder")
-    add("--out", default="results", help="folder for tables, CSVs and figures")
-    add("--context", type=int, default=1024, help="longest window, in tokens")
-    add("--protocol", default="documents", choices=PROTOCOLS, help="which tokens are predicted from what")
-    add("--stride", type=int, default=0, help="tokens from window to window (0: they do not overlap)")
-    add("--prefix-token", type=int, metavar="ID", help="put this token before each document, so that its "
-        "first token is scored; --protocol rolling takes the end-of-text token by default")
-    add("--general", metavar="JSONL", default=str(GENERAL), help="general text, to see what was forgotten "
-        "(lines with a `text`; '' for none)")
-    add("--prompts", metavar="FILE", help="text to continue, a beginning a line (default: beginnings of test "
-        "documents)")
-    add("--cut", action="store_true", help="cut prompts that are longer than the window at their left, "
-        "instead of leaving the question out")
-    add("--answers", type=int, default=100, help="most held-out instructions to answer, as many of each task "
-        "as may be")
-    add("--answer-tokens", type=int, default=64, help="longest answer")
-    add("--documents", type=int, metavar="N", help="at most N documents of the test split and of the "
-        "general text, evenly spaced (default: all)")
-    add("--questions", type=int, metavar="N", help="at most N questions of each set, drawn at random and "
-        "spread over their sources (default: all)")
-    add("--cost", action="store_true", help="measure speed and memory at the end: three rounds of ten "
-        "seconds for each model, in processes of their own")
-    add("--plan", nargs="?", const="", metavar="BLOCK", help="only say what difference these documents and "
-        "questions can show, from the first model with and without a block (default: the middle one)")
-    add("--changed", type=float, metavar="SHARE", help="of answers, for --plan (default: 0.2)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="type of the "
-        "products, as in training (auto: bfloat16 where the device has units for it)")
-    add("--export-harness", metavar="DIR", help="only write tasks for lm-evaluation-harness there")
-    return Options(**vars(parser.parse_args()))
-
-
 def main() -> None:
-    options = parse_options()
+    options = parse_options(Options, __doc__)
     options.check()
     ranks = join(options.device)
     device = pick_device(options.device)  # a ValueError now rather than after the data is read

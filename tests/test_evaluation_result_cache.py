@@ -91,7 +91,7 @@ def score(monkeypatch, *arguments) -> list[dict]:
     """The results of every model that eval.py's arguments name, without its tables and figures."""
     quick = ["--dtype", "float32", "--general", "", "--answer-tokens", "2"]
     monkeypatch.setattr(sys, "argv", ["eval.py", *quick, *map(str, arguments)])
-    options = eval_script.parse_options()
+    options = eval_script.parse_options(eval_script.Options, "")
     dataset, cache = Dataset(options.data), ResultCache(Path(options.out) / "scores", ALONE)
     return [eval_script.evaluate(candidate, options, {"7"}, [], cache, ALONE)
             for candidate in eval_script.find_candidates(options, dataset, ALONE)]
