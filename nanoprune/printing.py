@@ -1,8 +1,9 @@
-"""Foreign text in what scripts print: titles, generated text, the names of files."""
+"""Foreign text in what scripts print: titles, generated text, the names of files. Notes, once each."""
 
 import io
 import re
 import sys
+from functools import cache
 from typing import TextIO
 
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -24,3 +25,9 @@ def print_safely(stream: TextIO) -> None:
 
     stream.write = write_visibly
     stream.reconfigure(errors="backslashreplace")
+
+
+@cache  # a file is read more than once
+def note(text: str) -> None:
+    """Print a note on stderr, once."""
+    print(f"note: {text}", file=sys.stderr)

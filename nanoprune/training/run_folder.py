@@ -35,9 +35,10 @@ from nanoprune.io.files import (
     write_json,
 )
 from nanoprune.io.folders import lock, replace_folder
-from nanoprune.io.hub import TOKENIZER_FILES, copy_tokenizer
+from nanoprune.io.hub import copy_tokenizer, matching_files
 from nanoprune.io.tensors import file_order, open_tensors, write_tensors
 from nanoprune.nn.peft import save_adapter
+from nanoprune.training.model_card import Origin, write_card
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -156,7 +157,8 @@ class RunFolder:
         Of the tokenizer's files the last source's count. ValueError if the state was reached with other files
         or on another machine.
         """
-        step = self.saved.step
+        step, base = self.saved.step, sources[-1]
+        self.origin = Origin(config.base, env["base"], base) if base else None
         if self.source:
             env = self._check_unchanged(env)
             load_tensors(self.tensors, optimizer)
@@ -214,8 +216,8 @@ class RunFolder:
         self.logs = {name: Log(self.path / f"{name}.csv", step)
                      for name in ("train", "eval", "eval_documents")}
         files = [self.path / "config.json", self.path / "env.json"]
-        files += [self.path / "model" / name for name in TOKENIZER_FILES]
-        self.settings = {path: path.read_bytes() for path in files if path.is_file()}
+        files += matching_files(self.path / "model")
+        self.settings = {path: path.read_bytes() for path in files}
 
     def log(self, name: str, **row) -> None:
         """Add a row to a log."""
@@ -271,6 +273,11 @@ class RunFolder:
             raise ValueError(f"{self} was removed or moved while it trained, up to step {progress.step}. "
                              f"Written again: {', '.join(there)}; what else was in it is lost, unless it was "
                              "moved")
+        if self.writes and (self.path / "model" / "config.json").is_file():
+            try:
+                write_card(self.path / "model", self.origin)
+            except ValueError as error:
+                print(f"warning: {self}/model has no card: {error}")
         if progress.overflows:
             print(f"{progress.overflows} steps were skipped, because their gradients overflowed in float16")
         if not progress.finished:
