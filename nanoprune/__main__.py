@@ -2,9 +2,9 @@
 
     python -m nanoprune merge runs/pairs_lora --out models/merged              (adapter and base as one model)
     python -m nanoprune quantise Qwen/Qwen3-0.6B-Base --out models/qwen3-nf4   (a base in four bits)
-    python -m nanoprune check models/less-25 --data data/bmw                   (a line for each fault; exit code 1)
-    python -m nanoprune card runs/reduced --results results                    (README.md, with what eval.py found)
-    python -m nanoprune push runs/reduced YOUR_NAME/qwen3-less-25              (says what would go; --yes sends it)
+    python -m nanoprune check models/less-25 --data data/bmw                   (a line a fault)
+    python -m nanoprune card runs/reduced --results results                    (README.md, with results)
+    python -m nanoprune push runs/reduced YOUR_NAME/qwen3-less-25              (--yes sends it)
 
 train.py writes an adapter where its config names layers in `lora` (configs/recipes/pairs_lora.py). The files
 are PEFT's, adapter_config.json and adapter_model.safetensors. nanoprune.json beside them names the base, the
@@ -74,7 +74,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     merging = commands.add_parser("merge", help="an adapter and its base as one plain model")
     quantising = commands.add_parser("quantise", help="a base in NF4")
-    checking = commands.add_parser("check", help="what is wrong with a reduced model; exit code 1 if anything is")
+    checking = commands.add_parser("check", help="what is wrong with a reduced model")
     carding = commands.add_parser("card", help="README.md of a model's folder, written anew")
     pushing = commands.add_parser("push", help="a folder to the hub; without --yes a list of what would go")
     for command in (merging, quantising, checking, carding, pushing):

@@ -1,24 +1,18 @@
 """python -m nanoprune check: each fault of a reduced model or a dataset is named; sound folders have none."""
 
-import json
 import shutil
 
 import pytest
 import torch
 from adapters import adapter_of_reduced_base
 from safetensors.torch import load_file, save_file
-from small import CHATML, byte_tokenizer, make_data, random_base, run_main
+from small import CHATML, byte_tokenizer, random_base, run_main
 
-import train as train_script
+from model import Decoder
 from nanoprune.evaluation.model_check import check_model
 from nanoprune.io.files import read_json, write_json
-from nanoprune.io.jsonl import read_jsonl, write_jsonl
+from nanoprune.io.jsonl import write_jsonl
 from nanoprune.nn.lora import save_quantised
-from model import Decoder
-from prune import write_reduced
-from nanoprune.nn.model_config import Part
-
-LAYER = "model.layers.{}."
 
 
 def check(monkeypatch, capsys, *arguments) -> tuple[int, list[str], str]:
@@ -60,10 +54,6 @@ def without_head(tensors, config):
     config["tie_word_embeddings"] = False
 
 
-def other_rows(tensors, config):
-    config["vocab_size"] = 300
-
-
 def other_history(tensors, config):
     config.update(nanoprune_history=[{"original": "1,2.attn", "base": "b"}])
 
@@ -75,22 +65,26 @@ def other_halves(tensors, config):
 FAULTS = {
     "block zeroed": (
         zero("model.layers.1.self_attn.o_proj.weight", "model.layers.1.mlp.down_proj.weight"),
-        ["block 1 is zeroed and not removed: its MLP and attention add nothing, and cost what they did; "
-         "prune.py --drop removes it"]),
+        ["the MLP of block 1 is zeroed and not removed (mlp.down_proj.weight): it adds nothing, and costs "
+         "what it did; prune.py --drop 1 removes the block",
+         "the attention of block 1 is zeroed and not removed"]),
     "attention zeroed": (
-        zero("model.layers.2.self_attn.o_proj.weight"), ["block 2 is zeroed and not removed: its attention"]),
-    "not finite": (not_finite, ["model.layers.1.mlp.up_proj.weight holds values that are not finite"]),
+        zero("model.layers.2.self_attn.o_proj.weight"), ["the attention of block 2 is zeroed and not"]),
+    "not finite": (not_finite, [
+        "model.layers.1.mlp.up_proj.weight holds no values, or values that are not finite"]),
     "block gone": (drop_block_by_hand, ["the weights have the blocks [0, 2], config.json has 3"]),
     "count lowered": (lower_count, [
         "layer_types has 3 entries for 2 blocks", "nanoprune_blocks has 3 entries for 2 blocks",
-        "max_window_layers is 3, above the 2 blocks", "the weights have the blocks [0, 1, 2], config.json has 2"]),
-    "tensor gone": (lack_a_tensor, ["block 2 lacks self_attn.q_norm.weight (1 such)"]),
+        "max_window_layers is 3, above the 2 blocks",
+        "the weights have the blocks [0, 1, 2], config.json has 2"]),
+    "tensor gone": (lack_a_tensor, [
+        "block 2 differs from others, or from nanoprune_without, in self_attn.q_norm.weight (1 such)"]),
     "head untied": (untied_head, ["lm_head.weight differs from the embedding, and config.json ties both"]),
     "head gone": (without_head, ["lm_head.weight is missing, and config.json does not tie it"]),
-    "rows": (other_rows, ["the embedding has 256 rows, vocab_size in config.json is 300"]),
     "history": (other_history, [
         "nanoprune_history has dropped the blocks [1], and nanoprune_blocks is [0, 1, 2]"]),
-    "halves": (other_halves, ["block 1 has input_layernorm.weight (7 such), unlike the other blocks"]),
+    "halves": (other_halves, [
+        "block 1 differs from others, or from nanoprune_without, in input_layernorm.weight (7 such)"]),
 }
 
 
@@ -115,44 +109,35 @@ def test_a_block_zeroed_in_four_bits(tmp_path):
     save_file(tensors, folder / "model.safetensors")
     save_quantised(Decoder.from_pretrained(folder, frozen="nf4"), tmp_path / "q")
     (line,) = check_model(tmp_path / "q")
-    assert line.startswith("block 1 is zeroed and not removed: its attention")
+    assert line.startswith("the attention of block 1 is zeroed and not removed")
 
 
-def test_sound_folders_have_no_finding(world, tmp_path, monkeypatch, capsys):
-    """Of each kind: base, pruned whole and in part, run of a reduced model, adapter, four bits."""
-    pruned, halves, nf4 = tmp_path / "pruned", tmp_path / "halves", tmp_path / "nf4"
-    for out, parts in ((pruned, [Part(0)]), (halves, [Part(0), Part(1, "attn"), Part(2, "mlp")])):
-        write_reduced(Decoder.from_pretrained(world.model), parts, str(world.model), world.model, out, {})
-    config = world.config(tmp_path, base=str(pruned), drop_blocks=(1,), max_steps=2)
-    assert train_script.train(config)
-    adapter = world.config(tmp_path, name="adapter", lora="q_proj", drop_blocks=(0,), max_steps=2)
-    assert train_script.train(adapter)
-    assert run_main(monkeypatch, capsys, "nanoprune", "quantise", pruned, "--out", nf4)[0] == 0
-    for folder in (world.model, pruned, halves, nf4, config.folder, adapter.folder):
-        code, lines, _ = check(monkeypatch, capsys, folder)
-        assert (code, len(lines)) == (0, 1) and lines[0].startswith("nothing is wrong with"), (folder, lines)
+@pytest.mark.parametrize("kind", ["base", "pruned", "halves", "run", "adapter", "merged", "nf4"])
+def test_sound_folders_have_no_finding(world, folders, kind):
+    assert list(check_model(folders.get(kind, world.model))) == []
 
 
 def test_a_tokenizer_larger_than_the_embedding(tmp_path, monkeypatch, capsys):
     folder = random_base(tmp_path / "m")
     byte_tokenizer(folder, CHATML)
-    assert check(monkeypatch, capsys, folder)[:2] == (1, ["the tokenizer has 259 tokens, the embedding 256 rows"])
+    code, lines, _ = check(monkeypatch, capsys, folder)
+    assert (code, lines) == (1, ["the tokenizer has 259 tokens, the embedding 256 rows"])
 
 
 def test_an_adapter_on_another_base(tmp_path):
     """Ours knows its base by hash and blocks; of PEFT's the numbers of the blocks tell."""
     base, adapter, _ = adapter_of_reduced_base(tmp_path)
     assert not list(check_model(adapter))
-    record = read_json(adapter / "nanoprune.json")
-    write_json(adapter / "nanoprune.json", record | {"dropped": [], "base_sha256": {"model.safetensors": "0"}})
+    record = read_json(adapter / "nanoprune.json") | {"base_sha256": {"model.safetensors": "0"}}
+    write_json(adapter / "nanoprune.json", record | {"dropped": []})
     assert list(check_model(adapter)) == [
-        f"it was trained on 2 blocks, and its base, {base}, has 3 to put it on",
-        f"it was trained on other weights than those of its base, {base}"]
+        f"it was trained on 2 blocks, and the base, {base}, has 3 to put it on",
+        f"it was trained on other weights than those of the base, {base}"]
     (adapter / "nanoprune.json").unlink()
     settings = read_json(adapter / "adapter_config.json")
     write_json(adapter / "adapter_config.json", settings | {"base_model_name_or_path": str(base)})
     assert list(check_model(adapter)) == [
-        f"it was trained on 2 blocks, and its base, {base}, has 3 to put it on"]
+        f"it was trained on 2 blocks, and the base, {base}, has 3 to put it on"]
     write_json(adapter / "adapter_config.json",
                read_json(adapter / "adapter_config.json") | {"layers_to_transform": [0, 1]})
     assert not list(check_model(adapter))
@@ -160,13 +145,16 @@ def test_an_adapter_on_another_base(tmp_path):
 
 def test_test_documents_in_the_training_split(world, tmp_path, monkeypatch, capsys):
     data = shutil.copytree(world.data, tmp_path / "data")
-    long = "It opens a plant for engines in a town at the sea, and it says what the plant makes in a year. " * 2
-    for name, texts in (("train", [long, "Nothing new is told here of any town or plant at all."]),
-                        ("test", [long, long + "And more.", "Another text of other words about a different thing."])):
-        write_jsonl(data / f"{name}.jsonl", [{"id": f"{name}{i}", "text": text} for i, text in enumerate(texts)])
+    long = "It opens a plant for engines in a town at the sea, and says what the plant makes in a year. " * 2
+    splits = {"train": [long, "Nothing new is told here of any town or plant at all."],
+              "test": [long, long + "And more.", "Another text of other words about a different thing."]}
+    for name, texts in splits.items():
+        rows = [{"id": f"{name}{i}", "text": text} for i, text in enumerate(texts)]
+        write_jsonl(data / f"{name}.jsonl", rows)
     code, lines, _ = check(monkeypatch, capsys, world.model, "--data", data)
-    assert (code, lines) == (1, ["test document test0 stands in the training split in the same words, as train0",
-                                 "test document test1 stands in the training split nearly, as train0"])
+    assert (code, lines) == (1, [
+        "test document test0 stands in the training split in the same words, as train0",
+        "test document test1 stands in the training split nearly, as train0"])
 
 
 @pytest.mark.parametrize("content, message", [
@@ -181,6 +169,6 @@ def test_wrong_types_are_bad_input(tmp_path, monkeypatch, capsys, content, messa
 
 def test_a_git_lfs_pointer_is_said(tmp_path, monkeypatch, capsys):
     folder = random_base(tmp_path / "m")
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
     code, lines, err = check(monkeypatch, capsys, folder)
-    assert (code, lines) == (2, []) and "model.safetensors is a git LFS pointer" in err and "git lfs pull" in err
+    assert (code, lines) == (2, []) and "model.safetensors is a git LFS pointer" in err

@@ -1,4 +1,4 @@
-"""What is wrong with a model's folder or a dataset: read from files alone, for folders that no decoder opens."""
+"""What is wrong with a model's folder, also one that no decoder opens, or with a dataset."""
 
 import math
 import re
@@ -15,14 +15,13 @@ from nanoprune.data.duplicates import near_duplicates, signature
 from nanoprune.data.language import words_of
 from nanoprune.data.tokenizer import load_tokenizer, vocabulary
 from nanoprune.io.files import file_hashes, read_json
-from nanoprune.io.hub import damaged_downloads
 from nanoprune.io.tensors import EMBEDDING, HEAD, Stored, read_stored, stored_tensors
 from nanoprune.nn.model_config import ConfigFile
 from nanoprune.nn.peft import base_folder, is_adapter, read_adapter
 
 IN_BLOCK = re.compile(r".*\blayers\.(\d+)\.(.+\.(?:weight|bias))")
 HALVES = {"attn": ("self_attn.", "input_layernorm."), "mlp": ("mlp.", "post_attention_layernorm.")}
-OUTPUTS = {"self_attn.o_proj.weight": "attention", "mlp.down_proj.weight": "MLP"}
+OUTPUTS = {"self_attn.o_proj.weight": "the attention", "mlp.down_proj.weight": "the MLP"}
 NF4_ZEROS = 0x77  # two codes of zero in a byte
 
 
@@ -43,13 +42,9 @@ def check_model(folder: Path) -> Iterator[str]:
         yield f"{HEAD} differs from the embedding, and config.json ties both (tie_word_embeddings)"
     if not config.tie_word_embeddings and not head:
         yield f"{HEAD} is missing, and config.json does not tie it to the embedding (tie_word_embeddings)"
-    rows = embedding.shape[0] if embedding else 0
-    if rows != config.vocab_size:
-        yield f"the embedding has {rows:,} rows, vocab_size in config.json is {config.vocab_size:,}"
-    if (folder / "tokenizer.json").is_file() and (size := vocabulary(load_tokenizer(folder))) > rows:
-        yield f"the tokenizer has {size:,} tokens, the embedding {rows:,} rows"
-    for file in damaged_downloads(folder, 0):
-        yield f"{file.name} is not the file that the hub has: its hash is another; fetch it again"
+    size = vocabulary(load_tokenizer(folder)) if (folder / "tokenizer.json").is_file() else 0
+    if embedding and size > embedding.shape[0]:
+        yield f"the tokenizer has {size:,} tokens, the embedding {embedding.shape[0]:,} rows"
 
 
 def check_config(config: ConfigFile, raw: dict) -> Iterator[str]:
@@ -63,7 +58,7 @@ def check_config(config: ConfigFile, raw: dict) -> Iterator[str]:
         yield f"max_window_layers is {config.max_window_layers}, above the {count} blocks (num_hidden_layers)"
     names = ",".join(str(entry.get("original")) for entry in config.nanoprune_history).split(",")
     dropped = {int(name) for name in names if name.isdecimal()}
-    blocks = list(range(count)) if config.nanoprune_blocks is None else list(config.nanoprune_blocks)
+    blocks = list(config.nanoprune_blocks or range(count))
     if dropped and sorted(dropped | set(blocks)) != list(range(len(blocks) + len(dropped))):
         yield f"nanoprune_history has dropped the blocks {sorted(dropped)}, and nanoprune_blocks is {blocks}"
 
@@ -77,9 +72,8 @@ def check_blocks(config: ConfigFile, tensors: dict[str, Stored]) -> Iterator[str
     for block in sorted(blocks):
         expected = {name for name in names if not name.startswith(HALVES.get(lost.get(block), ()))}
         if differing := sorted(blocks[block] ^ expected):
-            has = "has" if differing[0] in blocks[block] else "lacks"
-            yield (f"block {block} {has} {differing[0]} ({len(differing)} such), unlike the other blocks or "
-                   "nanoprune_without")
+            yield (f"block {block} differs from others, or from nanoprune_without, in {differing[0]} "
+                   f"({len(differing)} such)")
 
 
 def blocks_of(names) -> dict[int, set[str]]:
@@ -91,36 +85,32 @@ def blocks_of(names) -> dict[int, set[str]]:
 
 
 def check_values(tensors: dict[str, Stored]) -> Iterator[str]:
-    """Values that are not finite, and blocks that add nothing."""
-    silent = defaultdict(list)
+    """Values that are not finite, and halves of blocks that add nothing."""
     for name, stored in tensors.items():
         tensor, match = read_stored(stored), IN_BLOCK.fullmatch(name)
-        codes = tensor.dtype == torch.uint8
-        largest = float((tensor.float() - NF4_ZEROS * codes).abs().max()) if tensor.numel() else 0.0
+        zero = NF4_ZEROS if tensor.dtype == torch.uint8 else 0
+        largest = float((tensor.float() - zero).abs().max()) if tensor.numel() else math.nan
         if not math.isfinite(largest):
-            yield f"{name} holds values that are not finite"
+            yield f"{name} holds no values, or values that are not finite"
         if not largest and match and match[2] in OUTPUTS:
-            silent[int(match[1])].append(OUTPUTS[match[2]])
-    for block, halves in sorted(silent.items()):
-        yield (f"block {block} is zeroed and not removed: its {' and '.join(sorted(halves))} add nothing, "
-               "and cost what they did; prune.py --drop removes it")
+            yield (f"{OUTPUTS[match[2]]} of block {match[1]} is zeroed and not removed ({match[2]}): it adds "
+                   f"nothing, and costs what it did; prune.py --drop {match[1]} removes the block")
 
 
 def check_adapter(folder: Path) -> Iterator[str]:
     """As `check_model`, of an adapter and its base."""
     adapter = read_adapter(folder)
     base, trained_on = base_folder(adapter), adapter.base
-    yield from (f"its base, {base}: {finding}" for finding in check_model(base))
+    yield from (f"the base, {base}: {finding}" for finding in check_model(base))
     tensors = stored_tensors(folder, [folder / "adapter_model.safetensors"])
     yield from check_values(tensors)
-    count = read_fields(ConfigFile, read_json(base / "config.json"), base).num_hidden_layers
-    expected = count - sum(str(name).isdecimal() for name in trained_on.dropped)
+    dropped = sum(str(name).isdecimal() for name in trained_on.dropped)
+    left = len(blocks_of(stored_tensors(base))) - dropped
     blocks = len(trained_on.blocks) or max(blocks_of(tensors), default=-1) + 1
-    whole = trained_on.blocks or adapter.peft.layers_to_transform is None
-    if blocks > expected or (whole and blocks != expected):
-        yield f"it was trained on {blocks} blocks, and its base, {base}, has {expected} to put it on"
-    if trained_on.base_sha256 and trained_on.base_sha256 != file_hashes(base):
-        yield f"it was trained on other weights than those of its base, {base}"
+    if blocks != left and not adapter.peft.layers_to_transform:
+        yield f"it was trained on {blocks} blocks, and the base, {base}, has {left} to put it on"
+    if trained_on.base_sha256 not in ({}, file_hashes(base)):
+        yield f"it was trained on other weights than those of the base, {base}"
 
 
 def check_data(folder: Path) -> Iterator[str]:

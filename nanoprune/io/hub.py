@@ -152,8 +152,9 @@ def push(folder: Path, repository: str, revision: str | None, public: bool, send
     hub = HfApi()
     with explaining_failures(repository, revision, "run the same command later: it sends what is missing"):
         hub.create_repo(repository, private=not public, exist_ok=True)
-        if not public and not hub.model_info(repository).private:
-            raise ValueError(f"{repository} is public: add --public if this may be, too, or name another")
+        if hub.model_info(repository).private == public:
+            raise ValueError(f"{repository} is there already, and {'private' if public else 'public'}: give "
+                             "another name, or change --public")
         hub.upload_folder(repo_id=repository, folder_path=folder, revision=revision, allow_patterns=[*files])
         for file in hub.list_repo_tree(repository, recursive=True, revision=revision):
             if file.path in files and file.lfs and file.lfs.sha256 != file_hash(files[file.path]):
