@@ -217,7 +217,7 @@ class RunFolder:
                      for name in ("train", "eval", "eval_documents")}
         files = [self.path / "config.json", self.path / "env.json"]
         files += matching_files(self.path / "model")
-        self.settings = {path: path.read_bytes() for path in files}
+        self.settings = {path: path.read_bytes() for path in files if path.is_file()}
 
     def log(self, name: str, **row) -> None:
         """Add a row to a log."""
