@@ -267,17 +267,17 @@ class RunFolder:
         ValueError if its folder was removed while it trained.
         """
         self._write_removed()
+        if self.writes and (self.path / "model" / "config.json").is_file():
+            try:
+                write_card(self.path / "model", self.origin)
+            except ValueError as error:
+                print(f"warning: {self}/model has no card: {error}")
         if self.removed:
             there = ["settings", "logs"] + [name for name in ("model", "state")
                                             if any((self.path / name).rglob("*.safetensors"))]
             raise ValueError(f"{self} was removed or moved while it trained, up to step {progress.step}. "
                              f"Written again: {', '.join(there)}; what else was in it is lost, unless it was "
                              "moved")
-        if self.writes and (self.path / "model" / "config.json").is_file():
-            try:
-                write_card(self.path / "model", self.origin)
-            except ValueError as error:
-                print(f"warning: {self}/model has no card: {error}")
         if progress.overflows:
             print(f"{progress.overflows} steps were skipped, because their gradients overflowed in float16")
         if not progress.finished:
