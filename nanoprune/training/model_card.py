@@ -22,6 +22,7 @@ MOST_HEAD = 2**16  # characters
 TAKEN = ("base_model", "nanoprune_base", "license", "license_name", "license_link", "language")
 SETTINGS = ("lr", "max_steps", "tokens_per_step", "seed", "dtype", "optimizer", "keep", "lora", "lora_rank",
             "frozen", "teacher")
+MEASURES = ("perplexity", "nll", "bits_per_byte", "accuracy")
 LOAD = """\
 ## Load it
 
@@ -114,10 +115,10 @@ def describe_origin(origin: Origin, history: list[dict]) -> dict:
 def describe_run(run: Path) -> list[str]:
     """The settings of a run, and the counts and days of its data."""
     config = config_from_dict(read_json(run / "config.json"), f"{run}/config.json")
-    values = {name: getattr(config, name) for name in SETTINGS}
     meta = Path(config.data) / "meta.json"
     splits = read_fields(Meta, read_json(meta), meta).splits if meta.is_file() else {}
-    return ["- Settings: " + ", ".join(f"{name} {code(value)}" for name, value in values.items() if value),
+    values = [f"{name} {code(getattr(config, name))}" for name in SETTINGS if getattr(config, name)]
+    return [f"- Settings: {', '.join(values)}",
             f"- Data: {code(Path(config.data).name)}", "",
             *table([{"split": code(name)} | {key: code(value) for key, value in split.items()}
                     for name, split in splits.items() if isinstance(split, dict)])]
@@ -133,11 +134,11 @@ def describe_results(folder: Path, results: Path | None) -> list[str]:
         models = [model for model in content["models"] if identity in model["identities"]]
         if not models:
             return NOT_EVALUATED
-        test, seeds = models[0]["test"], len(models[0]["identities"])
-        measures = [(f"{name}, test split", test, name) for name in ("perplexity", "nll", "bits_per_byte")]
-        measures += [(f"accuracy, {name}", row, "accuracy") for name, row in models[0]["qa"].items()]
-        return [f"Of {seeds} training run(s) like this: {code(content['about'])}", "", *table([
-            {"measure": code(label), "value [95 %]": with_interval(row[name], row[f"{name}_interval"])}
-            for label, row, name in measures if None not in (row[name], *row[f"{name}_interval"])])]
+        tables, runs = {"test split": models[0]["test"]} | models[0]["qa"], len(models[0]["identities"])
+        measured = [(f"{measure}, {name}", row[measure], row[f"{measure}_interval"])
+                    for name, row in tables.items() for measure in MEASURES if measure in row]
+        return [f"Mean of {runs} run(s) like this: {code(content['about'])}", "", *table([
+            {"measure": code(name), "value [95 %]": with_interval(value, interval)}
+            for name, value, interval in measured if None not in (value, *interval)])]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not of eval.py, or of an earlier version ({error!r})") from error
