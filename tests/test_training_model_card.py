@@ -120,14 +120,14 @@ def test_results_are_those_of_exactly_this_model(folders, tmp_path):
             "bits_per_byte": 1.0, "bits_per_byte_interval": [None, None]}
     model = {"identities": ["other", json_hash(model_identity(folder))], "test": text,
              "qa": {"places": {"accuracy": 0.5, "accuracy_interval": [0.4, 0.6]}}}
-    results = {"about": {"data": "data/x", "protocol": "windows"},
+    results = {"about": {"data": "data/x", "protocol": "windows", "machine": "none"},
                "models": [model | {"identities": ["other"], "test": None}, model]}
     write_json(tmp_path / "results.json", results)
     assert write_card(folder, results=tmp_path)
     card = (folder / "README.md").read_text()
     assert ("| measure | value [95 %] |\n| --- | --- |\n| `perplexity, test split` | 12.0 [11.0, 13.0] |\n"
             "| `nll, test split` | 2.50 [2.40, 2.60] |\n| `accuracy, places` | 0.50 [0.40, 0.60] |\n") in card
-    assert "Not evaluated" not in card and "Mean of 2 run(s) like this: `{'data': 'data/x'" in card
+    assert "Not evaluated" not in card and "Mean of 2 run(s) like this: `data/x`, `windows`, `none`." in card
     write_json(tmp_path / "results.json", results | {"models": results["models"][:1]})
     assert write_card(folder, results=tmp_path)
     assert "Not evaluated" in (folder / "README.md").read_text()

@@ -137,7 +137,8 @@ def describe_results(folder: Path, results: Path | None) -> list[str]:
         tables, runs = {"test split": models[0]["test"]} | models[0]["qa"], len(models[0]["identities"])
         measured = [(f"{measure}, {name}", row[measure], row[f"{measure}_interval"])
                     for name, row in tables.items() for measure in MEASURES if measure in row]
-        return [f"Mean of {runs} run(s) like this: {code(content['about'])}", "", *table([
+        about = [code(content["about"][key]) for key in ("data", "protocol", "machine")]
+        return [f"Mean of {runs} run(s) like this: {', '.join(about)}.", "", *table([
             {"measure": code(name), "value [95 %]": with_interval(value, interval)}
             for name, value, interval in measured if None not in (value, *interval)])]
     except (KeyError, TypeError, AttributeError) as error:
