@@ -69,7 +69,7 @@ def write_card(folder: Path, origin: Origin | None = None, results: Path | None 
         copy_tokenizer(origin.folder, folder, LICENCES)
     base = head.get("nanoprune_base", "random weights" if tuned else "not known")
     without = ",".join(str(entry.get("original")) for entry in history)
-    lines = [f"# {code(base.partition(' ')[0])}" + (f" without {code(without)}" if without else "")
+    lines = [f"# {code(base.partition(' (')[0])}" + (f" without {code(without)}" if without else "")
              + (", fine-tuned" if tuned else ""), "", f"- Base, and SHA-256 of its weights: {code(base)}"]
     lines += [f"- Dropped, in the original's numbers: {code(entry.get('original'))} of "
               f"{code(entry.get('base'))}, chosen by {code(entry.get('method'))}" for entry in history]
