@@ -63,11 +63,12 @@ def write_card(folder: Path, origin: Origin | None = None, results: Path | None 
     Without an `origin` the earlier card's holds. `results`: folder of an evaluation.
     """
     config, run = read_config(folder), folder.parent
-    history, tuned = config.extra.get("nanoprune_history", []), (run / "train.csv").is_file()
+    history = config.extra.get("nanoprune_history", [])
+    tuned = folder.name == "model" and (run / "train.csv").is_file()
     head = describe_origin(origin, history) if origin else read_head(folder)
     if origin:
         copy_tokenizer(origin.folder, folder, LICENCES)
-    base = head.get("nanoprune_base", "random weights" if tuned else "not known")
+    base = str(head.get("nanoprune_base", "random weights" if tuned else "not known"))
     without = ",".join(str(entry.get("original")) for entry in history)
     lines = [f"# {code(base.partition(' (')[0])}" + (f" without {code(without)}" if without else "")
              + (", fine-tuned" if tuned else ""), "", f"- Base, and SHA-256 of its weights: {code(base)}"]
