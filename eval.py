@@ -18,6 +18,7 @@ same numbers.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,10 @@ class Candidate:
     folder: Path
     items: Items  # in the tokens of its tokenizer
 
+    @cached_property
+    def identity(self) -> dict:
+        return model_identity(self.folder)
+
 
 # ---------------------------------------------------------------- what is evaluated
 def find_candidates(options: Options, dataset: Dataset, ranks: Ranks) -> list[Candidate]:
@@ -228,6 +233,7 @@ def evaluate(
     ranks.barrier()
     return {
         "label": candidate.name, "name": candidate.label, "path": str(folder), "sha256": file_hashes(folder),
+        "identity": json_hash(candidate.identity),
         "blocks": config.num_hidden_layers, "original": list(config.blocks),
         "history": config.extra.get("nanoprune_history", []),
         "params": size.total, "tokenizer": items.tokenizer_hash, **texts, "answers": answers,
@@ -240,7 +246,7 @@ def cached_measure(
     """A function (name, settings, items, measure) of the rows of a model's items, from the cache if it has
     them; `changes`: made to the model since it was loaded.
     """
-    identity = {"model": model_identity(candidate.folder), "products": options.dtype,
+    identity = {"model": candidate.identity, "products": options.dtype,
                 "device": model.device.type, "torch": torch.__version__} | changes
     return lambda name, settings, *item: cache.rows(f"{candidate.label}-{name}", identity | settings, *item)
 

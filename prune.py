@@ -45,6 +45,7 @@ from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.model_config import ModelConfig, Part, part_name, read_parts, record_removal
 from nanoprune.nn.peft import check_weights_can_change
 from nanoprune.statistics import LEAST, average_ranks
+from nanoprune.training.model_card import Origin, write_card
 
 LEAST_DOCUMENTS, LEAST_TOKENS = 2, 100  # of a calibration: fewer give no interval, and no basis for a choice
 BEGINNINGS, BEGINNING_TOKENS = 64, 32  # of --tokens: so many documents at most, and so much of each at least
@@ -225,15 +226,16 @@ def write_reduced(
 
     Its weights have the types that they have in the base.
     """
-    before = count_parameters(model).total
+    before, origin = count_parameters(model).total, Origin(base, file_hashes(folder), folder)
     types = stored_types(folder)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(types[name])
-    record_removal(model.config, base, file_hashes(folder), parts, **history)
+    record_removal(model.config, base, origin.sha256, parts, **history)
     model.drop_blocks(parts)
     with replace_output(out, "model") as beside:
         model.save_pretrained(beside)
         copy_tokenizer(folder, beside)
+        write_card(beside, origin)
     after = count_parameters(model).total
     print(f"{base} without {','.join(map(part_name, parts))}: {model.config.num_hidden_layers} blocks, "
           f"{after:,} parameters ({(after - before) / before:+.1%})")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from model import Decoder
 from nanoprune import command_line
+from nanoprune.columns import print_growing
 from nanoprune.config import Bound, Positive, read_fields
 from nanoprune.data.chat_format import chat_form
 from nanoprune.data.conversations import encode_prompt
@@ -34,7 +35,6 @@ from nanoprune.io.jsonl import write_jsonl
 from nanoprune.nn.attention import KeyValueCache
 from nanoprune.nn.peft import config_folder
 from nanoprune.nn.sampling import Sampling, empty_cache, stream
-from nanoprune.printing import print_growing
 
 TURN_END_TOKENS = ("<|im_end|>", "<|eot_id|>")  # of a chat's turn, for Qwen and Llama 3
 BATCH = 8  # prompts that are continued together

@@ -52,6 +52,14 @@ def world(tmp_path_factory) -> World:
     return World(tmp_path_factory.mktemp("world"))
 
 
+@pytest.fixture(scope="session")
+def folders(world, tmp_path_factory) -> dict[str, Path]:
+    """By kind, a folder of each that nanoprune writes; tests must not change them."""
+    from written import written_folders  # here: it imports half of the package
+
+    return written_folders(tmp_path_factory.mktemp("written"), world)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_documents_suffice():
     """Intervals over the few documents of the small world, too."""

@@ -15,11 +15,15 @@ from small import ROOT, make_data, make_model, read_rows
 from model import Decoder
 from nanoprune.data.dataset import Dataset
 from nanoprune.evaluation.results_files import FILES
+from nanoprune.io.files import json_hash
 from nanoprune.io.folders import LIST
 from nanoprune.io.jsonl import read_jsonl, write_jsonl
+from nanoprune.io.markdown import with_interval
+from nanoprune.nn.identity import model_identity
 from nanoprune.nn.lora import save_quantised
 from nanoprune.nn.peft import save_adapter
 from nanoprune.statistics import mean
+from nanoprune.training.model_card import write_card
 from prune import drop_blocks
 
 
@@ -52,12 +56,17 @@ def test_the_files_and_their_content(result, world):
     base, less, other = found["models"]
     assert (base["name"], less["name"], less["blocks"]) == ("base", "base-less-1", 2)
     assert less["original"] == [0, 2]
-    assert set(base) == {"name", "paths", "seeds", "removed", "blocks", "original", "params", "tokenizer",
-                         "test", "general", "qa", "written", "cost"}
+    assert base["identities"] == [json_hash(model_identity(world.model))]
+    carded = shutil.copytree(world.model, out.parent / "carded")
+    assert write_card(carded, results=out)
+    low, high = base["test"]["perplexity_interval"]
+    row = f"| `perplexity, test split` | {with_interval(base['test']['perplexity'], (low, high))} |"
+    assert row in (carded / "README.md").read_text()
+    assert set(base) == {"name", "paths", "identities", "seeds", "removed", "blocks", "original", "params",
+                         "tokenizer", "test", "general", "qa", "written", "cost"}
     assert base["params"] - less["params"] == sum(
         p.numel() for p in Decoder.from_pretrained(world.model).model.layers[1].parameters())
     assert base["test"]["perplexity"] == pytest.approx(math.exp(base["test"]["nll"]))
-    low, high = base["test"]["perplexity_interval"]
     assert low < base["test"]["perplexity"] < high
     assert base["qa"]["places"]["n"] == 8 and base["qa"]["places"]["sources"] == 4
     assert base["qa"]["places"]["chance"] == 0.25 and base["qa"]["counts"]["chance"] == 0.5

@@ -84,4 +84,16 @@ def test_quantised_bases_and_adapters_are_refused(tmp_path, monkeypatch, capsys)
 
 def test_help_names_the_command(monkeypatch, capsys):
     code, out, _ = run_main(monkeypatch, capsys, "nanoprune", "--help")
-    assert code == 0 and out.startswith("usage: python -m nanoprune [-h] {merge,quantise}")
+    assert code == 0 and out.startswith(
+        "usage: python -m nanoprune [-h] {merge,quantise,check,card,push}")
+
+
+def test_push_lists_what_would_go(tmp_path, monkeypatch, capsys):
+    """Without --yes nothing is asked of the hub, and with it what is wrong is one line."""
+    folder = random_base(tmp_path / "b")
+    code, out, _ = run_main(monkeypatch, capsys, "nanoprune", "push", folder, "me/x", "--public")
+    assert code == 0 and out.endswith(f"2 files of {folder} to me/x, public\n"
+                                      "a dry run: nothing was sent; --yes sends them\n")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    code, _, err = run_main(monkeypatch, capsys, "nanoprune", "push", folder, "me/x", "--yes")
+    assert code == 2 and "the hub cannot be reached" in err and "Traceback" not in err

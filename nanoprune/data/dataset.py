@@ -40,6 +40,7 @@ class Meta:
     chat: bool = False  # pairs stand in the chat form of the tokenizer
     chat_date: str = ""
     questions: dict = field(default_factory=dict)
+    splits: dict = field(default_factory=dict)
 
 
 class Dataset:

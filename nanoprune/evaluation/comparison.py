@@ -40,6 +40,7 @@ def summarize(arm: Arm) -> dict:
     first = arm.first
     return {
         "name": arm.name, "paths": [run["path"] for run in arm.runs], "seeds": arm.seeds,
+        "identities": [run["identity"] for run in arm.runs],
         "removed": arm.removed, **{key: first[key] for key in ("blocks", "original", "params", "tokenizer")},
         "test": summarize_text(arm.rows("test")),
         "general": summarize_text(arm.rows("general")) if first["general"] else None,

@@ -6,6 +6,7 @@ list names it. What a killed process left beside a folder is put right when the 
 """
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from nanoprune.io.files import UNHARMED, file_hash, make_folder, naming_failures
+from nanoprune.io.files import UNHARMED, file_hash, make_folder, naming_failures, write_text
 from nanoprune.io.jsonl import append_line, read_log, write_jsonl
 
 LIST = ".written_by_nanoprune.jsonl"
@@ -160,6 +161,16 @@ def contents(folder: Path, kind: str) -> Iterator[dict]:
 def hash_once(path: Path, stamp: tuple) -> str:
     """SHA-256 of a file; `stamp` changes whenever the file does."""
     return file_hash(path)
+
+
+def replace_text(path: Path, text: str, kind: str) -> bool:
+    """Write a text file and put it on its folder's list; False where another is there, or was changed."""
+    index, row = path.with_name(LIST), {"file": path.name, "as": kind}
+    if path.exists() and row | {"sha256": file_hash(path)} not in read_log(index, ("file",)):
+        return False
+    append_line(index, row | {"sha256": hashlib.sha256(text.encode()).hexdigest()})
+    write_text(path, text)
+    return True
 
 
 def claim(kind: str, *paths: str | Path, inputs: Iterable[str | Path | None] = ()) -> None:

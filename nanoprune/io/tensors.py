@@ -116,10 +116,13 @@ class Stored(NamedTuple):
     dtype: str  # as safetensors names it
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """The tensors of a model's folder by their names in the model: some files leave the `model.` out."""
+def stored_tensors(folder: Path, files: list[Path] | None = None) -> dict[str, Stored]:
+    """The tensors of a model's folder, or of these files, by their names in the model.
+
+    Some files leave the `model.` out.
+    """
     tensors = {}
-    for path in weight_files(folder):
+    for path in files or weight_files(folder):
         with open_tensors(path) as file:
             for name in file.keys():
                 part = file.get_slice(name)
@@ -164,7 +167,7 @@ def read_weights(folder: Path, shapes: dict[str, tuple[int, ...] | None], device
         head = stored.pop(HEAD)
         embedding = stored.setdefault(EMBEDDING, head)
         same = embedding is head or embedding.shape != shapes[EMBEDDING]  # which is said below
-        if not same and not torch.equal(_read(embedding), _read(head)):
+        if not same and not torch.equal(read_stored(embedding), read_stored(head)):
             problems[HEAD] = ("differs from the embedding, config.json ties both; if they are apart, write "
                               '"tie_word_embeddings": false there')
     for name, tensor in stored.items():
@@ -175,7 +178,7 @@ def read_weights(folder: Path, shapes: dict[str, tuple[int, ...] | None], device
         elif shapes[name] is not None and tensor.shape != tuple(shapes[name]):
             problems[name] = f"has shape {tensor.shape}, config.json asks for {tuple(shapes[name])}"
         else:
-            weights[name] = convert(name, _read(tensor, device))
+            weights[name] = convert(name, read_stored(tensor, device))
     problems |= {name: "missing" for name in shapes if name not in weights and name not in problems}
     if problems:
         lines = [f"\n  {name}: {problem}" for name, problem in problems.items()]
@@ -184,7 +187,8 @@ def read_weights(folder: Path, shapes: dict[str, tuple[int, ...] | None], device
     return weights
 
 
-def _read(tensor: Stored, device="cpu") -> torch.Tensor:
+def read_stored(tensor: Stored, device="cpu") -> torch.Tensor:
+    """A tensor, read from its file."""
     with open_tensors(tensor.path, device) as file:
         return file.get_tensor(tensor.name)
 

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -12,6 +11,7 @@ import torch
 
 from nanoprune.config import Bound, Count, NonNegative, PositiveFloat, read_fields, shown
 from nanoprune.io.files import json_hash, read_json
+from nanoprune.printing import note
 
 FAMILIES = ("qwen2", "qwen3", "llama")
 PARTIAL = "nanoprune-"  # before the model_type of a model with blocks that lack their attention or MLP
@@ -239,12 +239,7 @@ def check_off(raw: dict, keys: Iterable[str], where: str | Path) -> None:
 def note_unread(keys: set[str], where: str | Path) -> None:
     """Name the keys of a file that no library reads for this model, once."""
     if keys:
-        _note(f"{where}: kept, and not read by any library for this model: {', '.join(sorted(keys)):.999}")
-
-
-@cache  # a file is read more than once
-def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+        note(f"{where}: kept, and not read by any library for this model: {', '.join(sorted(keys)):.999}")
 
 
 def _read_rope(given: ConfigFile, positions: int, where: str) -> tuple[float, dict | None]:

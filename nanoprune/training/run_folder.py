@@ -36,9 +36,10 @@ from nanoprune.io.files import (
     write_json,
 )
 from nanoprune.io.folders import lock, replace_folder
-from nanoprune.io.hub import TOKENIZER_FILES, copy_tokenizer
+from nanoprune.io.hub import copy_tokenizer, matching_files
 from nanoprune.io.tensors import file_order, open_tensors, write_tensors
 from nanoprune.nn.peft import save_adapter
+from nanoprune.training.model_card import Origin, write_card
 from nanoprune.training.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -170,7 +171,8 @@ class RunFolder:
         Of the tokenizer's files the last source's count. ValueError if the state was reached with other files
         or on another machine.
         """
-        step = self.saved.step
+        step, base = self.saved.step, sources[-1]
+        self.origin = Origin(config.base, env["base"], base) if base else None
         if self.source:
             env = self._check_unchanged(env)
             load_tensors(self.tensors, optimizer)
@@ -230,7 +232,7 @@ class RunFolder:
         self.logs = {name: Log(self.path / f"{name}.csv", step)
                      for name in ("train", "eval", "eval_documents")}
         files = [self.path / "config.json", self.path / "env.json"]
-        files += [self.path / "model" / name for name in TOKENIZER_FILES]
+        files += matching_files(self.path / "model")
         self.settings = {path: path.read_bytes() for path in files if path.is_file()}
         if self.writes:
             self.tracker.begin(config, self.resume)
@@ -285,6 +287,11 @@ class RunFolder:
         ValueError if its folder was removed while it trained.
         """
         self._write_removed()
+        if self.writes and (self.path / "model" / "config.json").is_file():
+            try:
+                write_card(self.path / "model", self.origin)
+            except ValueError as error:
+                print(f"warning: {self}/model has no card: {error}")
         self.tracker.finish()
         if self.removed:
             there = ["settings", "logs"] + [name for name in ("model", "state")
