@@ -18,8 +18,8 @@ from small import ROOT, article, run_main
 from nanoprune.data.dataset import Dataset
 from nanoprune.io.folders import lock
 from nanoprune.io.jsonl import write_jsonl
+from nanoprune.nn.model_config import ModelConfig
 from nanoprune.training import budget
-from nanoprune.training.base import read_config
 
 SCRIPTS = ("model.py", "scrape.py", "prepare.py", "prune.py", "train.py", "eval.py")
 FAKE = """#!/bin/sh
@@ -178,7 +178,8 @@ def test_a_stop_reaches_what_runs_once(checkout):
 
 def test_the_expected_time_is_that_of_the_operations(world, tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "matmul_rate", lambda *_: 2e6)  # of which half is usual
-    config, model, data = world.config(tmp_path, max_steps=30), read_config(world.model), Dataset(world.data)
+    config, data = world.config(tmp_path, max_steps=30), Dataset(world.data)
+    model = ModelConfig.read(world.model)
     told = budget.expected_time(config, model, data, torch.device("cpu"))
     scoring, training, evaluation = (float(number) for number in re.findall(r"([\d.]+) to ", told))
     a_token = 2 * budget.matrix_parameters(model) / 1e6 / 60  # minutes to read it

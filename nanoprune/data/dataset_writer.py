@@ -13,7 +13,7 @@ from nanoprune.data.chat_format import ChatForm
 from nanoprune.data.conversations import Conversation, encode_pairs, with_task
 from nanoprune.data.corpus import Corpus, first_and_last_day
 from nanoprune.data.token_file import write_documents, write_examples
-from nanoprune.data.tokenizer import end_token, first_token, load_tokenizer
+from nanoprune.data.tokenizer import end_token, first_token, load_tokenizer, vocabulary
 from nanoprune.io.files import make_folder
 from nanoprune.io.jsonl import json_line, write_jsonl
 from nanoprune.progress import progress
@@ -30,8 +30,7 @@ class DatasetWriter:
         self.folder, self.form = folder, form
         self.task_prefix, self.max_pair_tokens = task_prefix, max_pair_tokens or sys.maxsize
         self.tokenizer = load_tokenizer(folder)
-        # One more than the largest id: some vocabularies have holes.
-        self.vocab_size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size = vocabulary(self.tokenizer)
         self.end = end_token(self.tokenizer, folder)
         self.begins = bool(self.tokenizer.encode("").ids)  # it adds a token at the beginning of each text
         self.too_long = Counter()  # conversations left out, by reason

@@ -108,6 +108,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
         "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": specials[0], "pad_token": specials[0]})
 
 
+def vocabulary(tokenizer: Tokenizer) -> int:
+    """One more than the largest id: some vocabularies have holes."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
 def first_token(tokenizer: Tokenizer, tokens: list[int], text: str) -> str:
     """The part of the text that its first token stands for."""
     plain = tokenizer.decode(tokens[:1])

@@ -13,9 +13,9 @@ from nanoprune.io.folders import replace_text
 from nanoprune.io.hub import LICENCES, copy_tokenizer, names_the_hub
 from nanoprune.io.markdown import table, with_interval
 from nanoprune.nn.identity import model_identity
+from nanoprune.nn.model_config import ModelConfig
 from nanoprune.nn.nf4 import is_quantised
 from nanoprune.nn.peft import is_adapter
-from nanoprune.training.base import read_config
 
 HEAD = re.compile(r"---\n(.*?\n)---\n", re.DOTALL)
 MOST_HEAD = 2**16  # characters
@@ -62,7 +62,7 @@ def write_card(folder: Path, origin: Origin | None = None, results: Path | None 
 
     Without an `origin` the earlier card's holds. `results`: folder of an evaluation.
     """
-    config, run = read_config(folder), folder.parent
+    config, run = ModelConfig.read(folder), folder.parent
     history = config.extra.get("nanoprune_history", [])
     tuned = folder.name == "model" and (run / "train.csv").is_file()
     head = describe_origin(origin, history) if origin else read_head(folder)
