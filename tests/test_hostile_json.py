@@ -206,7 +206,7 @@ def test_states(world, tmp_path):
 
     try_all(variants(content["counters"] | {"config": {}}), write_with_its_checksum, read_counters)
     path.write_text(json.dumps(content))
-    run = RunFolder(config.folder, ALONE, resume=True)
+    run = RunFolder(config, ALONE, resume=True)
     env = read_json(config.folder / "env.json")
     try_all(variants(env), (config.folder / "env.json").write_text, lambda: run._check_unchanged(env))
     settings = read_json(config.folder / "config.json")

@@ -289,7 +289,10 @@ PARSERS = {
 @example(unit="<b>x</p></p>")  # an end without a start, ever deeper
 @settings(max_examples=15, deadline=None)
 def test_no_input_takes_more_than_linear_time(name, unit):
-    """Sixteen times as much of anything takes some sixteen times as long; 256 times would be quadratic."""
+    """Sixteen times as much of anything takes some sixteen times as long; 256 times would be quadratic.
+
+    At an end without a start libxml2 looks at all open elements, up to MAX_OPEN: that is between the two.
+    """
     def seconds(size: int) -> float:
         data, found = (unit * (size // len(unit))).encode(), []
         for _ in range(3):
@@ -301,4 +304,4 @@ def test_no_input_takes_more_than_linear_time(name, unit):
             found.append(time.process_time() - began)
         return min(found)
 
-    assert seconds(160_000) < 80 * max(seconds(10_000), 5e-5)
+    assert seconds(160_000) < 150 * max(seconds(10_000), 5e-5)

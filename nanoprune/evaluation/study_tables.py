@@ -84,7 +84,7 @@ class StudyResults:
                    for name, rows in measures["questions"].items()}
         return texts | {
             "answers": answers, "history": [] if arm == "none" else [removed], "written": [],
-            "label": self.study.training.base, "path": "", "sha256": self.about["base"],
+            "label": self.study.training.base, "path": "", "identity": "", "sha256": self.about["base"],
             "base_sha256": self.about["base"], "blocks": len(self.scores.rows) - 1, "original": [],
             "params": 0, "tokenizer": "", "cost": {}}
 
