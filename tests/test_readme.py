@@ -19,6 +19,7 @@ from small import ROOT, SHAPE, make_data, make_model, run_main
 
 from nanoprune.demo.newsroom import invent, releases
 from nanoprune.demo.site import serve
+from nanoprune.evaluation import cost
 from nanoprune.nn import sampling
 
 
@@ -145,6 +146,8 @@ def checkout(tmp_path, monkeypatch):
     stream = sampling.stream  # which scripts import anew: a few tokens are enough, too
     monkeypatch.setattr(sampling, "stream", lambda model, prompts, room, *how: stream(
         model, prompts, min(room, 3), *how))
+    monkeypatch.setattr(cost, "SECONDS", 0.1)
+    monkeypatch.setattr(cost, "ROUNDS", 1)
     monkeypatch.chdir(folder)
     return folder
 
@@ -174,5 +177,6 @@ def test_every_command_runs(checkout, tmp_path, monkeypatch, capsys):
 
 def expected_output(command: str) -> str:
     """Words that a command prints when it has done its work."""
-    outputs = {"sample.py": "[runs/reduced]", "--resume": "up to date", "--dry-run": "nothing is wrong"}
+    outputs = {"sample.py": "[runs/reduced]", "--resume": "up to date", "--dry-run": "nothing is wrong",
+               "nanoprune check": "nothing is wrong", "nanoprune push": "a dry run", "--runs": "| status"}
     return next((words for part, words in outputs.items() if part in command), "wrote")
