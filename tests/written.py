@@ -45,9 +45,11 @@ def written_folders(folder: Path, world: World) -> dict[str, Path]:
                               warmup_steps=0, **changes)
         assert train(config)
         folders[name] = config.folder / "model"
+    bare = shutil.copytree(folders["adapter"], folder / "bare")  # as others write adapters
+    (bare / "tokenizer.model").unlink()
     with pytest.MonkeyPatch.context() as patch:
-        for command, source, out in (("merge", "adapter", "merged"), ("quantise", "pruned", "nf4")):
-            patch.setattr(sys, "argv", ["", command, str(folders[source]), "--out", str(folders[out])])
+        for command, source, out in (("merge", bare, "merged"), ("quantise", folders["pruned"], "nf4")):
+            patch.setattr(sys, "argv", ["", command, str(source), "--out", str(folders[out])])
             with contextlib.suppress(SystemExit):
                 runpy.run_module("nanoprune", run_name="__main__", alter_sys=True)
     return folders
