@@ -52,7 +52,7 @@ from nanoprune.training.batches import check_step, count_steps, seed_dropout, sp
 from nanoprune.training.budget import check_budget, expected_time, training_flops
 from nanoprune.training.lean_adamw import LeanAdamW
 from nanoprune.training.run_folder import RunFolder, has_state, saved_config
-from nanoprune.training.teacher import Teacher
+from nanoprune.training.teacher import Teacher, find_teacher
 
 VERSION = 1  # of what a run learns: raise it when the same config gives other weights
 STOPPED = 3  # exit code of a run that was asked to stop, and saved its state
@@ -88,6 +88,8 @@ def train(
     config = count_steps(config, rows.epoch_tokens)
     validation = Validation(dataset, config)
     base = find_base(config, dataset, ranks, resume)
+    if config.teacher:
+        find_teacher(config, dataset, ranks)
     check_budget(config, base, device, ranks, ignore_budget, Decoder.plain_head)
     model = load_base(config, base)
     env = environment(device) | base.record | {"ranks": ranks.size, "version": VERSION}

@@ -174,7 +174,7 @@ def test_a_distilled_run_is_resumed_bit_by_bit(world, tmp_path):
 def test_mistakes(world, tmp_path):
     teacher = make_model(tmp_path / "teacher", world.data, seed=5, max_position_embeddings=16)
     with pytest.raises(ValueError, match="teacher: .* 16 positions; given teacher_top 32 and context 32"):
-        train(world.config(tmp_path, teacher=str(teacher)))
+        train(world.config(tmp_path, teacher=str(teacher)), dry_run=True)
     larger = make_model(tmp_path / "larger", world.data, vocab_size=300)
     with pytest.raises(ValueError, match="larger has 300 rows of a vocabulary, the model 2..: give"):
         train(world.config(tmp_path, teacher=str(larger)))

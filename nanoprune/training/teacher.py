@@ -45,9 +45,7 @@ class Teacher:
         `open_model` is `Decoder.from_pretrained`.
         """
         self.config, self.rows = config, rows
-        with ranks.local_first():  # so that one process of a machine downloads it
-            source = locate(config.teacher)
-        _check_fit(config, dataset, source)
+        source = find_teacher(config, dataset, ranks)
         about = {"teacher": model_identity(source), "rows": rows.identity(), "rows_of_a_file": ROWS,
                  "temperature": config.teacher_temperature, "top": config.teacher_top, "tf32": config.tf32,
                  "version": VERSION}
@@ -97,7 +95,10 @@ class Teacher:
         return SoftTargets(ids, log_p, self.config.teacher_share, self.config.teacher_temperature)
 
 
-def _check_fit(config: Config, dataset: Dataset, teacher: Path) -> None:
+def find_teacher(config: Config, dataset: Dataset, ranks: Ranks) -> Path:
+    """The teacher's folder; ValueError if there is none, or if it does not fit the data or the base."""
+    with ranks.local_first():  # so that one process of a machine downloads it
+        teacher = locate(config.teacher)
     check_weights_can_change(config.teacher, teacher)  # the key covers the weights of one folder
     shape = ModelConfig.read(teacher)
     dataset.check_model(config.teacher, teacher, shape.vocab_size)
@@ -112,3 +113,4 @@ def _check_fit(config: Config, dataset: Dataset, teacher: Path) -> None:
         raise ValueError(f"teacher: {config.teacher} has {shape.vocab_size} tokens and "
                          f"{shape.max_position_embeddings} positions; given teacher_top {config.teacher_top} "
                          f"and context {config.context}")
+    return teacher
