@@ -51,6 +51,7 @@ from nanoprune.io.folders import claim
 from nanoprune.io.hub import locate
 from nanoprune.nn.identity import model_identity
 from nanoprune.nn.lora import count_parameters
+from nanoprune.nn.model_config import ModelConfig
 from nanoprune.nn.peft import config_folder, is_adapter
 from nanoprune.nn.sampling import GREEDY, Sampling, generate
 
@@ -146,7 +147,7 @@ def find_candidates(options: Options, dataset: Dataset, ranks: Ranks) -> list[Ca
         with ranks.local_first():
             folders[name] = locate(name)
             homes[name] = config_folder(folders[name])  # of config.json and the tokenizer
-    configs = {name: Decoder.read_config(home) for name, home in homes.items()}
+    configs = {name: ModelConfig.read(home) for name, home in homes.items()}
     window = min(config.max_position_embeddings for config in configs.values())
     vocabulary = min(config.vocab_size for config in configs.values())
     if options.prefix_token is not None and not 0 <= options.prefix_token < vocabulary:

@@ -168,7 +168,6 @@ class Decoder(nn.Module):
 
     # True: the loss is autograd over `logits`, so that whatever is tried there is trained, too
     plain_head = False
-    read_config = staticmethod(ModelConfig.read)
 
     def __init__(self, config: ModelConfig):
         """Random weights: normal with the config's `initializer_range`, norms one, biases zero."""

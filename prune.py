@@ -322,7 +322,7 @@ def main() -> None:
     if removing:
         check_output(args.out, "model", [folder, args.data, args.evidence, args.score, args.decisions])
     check_weights_can_change(args.base, folder)
-    config = Decoder.read_config(folder)
+    config = ModelConfig.read(folder)
     if dataset:
         dataset.check_model(args.base, folder, config.vocab_size)
     if args.drop is not None:

@@ -33,6 +33,7 @@ from nanoprune.io.folders import claim
 from nanoprune.io.hub import locate
 from nanoprune.io.jsonl import write_jsonl
 from nanoprune.nn.attention import KeyValueCache
+from nanoprune.nn.model_config import ModelConfig
 from nanoprune.nn.peft import config_folder
 from nanoprune.nn.sampling import Sampling, empty_cache, stream
 
@@ -60,7 +61,7 @@ class Checkpoint:
         self.name, self.options, self.sampling = name, options, sampling
         self.device, self.folder = pick_device(options.device), locate(name)
         self.home = config_folder(self.folder)
-        self.window = Decoder.read_config(self.home).max_position_embeddings
+        self.window = ModelConfig.read(self.home).max_position_embeddings
         self.tokenizer = load_tokenizer(self.home)
         self.form = chat_form(self.home, self.tokenizer) if options.chat else None
         self.turns, self.texts, self.failure = [], [], None

@@ -51,12 +51,11 @@ from nanoprune.training.base import Base, find_base
 from nanoprune.training.batches import check_step, count_steps, seed_dropout, split_rows
 from nanoprune.training.budget import check_budget, expected_time, training_flops
 from nanoprune.training.lean_adamw import LeanAdamW
-from nanoprune.training.run_folder import RunFolder, has_state, saved_config
+from nanoprune.training.run_folder import MOST_OVERFLOWS, RunFolder, has_state, saved_config
 from nanoprune.training.teacher import Teacher, find_teacher
 
 VERSION = 1  # of what a run learns: raise it when the same config gives other weights
 STOPPED = 3  # exit code of a run that was asked to stop, and saved its state
-MOST_OVERFLOWS = 30  # steps in a row that float16 may skip: its loss scale has then fallen to nothing
 
 
 class Diverged(ValueError):
@@ -88,8 +87,7 @@ def train(
     config = count_steps(config, rows.epoch_tokens)
     validation = Validation(dataset, config)
     base = find_base(config, dataset, ranks, resume)
-    if config.teacher:
-        find_teacher(config, dataset, ranks)
+    teacher_folder = find_teacher(config, dataset, ranks) if config.teacher else None
     check_budget(config, base, device, ranks, ignore_budget, Decoder.plain_head)
     model = load_base(config, base)
     env = environment(device) | base.record | {"ranks": ranks.size, "version": VERSION}
@@ -99,8 +97,8 @@ def train(
         return True
     run.lock()
     teacher = None
-    if config.teacher:
-        teacher = Teacher(config, dataset, rows, Decoder.from_pretrained, device, ranks)
+    if teacher_folder:
+        teacher = Teacher(config, teacher_folder, rows, Decoder.from_pretrained, device, ranks)
         env |= teacher.record
 
     # ---- model, optimizer and where the run stands

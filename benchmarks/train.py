@@ -415,7 +415,8 @@ def tabulate(measurements: list[dict]) -> list[str]:
         first, *peers = dict.fromkeys(row["setting"] for row in select(measurements, row=name))
         for setting in (first, *peers):
             differs = [d for d in values(name, setting, "loss_differs") if d != "" and setting != first]
-            about, label = (ROWS[name].about, setting) if setting == first else ("", f"Trainer, {setting}")
+            about = ROWS[name].about if setting == first else ""
+            label = setting if setting == first or "SFTTrainer" in setting else f"Trainer, {setting}"
             details.append([
                 name, about, label, median_and_range(values(name, setting, "rate"), ".3g"),
                 median_and_range(values(name, setting, "step_s"), ".3g"),

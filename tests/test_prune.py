@@ -260,7 +260,7 @@ def test_a_model_is_replaced_whole_or_not_at_all(world, tmp_path, monkeypatch, c
     out = tmp_path / "less"
     for block in ("0", "1"):
         assert run_main(monkeypatch, capsys, "prune.py", world.model, "--drop", block, "--out", out)[0] == 0
-        assert Decoder.read_config(out).blocks == ((1, 2) if block == "0" else (0, 2))
+        assert ModelConfig.read(out).blocks == ((1, 2) if block == "0" else (0, 2))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     monkeypatch.setattr("nanoprune.io.hub.copy_tokenizer", full_disk)
     code, _, err = run_main(monkeypatch, capsys, "prune.py", world.model, "--drop", "2", "--out", out)
@@ -336,7 +336,7 @@ def test_a_pruned_model_keeps_its_history(world, tmp_path, monkeypatch, capsys):
     table = tmp_path / "b.csv"
     for arguments in (["--data", world.data, "--score", table, "--choose", "1", "--out", tmp_path / "one"],):
         assert run_main(monkeypatch, capsys, "prune.py", world.model, *arguments)[0] == 0
-    first = Decoder.read_config(tmp_path / "one").extra["nanoprune_history"]
+    first = ModelConfig.read(tmp_path / "one").extra["nanoprune_history"]
     best = next(row["block"] for row in read_rows(table) if row["rank"] == "1")
     assert (
         first[0]["original"] == best
@@ -385,7 +385,7 @@ def test_reference_losses_of_the_tiny_models(name, real):
     reference = json.loads((real / "reference" / "tiny_llama_block_drop_reference.json").read_text())[name]
     folder, ids = real / "checkpoints" / name, torch.tensor([reference["ids"]])
     assert loss_without([], folder, ids) == pytest.approx(reference["loss_full"], abs=1e-4)
-    for block in range(Decoder.read_config(folder).num_hidden_layers):
+    for block in range(ModelConfig.read(folder).num_hidden_layers):
         expected = reference[f"loss_without_block_{block}"]
         assert loss_without([block], folder, ids) == pytest.approx(expected, abs=1e-4), f"block {block}"
     with torch.no_grad():

@@ -9,14 +9,14 @@ import os
 import sys
 import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+from server import listening
 from small import ROOT
 
 from benchmarks import hops, serve_load
@@ -69,13 +69,8 @@ def engine():
         def log_message(self, *_) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{http.server_port}", seen
-    finally:
-        http.shutdown()
-        http.server_close()
+    with listening(Handler) as url:
+        yield url, seen
 
 
 def status(url: str, headers: dict | None = None, body: dict | None = None) -> tuple[int, dict, str]:

@@ -22,7 +22,8 @@ from nanoprune.device import to_device
 from nanoprune.evaluation.perplexity import Validation, ValidationLoss
 from nanoprune.io.files import write_json
 from nanoprune.nn.losses import SoftTargets
-from train import MOST_OVERFLOWS, clip_gradients, learning_rate, make_optimizer, train
+from nanoprune.training.run_folder import MOST_OVERFLOWS
+from train import clip_gradients, learning_rate, make_optimizer, train
 
 
 def weights(run) -> dict[str, torch.Tensor]:

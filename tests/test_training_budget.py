@@ -70,7 +70,7 @@ def test_disk_room_is_counted_once(world, tmp_path):
     """A run that stopped needs room for what it has not written yet: without adapters, with them, with a
     teacher.
     """
-    shape = Decoder.read_config(world.model)
+    shape = ModelConfig.read(world.model)
     for name, changes in (("plain", {}), ("adapters", {"lora": "all"}), ("best", {"keep": "best"})):
         config = world.config(tmp_path, name=name, save_every=1, max_steps=3, **changes)
         before = disk_space(config, shape)

@@ -127,7 +127,7 @@ def test_results_are_those_of_exactly_this_model(folders, tmp_path):
     card = (folder / "README.md").read_text()
     assert ("| measure | value [95 %] |\n| --- | --- |\n| `perplexity, test split` | 12.0 [11.0, 13.0] |\n"
             "| `nll, test split` | 2.50 [2.40, 2.60] |\n| `accuracy, places` | 0.50 [0.40, 0.60] |\n") in card
-    assert "Not evaluated" not in card and "Mean of 2 run(s) like this: `data/x`, `windows`, `none`." in card
+    assert "Not evaluated" not in card and "Runs like this: 2. `data/x`, `windows`, `none`." in card
     write_json(tmp_path / "results.json", results | {"models": results["models"][:1]})
     assert write_card(folder, results=tmp_path)
     assert "Not evaluated" in (folder / "README.md").read_text()

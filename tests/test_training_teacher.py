@@ -3,6 +3,7 @@
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -93,7 +94,7 @@ def test_the_teacher_runs_once(world, tmp_path, monkeypatch):
     monkeypatch.setattr(teacher_module, "ROWS", 12)
 
     def open_teacher(config, rows=rows):
-        return Teacher(config, dataset, rows, Decoder.from_pretrained, torch.device("cpu"), ALONE)
+        return Teacher(config, teacher, rows, Decoder.from_pretrained, torch.device("cpu"), ALONE)
 
     ids, log_p, share, temperature = open_teacher(config).soft_targets(5, 30)
     assert (share, temperature) == (0.5, 1.5)
@@ -127,7 +128,7 @@ def test_predictions_are_found_by_what_decides_them(world, tmp_path, monkeypatch
         changed, dataset = replace(config, **changes), Dataset(data)
         rows = dataset.rows(changed.context, changed.seed, changed.pair_repeats, changed.replay)
         calls.clear()
-        Teacher(changed, dataset, rows, Decoder.from_pretrained, torch.device("cpu"), ALONE)
+        Teacher(changed, Path(changed.teacher), rows, Decoder.from_pretrained, torch.device("cpu"), ALONE)
         return bool(calls)
 
     assert computed() and not computed()

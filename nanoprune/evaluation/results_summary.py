@@ -89,7 +89,7 @@ def chosen_by(history: list[dict]) -> list[str]:
 def trained(arm: Arm) -> str:
     run, tokens = arm.first["run"], arm.first["cost"]["training_tokens"]
     length = f"{run['epochs']:g} epoch(s)" if run["epochs"] else counted(run["max_steps"], "step")
-    return (f"{length}, {tokens or 0:,} tokens, learning rate {run['lr']:g}, seed(s) "
+    return (f"{length}, {tokens or 0:,} tokens, learning rate {run['lr']:g}, seeds: "
             f"{listed(arm.seeds)}")
 
 

@@ -139,7 +139,7 @@ def describe_results(folder: Path, results: Path | None) -> list[str]:
         measured = [(f"{measure}, {name}", row[measure], row[f"{measure}_interval"])
                     for name, row in tables.items() for measure in MEASURES if measure in row]
         about = [code(content["about"][key]) for key in ("data", "protocol", "machine")]
-        return [f"Mean of {runs} run(s) like this: {', '.join(about)}.", "", *table([
+        return [f"Runs like this: {runs}. {', '.join(about)}.", "", *table([
             {"measure": code(name), "value [95 %]": with_interval(value, interval)}
             for name, value, interval in measured if None not in (value, *interval)])]
     except (KeyError, TypeError, AttributeError) as error:

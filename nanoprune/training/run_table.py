@@ -7,8 +7,7 @@ from nanoprune.config import Config, config_from_dict
 from nanoprune.figures.style import read_csv
 from nanoprune.io.files import read_json
 from nanoprune.io.folders import is_locked
-
-OVERFLOWS = {"float16": 30}  # skipped steps in a row that end a run; of other types the first one does
+from nanoprune.training.run_folder import MOST_OVERFLOWS
 
 
 def run_table(folder: Path) -> tuple[list[dict], list[str]]:
@@ -45,7 +44,7 @@ def describe_end(run: Path, config: Config) -> dict:
         status = f"still going, at step {step} of {config.max_steps}"
     elif counters["finished"]:
         status = f"finished at step {step}"
-    elif counters["in_a_row"] >= OVERFLOWS.get(config.dtype, 1):
+    elif counters["in_a_row"] >= (MOST_OVERFLOWS if config.dtype == "float16" else 1):
         status = f"diverged at step {step + 1}"
     losses = [(float(row["nll"]), row["step"]) for row in validations]
     best, best_step = min((loss for loss in losses if math.isfinite(loss[0])), default=("", ""))

@@ -36,16 +36,14 @@ class Teacher:
     """Predictions for a run's rows; `record`: the teacher's identity, and the seconds that they took."""
 
     def __init__(
-        self, config: Config, dataset: Dataset, rows: TrainingRows, open_model: Callable[..., "Decoder"],
+        self, config: Config, source: Path, rows: TrainingRows, open_model: Callable[..., "Decoder"],
         device: torch.device, ranks: Ranks,
     ):
-        """Compute the predictions that are not on the disk yet; ValueError if the teacher does not fit the
-        data.
+        """Compute the predictions that are not on the disk yet.
 
-        `open_model` is `Decoder.from_pretrained`.
+        `source` is what `find_teacher` gives, `open_model` is `Decoder.from_pretrained`.
         """
         self.config, self.rows = config, rows
-        source = find_teacher(config, dataset, ranks)
         about = {"teacher": model_identity(source), "rows": rows.identity(), "rows_of_a_file": ROWS,
                  "temperature": config.teacher_temperature, "top": config.teacher_top, "tf32": config.tf32,
                  "version": VERSION}
