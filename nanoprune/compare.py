@@ -33,7 +33,8 @@ def main() -> int:
             print(f"another process is at work, see {log.name}; run this again later", file=sys.stderr)
             return STOPPED
         print(time.strftime("%Y-%m-%d %H:%M:%S"), *words, file=log, flush=True)
-        os.environ.pop("MAKEFLAGS", None)  # of a make that started this
+        for name in ("MAKEFLAGS", "MAKELEVEL"):  # of a make that started this
+            os.environ.pop(name, None)
         os.environ["LANGUAGE"] = "en"  # of make's messages, which are read below
         process = subprocess.Popen(
             ["make", f"PY={sys.executable}", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -195,8 +195,9 @@ def test_the_whole_comparison(checkout, world):
                "ARTICLES=articles.jsonl", "PREPARE=--generated-documents 4", f"TRAIN={train}",
                "SCORE=--context 64 --tokens 200 --dtype float32",
                "EVAL=--general= --context 64 --documents 3 --questions 2 --answers 0 --dtype float32"]
-    first, second = (subprocess.run(command, capture_output=True, text=True, timeout=500,
-                                    env=os.environ | {"OMP_NUM_THREADS": "1"}) for _ in range(2))
+    by_make = os.environ | {"OMP_NUM_THREADS": "1", "MAKELEVEL": "1"}
+    first, second = (subprocess.run(command, capture_output=True, text=True, timeout=500, env=by_make)
+                     for _ in range(2))
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     for name in ("base without block", "fine-tuned full", "fine-tuned without block"):
         assert f"| {name}" in first.stdout
