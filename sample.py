@@ -15,20 +15,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, zip_longest
-from typing import Annotated
+from typing import Annotated, get_args
 
+import torch
 from torch import Tensor
 
 from model import Decoder
 from nanoprune import command_line
 from nanoprune.columns import print_growing
-from nanoprune.config import Bound, Positive, read_fields
+from nanoprune.config import Bound, Dtype, Positive, read_fields
 from nanoprune.data.chat_format import chat_form
 from nanoprune.data.conversations import encode_prompt
 from nanoprune.data.prompts import read_prompts
 from nanoprune.data.text_stream import TextStream
 from nanoprune.data.tokenizer import END_TOKENS, end_token, load_tokenizer, tokenizer_hash
-from nanoprune.device import pick_device
+from nanoprune.device import pick_device, pick_dtype
 from nanoprune.io.folders import claim
 from nanoprune.io.hub import locate
 from nanoprune.io.jsonl import write_jsonl
@@ -51,6 +52,7 @@ class Options:
     stop: Annotated[tuple[str, ...], Bound("texts of at least one character", all)]
     logprobs: bool
     device: str
+    dtype: Dtype
 
 
 class Checkpoint:
@@ -60,6 +62,7 @@ class Checkpoint:
         """Read all but the weights, so that mistakes show at once."""
         self.name, self.options, self.sampling = name, options, sampling
         self.device, self.folder = pick_device(options.device), locate(name)
+        self.dtype = getattr(torch, pick_dtype(options.dtype, self.device))
         self.home = config_folder(self.folder)
         self.window = ModelConfig.read(self.home).max_position_embeddings
         self.tokenizer = load_tokenizer(self.home)
@@ -68,7 +71,7 @@ class Checkpoint:
 
     @cached_property
     def model(self) -> Decoder:
-        return Decoder.from_pretrained(self.folder, device=self.device).eval()
+        return Decoder.from_pretrained(self.folder, device=self.device, dtype=self.dtype).eval()
 
     @cached_property
     def cache(self) -> KeyValueCache:
@@ -211,6 +214,8 @@ def main() -> None:
     add("--seed", type=int, default=0)
     add("--logprobs", action="store_true", help="show and keep the log-probability of each token")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--dtype", default="auto", choices=get_args(Dtype), help="of weights and products; auto: bfloat16 "
+        "where the device has units for it")
     add("--out", help="also write the texts to this JSONL file")
     args = parser.parse_args()
     options, sampling = (read_fields(kind, vars(args), "options") for kind in (Options, Sampling))

@@ -14,6 +14,7 @@ from torch.autograd import Function
 
 from nanoprune.config import IGNORE
 from nanoprune.device import matmul_dtype, to_device
+from nanoprune.nn.packed import packed_product
 from nanoprune.nn.pointwise import apply
 from nanoprune.nn.scratch import buffer
 
@@ -39,6 +40,8 @@ def head_logits(x: Tensor, weight: Tensor) -> Tensor:
 
     Plain form: `F.linear(x, weight)`.
     """
+    if weight.is_mkldnn:
+        return packed_product(x, weight)
     if weight.dtype == matmul_dtype(x) or weight.requires_grad:
         return F.linear(x, weight)
     x = x.to(matmul_dtype(x))

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from nanoprune.config import Count, NonNegative, PositiveFloat, Seed, Share, ShareAbove0
 from nanoprune.device import matmul_dtype
 from nanoprune.nn.attention import KeyValueCache
+from nanoprune.nn.packed import packed
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -80,19 +81,20 @@ def stream(
     for row, ids in enumerate(rows):
         seen[row, ids] = True
     finished = set()
-    for _ in range(max_new_tokens):
-        logits = model.last_logits(new_ids.to(model.device), cache).float().cpu()
-        if not logits.isfinite().all():
-            raise ValueError("the model's logits are not finite: its weights are broken, or its numbers too "
-                             "large for the dtype; try float32 or an earlier checkpoint")
-        new_ids = draw(logits, sampling, seen, generators)[:, None]
-        seen.scatter_(1, new_ids, True)
-        tokens = new_ids[:, 0].tolist()
-        cache.tokens.append(tokens[0])
-        finished |= {row for row, token in enumerate(tokens) if token in stop}
-        if len(finished) == len(rows):
-            return
-        yield [None if row in finished else token for row, token in enumerate(tokens)], logits
+    with packed(model):
+        for _ in range(max_new_tokens):
+            logits = model.last_logits(new_ids.to(model.device), cache).float().cpu()
+            if not logits.isfinite().all():
+                raise ValueError("the model's logits are not finite: its weights are broken, or its numbers "
+                                 "too large for the dtype; try float32 or an earlier checkpoint")
+            new_ids = draw(logits, sampling, seen, generators)[:, None]
+            seen.scatter_(1, new_ids, True)
+            tokens = new_ids[:, 0].tolist()
+            cache.tokens.append(tokens[0])
+            finished |= {row for row, token in enumerate(tokens) if token in stop}
+            if len(finished) == len(rows):
+                return
+            yield [None if row in finished else token for row, token in enumerate(tokens)], logits
 
 
 def draw(
