@@ -154,7 +154,7 @@ def train(
         for micro in micro_batches:
             seed_dropout(config.seed, micro.first_row)
             soft_targets = teacher.soft_targets(micro.first_row, len(micro.ids)) if teacher else None
-            activations = SavedActivations() if config.lora else contextlib.nullcontext()
+            activations = SavedActivations() if device.type == "cpu" else contextlib.nullcontext()
             with gradient_sync(network, last=micro is micro_batches[-1]), activations:
                 with autocast():
                     nll = network(to_device(micro.ids, device), micro.targets, micro.documents,

@@ -133,7 +133,11 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 # ---------------------------------------------------------------- memory
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory: it returns much to the kernel, and each step would fault it in."""
+    """Make glibc keep freed memory: it returns much to the kernel, and each step would fault it in.
+
+    And make oneDNN keep fewer of its kernels, one for each shape: they lie between freed tensors.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # of 1,024
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         # M_MMAP_THRESHOLD: its largest, 32 MiB; larger blocks would leave holes in the heap
         mallopt(-3, 2**25)

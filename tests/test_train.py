@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from itertools import count
@@ -21,7 +22,9 @@ from nanoprune.data.token_file import Example, write_examples
 from nanoprune.device import to_device
 from nanoprune.evaluation.perplexity import Validation, ValidationLoss
 from nanoprune.io.files import write_json
+from nanoprune.nn import scratch
 from nanoprune.nn.losses import SoftTargets
+from nanoprune.nn.scratch import SavedActivations
 from nanoprune.training.run_folder import MOST_OVERFLOWS
 from train import clip_gradients, learning_rate, make_optimizer, train
 
@@ -36,6 +39,17 @@ def assert_same_bytes(a, b) -> None:
     assert first == second
     for name in ("train.csv", "eval.csv"):
         assert read_rows(a / name, without=TIMING) == read_rows(b / name, without=TIMING)
+
+
+def test_activations_lie_side_by_side_on_a_cpu(world, tmp_path, monkeypatch):
+    """Those of each micro-batch, of a full run too; holes between them would grow from step to step."""
+    segments, save = [], SavedActivations.__exit__
+    monkeypatch.setattr(SavedActivations, "__exit__", lambda self, *error: (
+        segments.append(len(self.segments)), save(self, *error))[1])
+    monkeypatch.setattr(scratch, "SMALLEST", 1)
+    train(world.config(tmp_path, max_steps=2, accumulation=2))
+    assert segments == [1] * 4
+    assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 1024
 
 
 def assert_close_weights(a: dict, b: dict, tolerance: float) -> None:

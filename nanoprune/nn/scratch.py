@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-SEGMENT = 2**26  # bytes
+SEGMENT, SMALLEST = 2**26, 2**20  # bytes: of a segment, and of a tensor in it
 MEMORY: dict[str, torch.UntypedStorage] = {}  # that was handed out last, by name
 
 
@@ -38,9 +38,9 @@ class SavedActivations(saved_tensors_hooks):
         with SavedActivations():
             model(ids, targets).backward()
 
-    glibc puts new tensors into any hole that is large enough: in a step beside frozen weights, where lasting
-    and passing tensors alternate, as much memory again was lost. What autograd saves is copied to segments,
-    which the next step writes to again.
+    glibc puts new tensors into any hole that is large enough. Where lasting and passing tensors alternate, of
+    other sizes with each step's documents, the heap grows to more than twice what is used. What autograd saves
+    is copied to segments, which the next step writes to again.
     """
 
     def __init__(self):
@@ -53,7 +53,7 @@ class SavedActivations(saved_tensors_hooks):
         Small, huge and strided tensors and parameters are not copied.
         """
         size, on_cpu = tensor.nbytes, tensor.device.type == "cpu"
-        if not on_cpu or not 2**20 <= size <= SEGMENT or isinstance(tensor, torch.nn.Parameter):
+        if not on_cpu or not SMALLEST <= size <= SEGMENT or isinstance(tensor, torch.nn.Parameter):
             return tensor
         reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
         if reach + 1 != tensor.numel():
