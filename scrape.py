@@ -33,7 +33,7 @@ from nanoprune.progress import progress
 from nanoprune.web.archive import Archive
 from nanoprune.web.http import MAX_UNANSWERED, Disallowed, Fetcher, FetchError
 from nanoprune.web.listing import fetch_article, from_feed, from_sitemap
-from nanoprune.web.local_files import READERS, file_name, files_below, read_article
+from nanoprune.web.local_files import READERS, file_name, read_article
 from nanoprune.web.sites import SITES, Site, blank_article, is_complete, parse_article, parse_feed
 
 
@@ -162,7 +162,7 @@ def collect_folder(folder: Path, options: Options, report: Report) -> None:
     """Write the articles of a folder's files; those of files that are gone stay. ValueError if there is none.
     """
     previous, articles = read_articles(options.out), {}
-    for path in progress(files_below(folder), "files"):
+    for path in progress(sorted(filter(Path.is_file, folder.rglob("*"))), "files"):
         report.listed += 1
         try:
             if path.suffix.lower() not in READERS:
@@ -242,11 +242,11 @@ def read_articles(out: Path) -> dict[str, dict]:
 def write_articles(out: Path, previous: dict[str, dict], articles: dict[str, dict], report: Report) -> None:
     """Write the collection in order of date and id, and count the changes; no previous article is lost."""
     report.new = len(articles.keys() - previous.keys())
-    report.updated = sum(i in articles and articles[i] != article for i, article in previous.items())
+    report.updated = sum(articles.get(i, article) != article for i, article in previous.items())
     report.unchanged = len(previous) - report.updated
     report.read_by = Counter(article.get("read_by") or f"the definition of {article['site']}"
                              for article in articles.values())
-    rows = sorted((previous | articles).values(), key=lambda row: (row.get("date", ""), row["id"]))
+    rows = sorted((previous | articles).values(), key=lambda row: (row["date"], row["id"]))
     data = "".join(map(json_line, rows)).encode()
     if rows and not (out.is_file() and out.read_bytes() == data):
         write_bytes(out, data)

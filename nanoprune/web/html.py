@@ -30,7 +30,7 @@ class _Text:
 
     def end_line(self) -> bool:
         """Turn the pieces into a line; False if they hold no text."""
-        cells = [" ".join(cell.split()) for cell in "".join(self.pieces).split(CELL)]
+        cells = map(one_line, "".join(self.pieces).split(CELL))
         self.pieces.clear()
         line = " | ".join(filter(None, cells))
         if line:
@@ -58,7 +58,8 @@ def html_to_text(html: str | bytes | etree._Element, tables: bool = True) -> str
     walk = etree.iterwalk(root, events=("start", "end"))
     for event, element in walk:
         starts, tag = event == "start", element.tag
-        if starts and (tag in SKIPPED_TAGS or (tag == "table" and not tables and _has_columns(element))):
+        left_out = tag == "table" and not tables and any(map(_has_columns, element.iter("tr")))
+        if starts and (tag in SKIPPED_TAGS or left_out):
             walk.skip_subtree()
             continue
         if tag == "tr" and not starts:
@@ -85,7 +86,7 @@ def html_to_text(html: str | bytes | etree._Element, tables: bool = True) -> str
             if is_list and starts:
                 list_depth += 1
         if tag == "tr" and starts:
-            rows.append(_columns(element) > 1)
+            rows.append(_has_columns(element))
         piece = element.text if starts else element.tail if element is not root else None
         if piece:
             text.pieces.append(piece.translate(INVISIBLE))
@@ -93,12 +94,13 @@ def html_to_text(html: str | bytes | etree._Element, tables: bool = True) -> str
     return "\n\n".join(text.paragraphs)
 
 
-def _columns(row: etree._Element) -> int:
-    return sum(child.tag in ("td", "th") for child in row)
+def _has_columns(row: etree._Element) -> bool:
+    return sum(child.tag in ("td", "th") for child in row) > 1
 
 
-def _has_columns(table: etree._Element) -> bool:
-    return any(_columns(row) > 1 for row in table.iter("tr"))
+def one_line(text: str) -> str:
+    """The text with single spaces for its white space."""
+    return " ".join(text.split())
 
 
 class _Builder(etree.TreeBuilder):

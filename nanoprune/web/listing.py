@@ -78,8 +78,11 @@ def from_sitemap(fetcher: Fetcher, site: Site, miss: Miss) -> Iterator[tuple[dic
 
 
 def fetch_article(fetcher: Fetcher, site: Site, url: str, version: str) -> dict:
-    """The article on its page; FetchError if the page cannot be fetched or holds no article."""
-    return _parse(parse_article, fetcher.page(url, version), site, url)
+    """The article on its page, from the archive if that holds this version; FetchError if the page cannot be
+    fetched or holds no article.
+    """
+    stored = fetcher.archive.find(url)[1] if fetcher.archive.has_page(url, version) else None
+    return _parse(parse_article, stored or fetcher.get(url, "page", version), site, url)
 
 
 def _parse(parser: Callable, body: bytes, *arguments):
