@@ -22,6 +22,7 @@ from nanoprune.data.chat_format import (
     PROBES,
     ChatForm,
     Rendering,
+    are_objects,
     check_messages,
     encode,
     is_learned,
@@ -54,7 +55,7 @@ def read_pairs(path: Path) -> list[dict]:
             row["task"] = tag[1]
         tools = parsed(row.pop("tools", None))
         if tools:
-            if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+            if not are_objects(tools):
                 raise ValueError(f"{where}: tools must be a list of JSON objects, given {tools!r:.60}")
             row["tools"] = tools
         pairs.append({"messages": messages} | row)
@@ -81,7 +82,7 @@ def take_messages(row: dict, where: str) -> list:
 
 def as_turns(role: str, content) -> list:
     """A turn of this role; messages where they are given."""
-    is_chat = isinstance(content, list) and all(isinstance(turn, dict) and "role" in turn for turn in content)
+    is_chat = are_objects(content) and all("role" in turn for turn in content)
     return content if is_chat else [{"role": role, "content": content}]
 
 
