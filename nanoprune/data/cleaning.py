@@ -124,9 +124,10 @@ def letters_only(text: str) -> str:
 NO_LETTER = dict.fromkeys(i for i in range(0x3100) if not chr(i).isalnum())
 
 
-def fingerprint(plain_text: str) -> int:
-    """A 64-bit hash of a text."""
-    return int.from_bytes(hashlib.blake2b(plain_text.encode(), digest_size=8).digest(), "little")
+def fingerprint(text: str) -> int:
+    """A 64-bit hash of a text's letters and digits."""
+    data = letters_only(text).encode()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def may_recur(paragraph: str) -> bool:

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
-from nanoprune.statistics import Interval, share_interval
+from nanoprune.statistics import share_interval
 
 GAP = "____"
 MONTHS = ("January", "February", "March", "April", "May", "June",
@@ -103,7 +103,7 @@ def gives_away(question: str, answer: str) -> bool:
 
 
 # ---------------------------------------------------------------- what the choices alone tell
-def accuracies_by_choices(questions: list[dict]) -> dict[str, tuple[float, Interval]]:
+def accuracies_by_choices(questions: list[dict]) -> dict[str, dict]:
     """Accuracy and its 95 % interval of strategies that see the choices alone; chance is 0.25.
 
     Choices between which a strategy does not decide share the answer.
@@ -118,7 +118,7 @@ def accuracies_by_choices(questions: list[dict]) -> dict[str, tuple[float, Inter
     for name, score in scores.items():
         best = score == score.max(axis=1, keepdims=True)
         right = best[rows, answers] / best.sum(axis=1)
-        accuracies[name] = float(right.mean()), share_interval(right, sources)
+        accuracies[name] = {"accuracy": float(right.mean()), "interval": share_interval(right, sources)}
     return accuracies
 
 
