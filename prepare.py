@@ -297,8 +297,8 @@ def write_conversation_dataset(
     for side, pairs in sides.items():
         conversations = writer.encode(pairs)
         if not conversations:
-            total = sum(map(len, sides.values()))
-            raise ValueError(f"no conversation is left for {side}: its share of {total} is {len(pairs)}"
+            raise ValueError(f"no conversation is left for {side}: its share of "
+                             f"{sum(map(len, sides.values()))} is {len(pairs)}"
                              f"{', all of them too long' if pairs else ''}; give more of them")
         if side != "train":
             conversations = [pair.as_document(f"{side}{i}") for i, pair in enumerate(conversations)]

@@ -36,13 +36,12 @@ def boilerplate_kind(paragraph: str, in_contact: bool, patterns: Sequence[str] =
 
     `patterns`: of the paragraphs that the releases of its newsroom share.
     """
-    if CONTACT_START.fullmatch(paragraph):
-        return "contact"
     may_be_contact = len(paragraph) <= 400 and paragraph[-1] != "." and NUMBER_OR_ADDRESS.search(paragraph)
-    if may_be_contact and CONTACT_LINE.fullmatch(paragraph):
+    is_contact = CONTACT_START.fullmatch(paragraph) or may_be_contact and CONTACT_LINE.fullmatch(paragraph)
+    # Names and job titles stand between "please contact" and the next sentence.
+    goes_on = in_contact and len(paragraph) <= 120 and paragraph[-1] not in ".!?”\":"
+    if is_contact or goes_on:
         return "contact"
-    if in_contact and len(paragraph) <= 120 and paragraph[-1] not in ".!?”\":":
-        return "contact"  # names and job titles between "please contact" and the next sentence
     for kind, pattern in WHOLE.items():
         if pattern.fullmatch(paragraph):
             return kind

@@ -300,9 +300,8 @@ def find_recurring(corpus: Corpus, hashes: np.ndarray, numbers: np.ndarray, keep
         document.boilerplate_chars += sum(map(len, boilerplate))
         if not keep:
             document.has_recurring = True
-            rest = [paragraph for paragraph in body if not corpus.recurs(paragraph)]
-            document.chars = len("\n\n".join(rest))
-            document.body_hash = fingerprint("".join(rest))
+            rest = corpus[document]["text"].partition("\n\n")[2]
+            document.chars, document.body_hash = len(rest), fingerprint(rest)
 
 
 def drop_stubs_and_copies(corpus: Corpus, min_chars: int) -> None:

@@ -232,12 +232,10 @@ def with_choices(candidates: list[Question], seed: int, limit: int, refused: Cou
         key, kind = (question.text, question.context), (question.document["id"], question.mention.kind)
         if len(chosen) == limit or counts[kind] == MOST_OF_A_KIND or key not in answers:
             continue
-        wrong, flaw = None, question.flaw
+        flaw = question.flaw
         if len(answers.pop(key)) > 1:
             flaw = "asked again with another answer"
-        if not flaw:
-            wrong = wrong_choices(question.mention, question.document, ranks, rng)
-        if wrong:
+        if wrong := not flaw and wrong_choices(question.mention, question.document, ranks, rng):
             counts[kind] += 1
             chosen.append((question, wrong))
         else:

@@ -170,8 +170,9 @@ class Fetcher:
         sleep(max(0.0, self.next_start - monotonic()))
         self.next_start = monotonic() + self.delay * random.uniform(1, JITTER)
         body = bytearray()
-        options = {"timeout": TIMEOUT, "stream": True, "allow_redirects": False}
-        with time_limit(MAX_SECONDS), self.session.get(url, headers=headers, **options) as response:
+        with time_limit(MAX_SECONDS), self.session.get(
+            url, headers=headers, timeout=TIMEOUT, stream=True, allow_redirects=False
+        ) as response:
             self.unanswered = 0
             for chunk in response.iter_content(2**16):
                 body += chunk

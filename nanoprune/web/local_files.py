@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -226,7 +226,7 @@ def join_lines(lines: list[str]) -> str:
     A line is full if the next word would not have fitted in. Lines that go on in lower case are wrapped for
     certain, so that they tell the width.
     """
-    pairs = list(zip(lines, [*lines[1:], ""], strict=False))
+    pairs = list(pairwise([*lines, ""]))
     wrapped = [len(line) for line, following in pairs if following[:1].islower()]
     width = median(wrapped) if wrapped else max(map(len, lines), default=0)
     text = ""
