@@ -9,8 +9,8 @@ import numpy as np
 from nanoprune.statistics import share_interval
 
 GAP = "____"
-MONTHS = ("January", "February", "March", "April", "May", "June",
-          "July", "August", "September", "October", "November", "December")
+MONTHS = (
+    "January February March April May June July August September October November December").split()
 DAY = re.compile(rf"(?<!\w)(?P<day>[1-9]|[12]\d|3[01]) (?P<month>{'|'.join(MONTHS)}) (?P<year>20\d\d)(?!\d)")
 NAMES_A_DAY = re.compile(
     rf"\b(?:{'|'.join(MONTHS)}|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|(?:19|20)\d\d)\b")

@@ -8,9 +8,9 @@ from lxml import etree
 
 SKIPPED_TAGS = {"script", "style", "noscript", "template"}
 ITEM_TAGS = {"li", "tr", "dt", "dd"}  # each on a line of its own
-BLOCK_TAGS = {"p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "thead",
-              "tbody", "tfoot", "caption", "blockquote", "pre", "hr", "section", "article", "aside", "header",
-              "footer", "figure", "figcaption", "address", "main", "nav", "form", "fieldset", "center"}
+BLOCK_TAGS = set((
+    "p div h1 h2 h3 h4 h5 h6 ul ol dl table thead tbody tfoot caption blockquote pre hr section article "
+    "aside header footer figure figcaption address main nav form fieldset center").split())
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad\0"))  # zero-width, soft hyphen
 CELL = "\0"  # separates cells until a line is complete; no text holds it
 MAX_ELEMENTS, MAX_DEPTH = 1_000_000, 256  # of a page; browsers end at a depth of 512
