@@ -49,6 +49,8 @@ PROBES = {  # keys that a template may leave out in silence, with a value that s
 }
 
 Span = tuple[int, int]  # of a text: start and end, in characters
+Messages = list[dict]  # the turns of a conversation
+Tools = list[dict] | None  # the functions that the assistant may call
 
 
 class Rendering(NamedTuple):
@@ -77,7 +79,7 @@ class ChatForm:
         end = re.match(rf"\s*({any_of(added)})", tail)
         self.end_of_turn = end[1] if end else None  # None: no token of its own ends the assistant's turn
 
-    def _render(self, messages: list[dict], tools: list | None = None, **variables) -> str:
+    def _render(self, messages: Messages, tools: Tools = None, **variables) -> str:
         """The text by the template's process; ValueError if it gives none."""
         if not self.process or self.process.poll() is not None:
             command = [sys.executable, "-P", str(Path(__file__).with_name("template_process.py"))]
@@ -100,7 +102,7 @@ class ChatForm:
             raise ValueError(f"{self.source} cannot write this conversation: {reply['error']}")
         return reply["text"]
 
-    def conversation(self, messages: list[dict], tools: list[dict] | None = None) -> Rendering:
+    def conversation(self, messages: Messages, tools: Tools = None) -> Rendering:
         """A conversation to learn from; ValueError if the template leaves out a part of it."""
         messages, tools = self._checked(messages, tools)
         answers = {i: turn for i, turn in enumerate(messages) if turn["role"] == "assistant"}
@@ -110,7 +112,7 @@ class ChatForm:
         return Rendering(text, [self._answer_span(text, messages, i, tools, thinks)
                                 for i, turn in answers.items() if is_learned(turn)])
 
-    def prompt(self, messages: list[dict], tools: list[dict] | None = None) -> Rendering:
+    def prompt(self, messages: Messages, tools: Tools = None) -> Rendering:
         """A conversation up to the beginning of the assistant's next turn."""
         messages, tools = self._checked(messages, tools)
         return Rendering(self._render(messages, tools, add_generation_prompt=True), [])
@@ -125,7 +127,7 @@ class ChatForm:
         except ValueError:
             return True  # it looks at the key; the conversation's own will show
 
-    def _checked(self, messages: list[dict], tools: list[dict] | None) -> tuple:
+    def _checked(self, messages: Messages, tools: Tools) -> tuple:
         """Both as text without special tokens; ValueError if the template leaves out a turn or a key."""
         for key in [key for turn in [*messages, {"tools": tools} if tools else {}] for key in turn]:
             if key in PROBES and not self.renders(key):
@@ -156,7 +158,7 @@ class ChatForm:
             raise ValueError(f"a text may hold neither U+FDD0 nor {HOLE}: {value[:60]!r}")
         return self.special.sub(rf"\1{BREAK}", value)
 
-    def _answer_span(self, text: str, messages: list[dict], i: int, tools, thinks: bool) -> Span:
+    def _answer_span(self, text: str, messages: Messages, i: int, tools: Tools, thinks: bool) -> Span:
         """The part of the text that is the assistant's turn i, from what it says to the end of the turn."""
         until = text
         if i + 1 < len(messages):
@@ -251,7 +253,7 @@ def are_objects(value) -> bool:
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
-def check_messages(messages, where: str) -> list[dict]:
+def check_messages(messages, where: str) -> Messages:
     """The messages, each with `role` and `content`, perhaps `weight` (0: not learned) and what templates may
     write; ValueError if they are no conversation to learn from.
     """

@@ -21,7 +21,9 @@ from nanoprune.data.chat_format import (
     BREAK,
     PROBES,
     ChatForm,
+    Messages,
     Rendering,
+    Tools,
     are_objects,
     check_messages,
     encode,
@@ -137,7 +139,7 @@ class Conversation(NamedTuple):
         return Conversation({"id": name, "text": ""} | self.row | {"text": text}, self.example)
 
 
-def learned_answers(messages: list[dict]) -> list[str]:
+def learned_answers(messages: Messages) -> list[str]:
     return [said(turn) for turn in messages if turn["role"] == "assistant" and is_learned(turn)]
 
 
@@ -228,7 +230,7 @@ class Prompt(NamedTuple):
 
 
 def encode_prompt(
-    messages: list[dict], tokenizer: Tokenizer, form: ChatForm | None = None, tools: list[dict] | None = None
+    messages: Messages, tokenizer: Tokenizer, form: ChatForm | None = None, tools: Tools = None
 ) -> Prompt:
     """The prompt for the assistant's next turn, exactly as `encode_pairs` writes it in training."""
     if form:
@@ -264,7 +266,7 @@ def encode_pairs(
     return examples
 
 
-def render_plain(messages: list[dict], tools: list[dict] | None = None) -> Rendering:
+def render_plain(messages: Messages, tools: Tools = None) -> Rendering:
     """A conversation in the plain form of questions and answers."""
     text, learned = "", []
     parts = ["tools"] if tools else [part for turn in messages for part in (*turn, turn["role"])]

@@ -6,6 +6,7 @@ from itertools import islice
 
 from lxml import etree
 
+Element = etree._Element
 SKIPPED_TAGS = {"script", "style", "noscript", "template"}
 ITEM_TAGS = {"li", "tr", "dt", "dd"}  # each on a line of its own
 BLOCK_TAGS = set((
@@ -45,14 +46,14 @@ class _Text:
             self.lines.clear()
 
 
-def html_to_text(html: str | bytes | etree._Element, tables: bool = True) -> str:
+def html_to_text(html: str | bytes | Element, tables: bool = True) -> str:
     """All text of a piece of HTML in its order; an empty line separates paragraphs.
 
     Two `<br>` end a paragraph, one ends a line; items of lists and rows of tables are lines. Inline elements
     add nothing (`CO<sub>2</sub>` is CO2), and the source's own white space is one space. Without `tables`,
     those with several cells in a row are left out. ValueError as by `read_html`.
     """
-    root = html if isinstance(html, etree._Element) else read_html(html)
+    root = html if isinstance(html, Element) else read_html(html)
     text, list_depth, rows = _Text(), 0, []  # rows: of each open row, True if it has several cells
     # The end of an element is followed by text outside of it, its tail; the root's own belongs to the page.
     walk = etree.iterwalk(root, events=("start", "end"))
@@ -94,7 +95,7 @@ def html_to_text(html: str | bytes | etree._Element, tables: bool = True) -> str
     return "\n\n".join(text.paragraphs)
 
 
-def _has_columns(row: etree._Element) -> bool:
+def _has_columns(row: Element) -> bool:
     return sum(child.tag in ("td", "th") for child in row) > 1
 
 
@@ -132,13 +133,13 @@ class _Builder(etree.TreeBuilder):
     def data(self, text: str) -> None:
         super().data(FORBIDDEN.sub(" ", text))
 
-    def close(self) -> etree._Element:
+    def close(self) -> Element:
         for name in filter(None, reversed(self.around)):
             super().end(name)
         return super().close() if self.elements else etree.Element("html")
 
 
-def read_html(html: str | bytes, max_elements: int = MAX_ELEMENTS) -> etree._Element:
+def read_html(html: str | bytes, max_elements: int = MAX_ELEMENTS) -> Element:
     """The root of a page or of a piece of one; ValueError if it is too large.
 
     An element that is nested too deeply stands empty before its content, as browsers do it.
@@ -158,7 +159,7 @@ def read_html(html: str | bytes, max_elements: int = MAX_ELEMENTS) -> etree._Ele
     return root
 
 
-def outermost(elements: Iterable[etree._Element | str]) -> Iterator[etree._Element | str]:
+def outermost(elements: Iterable[Element | str]) -> Iterator[Element | str]:
     """Elements in the order of the document without those inside another: no text counts twice."""
     outer = None
     for element in elements:
@@ -177,7 +178,7 @@ POWER = re.compile(r"(?<![\d.,])10\^(?!1$)\d+$|(?<![^\W\d_])"
 RAISED = str.maketrans("0123456789+-−–n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁻ⁿ")
 
 
-def resolve_superscripts(root: etree._Element) -> None:
+def resolve_superscripts(root: Element) -> None:
     """Remove the marks of footnotes: 805<sup>1</sup> km is 805 km. Raise the exponents of numbers: 10³.
 
     Other superscripts stay as they are, such as the 2 of m2.

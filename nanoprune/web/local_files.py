@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from lxml import etree
 
-from nanoprune.web.html import decode, html_to_text, one_line, outermost, read_html
+from nanoprune.web.html import Element, decode, html_to_text, one_line, outermost, read_html
 from nanoprune.web.sites import MONTHS, blank_article, parse_date
 from nanoprune.web.time_limit import time_limit
 
@@ -155,7 +155,7 @@ def read_page(path: Path) -> Content:
     return Content(title, day, text.split("\n"), text, read_by)
 
 
-def main_text(root: etree._Element) -> str:
+def main_text(root: Element) -> str:
     """The text of a page: of its one <article> or <main>, if that holds at least a quarter of its body's."""
     etree.strip_elements(
         root, "nav", "aside", "footer", "button", "select", "textarea", "label", with_tail=False)

@@ -14,7 +14,7 @@ from urllib.parse import urljoin
 
 from lxml import etree
 
-from nanoprune.web.html import decode, html_to_text, one_line, outermost, read_html
+from nanoprune.web.html import Element, decode, html_to_text, one_line, outermost, read_html
 from nanoprune.web.time_limit import time_limit
 
 MONTHS = ("jan|jän", "feb", "mar|mär|mrz", "apr", "may|mai", "jun", "jul", "aug", "sep", "oct|okt", "nov",
@@ -195,7 +195,7 @@ def parse_feed(xml: bytes, site: Site, url: str = "") -> FeedPage:
                     sound)
 
 
-def _parse_item(item: etree._Element, site: Site, url: str, sound: bool) -> dict:
+def _parse_item(item: Element, site: Site, url: str, sound: bool) -> dict:
     """The article of an item of RSS or an entry of Atom."""
     fields = {}  # the first of each name; names of the item's own namespace without it
     for child in item.iterchildren("*"):
@@ -285,7 +285,7 @@ def parse_date(text: str, patterns: Iterable[str], months: tuple[str, ...] = MON
     return ""
 
 
-def _parse_xml(xml: bytes) -> tuple[etree._Element, bool]:
+def _parse_xml(xml: bytes) -> tuple[Element, bool]:
     """The root, and True if the XML is sound; of broken XML what can be read; ValueError if that is nothing.
     """
     text = re.sub(r"^\s*<\?xml[^>]{0,200}\?>", "", decode(xml)).strip().encode("utf-8", "replace")
@@ -300,6 +300,6 @@ def _parse_xml(xml: bytes) -> tuple[etree._Element, bool]:
     raise ValueError(f"not XML: it begins with {text[:30]!r}")
 
 
-def _inner(element: etree._Element) -> str:
+def _inner(element: Element) -> str:
     """The HTML inside an element: escaped, as it should be, or as elements of the feed itself."""
     return (element.text or "") + "".join(etree.tostring(child, encoding="unicode") for child in element)
