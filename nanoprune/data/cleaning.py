@@ -5,8 +5,6 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
-
 # Every pattern covers a whole paragraph: a word that also stands in running text cuts nothing.
 CONTACT_START = re.compile(
     r"((in case of|in the event of|for|(if|should) you have)( any| further| more| additional| media)*"
@@ -132,9 +130,3 @@ def fingerprint(text: str) -> int:
 def may_recur(paragraph: str) -> bool:
     """False for paragraphs that recur in text: short lines (names in results) and announcements ("...:")."""
     return len(paragraph) >= 60 and paragraph[-1] != ":"
-
-
-def recurring(hashes: np.ndarray, articles: int) -> np.ndarray:
-    """The paragraphs, by hash, that stand in five articles and in at least 1 % of all; ascending."""
-    hashes, counts = np.unique(hashes, return_counts=True)
-    return hashes[counts >= max(5, 0.01 * articles)]

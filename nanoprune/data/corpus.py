@@ -28,7 +28,6 @@ from nanoprune.data.cleaning import (
     letters_only,
     may_recur,
     paragraphs_of,
-    recurring,
     remove_boilerplate,
 )
 from nanoprune.data.dataset import SPLITS
@@ -225,32 +224,15 @@ def read_corpus(
     articles: Path, cleaned: Path, options: CleaningOptions, newsroom_of: NewsroomOf
 ) -> Corpus:
     """Clean every article, write the texts to `cleaned`, and choose the documents, before the split."""
-    corpus, hashes, numbers = clean_articles(articles, cleaned, options, newsroom_of)
-    drop_older_versions(corpus)
-    find_recurring(corpus, hashes, numbers, options.keep_boilerplate)
-    drop_stubs_and_copies(corpus, options.min_chars)
-    if not corpus.documents:
-        reasons = ", ".join(f"{len(names)} {reason}" for reason, names in corpus.dropped.items())
-        raise ValueError(f"nothing is left of {corpus.articles} articles ({reasons}); see --since, --until, "
-                         "--language and --min-chars")
-    return corpus
-
-
-def clean_articles(
-    articles: Path, cleaned: Path, options: CleaningOptions, newsroom_of: NewsroomOf
-) -> tuple[Corpus, np.ndarray, np.ndarray]:
-    """Clean the articles one by one, in several processes, and write them to `cleaned`.
-
-    Besides the corpus: of all its paragraphs of text the hash and the number of the document, (paragraphs,)
-    each.
-    """
     lines = JsonLines(articles)
     if not len(lines):
         raise ValueError(f"{articles} holds no articles; collect some: python scrape.py --out {articles}")
     starts = lines.starts.tolist()
     chunks = [(i + 1, starts[i], starts[min(i + CHUNK, len(lines))]) for i in range(0, len(lines), CHUNK)]
+    # ---- clean the articles one by one, in several processes
     documents, dropped, removed = [], defaultdict(list), defaultdict(Counter)
-    signatures, hashes, numbers = bytearray(), array("Q"), array("q")
+    signatures = bytearray()
+    hashes, numbers = array("Q"), array("q")  # of all paragraphs of text, with their documents' numbers
     with open(cleaned, "wb") as file:
         results = over_processes(partial(clean_chunk, articles, options, newsroom_of), chunks)
         for chunk in progress(results, "cleaning", len(chunks)):
@@ -270,7 +252,16 @@ def clean_articles(
     documents.sort(key=lambda document: (document.date, document.id))
     minima = np.frombuffer(signatures, np.uint32).reshape(-1, 64)
     corpus = Corpus(documents, JsonLines(cleaned), minima, dropped, removed, len(lines))
-    return corpus, np.frombuffer(hashes, np.uint64), np.frombuffer(numbers, np.int64)
+
+    # ---- choose the documents
+    drop_older_versions(corpus)
+    find_recurring(corpus, np.asarray(hashes), np.asarray(numbers), options.keep_boilerplate)
+    drop_stubs_and_copies(corpus, options.min_chars)
+    if not corpus.documents:
+        reasons = ", ".join(f"{len(names)} {reason}" for reason, names in corpus.dropped.items())
+        raise ValueError(f"nothing is left of {corpus.articles} articles ({reasons}); see --since, --until, "
+                         "--language and --min-chars")
+    return corpus
 
 
 def drop_older_versions(corpus: Corpus) -> None:
@@ -283,12 +274,15 @@ def drop_older_versions(corpus: Corpus) -> None:
 
 
 def find_recurring(corpus: Corpus, hashes: np.ndarray, numbers: np.ndarray, keep: bool) -> None:
-    """Count the paragraphs that recur in many articles; leave them out of the documents unless `keep`."""
+    """Count the paragraphs that recur in many articles; leave them out of the documents unless `keep`.
+
+    `hashes`, `numbers`: (paragraphs,) fingerprints, and the numbers of their documents.
+    """
     # What versions of one article share is its text: only the first version counts.
     versions = {j for _, j in corpus.near_duplicates(corpus.documents)}
     counted = [document.number for i, document in enumerate(corpus.documents) if i not in versions]
-    in_counted = np.isin(numbers, counted)
-    frequent = recurring(hashes[in_counted], len(counted))
+    fingerprints, counts = np.unique(hashes[np.isin(numbers, counted)], return_counts=True)
+    frequent = fingerprints[counts >= max(5, 0.01 * len(counted))]  # in at least 1 % of all articles
     corpus.recurring = frozenset(frequent.tolist())
     holders = set(numbers[np.isin(hashes, frequent)].tolist())
     for document in corpus.documents:
