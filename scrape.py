@@ -32,7 +32,7 @@ from nanoprune.io.jsonl import json_line, read_log
 from nanoprune.progress import progress
 from nanoprune.web.archive import Archive
 from nanoprune.web.http import MAX_UNANSWERED, Disallowed, Fetcher, FetchError
-from nanoprune.web.listing import fetch_article, from_feed, from_sitemap
+from nanoprune.web.listing import from_feed, from_sitemap, whole_article
 from nanoprune.web.local_files import READERS, file_name, read_article
 from nanoprune.web.sites import SITES, Site, blank_article, is_complete, parse_article, parse_feed
 
@@ -126,7 +126,9 @@ def collect(site: Site, options: Options, report: Report) -> None:
                 up_to_date = not version or archive.has_page(url, version)
                 if up_to_date and listed["id"] in previous and not is_complete(listed):
                     continue
-                article = whole_article(listed, version, site, fetcher, options)
+                if "" < listed["date"] < options.since:  # no article is newer than its last change
+                    options.check_day(listed["date"])
+                article = whole_article(fetcher, site, listed, version)
                 options.check_day(article["date"])
             except (FetchError, Skipped) as error:
                 report.miss(url, error)
@@ -145,17 +147,6 @@ def collect(site: Site, options: Options, report: Report) -> None:
         why = "".join(f"\n  {reason}" for reason in reasons) or ": it lists no article"
         raise ValueError(f"nothing collected from {site.base_url}{why}\n"
                          "Check --base-url and --site, or try another --source")
-
-
-def whole_article(listed: dict, version: str, site: Site, fetcher: Fetcher, options: Options) -> dict:
-    """A listed article with its text, from its page unless the listing has it whole."""
-    if is_complete(listed):
-        return listed
-    if listed["date"] and listed["date"] < options.since:  # no article is newer than its last change
-        options.check_day(listed["date"])
-    if not listed["url"]:
-        raise FetchError("the feed gives neither a link nor the whole text with title, date and id")
-    return fetch_article(fetcher, site, listed["url"], version)
 
 
 def collect_folder(folder: Path, options: Options, report: Report) -> None:

@@ -99,7 +99,10 @@ class Fetcher:
         first = place = web_address(url)
         conditions = {"If-None-Match": stored.get("etag"), "If-Modified-Since": stored.get("last_modified")}
         for _ in range(MAX_REDIRECTS + 1):
-            self._check(place)
+            if not {_host(place), place.host} & self.hosts:  # requests knows no scheme but http and https
+                raise FetchError(f"refused: {place} is on another host; --allow-host would allow it")
+            if not self._robots(place).can_fetch(place.url, USER_AGENT):
+                raise Disallowed("disallowed by robots.txt")
             response, body = self._get_patiently(place.url, conditions)
             if not response.is_redirect:
                 break
@@ -115,12 +118,6 @@ class Fetcher:
             raise FetchError(f"{response.status_code} {response.reason}", response.status_code)
         self.archive.add(url, kind, body, **(about if place == first else {"version": version}))
         return body
-
-    def _check(self, place: Url) -> None:
-        if not {_host(place), place.host} & self.hosts:  # requests knows no scheme but http and https
-            raise FetchError(f"refused: {place} is on another host; --allow-host would allow it")
-        if not self._robots(place).can_fetch(place.url, USER_AGENT):
-            raise Disallowed("disallowed by robots.txt")
 
     def _robots(self, place: Url) -> Protego:
         """The rules of a URL's host, requested once; RFC 9309: a host without rules allows all."""
