@@ -9,7 +9,7 @@ options give the same bytes.
 
 from argparse import ArgumentTypeError
 from collections import Counter
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ from nanoprune.data.dataset import SPLITS, read_questions
 from nanoprune.data.dataset_page import write_dataset_page
 from nanoprune.data.dataset_writer import DatasetWriter
 from nanoprune.data.language import ANY, known_languages
-from nanoprune.data.llm_questions import write_questions
+from nanoprune.data.llm_questions import MOST_DOCUMENTS, write_questions
 from nanoprune.data.question_check import accuracies_by_choices
 from nanoprune.data.rule_questions import open_and_closed_book, training_pairs
 from nanoprune.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
@@ -53,7 +53,7 @@ GENERAL = Path(__file__).parent / "qa" / "general.jsonl"  # the text on which ev
 
 def parse_shares(text: str) -> tuple[float, ...]:
     try:
-        shares = tuple(float(part) for part in text.split(","))
+        shares = tuple(map(float, text.split(",")))
     except ValueError:
         shares = ()
     if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
@@ -94,16 +94,10 @@ class Options(CleaningOptions):
         "have a model write questions: an OpenAI-compatible endpoint, such as http://localhost:8000/v1 (key "
         "in OPENAI_API_KEY, prompt in qa/prompt.txt)")
     questions_model: str = option("the endpoint's name of that model", "default")
-    questions_documents: int = option("training documents on which it writes questions", 100, least=1)
     generated_documents: int = option("documents of each split, evenly spaced, from which pairs and "
                                       "questions are made by rule", 2_000, least=1)
     no_generated: bool = option("make no pairs and questions by rule", False)
     seed: int = option("seed of the choice of questions and wrong answers", 0)
-
-    @property
-    def cleaning(self) -> CleaningOptions:
-        """The part for the processes that clean, which know no class of a script."""
-        return CleaningOptions(**{f.name: getattr(self, f.name) for f in fields(CleaningOptions)})
 
     @property
     def conversations_alone(self) -> bool:
@@ -126,13 +120,10 @@ class Options(CleaningOptions):
             if names := [name for name, value in unusable.items() if value]:
                 raise ValueError(f"{', '.join(names)}: not for a dataset of conversations alone; leave it "
                                  "out")
-        names = [path.stem for path in self.questions]
-        if not self.no_generated and not self.conversations_alone:
-            names += ["closed_book", "open_book"]
-        if self.questions_from:
-            names.append("written")
-        if repeated := [name for name, count in Counter(names).items() if count > 1]:
-            raise ValueError(f"two question sets would be named {repeated[0]}; rename a file (closed_book, "
+        names = Counter(["closed_book", "open_book", "written", *(path.stem for path in self.questions)])
+        [(name, count)] = names.most_common(1)
+        if count > 1:
+            raise ValueError(f"two question sets would be named {name}; rename a file (closed_book, "
                              "open_book and written are the names of the sets that are made here)")
         if self.hold_out >= 1:
             raise ValueError(f"--hold-out must be below 1, given {self.hold_out}")
@@ -168,7 +159,7 @@ def prepare(options: Options, folder: Path) -> dict:
     # ---- read, clean and split the articles
     corpus, cleaned = None, folder / "cleaned.jsonl"
     if options.articles:
-        corpus = read_corpus(options.articles, cleaned, options.cleaning, site_of)
+        corpus = read_corpus(options.articles, cleaned, options, site_of)
         guesses = sum(document.guessed_date for document in corpus.documents)
         if options.split_by == "date" and guesses:
             taker = "only training"
@@ -216,13 +207,17 @@ def read_replay(path: Path) -> list[dict]:
     return rows
 
 
+def listed(counts: Counter) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none"
+
+
 def print_counts(corpus: Corpus, keep_boilerplate: bool) -> None:
     print(f"{corpus.articles} articles, {sum(map(len, corpus.splits.values()))} kept")
     for reason, articles in sorted(corpus.dropped.items(), key=lambda item: -len(item[1])):
         print(f"  {len(articles):6d}  {reason:34s} such as {articles[0]}")
     counts = Counter({kind: paragraphs.total() for kind, paragraphs in corpus.removed.items()})
     print(f"{counts.total()} paragraphs of boilerplate {'kept' if keep_boilerplate else 'removed'}: "
-          + (", ".join(f"{count} {kind}" for kind, count in counts.most_common()) or "none"))
+          f"{listed(counts)}")
     for name, documents in corpus.splits.items():
         first, last = first_and_last_day(documents)
         print(f"  {name:5s}  {len(documents):6d} documents  {first} to {last}")
@@ -237,17 +232,15 @@ def write_document_dataset(writer: DatasetWriter, corpus: Corpus, inputs: Inputs
     if not options.no_generated:
         chosen = {name: corpus.sample(name, options.generated_documents) for name in SPLITS}
         pairs = training_pairs(chosen["train"], options.seed) + pairs
-        refused = Counter()
-        generated = open_and_closed_book(chosen, options.seed, refused=refused)
+        generated, refused = open_and_closed_book(chosen, options.seed)
         questions = {name: rows for name, rows in generated.items() if rows} | questions
         quality = describe_quality([row for rows in generated.values() for row in rows], refused)
     if options.questions_from:
-        chosen = corpus.sample("train", options.questions_documents)
+        chosen = corpus.sample("train", MOST_DOCUMENTS)
         endpoint = options.questions_from, options.questions_model
         rows, rejected = write_questions(*endpoint, chosen, options.seed)
         questions = questions | {"written": rows}
-        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
-        print(f"{len(rows)} questions written on {len(chosen)} documents; refused: {reasons or 'none'}")
+        print(f"{len(rows)} questions written on {len(chosen)} documents; refused: {listed(rejected)}")
     writer.write_questions(questions)
 
     encoded = writer.encode(drop_questions_of(inputs.test_pairs, pairs))
@@ -274,12 +267,11 @@ def describe_quality(questions: list[dict], refused: Counter) -> dict:
     reasons = "".join(f"\n  {count:6d}  {reason}" for reason, count in refused.most_common())
     print(f"{len(questions)} questions made by rule; candidates refused: {refused.total()}{reasons}")
     accuracies = accuracies_by_choices(questions) if questions else {}
-    for name, (accuracy, (low, high)) in accuracies.items():
+    for name, entry in accuracies.items():
+        low, high = entry["interval"]
         verdict = "as chance, 25 %" if low <= 0.25 <= high else "not chance, 25 %: the choices tell"
-        print(f"  the {name} choice is right in {accuracy:.1%} [{low:.1%}, {high:.1%}]: {verdict}")
-    return {"questions_refused": dict(sorted(refused.items())),
-            "choices_alone": {name: {"accuracy": accuracy, "interval": list(interval)}
-                              for name, (accuracy, interval) in accuracies.items()}}
+        print(f"  the {name} choice is right in {entry['accuracy']:.1%} [{low:.1%}, {high:.1%}]: {verdict}")
+    return {"questions_refused": dict(sorted(refused.items())), "choices_alone": accuracies}
 
 
 # ---------------------------------------------------------------- a dataset of conversations alone
@@ -305,8 +297,8 @@ def write_conversation_dataset(
     for side, pairs in sides.items():
         conversations = writer.encode(pairs)
         if not conversations:
-            total = sum(map(len, sides.values()))
-            raise ValueError(f"no conversation is left for {side}: its share of {total} is {len(pairs)}"
+            raise ValueError(f"no conversation is left for {side}: its share of "
+                             f"{sum(map(len, sides.values()))} is {len(pairs)}"
                              f"{', all of them too long' if pairs else ''}; give more of them")
         if side != "train":
             conversations = [pair.as_document(f"{side}{i}") for i, pair in enumerate(conversations)]
@@ -332,8 +324,7 @@ def describe(questions: dict[str, list[dict]], pairs: list[Conversation],
     """The part of meta.json that every dataset has."""
     tasks = Counter(pair.task or "none" for pair in pairs)
     if pairs:
-        counts = ", ".join(f"{count} {task}" for task, count in tasks.most_common())
-        print(f"{len(pairs)} training pairs by task: {counts}; {len(held_out)} held out; "
+        print(f"{len(pairs)} training pairs by task: {listed(tasks)}; {len(held_out)} held out; "
               f"{writer.too_long.total()} dropped as too long")
     tokenizer = Path(options.tokenizer).name if options.tokenizer else f"trained, {options.train_tokenizer}"
     return {

@@ -32,8 +32,8 @@ from nanoprune.io.jsonl import json_line, read_log
 from nanoprune.progress import progress
 from nanoprune.web.archive import Archive
 from nanoprune.web.http import MAX_UNANSWERED, Disallowed, Fetcher, FetchError
-from nanoprune.web.listing import fetch_article, from_feed, from_sitemap
-from nanoprune.web.local_files import READERS, file_name, files_below, read_article
+from nanoprune.web.listing import from_feed, from_sitemap, whole_article
+from nanoprune.web.local_files import READERS, file_name, read_article
 from nanoprune.web.sites import SITES, Site, blank_article, is_complete, parse_article, parse_feed
 
 
@@ -126,7 +126,9 @@ def collect(site: Site, options: Options, report: Report) -> None:
                 up_to_date = not version or archive.has_page(url, version)
                 if up_to_date and listed["id"] in previous and not is_complete(listed):
                     continue
-                article = whole_article(listed, version, site, fetcher, options)
+                if "" < listed["date"] < options.since:  # no article is newer than its last change
+                    options.check_day(listed["date"])
+                article = whole_article(fetcher, site, listed, version)
                 options.check_day(article["date"])
             except (FetchError, Skipped) as error:
                 report.miss(url, error)
@@ -147,22 +149,11 @@ def collect(site: Site, options: Options, report: Report) -> None:
                          "Check --base-url and --site, or try another --source")
 
 
-def whole_article(listed: dict, version: str, site: Site, fetcher: Fetcher, options: Options) -> dict:
-    """A listed article with its text, from its page unless the listing has it whole."""
-    if is_complete(listed):
-        return listed
-    if listed["date"] and listed["date"] < options.since:  # no article is newer than its last change
-        options.check_day(listed["date"])
-    if not listed["url"]:
-        raise FetchError("the feed gives neither a link nor the whole text with title, date and id")
-    return fetch_article(fetcher, site, listed["url"], version)
-
-
 def collect_folder(folder: Path, options: Options, report: Report) -> None:
     """Write the articles of a folder's files; those of files that are gone stay. ValueError if there is none.
     """
     previous, articles = read_articles(options.out), {}
-    for path in progress(files_below(folder), "files"):
+    for path in progress(sorted(filter(Path.is_file, folder.rglob("*"))), "files"):
         report.listed += 1
         try:
             if path.suffix.lower() not in READERS:
@@ -242,11 +233,11 @@ def read_articles(out: Path) -> dict[str, dict]:
 def write_articles(out: Path, previous: dict[str, dict], articles: dict[str, dict], report: Report) -> None:
     """Write the collection in order of date and id, and count the changes; no previous article is lost."""
     report.new = len(articles.keys() - previous.keys())
-    report.updated = sum(i in articles and articles[i] != article for i, article in previous.items())
+    report.updated = sum(articles.get(i, article) != article for i, article in previous.items())
     report.unchanged = len(previous) - report.updated
     report.read_by = Counter(article.get("read_by") or f"the definition of {article['site']}"
                              for article in articles.values())
-    rows = sorted((previous | articles).values(), key=lambda row: (row.get("date", ""), row["id"]))
+    rows = sorted((previous | articles).values(), key=lambda row: (row["date"], row["id"]))
     data = "".join(map(json_line, rows)).encode()
     if rows and not (out.is_file() and out.read_bytes() == data):
         write_bytes(out, data)

@@ -104,12 +104,11 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     options = ["--out", tmp_path / "d", "--train-tokenizer", "400", "--no-generated"]
     with endpoint(lambda _: json.dumps({"questions": [proposed()]})) as (url, seen):
         code, out, err = run_main(monkeypatch, capsys, "prepare.py", tmp_path / "a.jsonl", *options,
-                                  "--questions-from", url,
-                                  "--questions-documents", "4")
+                                  "--questions-from", url)
         assert code == 0, err
-        assert len(seen) == 4 and "4 questions written on 4 documents; refused: none" in out
+        assert len(seen) == 16 and "16 questions written on 16 documents; refused: none" in out
         assert run_main(monkeypatch, capsys, "prepare.py", tmp_path / "a.jsonl", *options)[0] == 0
-        assert len(seen) == 4  # off
+        assert len(seen) == 16  # off
     run_main(monkeypatch, capsys, "prepare.py", tmp_path / "a.jsonl", *options)
     assert Dataset(tmp_path / "d").questions() == {}
     write_jsonl(tmp_path / "written.jsonl", [{"question": "?", "choices": ["a", "b"], "answer": 0}])

@@ -56,7 +56,7 @@ def flaws(sentence: str, title: str = "") -> list[str | None]:
 
 def first_question(sentence: str, seed: int) -> dict:
     splits = {"train": [document(0, sentence)], "val": [], "test": []}
-    return open_and_closed_book(splits, seed)["closed_book"][0]
+    return open_and_closed_book(splits, seed)[0]["closed_book"][0]
 
 
 @pytest.mark.parametrize("sentence", GOOD)
@@ -79,10 +79,10 @@ def test_bad_candidates_are_refused(reason, sentence):
 ])
 def test_a_figure_without_its_subject_comes_with_the_sentence_before_or_not_at_all(sentence):
     alone = {"train": [document(0, sentence)], "val": [], "test": []}
-    assert all("____" not in row["question"] for row in open_and_closed_book(alone, 0)["closed_book"])
+    assert all("____" not in row["question"] for row in open_and_closed_book(alone, 0)[0]["closed_book"])
     before = "The Group of the plants in Elbach has published what it earned with vehicles in the year."
     both = {"train": [document(0, f"{before} {sentence}")], "val": [], "test": []}
-    for row in open_and_closed_book(both, 0)["closed_book"]:
+    for row in open_and_closed_book(both, 0)[0]["closed_book"]:
         assert "____" not in row["question"] or before in row["question"]
 
 
@@ -92,7 +92,7 @@ def test_a_figure_without_its_subject_comes_with_the_sentence_before_or_not_at_a
 ])
 def test_wrong_choices_end_in_5_if_the_right_one_does(sentence):
     splits = {"train": [document(0, sentence)], "val": [], "test": []}
-    for row in open_and_closed_book(splits, 0)["closed_book"]:
+    for row in open_and_closed_book(splits, 0)[0]["closed_book"]:
         if "____" in row["question"]:
             assert all(float(choice.split()[0]) % 5 == 0 for choice in row["choices"])
 
@@ -131,10 +131,10 @@ def test_what_is_asked_twice(prepare):
     asked = [pair["messages"][0]["content"] for pair in pairs]
     assert not any("What is the title" in question for question in asked) and len(asked) == 4
     same = [document(0, f"{GOOD[0]} {GOOD[0]}"), document(1, GOOD[1])]
-    questions = open_and_closed_book({"train": same, "val": [], "test": []}, 0)["closed_book"]
+    questions = open_and_closed_book({"train": same, "val": [], "test": []}, 0)[0]["closed_book"]
     assert len({question["question"] for question in questions}) == len(questions)
     twice = [document(0, f"{GOOD[0]}\n\n{GOOD[0].replace('250', '270')}")]
-    questions = open_and_closed_book({"train": twice, "val": [], "test": []}, 0)["closed_book"]
+    questions = open_and_closed_book({"train": twice, "val": [], "test": []}, 0)[0]["closed_book"]
     assert not any("____" in question["question"] for question in questions)
 
 
@@ -157,10 +157,10 @@ def test_choices_that_tell():
     rows = [{"question": "?", "choices": ["18,000 Nm", "310 Nm", "545 Nm", "1,021 Nm"], "answer": 0,
              "source": str(i)} for i in range(30)]
     accuracies = accuracies_by_choices(rows)
-    assert accuracies["longest"][0] == accuracies["roundest"][0] == 1.0
-    assert accuracies["nearest to the median"][0] == 0.0
+    assert accuracies["longest"]["accuracy"] == accuracies["roundest"]["accuracy"] == 1.0
+    assert accuracies["nearest to the median"]["accuracy"] == 0.0
     rows = [row | {"choices": ["10 kW", "20 kW", "30 kW", "40 kW"], "answer": i % 4}
             for i, row in enumerate(rows)]
     accuracies = accuracies_by_choices(rows)
-    assert accuracies["longest"][0] == accuracies["roundest"][0] == 0.25
-    assert accuracies["nearest to the median"][0] == 0.25
+    assert accuracies["longest"]["accuracy"] == accuracies["roundest"]["accuracy"] == 0.25
+    assert accuracies["nearest to the median"]["accuracy"] == 0.25

@@ -46,7 +46,7 @@ def test_another_spelling_of_the_truth_is_no_wrong_choice():
         return {"id": str(i), "title": f"News {i}", "date": f"2024-01-{i + 1:02d}", "text": f"News\n\n{body}"}
     documents = [document(i, figure) for i,
                  figure in enumerate(["1,600 km", "1600 km", "1,400 km", "1,300 km", "1,200 km"])]
-    found = open_and_closed_book({"train": documents, "val": [], "test": []}, seed=0)["closed_book"]
+    found = open_and_closed_book({"train": documents, "val": [], "test": []}, seed=0)[0]["closed_book"]
     figures = [q for q in found if q["category"] == "figure"]
     assert len(figures) == 5
     for q in figures:

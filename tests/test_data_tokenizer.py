@@ -56,14 +56,14 @@ def test_a_tokenizer_that_multiplies_text_is_refused(world, tmp_path, rules, gro
         return load_tokenizer(tmp_path)
 
     assert load(usual).encode("a b").ids
-    with pytest.raises(ValueError, match=f"may make {growth} characters of one, at most 1,000 are allowed"):
+    with pytest.raises(ValueError, match=f"may make {growth} characters of one .* at most 1,000 are allowed"):
         load(rules)
 
 
 @pytest.mark.parametrize("pieces, ids, message", [
     ([{"Sequence": {"id": "A", "type_id": 0}}] * 1200, [0], "may make 1,200 characters of one"),
     ([{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], [0] * 1200,
-     "adds 1,200 tokens to a text")])
+     "add 1,200 tokens to a text")])
 def test_a_template_that_multiplies_text_is_refused(world, tmp_path, pieces, ids, message):
     content = json.loads((world.data / "tokenizer.json").read_text())
 

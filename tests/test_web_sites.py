@@ -53,8 +53,7 @@ def test_boilerplate_and_language_belong_to_the_site():
 def test_dates(text, day):
     assert parse_date(text, BMW.dates) == day
     for wrong in ("", "31.02.2025", "yesterday", "2025"):
-        with pytest.raises(ValueError, match="no date that can be read"):
-            parse_date(wrong, BMW.dates)
+        assert parse_date(wrong, BMW.dates) == ""
 
 
 def test_a_feed():

@@ -49,6 +49,8 @@ PROBES = {  # keys that a template may leave out in silence, with a value that s
 }
 
 Span = tuple[int, int]  # of a text: start and end, in characters
+Messages = list[dict]  # the turns of a conversation
+Tools = list[dict] | None  # the functions that the assistant may call
 
 
 class Rendering(NamedTuple):
@@ -71,14 +73,14 @@ class ChatForm:
         special = any_of([token for token in added if token.special])
         self.special = re.compile(f"(?={special})(.)", re.DOTALL)
         question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": HOLE}
-        _, hole, tail = self._ask([question, answer])[0].rpartition(HOLE)
+        _, hole, tail = self._render([question, answer]).rpartition(HOLE)
         if not hole:
             raise ValueError(f"{source} does not write what the assistant says; take another model's")
         end = re.match(rf"\s*({any_of(added)})", tail)
         self.end_of_turn = end[1] if end else None  # None: no token of its own ends the assistant's turn
 
-    def _ask(self, messages: list[dict], tools: list | None = None, **variables) -> tuple[str, list[Span]]:
-        """(text, spans of its generation tags) by the template's process; ValueError if it has none."""
+    def _render(self, messages: Messages, tools: Tools = None, **variables) -> str:
+        """The text by the template's process; ValueError if it gives none."""
         if not self.process or self.process.poll() is not None:
             command = [sys.executable, "-P", str(Path(__file__).with_name("template_process.py"))]
             self.process = subprocess.Popen(command + list(map(str, LIMITS)), stdin=subprocess.PIPE,
@@ -98,26 +100,22 @@ class ChatForm:
                              f"{LIMITS[1] / 1e9:.1f} GB and was stopped; mend it or take another model's")
         if "error" in reply:
             raise ValueError(f"{self.source} cannot write this conversation: {reply['error']}")
-        return reply["text"], reply["spans"]
+        return reply["text"]
 
-    def conversation(self, messages: list[dict], tools: list[dict] | None = None) -> Rendering:
+    def conversation(self, messages: Messages, tools: Tools = None) -> Rendering:
         """A conversation to learn from; ValueError if the template leaves out a part of it."""
         messages, tools = self._checked(messages, tools)
         answers = {i: turn for i, turn in enumerate(messages) if turn["role"] == "assistant"}
         thinks = any("reasoning_content" in turn or "</think>" in turn["content"]
                      for turn in answers.values())
-        text, spans = self._ask(messages, tools, enable_thinking=thinks)
-        if spans and len(spans) != len(answers):
-            raise ValueError(f"{self.source} has {len(spans)} parts with {{% generation %}} for "
-                             f"{len(answers)} turns of the assistant: take another model's")
-        spans = spans or [self._answer_span(text, messages, i, tools, thinks) for i in answers]
-        turns = zip(spans, answers.values(), strict=True)
-        return Rendering(text, [span for span, turn in turns if is_learned(turn)])
+        text = self._render(messages, tools, enable_thinking=thinks)
+        return Rendering(text, [self._answer_span(text, messages, i, tools, thinks)
+                                for i, turn in answers.items() if is_learned(turn)])
 
-    def prompt(self, messages: list[dict], tools: list[dict] | None = None) -> Rendering:
+    def prompt(self, messages: Messages, tools: Tools = None) -> Rendering:
         """A conversation up to the beginning of the assistant's next turn."""
         messages, tools = self._checked(messages, tools)
-        return Rendering(self._ask(messages, tools, add_generation_prompt=True)[0], [])
+        return Rendering(self._render(messages, tools, add_generation_prompt=True), [])
 
     def renders(self, key: str) -> bool:
         """The template writes this key of PROBES."""
@@ -125,11 +123,11 @@ class ChatForm:
         tools = probe.pop("tools", None)
         messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"} | probe]
         try:
-            return HOLE in self._ask(messages, tools, enable_thinking=True)[0]
+            return HOLE in self._render(messages, tools, enable_thinking=True)
         except ValueError:
             return True  # it looks at the key; the conversation's own will show
 
-    def _checked(self, messages: list[dict], tools: list[dict] | None) -> tuple:
+    def _checked(self, messages: Messages, tools: Tools) -> tuple:
         """Both as text without special tokens; ValueError if the template leaves out a turn or a key."""
         for key in [key for turn in [*messages, {"tools": tools} if tools else {}] for key in turn]:
             if key in PROBES and not self.renders(key):
@@ -140,7 +138,7 @@ class ChatForm:
         if structure not in self.complete:
             holes = [turn | {"content": turn["content"] and f"{HOLE}{i}{HOLE}"}
                      for i, turn in enumerate(messages)]
-            text = self._ask(holes, tools)[0]
+            text = self._render(holes, tools)
             for number, turn in enumerate(holes, start=1):
                 if turn["content"] not in text:
                     raise ValueError(f"{self.source} leaves out turn {number}, the {turn['role']}'s: delete "
@@ -160,20 +158,21 @@ class ChatForm:
             raise ValueError(f"a text may hold neither U+FDD0 nor {HOLE}: {value[:60]!r}")
         return self.special.sub(rf"\1{BREAK}", value)
 
-    def _answer_span(self, text: str, messages: list[dict], i: int, tools, thinks: bool) -> Span:
+    def _answer_span(self, text: str, messages: Messages, i: int, tools: Tools, thinks: bool) -> Span:
         """The part of the text that is the assistant's turn i, from what it says to the end of the turn."""
         until = text
         if i + 1 < len(messages):
-            until = self._ask(messages[: i + 1], tools, enable_thinking=thinks)[0]
+            until = self._render(messages[: i + 1], tools, enable_thinking=thinks)
+        unprompted = self._render(messages[:i], tools)
         for thinking in (False, True):
-            start = self._ask(messages[:i], tools, add_generation_prompt=True, enable_thinking=thinking)[0]
-            if text.startswith(until) and until.startswith(start):
+            start = self._render(messages[:i], tools, add_generation_prompt=True, enable_thinking=thinking)
+            if start != unprompted and text.startswith(until) and until.startswith(start):
                 end = len(until.rstrip())  # a line end after the turn is nothing that is said
                 whole_turn = self.end_of_turn and until[:end].endswith(self.end_of_turn)
                 return len(start), end if whole_turn else len(until)
         # The template writes earlier turns anew (Qwen3: without thoughts): put another text in its place.
         other = messages[:i] + [{"role": "assistant", "content": HOLE}] + messages[i + 1 :]
-        before, _, after = self._ask(other, tools, enable_thinking=thinks)[0].partition(HOLE)
+        before, _, after = self._render(other, tools, enable_thinking=thinks).partition(HOLE)
         if not (text.startswith(before) and text.endswith(after) and len(before) + len(after) < len(text)):
             raise ValueError(f"{self.source} writes turn {i + 1} so that it is not known which part to "
                              "learn: take another model's")
@@ -249,12 +248,16 @@ def is_learned(turn: dict) -> bool:
     return turn.get("weight") != 0
 
 
-def check_messages(messages, where: str) -> list[dict]:
+def are_objects(value) -> bool:
+    """The value is a list of JSON objects."""
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def check_messages(messages, where: str) -> Messages:
     """The messages, each with `role` and `content`, perhaps `weight` (0: not learned) and what templates may
     write; ValueError if they are no conversation to learn from.
     """
-    is_list = isinstance(messages, list) and all(isinstance(turn, dict) for turn in messages)
-    turns = [_check_turn(turn, where) for turn in messages] if is_list else []
+    turns = [_check_turn(turn, where) for turn in messages] if are_objects(messages) else []
     answers = [turn for turn in turns if turn["role"] == "assistant"]
     if turns and not any(map(is_learned, answers)):
         raise ValueError(f"{where}: messages has no turn of the assistant with a weight other than 0: there "
@@ -269,7 +272,7 @@ def check_messages(messages, where: str) -> list[dict]:
 
 def _check_turn(turn: dict, where: str) -> dict:
     name = turn.get("role", turn.get("from"))
-    role = ALIASES.get(name, name) if isinstance(name, str) else None
+    role = ALIASES.get(str(name), name)
     if role not in ROLES:
         raise ValueError(f"{where}: messages has the unknown role {name!r}; roles are "
                          f"{', '.join([*ROLES, *ALIASES])}")

@@ -5,8 +5,6 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
-
 # Every pattern covers a whole paragraph: a word that also stands in running text cuts nothing.
 CONTACT_START = re.compile(
     r"((in case of|in the event of|for|(if|should) you have)( any| further| more| additional| media)*"
@@ -36,13 +34,12 @@ def boilerplate_kind(paragraph: str, in_contact: bool, patterns: Sequence[str] =
 
     `patterns`: of the paragraphs that the releases of its newsroom share.
     """
-    if CONTACT_START.fullmatch(paragraph):
-        return "contact"
     may_be_contact = len(paragraph) <= 400 and paragraph[-1] != "." and NUMBER_OR_ADDRESS.search(paragraph)
-    if may_be_contact and CONTACT_LINE.fullmatch(paragraph):
+    is_contact = CONTACT_START.fullmatch(paragraph) or may_be_contact and CONTACT_LINE.fullmatch(paragraph)
+    # Names and job titles stand between "please contact" and the next sentence.
+    goes_on = in_contact and len(paragraph) <= 120 and paragraph[-1] not in ".!?”\":"
+    if is_contact or goes_on:
         return "contact"
-    if in_contact and len(paragraph) <= 120 and paragraph[-1] not in ".!?”\":":
-        return "contact"  # names and job titles between "please contact" and the next sentence
     for kind, pattern in WHOLE.items():
         if pattern.fullmatch(paragraph):
             return kind
@@ -124,17 +121,12 @@ def letters_only(text: str) -> str:
 NO_LETTER = dict.fromkeys(i for i in range(0x3100) if not chr(i).isalnum())
 
 
-def fingerprint(plain_text: str) -> int:
-    """A 64-bit hash of a text."""
-    return int.from_bytes(hashlib.blake2b(plain_text.encode(), digest_size=8).digest(), "little")
+def fingerprint(text: str) -> int:
+    """A 64-bit hash of a text's letters and digits."""
+    data = letters_only(text).encode()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def may_recur(paragraph: str) -> bool:
     """False for paragraphs that recur in text: short lines (names in results) and announcements ("...:")."""
     return len(paragraph) >= 60 and paragraph[-1] != ":"
-
-
-def recurring(hashes: np.ndarray, articles: int) -> np.ndarray:
-    """The paragraphs, by hash, that stand in five articles and in at least 1 % of all; ascending."""
-    hashes, counts = np.unique(hashes, return_counts=True)
-    return hashes[counts >= max(5, 0.01 * articles)]

@@ -21,7 +21,10 @@ from nanoprune.data.chat_format import (
     BREAK,
     PROBES,
     ChatForm,
+    Messages,
     Rendering,
+    Tools,
+    are_objects,
     check_messages,
     encode,
     is_learned,
@@ -54,7 +57,7 @@ def read_pairs(path: Path) -> list[dict]:
             row["task"] = tag[1]
         tools = parsed(row.pop("tools", None))
         if tools:
-            if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+            if not are_objects(tools):
                 raise ValueError(f"{where}: tools must be a list of JSON objects, given {tools!r:.60}")
             row["tools"] = tools
         pairs.append({"messages": messages} | row)
@@ -81,7 +84,7 @@ def take_messages(row: dict, where: str) -> list:
 
 def as_turns(role: str, content) -> list:
     """A turn of this role; messages where they are given."""
-    is_chat = isinstance(content, list) and all(isinstance(turn, dict) and "role" in turn for turn in content)
+    is_chat = are_objects(content) and all("role" in turn for turn in content)
     return content if is_chat else [{"role": role, "content": content}]
 
 
@@ -136,7 +139,7 @@ class Conversation(NamedTuple):
         return Conversation({"id": name, "text": ""} | self.row | {"text": text}, self.example)
 
 
-def learned_answers(messages: list[dict]) -> list[str]:
+def learned_answers(messages: Messages) -> list[str]:
     return [said(turn) for turn in messages if turn["role"] == "assistant" and is_learned(turn)]
 
 
@@ -227,7 +230,7 @@ class Prompt(NamedTuple):
 
 
 def encode_prompt(
-    messages: list[dict], tokenizer: Tokenizer, form: ChatForm | None = None, tools: list[dict] | None = None
+    messages: Messages, tokenizer: Tokenizer, form: ChatForm | None = None, tools: Tools = None
 ) -> Prompt:
     """The prompt for the assistant's next turn, exactly as `encode_pairs` writes it in training."""
     if form:
@@ -263,7 +266,7 @@ def encode_pairs(
     return examples
 
 
-def render_plain(messages: list[dict], tools: list[dict] | None = None) -> Rendering:
+def render_plain(messages: Messages, tools: Tools = None) -> Rendering:
     """A conversation in the plain form of questions and answers."""
     text, learned = "", []
     parts = ["tools"] if tools else [part for turn in messages for part in (*turn, turn["role"])]

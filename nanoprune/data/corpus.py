@@ -12,7 +12,7 @@ from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -28,7 +28,6 @@ from nanoprune.data.cleaning import (
     letters_only,
     may_recur,
     paragraphs_of,
-    recurring,
     remove_boilerplate,
 )
 from nanoprune.data.dataset import SPLITS
@@ -99,19 +98,20 @@ def clean_article(
     if len(article["text"]) > MOST_CHARS:
         raise ValueError(f"{where}: text has {len(article['text']):,} characters, at most {MOST_CHARS:,} are "
                          "read; divide it into several articles")
+    day = article["date"]
     try:
         # Days are compared as texts, so only one form will do.
-        usable_date = date.fromisoformat(article["date"]).isoformat() == article["date"]
+        is_usable = date.fromisoformat(day).isoformat() == day
     except ValueError:
-        usable_date = False
-    if not usable_date:
-        raise ValueError(f"{where}: date {article['date']!r} is not of the form 2025-12-05")
+        is_usable = False
+    if not is_usable:
+        raise ValueError(f"{where}: date {day!r} is not of the form 2025-12-05")
     title = " ".join(article["title"].split())
     if not any(map(str.isalpha, title)):  # a rule such as =====
         title = ""
     guessed = article.get("dated_by") == "file"
-    document = Document(0, article["id"], title, article["date"], guessed_date=guessed)
-    if article["date"] < (options.since or "") or article["date"] > (options.until or "9999-12-31"):
+    document = Document(0, article["id"], title, day, guessed_date=guessed)
+    if not (options.since or "") <= day <= (options.until or "9999-12-31"):
         return CleanedArticle(document, "outside the period")
     newsroom = newsroom_of(article)
     named = newsroom and newsroom.language_of(article["id"])
@@ -132,15 +132,13 @@ def clean_article(
             return CleanedArticle(document, "language cannot be told")
         if language != options.language:
             return CleanedArticle(document, "other language (text)")
-    letters = list(map(letters_only, paragraphs))
-    document.chars, document.body_hash = len(body), fingerprint("".join(letters))
+    document.chars, document.body_hash = len(body), fingerprint("".join(paragraphs))
     document.boilerplate_chars = sum(len(paragraph) for _, paragraph in boilerplate)
-    row = {"id": article["id"], "title": title, "date": article["date"],
+    row = {"id": article["id"], "title": title, "date": day,
            "category": article.get("category"), "url": article.get("url"), "text": body}
     if guessed:
         row["dated_by"] = "file"
-    hashes = {fingerprint(text) for text, paragraph in zip(letters, paragraphs, strict=True)
-              if may_recur(paragraph)}
+    hashes = {fingerprint(paragraph) for paragraph in paragraphs if may_recur(paragraph)}
     keys = [(kind, paragraph_key(paragraph)) for kind, paragraph in boilerplate]
     words = words_of(f"{title}\n{body}")
     return CleanedArticle(document, None, json_line(row).encode(), keys, signature(words).tobytes(), hashes)
@@ -169,18 +167,23 @@ def over_processes(function: Callable, tasks: list) -> Iterator:
     # Ctrl-C is for this process alone.
     pool = ProcessPoolExecutor(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
-        pending = deque()
-        for task in tasks:
-            pending.append(pool.submit(function, task))
-            if len(pending) > 2 * (os.cpu_count() or 1):  # results that nobody has taken are held in memory
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        yield from ahead(pool, function, tasks, 2 * (os.cpu_count() or 1))
     except BrokenExecutor as error:
         raise ValueError("a process that cleaned articles was killed, perhaps for want of memory; nothing "
                          "was written, and the earlier dataset is unharmed") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def ahead(pool: Executor, function: Callable, tasks: Iterable, most: int) -> Iterator:
+    """The results of a pool in order; at most `most` that nobody has taken are held in memory."""
+    pending = deque()
+    for task in tasks:
+        pending.append(pool.submit(function, task))
+        if len(pending) > most:
+            yield pending.popleft().result()
+    for future in pending:
+        yield future.result()
 
 
 # ---------------------------------------------------------------- the corpus
@@ -191,8 +194,8 @@ class Corpus:
     documents: list[Document]
     lines: JsonLines  # by number
     signatures: np.ndarray  # by number
-    dropped: dict[str, list[str]]  # articles by reason
-    removed: dict[str, Counter]  # `paragraph_key`s by kind of boilerplate
+    dropped: defaultdict[str, list[str]]  # articles by reason
+    removed: defaultdict[str, Counter]  # `paragraph_key`s by kind of boilerplate
     articles: int
     recurring: frozenset[int] = frozenset()  # fingerprints of paragraphs
     splits: dict[str, list[Document]] = field(default_factory=dict)
@@ -206,7 +209,7 @@ class Corpus:
         return row | {"text": f"{row['title']}\n\n{row['text']}"}
 
     def recurs(self, paragraph: str) -> bool:
-        return may_recur(paragraph) and fingerprint(letters_only(paragraph)) in self.recurring
+        return may_recur(paragraph) and fingerprint(paragraph) in self.recurring
 
     def sample(self, split: str, count: int) -> list[dict]:
         """At most `count` documents of a split, evenly spaced."""
@@ -221,33 +224,15 @@ def read_corpus(
     articles: Path, cleaned: Path, options: CleaningOptions, newsroom_of: NewsroomOf
 ) -> Corpus:
     """Clean every article, write the texts to `cleaned`, and choose the documents, before the split."""
-    corpus, hashes, numbers = clean_articles(articles, cleaned, options, newsroom_of)
-    drop_older_versions(corpus)
-    find_recurring(corpus, hashes, numbers, options.keep_boilerplate)
-    drop_stubs_and_copies(corpus, options.min_chars)
-    corpus.dropped = {reason: names for reason, names in corpus.dropped.items() if names}
-    if not corpus.documents:
-        reasons = ", ".join(f"{len(names)} {reason}" for reason, names in corpus.dropped.items())
-        raise ValueError(f"nothing is left of {corpus.articles} articles ({reasons}); see --since, --until, "
-                         "--language and --min-chars")
-    return corpus
-
-
-def clean_articles(
-    articles: Path, cleaned: Path, options: CleaningOptions, newsroom_of: NewsroomOf
-) -> tuple[Corpus, np.ndarray, np.ndarray]:
-    """Clean the articles one by one, in several processes, and write them to `cleaned`.
-
-    Besides the corpus: of all its paragraphs of text the hash and the number of the document, (paragraphs,)
-    uint64 each.
-    """
     lines = JsonLines(articles)
     if not len(lines):
         raise ValueError(f"{articles} holds no articles; collect some: python scrape.py --out {articles}")
     starts = lines.starts.tolist()
     chunks = [(i + 1, starts[i], starts[min(i + CHUNK, len(lines))]) for i in range(0, len(lines), CHUNK)]
+    # ---- clean the articles one by one, in several processes
     documents, dropped, removed = [], defaultdict(list), defaultdict(Counter)
-    signatures, hashes, numbers = bytearray(), array("Q"), array("Q")
+    signatures = bytearray()
+    hashes, numbers = array("Q"), array("q")  # of all paragraphs of text, with their documents' numbers
     with open(cleaned, "wb") as file:
         results = over_processes(partial(clean_chunk, articles, options, newsroom_of), chunks)
         for chunk in progress(results, "cleaning", len(chunks)):
@@ -267,24 +252,37 @@ def clean_articles(
     documents.sort(key=lambda document: (document.date, document.id))
     minima = np.frombuffer(signatures, np.uint32).reshape(-1, 64)
     corpus = Corpus(documents, JsonLines(cleaned), minima, dropped, removed, len(lines))
-    return corpus, np.frombuffer(hashes, np.uint64), np.frombuffer(numbers, np.uint64)
+
+    # ---- choose the documents
+    drop_older_versions(corpus)
+    find_recurring(corpus, np.asarray(hashes), np.asarray(numbers), options.keep_boilerplate)
+    drop_stubs_and_copies(corpus, options.min_chars)
+    if not corpus.documents:
+        reasons = ", ".join(f"{len(names)} {reason}" for reason, names in corpus.dropped.items())
+        raise ValueError(f"nothing is left of {corpus.articles} articles ({reasons}); see --since, --until, "
+                         "--language and --min-chars")
+    return corpus
 
 
 def drop_older_versions(corpus: Corpus) -> None:
     """Of the documents with one id, keep the newest: the last by day, and of one day the last line."""
     newest = {document.id: document for document in corpus.documents}
-    older = [document for document in corpus.documents if newest[document.id] is not document]
-    corpus.dropped["same id, older"] = [str(document) for document in older]
+    for document in corpus.documents:
+        if newest[document.id] is not document:
+            corpus.dropped["same id, older"].append(str(document))
     corpus.documents = [document for document in corpus.documents if newest[document.id] is document]
 
 
 def find_recurring(corpus: Corpus, hashes: np.ndarray, numbers: np.ndarray, keep: bool) -> None:
-    """Count the paragraphs that recur in many articles; leave them out of the documents unless `keep`."""
+    """Count the paragraphs that recur in many articles; leave them out of the documents unless `keep`.
+
+    `hashes`, `numbers`: (paragraphs,) fingerprints, and the numbers of their documents.
+    """
     # What versions of one article share is its text: only the first version counts.
     versions = {j for _, j in corpus.near_duplicates(corpus.documents)}
     counted = [document.number for i, document in enumerate(corpus.documents) if i not in versions]
-    in_counted = np.isin(numbers, np.array(counted, np.uint64))
-    frequent = recurring(hashes[in_counted], len(counted))
+    fingerprints, counts = np.unique(hashes[np.isin(numbers, counted)], return_counts=True)
+    frequent = fingerprints[counts >= max(5, 0.01 * len(counted))]  # in at least 1 % of all articles
     corpus.recurring = frozenset(frequent.tolist())
     holders = set(numbers[np.isin(hashes, frequent)].tolist())
     for document in corpus.documents:
@@ -296,9 +294,8 @@ def find_recurring(corpus: Corpus, hashes: np.ndarray, numbers: np.ndarray, keep
         document.boilerplate_chars += sum(map(len, boilerplate))
         if not keep:
             document.has_recurring = True
-            rest = [paragraph for paragraph in body if not corpus.recurs(paragraph)]
-            document.chars = len("\n\n".join(rest))
-            document.body_hash = fingerprint(letters_only("".join(rest)))
+            rest = corpus[document]["text"].partition("\n\n")[2]
+            document.chars, document.body_hash = len(rest), fingerprint(rest)
 
 
 def drop_stubs_and_copies(corpus: Corpus, min_chars: int) -> None:
@@ -328,9 +325,6 @@ def split_by_date(documents: list[Document], shares: Sequence[float]) -> dict[st
         bounds.append(bisect_right(days, days[before]))
     spans = pairwise([*bounds, len(dated)])
     splits = {name: dated[first:end] for name, (first, end) in zip(SPLITS, spans, strict=True)}
-    if empty := [name for name, chosen in splits.items() if not chosen]:
-        raise ValueError(f"{len(dated)} documents of {len(set(days))} days are too few for three splits: "
-                         f"{', '.join(empty)} would be empty; collect more articles, or take --split-by hash")
     splits["train"] = [document for document in documents if document.guessed_date] + splits["train"]
     return splits
 
@@ -350,9 +344,6 @@ def split_by_hash(documents: list[Document], shares: Sequence[float]) -> dict[st
     for document in documents:
         place = int.from_bytes(hashlib.sha256(document.id.encode()).digest()[:8], "big") / 2**64
         splits[SPLITS[int(np.searchsorted(bounds, place, side="right"))]].append(document)
-    if empty := [name for name, chosen in splits.items() if not chosen]:
-        raise ValueError(f"{len(documents)} documents are too few: {', '.join(empty)} would be empty; "
-                         "collect more articles")
     return splits
 
 
@@ -361,7 +352,7 @@ def drop_near_duplicates(corpus: Corpus) -> None:
     the training side across splits.
 
     So nothing in the test was seen in training. A document that resembles a dropped one is dropped, too: a
-    chain of versions leaves one.
+    chain of versions leaves one. ValueError if nothing is left of a split.
     """
     placed = [(name, document) for name, documents in corpus.splits.items() for document in documents]
     dropped = set()
@@ -372,11 +363,14 @@ def drop_near_duplicates(corpus: Corpus) -> None:
         if document.number not in dropped:
             dropped.add(document.number)
             reason = "near-duplicate" if same_split else "near-duplicate across the split"
-            corpus.dropped.setdefault(reason, []).append(str(document))
+            corpus.dropped[reason].append(str(document))
     for name, documents in corpus.splits.items():
         corpus.splits[name] = [document for document in documents if document.number not in dropped]
-        if not corpus.splits[name]:
-            raise ValueError(f"without near-duplicates nothing is left of {name}; collect more articles")
+    if empty := [name for name, documents in corpus.splits.items() if not documents]:
+        days = {document.date for document in corpus.documents}
+        raise ValueError(f"{len(corpus.documents)} documents of {len(days)} days, less near-duplicates, are "
+                         f"too few for three splits: {', '.join(empty)} would be empty; collect more "
+                         "articles, or take --split-by hash")
 
 
 def evenly_spaced(documents: Sequence, count: int) -> list:

@@ -11,7 +11,6 @@ from nanoprune.data.corpus import Corpus, evenly_spaced
 from nanoprune.data.dataset import SPLITS, Dataset
 from nanoprune.data.duplicates import shingles
 from nanoprune.data.language import words_of
-from nanoprune.data.token_file import TokenFile
 from nanoprune.figures.dataset import draw_lengths
 from nanoprune.io.files import write_text
 from nanoprune.io.jsonl import JsonLines
@@ -26,15 +25,14 @@ LEAKAGE_DOCUMENTS = 1000  # test documents at most, evenly spaced
 def write_dataset_page(folder: Path, meta: dict, corpus: Corpus) -> None:
     """Write report.md and lengths.png into a dataset folder."""
     dataset = Dataset(folder)
-    splits = {name: dataset.split(name) for name in SPLITS}
     documents = {name: JsonLines(folder / f"{name}.jsonl") for name in SPLITS}
-    lengths = {name: np.diff(split.offsets) for name, split in splits.items()}
+    lengths = {name: np.diff(dataset.split(name).offsets) for name in SPLITS}
     draw_lengths(lengths, folder / "lengths.png")
     left_out = [{"reason": reason, "articles": len(names),
                  "for example": "; ".join(shortened(name, 80) for name in names[:EXAMPLES])}
                 for reason, names in sorted(corpus.dropped.items())]
     lines = [
-        *overview(meta, splits), "", "![Length of the documents](lengths.png)", "",
+        *overview(meta, lengths), "", "![Length of the documents](lengths.png)", "",
         "## Articles left out", "", *table(left_out), "",
         "## Boilerplate", "", *boilerplate(corpus, meta["options"]["keep_boilerplate"]),
         "## Was the test set seen?", "", *leakage(documents, meta["splits"]), "",
@@ -47,19 +45,18 @@ def write_dataset_page(folder: Path, meta: dict, corpus: Corpus) -> None:
     write_text(folder / "report.md", "\n".join(lines) + "\n")
 
 
-def overview(meta: dict, splits: dict[str, TokenFile]) -> list[str]:
-    source, rows = meta["source"], []
+def overview(meta: dict, lengths: dict[str, np.ndarray]) -> list[str]:
+    source = meta["source"]
     options = ", ".join(f"{key} {value}" for key, value in meta["options"].items())
-    for name, split in splits.items():
-        lengths, entry, tokens = np.diff(split.offsets), meta["splits"][name], len(split.tokens)
-        rows.append({
-            "split": name, "documents": len(split), "first day": entry["first"], "last day": entry["last"],
-            "tokens": f"{tokens:,}", "median tokens": int(np.median(lengths)), "longest": lengths.max(),
-            "tokens per byte": f"{tokens / split.bytes.sum():.3f}"})
+    rows = [{"split": name, "documents": entry["documents"],
+             "first day": entry["first"], "last day": entry["last"],
+             "tokens": f"{entry['tokens']:,}", "median tokens": int(np.median(lengths[name])),
+             "longest": lengths[name].max(), "tokens per byte": f"{entry['tokens'] / entry['bytes']:.3f}"}
+            for name, entry in meta["splits"].items()]
     return [
         f"# The dataset of {source['name']}", "",
         f"{source['articles']} articles (SHA-256 {source['sha256'][:16]}...), "
-        f"{sum(map(len, splits.values()))} documents kept. Tokenizer: {meta['tokenizer']}. "
+        f"{sum(map(len, lengths.values()))} documents kept. Tokenizer: {meta['tokenizer']}. "
         f"Options: {options}.", "", *table(rows)]
 
 

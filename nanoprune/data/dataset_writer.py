@@ -1,9 +1,10 @@
 """The writing half of a dataset folder: texts to tokens, tokens to files. The format stands in `dataset`."""
 
 import sys
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -11,7 +12,7 @@ from tokenizers import Encoding
 
 from nanoprune.data.chat_format import ChatForm
 from nanoprune.data.conversations import Conversation, encode_pairs, with_task
-from nanoprune.data.corpus import Corpus, first_and_last_day
+from nanoprune.data.corpus import Corpus, ahead, first_and_last_day
 from nanoprune.data.token_file import write_documents, write_examples
 from nanoprune.data.tokenizer import end_token, first_token, load_tokenizer, vocabulary
 from nanoprune.io.files import make_folder
@@ -42,7 +43,7 @@ class DatasetWriter:
         `bytes` counts the text that a document's predictions stand for. This is all of it, less its first
         token if the tokenizer adds no begin token, as nothing predicts that one.
         """
-        documents, totals = corpus.splits[name], Counter()
+        documents = corpus.splits[name]
 
         def encoded_documents(lines: TextIO) -> Iterator[tuple[list[int], int]]:
             for document, encoding in self._encode_ahead(name, corpus):
@@ -50,37 +51,32 @@ class DatasetWriter:
                 text, tokens = document["text"], encoding.ids
                 unpredicted = "" if self.begins else first_token(self.tokenizer, tokens, text)
                 nbytes = len(text.encode()) - len(unpredicted.encode())
-                tokens.append(self.end)
-                totals.update(tokens=len(tokens), bytes=nbytes)
-                yield tokens, nbytes
+                yield [*tokens, self.end], nbytes
 
         with open(self.folder / f"{name}.jsonl", "w", encoding="utf-8") as lines:
             path = self.folder / f"{name}.safetensors"
-            write_documents(path, encoded_documents(lines), len(documents), self.vocab_size)
+            totals = write_documents(path, encoded_documents(lines), len(documents), self.vocab_size)
         first, last = first_and_last_day(documents)
-        return {"documents": len(documents), "tokens": totals["tokens"], "bytes": totals["bytes"],
-                "first": first, "last": last}
+        return {"documents": len(documents)} | totals | {"first": first, "last": last}
 
     def _encode_ahead(self, name: str, corpus: Corpus) -> Iterator[tuple[dict, Encoding]]:
         """The documents and their encodings; the next batch is tokenized while one is written."""
-        documents, pending = corpus.splits[name], deque()
+        documents = corpus.splits[name]
+        starts = progress(range(0, len(documents), BATCH), f"tokenizing {name}")
+        batches = ([corpus[document] for document in documents[start : start + BATCH]] for start in starts)
+
+        def encoded(batch: list[dict]) -> Iterable[tuple[dict, Encoding]]:
+            texts = [document["text"] for document in batch]
+            return zip(batch, self.tokenizer.encode_batch_fast(texts), strict=True)
+
         with ThreadPoolExecutor(1) as pool:
-            for start in progress(range(0, len(documents), BATCH), f"tokenizing {name}"):
-                batch = [corpus[document] for document in documents[start : start + BATCH]]
-                texts = [document["text"] for document in batch]
-                pending.append((batch, pool.submit(self.tokenizer.encode_batch_fast, texts)))
-                if len(pending) > 2:
-                    batch, encodings = pending.popleft()
-                    yield from zip(batch, encodings.result(), strict=True)
-            for batch, encodings in pending:
-                yield from zip(batch, encodings.result(), strict=True)
+            yield from chain.from_iterable(ahead(pool, encoded, batches, most=2))
 
     def write_replay(self, texts: list[str]) -> int:
         """Write general text to mix in; return the number of its tokens."""
-        encodings = self.tokenizer.encode_batch(texts)
-        documents = [([*encoding.ids, self.end], 0) for encoding in encodings]
-        write_documents(self.folder / "replay.safetensors", documents, len(documents), self.vocab_size)
-        return sum(len(tokens) for tokens, _ in documents)
+        documents = (([*encoding.ids, self.end], 0) for encoding in self.tokenizer.encode_batch(texts))
+        path = self.folder / "replay.safetensors"
+        return write_documents(path, documents, len(texts), self.vocab_size)["tokens"]
 
     # ---------------------------------------------------------------- conversations and questions
     def encode(self, pairs: list[dict]) -> list[Conversation]:

@@ -20,15 +20,16 @@ def signature(words: list[str]) -> np.ndarray:
 
 CHUNK = 2**16  # shingles of a text at a time
 PERMUTATIONS = np.random.default_rng(1).integers(1, 2**32, (64, 1), dtype=np.uint32) | np.uint32(1)
+SIMILARITY = 0.8  # of texts that are nearly equal
 LEAST_SIMILARITY = 0.2  # estimated, of texts worth an exact comparison: one may be a quarter of the other
 
 
 def near_duplicates(
-    signatures: np.ndarray, text: Callable[[int], str], similarity: float = 0.8, containment: float = 0.95
+    signatures: np.ndarray, text: Callable[[int], str], containment: float = 0.95
 ) -> list[tuple[int, int]]:
     """Pairs (i < j) of texts that are nearly equal, or of which one is nearly contained in the other.
 
-    Nearly equal: the Jaccard similarity of their five-word shingles is at least `similarity`. Contained: one
+    Nearly equal: the Jaccard similarity of their five-word shingles is at least SIMILARITY. Contained: one
     has at least the share `containment` of the other's. Texts of a similarity s agree in one of 32 bands of
     two permutations with probability 1 - (1 - s^2)^32, 99.6 % for 0.4. Of the texts that agree in a band,
     each is compared with the first and with the one before, so time and memory grow linearly. `signatures`:
@@ -48,7 +49,7 @@ def near_duplicates(
         first, second = np.unique(shingles(words_of(text(i)))), np.unique(shingles(words_of(text(j))))
         common = len(np.intersect1d(first, second, assume_unique=True))
         is_contained = common >= containment * min(len(first), len(second))
-        return is_contained or common >= similarity * (len(first) + len(second) - common)
+        return is_contained or common >= SIMILARITY * (len(first) + len(second) - common)
 
     pairs = (divmod(pair, n) for pair in np.unique(np.concatenate(candidates)).tolist())
     return [(i, j) for i, j in pairs if alike(i, j)]

@@ -18,7 +18,7 @@ from nanoprune.io.files import parse_json
 from nanoprune.progress import progress
 
 PROMPT = Path(__file__).parents[2] / "qa" / "prompt.txt"
-PER_DOCUMENT = 3  # questions that are asked for
+MOST_DOCUMENTS, PER_DOCUMENT = 100, 3  # on which questions are written, and questions asked for on each
 TIMEOUT = (10, 300)  # seconds to connect, and to wait for an answer
 MAX_BYTES = 2**20
 MAX_FAILURES = 3  # requests without an answer in a row, after which the endpoint is taken for gone

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from nanoprune.config import IGNORE
 from nanoprune.data.token_file import TokenFile
@@ -88,8 +89,7 @@ class TrainingRows:
 
     def batch(self, first: int, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rows first, first + 1, ... as three (rows, context) tensors."""
-        columns = zip(*map(self.row, range(first, first + rows)), strict=True)
-        return tuple(torch.from_numpy(np.stack(column)) for column in columns)
+        return tuple(default_collate([self.row(r) for r in range(first, first + rows)]))
 
     def names(self, first: int, rows: int) -> str:
         """The lines in rows first, first + 1, ...: "train.jsonl line 3, pairs.jsonl line 7"; 20 at most."""

@@ -6,11 +6,11 @@ from itertools import combinations
 
 import numpy as np
 
-from nanoprune.statistics import Interval, share_interval
+from nanoprune.statistics import share_interval
 
 GAP = "____"
-MONTHS = ("January", "February", "March", "April", "May", "June",
-          "July", "August", "September", "October", "November", "December")
+MONTHS = (
+    "January February March April May June July August September October November December").split()
 DAY = re.compile(rf"(?<!\w)(?P<day>[1-9]|[12]\d|3[01]) (?P<month>{'|'.join(MONTHS)}) (?P<year>20\d\d)(?!\d)")
 NAMES_A_DAY = re.compile(
     rf"\b(?:{'|'.join(MONTHS)}|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|(?:19|20)\d\d)\b")
@@ -103,7 +103,7 @@ def gives_away(question: str, answer: str) -> bool:
 
 
 # ---------------------------------------------------------------- what the choices alone tell
-def accuracies_by_choices(questions: list[dict]) -> dict[str, tuple[float, Interval]]:
+def accuracies_by_choices(questions: list[dict]) -> dict[str, dict]:
     """Accuracy and its 95 % interval of strategies that see the choices alone; chance is 0.25.
 
     Choices between which a strategy does not decide share the answer.
@@ -118,7 +118,7 @@ def accuracies_by_choices(questions: list[dict]) -> dict[str, tuple[float, Inter
     for name, score in scores.items():
         best = score == score.max(axis=1, keepdims=True)
         right = best[rows, answers] / best.sum(axis=1)
-        accuracies[name] = float(right.mean()), share_interval(right, sources)
+        accuracies[name] = {"accuracy": float(right.mean()), "interval": share_interval(right, sources)}
     return accuracies
 
 

@@ -129,7 +129,8 @@ def mentions_in(text: str) -> list[Mention]:
 
 
 def publication_day(document: dict) -> Mention:
-    return Mention("day", long_date(document["date"]), "", date.fromisoformat(document["date"]).toordinal())
+    day = long_date(document["date"])
+    return Mention("day", day, "", value_of(day))
 
 
 def is_dated(document: dict) -> bool:
@@ -183,12 +184,10 @@ def _tasks_on(document: dict, rng: random.Random) -> Iterator[tuple[str, str, st
 
 # ---------------------------------------------------------------- four-choice questions
 def open_and_closed_book(
-    splits: dict[str, list[dict]], seed: int, refused: Counter | None = None
-) -> dict[str, list[dict]]:
+    splits: dict[str, list[dict]], seed: int
+) -> tuple[dict[str, list[dict]], Counter]:
     """Two sets of questions: on facts of training documents from memory, and of test documents with the
-    passage.
-
-    The candidates that are refused are counted in `refused`, by reason.
+    passage; and the number of refused candidates by reason.
     """
     titles = titles_once(document for documents in splits.values() for document in documents)
     facts = [facts_of(document) for document in splits["train"]]
@@ -216,10 +215,11 @@ def open_and_closed_book(
     opened = [Question(f"Going by the text, what is missing here? “{fact.with_gap}”", fact.mention, document,
                        flaw_of(fact.with_gap, fact.mention.kind, fact.mention.answer), fact.paragraph)
               for document in splits["test"] for fact in facts_of(document) if len(fact.paragraph) <= 1500]
-    refused = Counter() if refused is None else refused
-    on_facts = with_choices(closed, seed, MOST_QUESTIONS, refused)
-    return {"closed_book": on_facts + with_choices(on_days, seed, MOST_QUESTIONS // 3, refused),
-            "open_book": with_choices(opened, seed + 1, MOST_QUESTIONS, refused)}
+    refused = Counter()
+    closed_book = with_choices(closed, seed, MOST_QUESTIONS, refused)
+    closed_book += with_choices(on_days, seed, MOST_QUESTIONS // 3, refused)
+    open_book = with_choices(opened, seed + 1, MOST_QUESTIONS, refused)
+    return {"closed_book": closed_book, "open_book": open_book}, refused
 
 
 def with_choices(candidates: list[Question], seed: int, limit: int, refused: Counter) -> list[dict]:
@@ -232,12 +232,10 @@ def with_choices(candidates: list[Question], seed: int, limit: int, refused: Cou
         key, kind = (question.text, question.context), (question.document["id"], question.mention.kind)
         if len(chosen) == limit or counts[kind] == MOST_OF_A_KIND or key not in answers:
             continue
-        wrong, flaw = None, question.flaw
+        flaw = question.flaw
         if len(answers.pop(key)) > 1:
             flaw = "asked again with another answer"
-        if not flaw:
-            wrong = wrong_choices(question.mention, question.document, ranks, rng)
-        if wrong:
+        if wrong := not flaw and wrong_choices(question.mention, question.document, ranks, rng):
             counts[kind] += 1
             chosen.append((question, wrong))
         else:

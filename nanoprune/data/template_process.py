@@ -2,8 +2,8 @@
 
     python template_process.py SECONDS BYTES CHARACTERS
 
-Each line of its input is {template, date, variables}. Each is answered by a line: {text, spans} (of
-`{% generation %}`, in characters) or {error}. `chat_format` starts it, and it imports nothing of the package.
+Each line of its input is {template, date, variables}. Each is answered by a line: {text} or {error}.
+`chat_format` starts it, and it imports nothing of the package.
 """
 
 import json
@@ -11,28 +11,22 @@ import signal
 import sys
 from contextlib import suppress
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 
 import jinja2.debug  # noqa: F401  Jinja would import it at the first error
 from jinja2.ext import Extension
-from jinja2.nodes import CallBlock
+from jinja2.nodes import Scope
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 class Generation(Extension):
-    """The tag in which a template's author puts what the assistant says."""
+    """The tag in which a template's author puts what the assistant says; it changes nothing of the text."""
 
     tags = {"generation"}
 
     def parse(self, parser):
         line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
-
-    def _said(self, caller):
-        text, start = caller(), self.environment.length
-        self.environment.spans.append((start, start + len(text)))
-        return text
+        return Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 @cache
@@ -41,28 +35,23 @@ def compiled(template: str, date: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
 
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
-                          sort_keys=sort_keys)
-
     def raise_exception(message):
         raise jinja2.TemplateError(message)
 
-    environment.filters["tojson"] = tojson
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     today = datetime.fromisoformat(date)
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": today.strftime}
     return environment.from_string(template)
 
 
-def render(template: jinja2.Template, variables: dict, most: int) -> dict:
-    environment, chunks = template.environment, []
-    environment.spans, environment.length = [], 0
+def render(template: jinja2.Template, variables: dict, most: int) -> str:
+    chunks, length = [], 0
     for chunk in template.generate(variables):
         chunks.append(chunk)
-        environment.length += len(chunk)
-        if environment.length > most:
+        length += len(chunk)
+        if length > most:
             raise ValueError(f"it writes more than {most:,} characters")
-    return {"text": "".join(chunks), "spans": environment.spans}
+    return "".join(chunks)
 
 
 def main(seconds: int, memory: int, characters: int) -> None:
@@ -76,7 +65,7 @@ def main(seconds: int, memory: int, characters: int) -> None:
         try:
             request = json.loads(line)
             template = compiled(request["template"], request["date"])
-            reply = render(template, request["variables"], characters)
+            reply = {"text": render(template, request["variables"], characters)}
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
         alarm(0)

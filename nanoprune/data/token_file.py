@@ -92,9 +92,9 @@ def write_examples(
 
 def write_documents(
     path: str | Path, documents: Iterable[tuple[list[int], int]], count: int, vocab_size: int
-) -> None:
+) -> dict[str, int]:
     """Write `count` documents, (tokens, bytes that their predictions stand for) each, without holding them in
-    memory.
+    memory; return the sums of both.
     """
     code, dtype = ("H", "U16") if vocab_size <= 2**16 else ("I", "U32")
     offsets, nbytes = np.zeros(count + 1, np.int64), np.zeros(count, np.int64)
@@ -117,3 +117,4 @@ def write_documents(
                 file.write(part)
 
     replace_file(path, write)
+    return {"tokens": int(offsets[-1]), "bytes": int(nbytes.sum())}

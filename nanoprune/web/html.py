@@ -6,11 +6,12 @@ from itertools import islice
 
 from lxml import etree
 
+Element = etree._Element
 SKIPPED_TAGS = {"script", "style", "noscript", "template"}
 ITEM_TAGS = {"li", "tr", "dt", "dd"}  # each on a line of its own
-BLOCK_TAGS = {"p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "thead",
-              "tbody", "tfoot", "caption", "blockquote", "pre", "hr", "section", "article", "aside", "header",
-              "footer", "figure", "figcaption", "address", "main", "nav", "form", "fieldset", "center"}
+BLOCK_TAGS = set((
+    "p div h1 h2 h3 h4 h5 h6 ul ol dl table thead tbody tfoot caption blockquote pre hr section article "
+    "aside header footer figure figcaption address main nav form fieldset center").split())
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad\0"))  # zero-width, soft hyphen
 CELL = "\0"  # separates cells until a line is complete; no text holds it
 MAX_ELEMENTS, MAX_DEPTH = 1_000_000, 256  # of a page; browsers end at a depth of 512
@@ -30,7 +31,7 @@ class _Text:
 
     def end_line(self) -> bool:
         """Turn the pieces into a line; False if they hold no text."""
-        cells = [" ".join(cell.split()) for cell in "".join(self.pieces).split(CELL)]
+        cells = map(one_line, "".join(self.pieces).split(CELL))
         self.pieces.clear()
         line = " | ".join(filter(None, cells))
         if line:
@@ -45,20 +46,21 @@ class _Text:
             self.lines.clear()
 
 
-def html_to_text(html: str | bytes | etree._Element, tables: bool = True) -> str:
+def html_to_text(html: str | bytes | Element, tables: bool = True) -> str:
     """All text of a piece of HTML in its order; an empty line separates paragraphs.
 
     Two `<br>` end a paragraph, one ends a line; items of lists and rows of tables are lines. Inline elements
     add nothing (`CO<sub>2</sub>` is CO2), and the source's own white space is one space. Without `tables`,
     those with several cells in a row are left out. ValueError as by `read_html`.
     """
-    root = html if isinstance(html, etree._Element) else read_html(html)
+    root = html if isinstance(html, Element) else read_html(html)
     text, list_depth, rows = _Text(), 0, []  # rows: of each open row, True if it has several cells
     # The end of an element is followed by text outside of it, its tail; the root's own belongs to the page.
     walk = etree.iterwalk(root, events=("start", "end"))
     for event, element in walk:
         starts, tag = event == "start", element.tag
-        if starts and (tag in SKIPPED_TAGS or (tag == "table" and not tables and _has_columns(element))):
+        left_out = tag == "table" and not tables and any(map(_has_columns, element.iter("tr")))
+        if starts and (tag in SKIPPED_TAGS or left_out):
             walk.skip_subtree()
             continue
         if tag == "tr" and not starts:
@@ -85,7 +87,7 @@ def html_to_text(html: str | bytes | etree._Element, tables: bool = True) -> str
             if is_list and starts:
                 list_depth += 1
         if tag == "tr" and starts:
-            rows.append(_columns(element) > 1)
+            rows.append(_has_columns(element))
         piece = element.text if starts else element.tail if element is not root else None
         if piece:
             text.pieces.append(piece.translate(INVISIBLE))
@@ -93,12 +95,13 @@ def html_to_text(html: str | bytes | etree._Element, tables: bool = True) -> str
     return "\n\n".join(text.paragraphs)
 
 
-def _columns(row: etree._Element) -> int:
-    return sum(child.tag in ("td", "th") for child in row)
+def _has_columns(row: Element) -> bool:
+    return sum(child.tag in ("td", "th") for child in row) > 1
 
 
-def _has_columns(table: etree._Element) -> bool:
-    return any(_columns(row) > 1 for row in table.iter("tr"))
+def one_line(text: str) -> str:
+    """The text with single spaces for its white space."""
+    return " ".join(text.split())
 
 
 class _Builder(etree.TreeBuilder):
@@ -130,13 +133,13 @@ class _Builder(etree.TreeBuilder):
     def data(self, text: str) -> None:
         super().data(FORBIDDEN.sub(" ", text))
 
-    def close(self) -> etree._Element:
+    def close(self) -> Element:
         for name in filter(None, reversed(self.around)):
             super().end(name)
         return super().close() if self.elements else etree.Element("html")
 
 
-def read_html(html: str | bytes, max_elements: int = MAX_ELEMENTS) -> etree._Element:
+def read_html(html: str | bytes, max_elements: int = MAX_ELEMENTS) -> Element:
     """The root of a page or of a piece of one; ValueError if it is too large.
 
     An element that is nested too deeply stands empty before its content, as browsers do it.
@@ -156,7 +159,7 @@ def read_html(html: str | bytes, max_elements: int = MAX_ELEMENTS) -> etree._Ele
     return root
 
 
-def outermost(elements: Iterable[etree._Element | str]) -> Iterator[etree._Element | str]:
+def outermost(elements: Iterable[Element | str]) -> Iterator[Element | str]:
     """Elements in the order of the document without those inside another: no text counts twice."""
     outer = None
     for element in elements:
@@ -175,7 +178,7 @@ POWER = re.compile(r"(?<![\d.,])10\^(?!1$)\d+$|(?<![^\W\d_])"
 RAISED = str.maketrans("0123456789+-−–n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁻ⁿ")
 
 
-def resolve_superscripts(root: etree._Element) -> None:
+def resolve_superscripts(root: Element) -> None:
     """Remove the marks of footnotes: 805<sup>1</sup> km is 805 km. Raise the exponents of numbers: 10³.
 
     Other superscripts stay as they are, such as the 2 of m2.

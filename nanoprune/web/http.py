@@ -28,6 +28,7 @@ MAX_SECONDS = 60  # of one response, since each byte of it may be the next one
 MAX_BYTES = 20 * 2**20  # of one response, unpacked: a small gzip can hold gigabytes
 MAX_ROBOTS = 500 * 2**10  # bytes of robots.txt that are read (RFC 9309)
 MAX_REDIRECTS = 5
+NO_RULES = {*range(400, 500)} - {429}  # answers to the request for robots.txt
 RETRIES = 3  # after the first try
 BACKOFF = 1.0  # seconds before the first retry, doubled each time
 JITTER = 1.25  # a pause is up to this many times the delay, so that requests are not periodic
@@ -98,7 +99,10 @@ class Fetcher:
         first = place = web_address(url)
         conditions = {"If-None-Match": stored.get("etag"), "If-Modified-Since": stored.get("last_modified")}
         for _ in range(MAX_REDIRECTS + 1):
-            self._check(place)
+            if not {_host(place), place.host} & self.hosts:  # requests knows no scheme but http and https
+                raise FetchError(f"refused: {place} is on another host; --allow-host would allow it")
+            if not self._robots(place).can_fetch(place.url, USER_AGENT):
+                raise Disallowed("disallowed by robots.txt")
             response, body = self._get_patiently(place.url, conditions)
             if not response.is_redirect:
                 break
@@ -115,17 +119,6 @@ class Fetcher:
         self.archive.add(url, kind, body, **(about if place == first else {"version": version}))
         return body
 
-    def page(self, url: str, version: str) -> bytes:
-        """An article's page, from the archive if it holds this version; FetchError as by `get`."""
-        stored = self.archive.find(url)[1] if self.archive.has_page(url, version) else None
-        return stored or self.get(url, "page", version)
-
-    def _check(self, place: Url) -> None:
-        if not {_host(place), place.host} & self.hosts:  # requests knows no scheme but http and https
-            raise FetchError(f"refused: {place} is on another host; --allow-host would allow it")
-        if not self._robots(place).can_fetch(place.url, USER_AGENT):
-            raise Disallowed("disallowed by robots.txt")
-
     def _robots(self, place: Url) -> Protego:
         """The rules of a URL's host, requested once; RFC 9309: a host without rules allows all."""
         host = _host(place)
@@ -134,7 +127,7 @@ class Fetcher:
             try:
                 body = self.get(place._replace(path="/robots.txt", query=None).url, "robots")
             except FetchError as error:
-                if error.status is None or not 400 <= error.status < 500 or error.status == 429:
+                if error.status not in NO_RULES:
                     del self.rules[host]
                     raise
                 body = b""
@@ -174,8 +167,9 @@ class Fetcher:
         sleep(max(0.0, self.next_start - monotonic()))
         self.next_start = monotonic() + self.delay * random.uniform(1, JITTER)
         body = bytearray()
-        options = {"timeout": TIMEOUT, "stream": True, "allow_redirects": False}
-        with time_limit(MAX_SECONDS), self.session.get(url, headers=headers, **options) as response:
+        with time_limit(MAX_SECONDS), self.session.get(
+            url, headers=headers, timeout=TIMEOUT, stream=True, allow_redirects=False
+        ) as response:
             self.unanswered = 0
             for chunk in response.iter_content(2**16):
                 body += chunk

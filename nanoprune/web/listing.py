@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterator
 from itertools import count
 
 from nanoprune.web.http import Fetcher, FetchError
-from nanoprune.web.sites import Site, blank_article, join, parse_article, parse_feed, parse_sitemap
+from nanoprune.web.sites import (
+    Site,
+    blank_article,
+    is_complete,
+    join,
+    parse_article,
+    parse_feed,
+    parse_sitemap,
+)
 
 Miss = Callable[[str, Exception], None]  # takes the URL and the reason
 MAX_PAGES = 1000  # of one topic's feed: an endless one always has a next page
@@ -77,9 +85,19 @@ def from_sitemap(fetcher: Fetcher, site: Site, miss: Miss) -> Iterator[tuple[dic
                 yield blank_article(article_id, page, date=day), changed
 
 
-def fetch_article(fetcher: Fetcher, site: Site, url: str, version: str) -> dict:
-    """The article on its page; FetchError if the page cannot be fetched or holds no article."""
-    return _parse(parse_article, fetcher.page(url, version), site, url)
+def whole_article(fetcher: Fetcher, site: Site, listed: dict, version: str) -> dict:
+    """A listed article with its text: from its page unless the listing has it whole, and the page from the
+    archive if that holds this version.
+
+    FetchError if the page cannot be fetched or holds no article.
+    """
+    url = listed["url"]
+    if is_complete(listed):
+        return listed
+    if not url:
+        raise FetchError("the feed gives neither a link nor the whole text with title, date and id")
+    stored = fetcher.archive.find(url)[1] if fetcher.archive.has_page(url, version) else None
+    return _parse(parse_article, stored or fetcher.get(url, "page", version), site, url)
 
 
 def _parse(parser: Callable, body: bytes, *arguments):

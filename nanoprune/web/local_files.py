@@ -11,14 +11,14 @@ import os
 import re
 from collections import Counter
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 from lxml import etree
 
-from nanoprune.web.html import decode, html_to_text, outermost, read_html
+from nanoprune.web.html import Element, decode, html_to_text, one_line, outermost, read_html
 from nanoprune.web.sites import MONTHS, blank_article, parse_date
 from nanoprune.web.time_limit import time_limit
 
@@ -69,11 +69,6 @@ class Content(NamedTuple):
     read_by: str
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All files below a folder, in order of their names."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
 def file_name(path: Path) -> str:
     """The name in Unicode, even if the disk holds it in another charset."""
     return decode(os.fsencode(path.as_posix()))
@@ -112,17 +107,14 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def day_in(text: str, patterns: tuple[str, ...] = (DAY,)) -> str:
-    """The first day of the form 2025-12-05 or 20251205, or by other patterns; empty if there is none."""
-    try:
-        return parse_date(text, patterns)
-    except ValueError:
-        return ""
+def day_in(text: str) -> str:
+    """The first day of the form 2025-12-05 or 20251205; empty if there is none."""
+    return parse_date(text, [DAY])
 
 
 def day_at_start(line: str) -> str:
     """The day that a line begins with, in English or German; empty if it begins with none."""
-    return day_in(line[:200], DATES)
+    return parse_date(line[:200], DATES)
 
 
 def split_title(lines: list[str]) -> tuple[str, list[str]]:
@@ -142,7 +134,7 @@ def read_page(path: Path) -> Content:
     """An HTML file, read by trafilatura, else by its elements."""
     root = read_html(path.read_bytes())
     titles = map(html_to_text, [*outermost(root.iter("h1")), *outermost(root.iter("title"))])
-    title = " ".join(next(filter(None, titles), "").split())
+    title = one_line(next(filter(None, titles), ""))
     stamps = root.xpath("//meta[contains(@property, 'published') or contains(@name, 'date')]/@content")
     stamps += root.xpath("//time/@datetime")
     day = next(filter(None, map(day_in, stamps)), "")
@@ -163,7 +155,7 @@ def read_page(path: Path) -> Content:
     return Content(title, day, text.split("\n"), text, read_by)
 
 
-def main_text(root: etree._Element) -> str:
+def main_text(root: Element) -> str:
     """The text of a page: of its one <article> or <main>, if that holds at least a quarter of its body's."""
     etree.strip_elements(
         root, "nav", "aside", "footer", "button", "select", "textarea", "label", with_tail=False)
@@ -177,10 +169,10 @@ def main_text(root: etree._Element) -> str:
 
 def read_plain(path: Path) -> Content:
     """A plain file; an empty line or a rule ends a paragraph."""
-    lines = [" ".join(line.split()) for line in decode(path.read_bytes()).replace("\0", "").splitlines()]
+    lines = list(map(one_line, decode(path.read_bytes()).replace("\0", "").splitlines()))
     lines = ["" if RULE.fullmatch(line) else line for line in lines]
     title, others = split_title(lines)
-    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\n+", "\n".join(others))]
+    paragraphs = map(one_line, re.split(r"\n\n+", "\n".join(others)))
     return Content(title, "", lines, "\n\n".join(filter(None, paragraphs)), "plain text")
 
 
@@ -201,17 +193,17 @@ def read_pdf(path: Path) -> Content:
     except Exception as error:  # a damaged file can fail anywhere in the reader
         raise ValueError(f"not a PDF that can be read ({type(error).__name__}: {error})") from error
     lines = without_running_lines(pages)
-    paragraphs, title = join_lines(lines).split("\n\n"), " ".join(title.split())
+    paragraphs, title = join_lines(lines).split("\n\n"), one_line(title)
     if not LETTER.search(title) or title.strip("()").lower() in ("anonymous", "untitled", "unspecified"):
         title, paragraphs = split_title(paragraphs)  # those are programs' defaults
     return Content(title, day_in(created[2:10]), lines, "\n\n".join(filter(None, paragraphs)), "pypdf")
 
 
-def without_running_lines(pages: list[list[str]], edge: int = 2) -> list[str]:
+def without_running_lines(pages: list[list[str]]) -> list[str]:
     """The lines of all pages without running headers and footers.
 
-    Those are lines that recur, but for the page's number, among the first or last `edge` lines of at least
-    half of the pages.
+    Those are lines that recur, but for the page's number, among the first or last two lines of at least half
+    of the pages.
     """
     pages = [[line for line in map(str.strip, page) if line] for page in pages]
 
@@ -222,10 +214,10 @@ def without_running_lines(pages: list[list[str]], edge: int = 2) -> list[str]:
 
     counts = Counter()
     for number, page in enumerate(pages):
-        counts.update(set().union(*(forms(line, number) for line in page[:edge] + page[-edge:])))
+        counts.update(set().union(*(forms(line, number) for line in page[:2] + page[-2:])))
     running = {form for form, pages_with_it in counts.items() if pages_with_it >= max(2, len(pages) / 2)}
     return [line for number, page in enumerate(pages) for i, line in enumerate(page)
-            if edge <= i < len(page) - edge or running.isdisjoint(forms(line, number))]
+            if 2 <= i < len(page) - 2 or running.isdisjoint(forms(line, number))]
 
 
 def join_lines(lines: list[str]) -> str:
@@ -234,7 +226,7 @@ def join_lines(lines: list[str]) -> str:
     A line is full if the next word would not have fitted in. Lines that go on in lower case are wrapped for
     certain, so that they tell the width.
     """
-    pairs = list(zip(lines, [*lines[1:], ""], strict=False))
+    pairs = list(pairwise([*lines, ""]))
     wrapped = [len(line) for line, following in pairs if following[:1].islower()]
     width = median(wrapped) if wrapped else max(map(len, lines), default=0)
     text = ""

@@ -14,7 +14,7 @@ from urllib.parse import urljoin
 
 from lxml import etree
 
-from nanoprune.web.html import decode, html_to_text, outermost, read_html
+from nanoprune.web.html import Element, decode, html_to_text, one_line, outermost, read_html
 from nanoprune.web.time_limit import time_limit
 
 MONTHS = ("jan|jän", "feb", "mar|mär|mrz", "apr", "may|mai", "jun", "jul", "aug", "sep", "oct|okt", "nov",
@@ -144,7 +144,7 @@ def blank_article(article_id: str, url: str, **fields) -> dict:
     blank = {"title": "", "teaser": "", "date": "", "category": "", "tags": [], "text": ""}
     article = {"id": article_id, "url": url} | blank | fields
     first_line, _, rest = article["text"].partition("\n")
-    if rest and " ".join(first_line.split()).casefold() == article["title"].casefold():
+    if rest and one_line(first_line).casefold() == article["title"].casefold():
         article["text"] = rest.lstrip("\n")
     return article
 
@@ -161,16 +161,16 @@ def parse_article(html: bytes, site: Site, url: str) -> dict:
     def first(path: str) -> str:
         return next(texts(path), "")
 
-    def line(text: str) -> str:
-        return " ".join(text.split())
-
+    lines = {name: one_line(first(getattr(site, name))) for name in ("title", "teaser", "date", "category")}
+    stamp, lines["date"] = lines["date"], parse_date(lines["date"], site.dates, site.months)
     # The text is in the site's body or nowhere: other text on a page without a body is no article.
     article = blank_article(
-        site.article_id(url), url, title=line(first(site.title)), teaser=line(first(site.teaser)),
-        category=line(first(site.category)), tags=list(map(line, texts(site.tags))), text=first(site.body))
+        site.article_id(url), url, **lines, tags=list(map(one_line, texts(site.tags))), text=first(site.body))
     if missing := [key for key in ("id", "title", "text") if not article[key]]:
         raise ValueError(f"the page has no {' and no '.join(missing)}")
-    return article | {"date": parse_date(line(first(site.date)), site.dates, site.months)}
+    if not article["date"]:
+        raise ValueError(f"no date that can be read: {stamp[:60]!r}")
+    return article
 
 
 class FeedPage(NamedTuple):
@@ -195,7 +195,7 @@ def parse_feed(xml: bytes, site: Site, url: str = "") -> FeedPage:
                     sound)
 
 
-def _parse_item(item: etree._Element, site: Site, url: str, sound: bool) -> dict:
+def _parse_item(item: Element, site: Site, url: str, sound: bool) -> dict:
     """The article of an item of RSS or an entry of Atom."""
     fields = {}  # the first of each name; names of the item's own namespace without it
     for child in item.iterchildren("*"):
@@ -219,16 +219,13 @@ def _parse_item(item: etree._Element, site: Site, url: str, sound: bool) -> dict
     if not link and re.match(r"https?:|[\w./-]*/", identity) and value("guid", "isPermaLink") != "false":
         link = identity
     stamps = map(value, ("pubDate", "published", "issued", DUBLIN_CORE_DATE, "updated", "modified"))
-    try:
-        day = parse_date("\n".join(stamps), (*FEED_DATES, *site.dates))
-    except ValueError:
-        day = ""
     text = text_of(WHOLE_TEXT)
     text = text[:-500] + FOOTER.sub("", text[-500:])  # below a description it shows a summary, and stays
     text = text or text_of("content") or text_of("description")  # the `summary` of Atom is none
     place = link and join(join(url, item.base or ""), link)
     return blank_article(site.article_id(identity) or site.article_id(link), place, text=text,
-                         date=day, title=" ".join(text_of("title").split()))
+                         date=parse_date("\n".join(stamps), (*FEED_DATES, *site.dates)),
+                         title=one_line(text_of("title")))
 
 
 def join(url: str, link: str) -> str:
@@ -243,8 +240,8 @@ def join(url: str, link: str) -> str:
 def is_complete(article: dict) -> bool:
     """True if a feed's article needs no page: it has title, date and a text that is no summary by its end."""
     end = article["text"][-500:]
-    whole = bool(end) and not (SUMMARY_END.search(end[-200:]) or FOOTER.search(end))
-    return bool(article["id"] and article["title"] and article["date"]) and whole
+    is_cut = SUMMARY_END.search(end[-200:]) or FOOTER.search(end)
+    return all((article["id"], article["title"], article["date"], end)) and not is_cut
 
 
 @time_limit(MAX_SECONDS)
@@ -273,9 +270,7 @@ def parse_sitemap(xml: bytes) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def parse_date(text: str, patterns: Iterable[str], months: tuple[str, ...] = MONTHS) -> str:
-    """The first day that exists by the first pattern that gives one, as YYYY-MM-DD, in any locale.
-
-    ValueError if there is none.
+    """The first day that exists by the first pattern that gives one, as YYYY-MM-DD; empty if there is none.
     """
     for match in chain.from_iterable(re.finditer(pattern, text) for pattern in patterns):
         month, year = match["month"].lower(), int(match["year"])
@@ -287,10 +282,10 @@ def parse_date(text: str, patterns: Iterable[str], months: tuple[str, ...] = MON
             return date(year, number, int(match["day"])).isoformat()
         except ValueError:
             continue
-    raise ValueError(f"no date that can be read: {text[:60]!r}")
+    return ""
 
 
-def _parse_xml(xml: bytes) -> tuple[etree._Element, bool]:
+def _parse_xml(xml: bytes) -> tuple[Element, bool]:
     """The root, and True if the XML is sound; of broken XML what can be read; ValueError if that is nothing.
     """
     text = re.sub(r"^\s*<\?xml[^>]{0,200}\?>", "", decode(xml)).strip().encode("utf-8", "replace")
@@ -305,6 +300,6 @@ def _parse_xml(xml: bytes) -> tuple[etree._Element, bool]:
     raise ValueError(f"not XML: it begins with {text[:30]!r}")
 
 
-def _inner(element: etree._Element) -> str:
+def _inner(element: Element) -> str:
     """The HTML inside an element: escaped, as it should be, or as elements of the feed itself."""
     return (element.text or "") + "".join(etree.tostring(child, encoding="unicode") for child in element)
