@@ -39,8 +39,8 @@ class SavedActivations(saved_tensors_hooks):
             model(ids, targets).backward()
 
     glibc puts new tensors into any hole that is large enough. Where lasting and passing tensors alternate, of
-    other sizes with each step's documents, the heap grows to more than twice what is used. What autograd saves
-    is copied to segments, which the next step writes to again.
+    other sizes with each step's documents, the heap grows to more than twice what is used. What autograd
+    saves is copied to segments, which the next step writes to again.
     """
 
     def __init__(self):
