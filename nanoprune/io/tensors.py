@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -35,6 +35,12 @@ def open_tensors(path: str | Path, device="cpu") -> Iterator[safe_open]:
             yield file
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); fetch or make it again") from error
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, by name."""
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
 
 
 class StoredArray:
@@ -142,15 +148,11 @@ def weights_hash(folder: Path) -> str:
     """SHA-256 of a model's tensors by name: the same however they are spread over files, and whoever wrote
     them.
     """
-    digest, files = hashlib.sha256(), {}
-    with ExitStack() as stack:
-        for path in weight_files(folder):
-            file = stack.enter_context(open_tensors(path))
-            files |= dict.fromkeys(file.keys(), file)
-        for name in sorted(files):
-            tensor = files[name].get_tensor(name)
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    digest = hashlib.sha256()
+    for stored in sorted(stored_tensors(folder).values(), key=lambda stored: stored.name):
+        tensor = read_stored(stored)
+        digest.update(f"{stored.name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -41,13 +41,6 @@ class Visible:
             return cls()  # the kernels are faster without a mask
         return cls(_causal_mask(queries, keys, window, device))
 
-    @classmethod
-    def within_documents(cls, documents: Tensor, window: int | None, device) -> "Visible":
-        """One mask over rows (B, T) of document numbers."""
-        T = documents.shape[1]
-        same = documents[:, :, None] == documents[:, None, :]
-        return cls(to_device((same & _causal_mask(T, T, window, documents.device))[:, None], device))
-
 
 class Layout(NamedTuple):
     """Where the tokens of a batch stand, and what they may attend to."""
@@ -90,16 +83,14 @@ def packed_layout(documents: Tensor, windows: Iterable[int | None], x: Tensor) -
                                   for window in windows})
     if len(lengths) * SHORT_DOCUMENT <= documents.numel():
         return Layout(positions, {window: Visible(None, lengths, window) for window in windows})
-    masks = {window: Visible.within_documents(documents, window, x.device) for window in windows}
-    return Layout(positions, masks)
+    T, same = documents.shape[1], documents[:, None, :, None] == documents[:, None, None]  # (B, 1, T, T)
+    return Layout(positions, {window: Visible(to_device(same & _causal_mask(T, T, window, "cpu"), x.device))
+                              for window in windows})
 
 
 def document_lengths(documents: Tensor) -> list[int]:
     """Lengths of the documents in rows (B, T) of their numbers; a row's end ends its last document."""
-    starts = torch.ones_like(documents, dtype=torch.bool)
-    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    places = starts.flatten().nonzero().squeeze(1)
-    return torch.diff(places, append=torch.tensor([documents.numel()])).tolist()
+    return [length for row in documents for length in row.unique_consecutive(return_counts=True)[1].tolist()]
 
 
 def _causal_mask(queries: int, keys: int, window: int | None, device) -> Tensor:
@@ -133,10 +124,9 @@ def _attend_by_document(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Te
     most.
     """
     B, H, T, size = q.shape
-    q, k, v = (part.transpose(0, 1).reshape(1, -1, B * T, size) for part in (q, k, v))  # (1, heads, B T, F)
-    inside = {n: Visible.causal(n, n, visible.window, q.device) for n in set(visible.lengths)}
-    documents = zip(*(part.split(visible.lengths, dim=2) for part in (q, k, v)), strict=True)
-    outputs = [attend(*document, inside[document[0].shape[2]]) for document in documents]
+    rows = [part.transpose(0, 1).reshape(1, -1, B * T, size) for part in (q, k, v)]  # (1, heads, B T, F)
+    documents = zip(visible.lengths, *(part.split(visible.lengths, dim=2) for part in rows), strict=True)
+    outputs = [attend(*parts, Visible.causal(n, n, visible.window, q.device)) for n, *parts in documents]
     return torch.cat(outputs, dim=2).view(H, B, T, size).transpose(0, 1)
 
 

@@ -12,7 +12,7 @@ import torch
 from nanoprune.config import Positive, PositiveFloat, ShareBelow1, read_fields
 from nanoprune.io.files import read_json, write_json
 from nanoprune.io.hub import locate
-from nanoprune.io.tensors import missing_weights, open_tensors, write_tensors
+from nanoprune.io.tensors import missing_weights, read_tensors, write_tensors
 from nanoprune.nn.lora import FrozenBase, LoraSettings, add_lora, frozen_layers
 from nanoprune.nn.model_config import check_off, note_unread, read_parts, record_removal
 from nanoprune.nn.nf4 import is_quantised
@@ -172,8 +172,7 @@ def restore_adapter(model: Decoder, adapter: Adapter) -> None:
     path = adapter.folder / "adapter_model.safetensors"
     if not path.is_file():
         raise missing_weights(path, "adapter_model.bin")
-    with open_tensors(path) as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    tensors = read_tensors(path)
     names = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}
     layers = list(frozen_layers(model))
     adapted = [name for name in layers if name in names]
