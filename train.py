@@ -87,7 +87,7 @@ def train(
     config = count_steps(config, rows.epoch_tokens)
     validation = Validation(dataset, config)
     base = find_base(config, dataset, ranks, resume)
-    teacher_folder = find_teacher(config, dataset, ranks) if config.teacher else None
+    teacher_folder = find_teacher(config, base, dataset, ranks) if config.teacher else None
     check_budget(config, base, device, ranks, ignore_budget, Decoder.plain_head)
     model = load_base(config, base)
     env = environment(device) | base.record | {"ranks": ranks.size, "version": VERSION}

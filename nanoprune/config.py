@@ -145,8 +145,7 @@ class Config(Settings):
     def __new__(cls, **settings):
         """Name every unknown or missing field at once; the dataclass itself would stop at the first."""
         problems = [_unknown(name, _types(cls)) for name in settings if name not in _types(cls)]
-        problems += [f"{f.name}: missing; every config names it" for f in fields(cls)
-                     if f.default is MISSING and f.name not in settings]
+        problems += [f"{name}: missing; every config names it" for name in _missing(cls, settings)]
         if problems:
             raise ValueError("\n  ".join(problems))
         return super().__new__(cls)
@@ -292,13 +291,18 @@ def read_fields(kind: type, content: dict, where: str | Path) -> Any:
     """
     values = {f.name: content[f.name] for f in fields(kind) if f.name in content}
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    if missing := sorted(f.name for f in fields(kind) if f.name not in values and f.default is MISSING
-                         and f.default_factory is MISSING):
+    if missing := sorted(_missing(kind, values)):
         raise ValueError(f"{where} lacks {', '.join(missing)}")
     record = kind(**values)
     if problems := field_problems(record):
         raise ValueError(f"{where}: {'; '.join(problems)}")
     return record
+
+
+def _missing(kind: type, values: dict) -> list[str]:
+    """The fields of a dataclass that have no default, and no value here."""
+    return [f.name for f in fields(kind)
+            if f.default is f.default_factory is MISSING and f.name not in values]
 
 
 def _checked(settings: Any, where: str | Path, problems: Iterable[str] = ()) -> Any:
@@ -319,19 +323,14 @@ def _load_file(path: str | Path, name: str, kind: type) -> Any:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # the user's own code: name the fault and its line rather than show our stack
-        raise ValueError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                 if frame.filename == str(path)]
+        where = f"{path}, line {lines[-1]}" if lines else path  # a SyntaxError's text names its line
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
     if not isinstance(value, kind):
         raise ValueError(f"{path} binds no `{name}`; the file must end with {name} = {kind.__name__}(...) or "
                          "replace(other, ...)")
     return value
-
-
-def _line_of(error: Exception, path: str | Path) -> str:
-    """The last line of the file at which an error passed."""
-    passed = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-              if frame.filename == str(path)]
-    line = passed[-1] if passed else getattr(error, "lineno", None)  # a SyntaxError names its line
-    return f", line {line}" if line else ""
 
 
 def _read_overrides(overrides: Iterable[str], kinds: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -94,7 +94,7 @@ def test_mistakes_are_named(tmp_path, override, message):
      ["revision: given 'x', has no effect", "drop_blocks: a model trained from scratch"]),
     ("configuration = 1", ["binds no `config`"]),
     ("config = 1 / 0", ["c.py, line 2: ZeroDivisionError"]),
-    ("config = = 1", ["c.py, line 2: SyntaxError"]),
+    ("config = = 1", ["c.py: SyntaxError: invalid syntax (c.py, line 2)"]),
     ("from configs import Confg", ["ImportError"]),
 ])
 def test_all_mistakes_of_a_file_at_once(tmp_path, code, messages):

@@ -112,7 +112,7 @@ def test_a_missing_shard_is_named(base):
         Decoder.from_pretrained(base)
     index = {"weight_map": {"x": "../../secret.safetensors"}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="a shard must lie in the model's own folder"):
+    with pytest.raises(ValueError, match="in the model's own folder, given .*secret.safetensors"):
         Decoder.from_pretrained(base)
 
 

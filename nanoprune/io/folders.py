@@ -37,16 +37,15 @@ def lock(descriptor) -> bool:
     return True
 
 
-def is_locked(path: Path) -> bool:
-    """True if a process holds the lock of a file."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        try:
-            lock(file)
-        except BlockingIOError:
-            return True
-    return False
+def is_locked(path: Path) -> bool | None:
+    """True if a process holds the lock of a file or folder; None where the file system has no locks."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return False if lock(descriptor) else None
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -98,18 +97,12 @@ def recover(folder: str | Path) -> None:
 
 def lives(beside: Path) -> bool:
     """True if the process that made this folder has not ended."""
-    descriptor = os.open(beside, os.O_RDONLY)
-    try:
-        if not lock(descriptor):
-            os.kill(int(beside.suffixes[-2][1:]), 0)  # no locks here: is there a process of this number?
+    locked = is_locked(beside)
+    if locked is None:
+        with suppress(ProcessLookupError):
+            os.kill(int(beside.suffixes[-2][1:]), 0)  # is there a process of this number?
             return True
-    except BlockingIOError:
-        return True
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(descriptor)
-    return False
+    return bool(locked)
 
 
 # ---------------------------------------------------------------- what is ours

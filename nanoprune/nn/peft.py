@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +14,7 @@ from nanoprune.io.files import read_json, write_json
 from nanoprune.io.hub import locate
 from nanoprune.io.tensors import missing_weights, read_tensors, write_tensors
 from nanoprune.nn.lora import FrozenBase, LoraSettings, add_lora, frozen_layers
-from nanoprune.nn.model_config import check_off, note_unread, read_parts, record_removal
+from nanoprune.nn.model_config import read_foreign, read_parts, record_removal
 from nanoprune.nn.nf4 import is_quantised
 
 if TYPE_CHECKING:
@@ -121,10 +121,7 @@ def _target_modules(model: Decoder) -> list[str]:
 def read_adapter(folder: Path) -> Adapter:
     """An adapter's settings and its base's; ValueError where they are damaged or not supported."""
     path = folder / "adapter_config.json"
-    raw = read_json(path)
-    check_off(raw, OFF, path)
-    peft = read_fields(PeftFile, raw, path)
-    note_unread(raw.keys() - {*OFF, *HARMLESS, *(f.name for f in fields(PeftFile))}, path)
+    peft = read_foreign(PeftFile, read_json(path), path, OFF, HARMLESS)
     settings = LoraSettings(peft.r, peft.lora_alpha, peft.lora_dropout or 0.0, bool(peft.use_rslora))
     record = folder / "nanoprune.json"
     if not record.is_file():  # written by PEFT

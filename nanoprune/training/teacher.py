@@ -24,6 +24,7 @@ from nanoprune.nn.identity import model_identity
 from nanoprune.nn.losses import SoftTargets, likeliest
 from nanoprune.nn.model_config import ModelConfig
 from nanoprune.nn.peft import check_weights_can_change
+from nanoprune.training.base import Base
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -89,20 +90,16 @@ class Teacher:
         return SoftTargets(ids, log_p, self.config.teacher_share, self.config.teacher_temperature)
 
 
-def find_teacher(config: Config, dataset: Dataset, ranks: Ranks) -> Path:
+def find_teacher(config: Config, base: Base, dataset: Dataset, ranks: Ranks) -> Path:
     """The teacher's folder; ValueError if there is none, or if it does not fit the data or the base."""
     with ranks.local_first():  # so that one process of a machine downloads it
         teacher = locate(config.teacher)
     check_weights_can_change(config.teacher, teacher)  # the key covers the weights of one folder
     shape = ModelConfig.read(teacher)
     dataset.check_model(config.teacher, teacher, shape.vocab_size)
-    if isinstance(config.base, dict):
-        known = config.base.get("vocab_size", dataset.meta["vocab_size"])
-    else:
-        known = ModelConfig.read(locate(config.base, config.revision)).vocab_size
-    if shape.vocab_size > known:
+    if shape.vocab_size > base.config.vocab_size:
         raise ValueError(f"teacher: {config.teacher} has {shape.vocab_size:,} rows of a vocabulary, the "
-                         f"model {known:,}: give a teacher with no more")
+                         f"model {base.config.vocab_size:,}: give a teacher with no more")
     if config.teacher_top >= shape.vocab_size or config.context > shape.max_position_embeddings:
         raise ValueError(f"teacher: {config.teacher} has {shape.vocab_size} tokens and "
                          f"{shape.max_position_embeddings} positions; given teacher_top {config.teacher_top} "
