@@ -90,7 +90,7 @@ def test_history_survives_a_second_drop(tmp_path):
         ([2, 2], "block 2 is named more than once"),
         (["2.mlp", "2.mlp"], "named more than once .2.mlp, 2.mlp.; name each"),
         (["2.head"], "cannot drop block 2.head"),
-        (["1.attn", "1.mlp"], "named more than once .1.attn, 1.mlp.; name the whole block, 1"),
+        (["1.attn", "1.mlp"], "named more than once .1.attn, 1.mlp.; .* as 1 where attention and MLP go"),
         (["9.attn"], "cannot drop block 9"),
         ([0, 1, 2, 3], "cannot drop all 4 blocks"),
     ],

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -43,15 +44,17 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}
 
 
+@dataclass(frozen=True)
 class StoredArray:
     """A flat array of integers in a safetensors file, read by slices.
 
     Not mapped: a file that is cut short is an error, where a mapped one would kill the process.
     """
 
-    def __init__(self, file: BinaryIO, dtype: np.dtype, count: int, start: int):
-        """`start`: its first byte in the file."""
-        self.file, self.dtype, self.count, self.start = file, dtype, count, start
+    file: BinaryIO
+    dtype: np.dtype
+    count: int
+    start: int  # its first byte in the file
 
     def __len__(self) -> int:
         return self.count
@@ -215,27 +218,22 @@ def file_order(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
 
 
-def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> str:
-    """Write a safetensors file one tensor at a time, and return its SHA-256.
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a safetensors file one tensor at a time.
 
     The library's own writer holds a copy of all tensors. A sharded tensor is gathered when its turn comes:
     the other ranks must take part, in `file_order`.
     """
-    ordered, digest = file_order(tensors), hashlib.sha256()
+    ordered = file_order(tensors)
     layout = {name: (SAFETENSORS_TYPES[tensor.dtype], tuple(tensor.shape), tensor.numel() * tensor.itemsize)
               for name, tensor in ordered.items()}
 
-    def parts() -> Iterator[bytes | np.ndarray]:
-        yield safetensors_header(layout)
-        for tensor in ordered.values():
-            if tensor.numel():
-                yield full_tensor(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
     def write(beside: Path) -> None:
         with open(beside, "wb") as file:
-            for part in parts():
-                file.write(part)
-                digest.update(part)
+            file.write(safetensors_header(layout))
+            for tensor in ordered.values():
+                if tensor.numel():
+                    whole = full_tensor(tensor.detach()).cpu().contiguous()
+                    file.write(whole.reshape(-1).view(torch.uint8).numpy())
 
     replace_file(path, write)
-    return digest.hexdigest()

@@ -30,7 +30,7 @@ from nanoprune.nn.nf4 import (
     to_file,
 )
 from nanoprune.nn.pointwise import apply
-from nanoprune.nn.scratch import buffer
+from nanoprune.nn.scratch import cast
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -67,9 +67,7 @@ class FrozenLinear(nn.Module):
         """The weight (out, in) in a product's type, in memory that is used again once nobody holds it."""
         if q := self.quantised:
             return dequantise(q, self.shape).to(dtype)
-        if self.weight.dtype == dtype:
-            return self.weight
-        return buffer("frozen weight", self.shape, dtype, self.weight.device).copy_(self.weight)
+        return cast("frozen weight", self.weight, dtype)
 
     def add_adapter(self, A: Tensor, scale: float, dropout: float) -> None:
         """Add `scale` B A to the weight, with A (rank, in) in fp32; B (out, rank) begins at zero."""
@@ -265,5 +263,5 @@ def save_quantised(model: Decoder, folder: Path) -> None:
     for name, layer in frozen_layers(model).items():
         tensors |= to_file(name, layer.quantised, layer.shape, dtype_name)
     write_tensors(folder / "model.safetensors", tensors)
-    model.save_config(folder, {"quantization_config": BITSANDBYTES | {
-        "load_in_8bit": False, "bnb_4bit_quant_storage": "uint8", "bnb_4bit_compute_dtype": dtype_name}})
+    model.save_config(folder, quantization_config=BITSANDBYTES | {
+        "load_in_8bit": False, "bnb_4bit_quant_storage": "uint8", "bnb_4bit_compute_dtype": dtype_name})

@@ -218,10 +218,9 @@ class ModelConfig:
 
     def keep_blocks(self, indices: list[int]) -> "ModelConfig":
         """The config of the model that has only the blocks of these present indices, in this order."""
-        def pick(values: tuple) -> tuple:
-            return tuple(values[i] for i in indices)
-        return replace(self, num_hidden_layers=len(indices), layer_types=pick(self.layer_types),
-                       blocks=pick(self.blocks), without=pick(self.without))
+        remaining = {name: tuple(getattr(self, name)[i] for i in indices)
+                     for name in ("layer_types", "blocks", "without")}
+        return replace(self, num_hidden_layers=len(indices), **remaining)
 
 
 def read_foreign(
@@ -318,9 +317,8 @@ def read_parts(names: Iterable[int | str], config: ModelConfig) -> list[Part]:
     for block, group in groupby(parts, key=lambda part: part.block):
         repeated = [part_name(part) for part in group]
         if len(repeated) > 1:
-            both_halves = repeated == [f"{block}.attn", f"{block}.mlp"]
-            advice = f"name the whole block, {block}" if both_halves else "name each block to drop once"
-            raise ValueError(f"block {block} is named more than once ({', '.join(repeated)}); {advice}")
+            raise ValueError(f"block {block} is named more than once ({', '.join(repeated)}); name each "
+                             f"block to drop once, as {block} where attention and MLP go")
     if sum(not part.half for part in parts) == config.num_hidden_layers:
         raise ValueError(f"cannot drop all {len(parts)} blocks: keep at least one")
     return parts

@@ -59,11 +59,6 @@ class Adapter:
     settings: LoraSettings
     base: FrozenBase
 
-    def frozen_as(self, dtype: torch.dtype) -> str:
-        """The type of the base's matrices, one of config.FROZEN: the one they had in training, or `dtype`."""
-        frozen = self.base.frozen
-        return str(dtype).removeprefix("torch.") if frozen == "stored" else frozen
-
 
 def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()

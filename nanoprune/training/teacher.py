@@ -60,7 +60,6 @@ class Teacher:
             for first_row in ranks.shard(missing, "teacher"):
                 self._predict(model, first_row)
             seconds += time.perf_counter() - began
-        ranks.barrier()
         if ranks.rank == 0:
             write_json(meta, about | {"seconds": seconds})
         ranks.barrier()  # no rank reads before all have written
