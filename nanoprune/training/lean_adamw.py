@@ -40,17 +40,10 @@ class LeanAdamW(torch.optim.Optimizer):
                 "m": torch.zeros(buckets, BUCKET, dtype=torch.int8, device=device),
                 "m_scale": torch.zeros(buckets, 1, device=device),
                 "v": torch.zeros(count, dtype=torch.bfloat16, device=device)}
-
-    def during_backward(self) -> None:
-        """Update each parameter as soon as its gradient is complete."""
-        for parameter in self.groups:
             parameter.register_post_accumulate_grad_hook(self._update)
 
     def step(self, closure=None) -> None:
-        """Update all parameters that have a gradient."""
-        for parameter in self.groups:
-            if parameter.grad is not None:
-                self._update(parameter)
+        """Nothing: each parameter was updated as soon as its gradient was complete."""
 
     def take_norms(self) -> list[Tensor]:
         """The norm of every gradient since the last call."""
