@@ -69,9 +69,9 @@ def file_hashes(folder: Path) -> dict[str, str]:
     return {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
-def json_hash(content) -> str:
-    """SHA-256 of content as JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def json_hash(content, default: Callable | None = None) -> str:
+    """SHA-256 of content as JSON with sorted keys; `default` gives a form to what JSON does not know."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=default).encode()).hexdigest()
 
 
 def make_folder(folder: str | Path) -> Path:
@@ -109,7 +109,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_bytes(path, text.encode())
 
 
 def all_keys(rows: list[dict]) -> list:
