@@ -34,7 +34,7 @@ from nanoprune.io.jsonl import write_jsonl
 from nanoprune.nn.attention import KeyValueCache
 from nanoprune.nn.model_config import ModelConfig
 from nanoprune.nn.peft import config_folder
-from nanoprune.nn.sampling import Sampling, empty_cache, stream
+from nanoprune.nn.sampling import Sampling, stream
 
 TURN_END_TOKENS = ("<|im_end|>", "<|eot_id|>")  # of a chat's turn, for Qwen and Llama 3
 BATCH = 8  # prompts that are continued together
@@ -82,7 +82,7 @@ class Checkpoint:
 
     @cached_property
     def cache(self) -> KeyValueCache:
-        return empty_cache(self.model, 1, 0)
+        return KeyValueCache(self.model, 1, 0)
 
     @property
     def stop_tokens(self) -> set[int]:

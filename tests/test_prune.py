@@ -360,7 +360,7 @@ def test_a_pruned_model_keeps_its_history(world, tmp_path, monkeypatch, capsys):
     ):
         assert run_main(monkeypatch, capsys, *script)[0] == 0
     ids = torch.arange(9)[None]
-    cached = KeyValueCache(model.config, 1, 9)
+    cached = KeyValueCache(model, 1, 9)
     with torch.no_grad():
         steps = [model(ids[:, i : i + 1], cache=cached) for i in range(9)]
         torch.testing.assert_close(torch.cat(steps, 1), model(ids), rtol=1e-4, atol=1e-5)

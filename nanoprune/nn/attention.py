@@ -3,20 +3,24 @@
 Shapes: B batch, T time, H query heads, K key/value heads, F head_dim.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from nanoprune.device import fast_bfloat16, has_flash, to_device
-from nanoprune.nn.model_config import ModelConfig
+from nanoprune.device import fast_bfloat16, has_flash, matmul_dtype, to_device
 from nanoprune.nn.pointwise import apply
+
+if TYPE_CHECKING:
+    from model import Decoder
 
 QUERIES = 128  # that attend together in bf16 on a CPU: their scores stay in its cache
 SHORT_DOCUMENT = 64  # tokens: packed documents shorter than this on average share one attention under a mask
@@ -35,7 +39,7 @@ class Visible:
     longest: int = 0  # of `lengths`: a number, because compiled blocks are compiled again for other lists
 
     @classmethod
-    def causal(cls, queries: int, keys: int, window: int | None = None, device="cpu") -> "Visible":
+    def causal(cls, queries: int, keys: int, window: int | None, device) -> Visible:
         """Each of the last `queries` of `keys` positions sees itself and those before it, inside a window."""
         if (window is None or keys <= window) and queries in (1, keys):
             return cls()  # the kernels are faster without a mask
@@ -202,13 +206,15 @@ def _probabilities(q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor, Tensor
 
 
 class KeyValueCache:
-    """Keys and values of every block for up to `length` positions of a batch; `used` of them are filled."""
+    """Keys and values of every block for up to `length` positions of a batch; `used` of them are filled.
 
-    def __init__(
-        self, config: ModelConfig, batch: int, length: int, device="cpu", dtype: torch.dtype = torch.float32
-    ):
+    They have the type of the model's products, which autocast decides on.
+    """
+
+    def __init__(self, model: Decoder, batch: int, length: int):
+        config, norm = model.config, model.model.norm.weight
         shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, length, config.head_dim)
-        self.store = torch.zeros(shape, device=device, dtype=dtype)
+        self.store = torch.zeros(shape, device=norm.device, dtype=matmul_dtype(norm))
         self.used = 0  # the model advances it after its last block
         self.padding = None  # (B,) places at the left of each row that hold no text
         self.tokens = []  # of a single row, those that are not read yet, too
