@@ -79,9 +79,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """x (B, T, D) to the same shape; `extend` puts keys and values into a cache and gives all in it."""
         B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_dim)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim)
+        projections = self.q_proj, self.k_proj, self.v_proj
+        q, k, v = (project(x).view(B, T, -1, self.head_dim) for project in projections)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # (B, heads, T, F)
@@ -300,14 +299,12 @@ class Decoder(nn.Module):
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
         frozen: str = "",
-        base: str | Path | None = None,
     ) -> "Decoder":
         """A model from a hub name, a folder, a run or an adapter, its weights cast to `dtype`.
 
         With `frozen`, one of config.FROZEN, none of its weights learns, and its matrices are kept in that
-        type. A folder in four bits and an adapter's base are always frozen. `base`: the place of an adapter's
-        base, if it was moved. ValueError where a file is missing or damaged or a tensor does not fit, naming
-        it.
+        type. A folder in four bits and an adapter's base are always frozen. ValueError where a file is
+        missing or damaged or a tensor does not fit, naming it.
         """
         folder = locate(name, revision)
         if is_adapter(folder) and not frozen:
@@ -315,7 +312,7 @@ class Decoder(nn.Module):
             frozen = adapter.base.frozen  # as in training
             if frozen == "stored":
                 frozen = str(dtype).removeprefix("torch.")
-            model = cls.from_pretrained(base_folder(adapter, base), device=device, dtype=dtype, frozen=frozen)
+            model = cls.from_pretrained(base_folder(adapter), device=device, dtype=dtype, frozen=frozen)
             restore_adapter(model, adapter)
             return model
         check_no_adapter(name, folder)

@@ -26,15 +26,15 @@ from nanoprune.nn.peft import base_folder, is_adapter, read_adapter
 from nanoprune.training.model_card import Origin, write_card
 
 
-def merge_adapter(name: str, out: Path, base: str | None, dtype: torch.dtype) -> None:
-    """Write an adapter and its base as one plain model; `base`: the base's folder, where it was moved."""
+def merge_adapter(name: str, out: Path, dtype: torch.dtype) -> None:
+    """Write an adapter and its base as one plain model."""
     folder = locate(name)
     if not is_adapter(folder):
         raise ValueError(f"{name} is no adapter (it has no adapter_config.json): there is nothing to merge")
     adapter = read_adapter(folder)
-    source = base_folder(adapter, base)
+    source = base_folder(adapter)
     with replace_output(out, "model", (folder, source)) as beside:
-        model = Decoder.from_pretrained(folder, base=base)
+        model = Decoder.from_pretrained(folder)
         merge(model)
         model.to(dtype).save_pretrained(beside)
         for place in (source, folder):
@@ -80,7 +80,6 @@ def main() -> int:
         command.add_argument("model", help="a hub name, a folder or a run")
     for command in (merging, quantising):
         command.add_argument("--out", type=Path, required=True, help="folder to write")
-    merging.add_argument("--base", help="the base's folder, if it was moved since the adapter was trained")
     merging.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"),
                          help="of the weights that are written")
     for command in (quantising, pushing):
@@ -92,7 +91,7 @@ def main() -> int:
     pushing.add_argument("--yes", action="store_true", help="send it")
     args = parser.parse_args()
     if args.command == "merge":
-        merge_adapter(args.model, args.out, args.base, getattr(torch, args.dtype))
+        merge_adapter(args.model, args.out, getattr(torch, args.dtype))
     elif args.command == "quantise":
         quantise_base(args.model, args.out, args.revision)
     elif args.command == "check":

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanoprune.config import FROZEN, Frozen, Positive, PositiveFloat, ShareBelow1, field_problems
+from nanoprune.config import FROZEN, Frozen
 from nanoprune.device import matmul_dtype
 from nanoprune.io.tensors import read_weights, write_tensors
 from nanoprune.nn.nf4 import (
@@ -124,16 +124,12 @@ def count_parameters(model: Decoder) -> ParameterCount:
 # ---------------------------------------------------------------- adapters
 @dataclass(frozen=True)
 class LoraSettings:
-    """Numbers that all adapters of a model share; ValueError where they are out of bounds."""
+    """Numbers that all adapters of a model share, within the bounds of `Config`."""
 
-    rank: Positive = 8
-    alpha: PositiveFloat = 16.0
-    dropout: ShareBelow1 = 0.0  # share of an adapter's inputs that is set to zero at random while it learns
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0  # share of an adapter's inputs that is set to zero at random while it learns
     rslora: bool = False  # rank-stabilised (arXiv:2312.03732)
-
-    def __post_init__(self):
-        if problems := field_problems(self):
-            raise ValueError(f"lora: {'; '.join(problems)}")
 
     @property
     def scale(self) -> float:
@@ -236,10 +232,7 @@ def read_frozen_weights(model: Decoder, folder: Path, frozen: str, device, dtype
         if key in packed:
             return tensor.clone()
         if frozen == "nf4" and key.removesuffix(".weight") in linears:
-            try:
-                return quantise(tensor)
-            except ValueError as error:
-                raise ValueError(f"{folder}, {key}: {error}") from error
+            return quantise(tensor, f"{folder}, {key}")
         if tensor.dim() < 2:  # a norm or a bias
             return tensor.to(dtype, copy=True)
         return tensor.to(tensor.dtype if frozen in ("stored", "nf4") else getattr(torch, frozen), copy=True)

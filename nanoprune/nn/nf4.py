@@ -58,13 +58,12 @@ def nearest(x: Tensor, values: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return codes.to(torch.uint8).view(-1)[: len(x)], scales
 
 
-def quantise(weight: Tensor) -> Nf4:
+def quantise(weight: Tensor, name: str = "a weight") -> Nf4:
     """A weight of any shape and float type in NF4; ValueError where it is quantised already or not finite."""
     if not weight.is_floating_point():
-        raise ValueError(f"a weight of {weight.dtype} is quantised already: "
-                         "quantise the base it was made from")
+        raise ValueError(f"{name}: {weight.dtype} is quantised already; quantise the base it was made from")
     if not weight.isfinite().all():
-        raise ValueError("a weight to quantise holds values that are not finite: its model is broken")
+        raise ValueError(f"{name}: holds values that are not finite; its model is broken")
     codes, absmax = nearest(weight.reshape(-1), torch.tensor(NF4), GROUP)
     codes = pad(codes, (0, len(codes) % 2), value=NF4.index(0.0))
     packed = (codes[::2] << 4 | codes[1::2])[:, None]

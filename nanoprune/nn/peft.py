@@ -125,13 +125,12 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(folder, peft, settings, read_fields(FrozenBase, read_json(record), where))
 
 
-def base_folder(adapter: Adapter, moved: str | Path | None = None) -> Path:
-    """The folder of an adapter's base, or of `moved`, its new place; ValueError where it is not there."""
-    name, revision = (moved, None) if moved else (adapter.base.base, adapter.base.revision)
-    if not name:
+def base_folder(adapter: Adapter) -> Path:
+    """The folder of an adapter's base; ValueError where it is not there."""
+    if not adapter.base.base:
         raise ValueError(f"{adapter.folder} is an adapter and names no base")
     try:
-        return locate(name, revision)
+        return locate(adapter.base.base, adapter.base.revision)
     except ValueError as error:
         raise ValueError(f"{adapter.folder} is an adapter, and its base is not to be found: {error}. If the "
                          "base was moved, write its new place into the adapter's nanoprune.json (PEFT's: "
