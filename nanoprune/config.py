@@ -30,6 +30,11 @@ class Bound(NamedTuple):
     holds: Callable[[Any], bool]
 
 
+def whole(least: int, most: int) -> Any:
+    """The type of a whole number from `least` to `most`."""
+    return Annotated[int, Bound(f"from {least:,} to {most:,}", lambda x: least <= x <= most)]
+
+
 def _names_parts(blocks: Iterable[int | str]) -> bool:
     """True if every name is 25, "25.attn" or "25.mlp", and each block is named once."""
     names = [str(block) for block in blocks]
@@ -48,10 +53,7 @@ Parts = Annotated[tuple[int | str, ...], Bound(
     "indices from 0 up, each once, or parts of these blocks such as 25.attn and 25.mlp", _names_parts)]
 Device = Annotated[str, Bound("auto, cpu, cuda, cuda:N or mps",
                               re.compile(r"auto|cpu|cuda(:\d{1,3})?|mps").fullmatch)]
-Positive = Annotated[int, Bound("at least 1 and at most 10,000,000", lambda x: 1 <= x <= 10**7)]
-Count = Annotated[int, Bound("0 or more, at most 10,000,000", lambda x: 0 <= x <= 10**7)]
-Threads = Annotated[int, Bound("0 or more, at most 1,024", lambda x: 0 <= x <= 1024)]
-Seed = Annotated[int, Bound("0 or more, at most 2^62", lambda x: 0 <= x <= 2**62)]
+Positive, Count, Threads, Seed = whole(1, 10**7), whole(0, 10**7), whole(0, 1024), whole(0, 2**62)
 PositiveFloat = Annotated[float, Bound("above 0", lambda x: x > 0)]
 NonNegative = Annotated[float, Bound("0 or more", lambda x: x >= 0)]
 Share = Annotated[float, Bound("from 0 to 1", lambda x: 0 <= x <= 1)]
@@ -276,9 +278,8 @@ def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
 
 def config_from_dict(raw: dict, where: str) -> Config:
     """A config as `to_dict` gave it (a run's config.json); lists become tuples again."""
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
     try:
-        config = Config(**settings)
+        config = Config(**_with_tuples(raw))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     return _checked(config, where)
@@ -289,14 +290,18 @@ def read_fields(kind: type, content: dict, where: str | Path) -> Any:
 
     ValueError names every entry that is missing, of another type or out of bounds.
     """
-    values = {f.name: content[f.name] for f in fields(kind) if f.name in content}
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    values = _with_tuples({f.name: content[f.name] for f in fields(kind) if f.name in content})
     if missing := sorted(_missing(kind, values)):
         raise ValueError(f"{where} lacks {', '.join(missing)}")
     record = kind(**values)
     if problems := field_problems(record):
         raise ValueError(f"{where}: {'; '.join(problems)}")
     return record
+
+
+def _with_tuples(content: dict) -> dict:
+    """The entries of a JSON object, with tuples for lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
 
 
 def _missing(kind: type, values: dict) -> list[str]:

@@ -179,7 +179,7 @@ def read_weights(folder: Path, shapes: dict[str, tuple[int, ...] | None], device
             continue
         if name not in shapes:
             problems[name] = "not part of this model"
-        elif shapes[name] is not None and tensor.shape != tuple(shapes[name]):
+        elif shapes[name] is not None and tensor.shape != shapes[name]:
             problems[name] = f"has shape {tensor.shape}, config.json asks for {tuple(shapes[name])}"
         else:
             weights[name] = convert(name, read_stored(tensor, device))

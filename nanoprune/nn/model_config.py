@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from nanoprune.config import Bound, Count, NonNegative, PositiveFloat, read_fields, shown
+from nanoprune.config import Count, NonNegative, PositiveFloat, read_fields, shown, whole
 from nanoprune.io.files import json_hash, read_json
 from nanoprune.printing import note
 
@@ -56,15 +56,10 @@ HARMLESS = (
     "quantization_config", "return_dict", "router_aux_loss_coef", "torch_dtype", "transformers_version",
     "use_cache",
 )
-WRITTEN_ANEW = ("architectures", "hidden_act", "torch_dtype", "dtype", "transformers_version")
-
-
-def _size(most: int) -> Any:
-    return Annotated[int, Bound(f"from 1 to {most:,}", lambda x: 1 <= x <= most)]
 
 
 MOST_SIZE, MOST_BLOCKS = 2**24, 1000
-Size = _size(MOST_SIZE)
+Size = whole(1, MOST_SIZE)
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class ConfigFile:
     vocab_size: Size
     hidden_size: Size
     intermediate_size: Size
-    num_hidden_layers: _size(MOST_BLOCKS)
+    num_hidden_layers: whole(1, MOST_BLOCKS)
     num_attention_heads: Size
     hidden_act: Literal["silu"] = "silu"
     num_key_value_heads: Size | None = None
@@ -92,7 +87,7 @@ class ConfigFile:
     rope_scaling: dict | None = None
     rope_parameters: dict | None = None
     original_max_position_embeddings: Size | None = None
-    max_position_embeddings: _size(2**30) | None = None
+    max_position_embeddings: whole(1, 2**30) | None = None
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -107,7 +102,9 @@ class ConfigFile:
     nanoprune_history: tuple[dict, ...] = ()
 
 
-DECIDED = {f.name for f in fields(ConfigFile)} - {"eos_token_id"} | {*WRITTEN_ANEW}
+# Entries that are written anew; ModelConfig keeps all others in `extra`.
+DECIDED = {*ConfigFile.__dataclass_fields__, "architectures", "torch_dtype", "dtype",
+           "transformers_version"} - {"eos_token_id"}
 
 
 @dataclass(frozen=True)
