@@ -43,7 +43,7 @@ class LeanAdamW(torch.optim.Optimizer):
             parameter.register_post_accumulate_grad_hook(self._update)
 
     def step(self, closure=None) -> None:
-        """Nothing: each parameter was updated as soon as its gradient was complete."""
+        """Do nothing: each parameter was updated as soon as its gradient was complete."""
 
     def take_norms(self) -> list[Tensor]:
         """The norm of every gradient since the last call."""
