@@ -5,7 +5,7 @@ dictionary. Shapes: B batch, T time, D hidden size, H query heads, K key/value h
 vocabulary.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -79,9 +79,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """x (B, T, D) to the same shape; `extend` puts keys and values into a cache and gives all in it."""
         B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_dim)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim)
+        projections = self.q_proj, self.k_proj, self.v_proj
+        q, k, v = (project(x).view(B, T, -1, self.head_dim) for project in projections)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # (B, heads, T, F)
@@ -271,18 +270,16 @@ class Decoder(nn.Module):
         """Logits (B, V) of the last position alone: generating needs no others of a prompt."""
         return self.logits(self.hidden_states(ids, cache=cache)[:, -1])
 
-    def drop_blocks(self, parts: Iterable[Part]) -> None:
+    def drop_blocks(self, parts: list[Part]) -> None:
         """Remove blocks, or their attention or MLP alone, in place; the config follows.
 
         `parts` are checked, as `read_parts` gives them.
         """
-        without, dropped = list(self.config.without), set()
+        without = list(self.config.without)
         for block, half in parts:
-            if half:
-                self.model.layers[block].remove(half)
-                without[block] = half
-            else:
-                dropped.add(block)
+            self.model.layers[block].remove(half)
+            without[block] = half
+        dropped = [part.block for part in parts if not part.half]
         remaining = [i for i in range(self.config.num_hidden_layers) if i not in dropped]
         self.model.layers = nn.ModuleList(self.model.layers[i] for i in remaining)
         self.config = replace(self.config, without=tuple(without)).keep_blocks(remaining)
@@ -302,20 +299,20 @@ class Decoder(nn.Module):
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
         frozen: str = "",
-        base: str | Path | None = None,
     ) -> "Decoder":
         """A model from a hub name, a folder, a run or an adapter, its weights cast to `dtype`.
 
         With `frozen`, one of config.FROZEN, none of its weights learns, and its matrices are kept in that
-        type. A folder in four bits and an adapter's base are always frozen. `base`: the place of an adapter's
-        base, if it was moved. ValueError where a file is missing or damaged or a tensor does not fit, naming
-        it.
+        type. A folder in four bits and an adapter's base are always frozen. ValueError where a file is
+        missing or damaged or a tensor does not fit, naming it.
         """
         folder = locate(name, revision)
         if is_adapter(folder) and not frozen:
             adapter = read_adapter(folder)
-            frozen = adapter.frozen_as(dtype)
-            model = cls.from_pretrained(base_folder(adapter, base), device=device, dtype=dtype, frozen=frozen)
+            frozen = adapter.base.frozen  # as in training
+            if frozen == "stored":
+                frozen = str(dtype).removeprefix("torch.")
+            model = cls.from_pretrained(base_folder(adapter), device=device, dtype=dtype, frozen=frozen)
             restore_adapter(model, adapter)
             return model
         check_no_adapter(name, folder)
@@ -336,9 +333,10 @@ class Decoder(nn.Module):
         """A model of the shape that a folder's config.json gives, on the meta device."""
         with torch.device("meta"), Uninitialized():
             model = cls(ModelConfig.read(folder))
-        if (folder / "generation_config.json").is_file():
-            model.generation_config = read_json(folder / "generation_config.json")
-            read_fields(StopTokens, model.generation_config, folder / "generation_config.json")
+        path = folder / "generation_config.json"
+        if path.is_file():
+            model.generation_config = read_json(path)
+            read_fields(StopTokens, model.generation_config, path)
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -346,12 +344,12 @@ class Decoder(nn.Module):
         self.save_config(folder)
         write_tensors(Path(folder) / "model.safetensors", self.state_dict())
 
-    def save_config(self, folder: str | Path, more: dict | None = None) -> None:
+    def save_config(self, folder: str | Path, **more) -> None:
         """Write config.json, with `more` in it, and generation_config.json."""
         folder = Path(folder)
         family = "Nanoprune" if any(self.config.without) else self.config.model_type.capitalize()
         raw = {"architectures": [f"{family}ForCausalLM"]} | self.config.to_dict(self.head_weight.dtype)
-        write_json(folder / "config.json", raw | (more or {}))
+        write_json(folder / "config.json", raw | more)
         if self.generation_config:
             write_json(folder / "generation_config.json", self.generation_config)
 

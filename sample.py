@@ -9,13 +9,12 @@ that is being written, Ctrl-D the chat. A text depends on its prompt and --seed,
 Log-probabilities are the model's, in nats, before temperature and filters.
 """
 
-import argparse
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, zip_longest
-from typing import Annotated, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +22,8 @@ from torch import Tensor
 from model import Decoder
 from nanoprune import command_line
 from nanoprune.columns import print_growing
-from nanoprune.config import Bound, Dtype, Positive, read_fields
+from nanoprune.command_line import option, parse_options
+from nanoprune.config import Dtype, read_fields
 from nanoprune.data.chat_format import chat_form
 from nanoprune.data.conversations import encode_prompt
 from nanoprune.data.prompts import read_prompts
@@ -36,7 +36,7 @@ from nanoprune.io.jsonl import write_jsonl
 from nanoprune.nn.attention import KeyValueCache
 from nanoprune.nn.model_config import ModelConfig
 from nanoprune.nn.peft import config_folder
-from nanoprune.nn.sampling import Sampling, empty_cache, stream
+from nanoprune.nn.sampling import Sampling, stream
 
 TURN_END_TOKENS = ("<|im_end|>", "<|eot_id|>")  # of a chat's turn, for Qwen and Llama 3
 BATCH = 8  # prompts that are continued together
@@ -44,15 +44,27 @@ BATCH = 8  # prompts that are continued together
 
 @dataclass(frozen=True)
 class Options:
-    """What is written; how its tokens are drawn stands in `Sampling`."""
+    """The command line; the bounds of what decides how a token is drawn stand in `Sampling`."""
 
-    tokens: Positive  # of a text, at most
-    chat: bool
-    system: str | None
-    stop: Annotated[tuple[str, ...], Bound("texts of at least one character", all)]
-    logprobs: bool
-    device: str
-    dtype: Dtype
+    models: list[str] = option("hub names, folders or runs", name="models", nargs="+")
+    prompt: list[str] | None = option("repeat it for several prompts", type=str, action="append")
+    prompts: str | None = option("a text file with a prompt a line", metavar="FILE")
+    chat: bool = option("a prompt is the user's turn, in the model's chat template", False)
+    system: str | None = option("the system's turn of a chat", metavar="TEXT")
+    tokens: int = option("at most this many new tokens", 100, least=1)
+    temperature: float = option("0 is greedy", 0.8)
+    top_k: int = option("draw from the k likeliest tokens (0: all)", 0)
+    top_p: float = option("draw from the fewest tokens that hold this probability", 0.95)
+    min_p: float = option("draw from tokens that are this share as likely as the likeliest, or more", 0.0)
+    repetition_penalty: float = option("above 1: what the text has is less likely", 1.0)
+    stop: list[str] | None = option("end a text before this; may be repeated", type=str, action="append",
+                                    metavar="TEXT")
+    seed: int = option("of the random draws", 0)
+    logprobs: bool = option("show and keep the log-probability of each token", False)
+    device: str = option("auto, cpu, cuda, cuda:N or mps", "auto")
+    dtype: str = option("type of weights and products (auto: bfloat16 where the device has units for it)",
+                        "auto", choices=get_args(Dtype))
+    out: str | None = option("also write the texts to this JSONL file")
 
 
 class Checkpoint:
@@ -75,7 +87,7 @@ class Checkpoint:
 
     @cached_property
     def cache(self) -> KeyValueCache:
-        return empty_cache(self.model, 1, 0)
+        return KeyValueCache(self.model, 1, 0)
 
     @property
     def stop_tokens(self) -> set[int]:
@@ -135,7 +147,7 @@ class Text(TextStream):
     """A checkpoint's text behind a prompt, to be shown and kept."""
 
     def __init__(self, checkpoint: Checkpoint, prompt: str):
-        super().__init__(checkpoint.tokenizer, checkpoint.encode(prompt), checkpoint.options.stop)
+        super().__init__(checkpoint.tokenizer, checkpoint.encode(prompt), checkpoint.options.stop or ())
         self.prompt, self.unshown = prompt, f"\n[{checkpoint.name}]\n"
         self.logprobs = [] if checkpoint.options.logprobs else None
 
@@ -195,48 +207,28 @@ def converse(checkpoints: list[Checkpoint]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("models", nargs="+", help="hub names, folders or runs")
-    add("--prompt", action="append", default=[], help="repeat it for several prompts")
-    add("--prompts", metavar="FILE", help="a text file with a prompt a line")
-    add("--chat", action="store_true", help="a prompt is the user's turn, in the model's chat template")
-    add("--system", metavar="TEXT", help="the system's turn of a chat")
-    add("--tokens", type=int, default=100, help="at most this many new tokens")
-    add("--temperature", type=float, default=0.8, help="0 is greedy")
-    add("--top-k", type=int, default=0, help="draw from the k likeliest tokens (0: all)")
-    add("--top-p", type=float, default=0.95, help="draw from the fewest tokens that hold this probability")
-    add("--min-p", type=float, default=0.0, help="draw from tokens that are this share as likely as the "
-        "likeliest, or more")
-    add("--repetition-penalty", type=float, default=1.0, help="above 1: what the text has is less likely")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end a text before this; may be repeated")
-    add("--seed", type=int, default=0)
-    add("--logprobs", action="store_true", help="show and keep the log-probability of each token")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    add("--dtype", default="auto", choices=get_args(Dtype), help="of weights and products; auto: bfloat16 "
-        "where the device has units for it")
-    add("--out", help="also write the texts to this JSONL file")
-    args = parser.parse_args()
-    options, sampling = (read_fields(kind, vars(args), "options") for kind in (Options, Sampling))
-    prompts = args.prompt + (read_prompts(args.prompts) if args.prompts else [])
-    if not (prompts or args.chat) or (args.system and not args.chat):
+    options = parse_options(Options, __doc__)
+    sampling = read_fields(Sampling, vars(options), "options")
+    prompts = (options.prompt or []) + (read_prompts(options.prompts) if options.prompts else [])
+    if not (prompts or options.chat) or (options.system and not options.chat):
         raise ValueError("give --prompt, --prompts or --chat; --system goes with --chat alone")
-    if args.out:
-        claim("text", args.out, inputs=(args.prompts,))
-    checkpoints = [Checkpoint(name, options, sampling) for name in args.models]
+    if "" in (options.stop or ()):
+        raise ValueError("--stop must be a text of at least one character")
+    if options.out:
+        claim("text", options.out, inputs=(options.prompts,))
+    checkpoints = [Checkpoint(name, options, sampling) for name in options.models]
     if len({tokenizer_hash(checkpoint.home) for checkpoint in checkpoints}) > 1:
         print("note: the tokenizers differ: compare texts, not tokens or log-probabilities")
     if prompts:
         write_all(checkpoints, prompts)
     else:
         converse(checkpoints)
-    if args.out:
-        write_jsonl(args.out, [
+    if options.out:
+        write_jsonl(options.out, [
             {"model": checkpoint.name, "prompt": text.prompt, "text": text.text}
-            | ({"logprobs": text.logprobs} if args.logprobs else {})
+            | ({"logprobs": text.logprobs} if options.logprobs else {})
             for checkpoint in checkpoints for text in checkpoint.texts])
-        print(f"\nwrote {args.out}")
+        print(f"\nwrote {options.out}")
 
 
 if __name__ == "__main__":

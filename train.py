@@ -87,7 +87,7 @@ def train(
     config = count_steps(config, rows.epoch_tokens)
     validation = Validation(dataset, config)
     base = find_base(config, dataset, ranks, resume)
-    teacher_folder = find_teacher(config, dataset, ranks) if config.teacher else None
+    teacher_folder = find_teacher(config, base, dataset, ranks) if config.teacher else None
     check_budget(config, base, device, ranks, ignore_budget, Decoder.plain_head)
     model = load_base(config, base)
     env = environment(device) | base.record | {"ranks": ranks.size, "version": VERSION}
@@ -249,9 +249,7 @@ def make_optimizer(model: Decoder, config: Config) -> torch.optim.Optimizer:
               for pairs, decay in ((matrices, config.weight_decay), (vectors, 0.0)) if pairs]
     settings = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if config.optimizer == "lean":
-        optimizer = LeanAdamW(groups, **settings)
-        optimizer.during_backward()
-        return optimizer
+        return LeanAdamW(groups, **settings)
     optimizer = torch.optim.AdamW(groups, **settings, fused=True)
     for _, parameter in trained:  # moments now, not later in holes that activations leave
         optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device),

@@ -26,21 +26,20 @@ from nanoprune.nn.peft import base_folder, is_adapter, read_adapter
 from nanoprune.training.model_card import Origin, write_card
 
 
-def merge_adapter(name: str, out: Path, base: str | None, dtype: torch.dtype) -> None:
-    """Write an adapter and its base as one plain model; `base`: the base's folder, where it was moved."""
+def merge_adapter(name: str, out: Path, dtype: torch.dtype) -> None:
+    """Write an adapter and its base as one plain model."""
     folder = locate(name)
     if not is_adapter(folder):
         raise ValueError(f"{name} is no adapter (it has no adapter_config.json): there is nothing to merge")
-    trained_on = read_adapter(folder).base
-    source = base_folder(read_adapter(folder), base)
+    adapter = read_adapter(folder)
+    source = base_folder(adapter)
     with replace_output(out, "model", (folder, source)) as beside:
-        model = Decoder.from_pretrained(folder, base=base)
+        model = Decoder.from_pretrained(folder)
         merge(model)
-        model.to(dtype)
-        model.save_pretrained(beside)
-        copy_tokenizer(source, beside)
-        copy_tokenizer(folder, beside)
-        write_card(beside, Origin(trained_on.base, trained_on.base_sha256, source))
+        model.to(dtype).save_pretrained(beside)
+        for place in (source, folder):
+            copy_tokenizer(place, beside)
+        write_card(beside, Origin(adapter.base.base, adapter.base.base_sha256, source))
     describe(model, out)
 
 
@@ -77,11 +76,10 @@ def main() -> int:
     checking = commands.add_parser("check", help="what is wrong with a reduced model")
     carding = commands.add_parser("card", help="README.md of a model's folder, written anew")
     pushing = commands.add_parser("push", help="a folder to the hub; without --yes a list of what would go")
-    for command in (merging, quantising, checking, carding, pushing):
+    for command in commands.choices.values():
         command.add_argument("model", help="a hub name, a folder or a run")
     for command in (merging, quantising):
         command.add_argument("--out", type=Path, required=True, help="folder to write")
-    merging.add_argument("--base", help="the base's folder, if it was moved since the adapter was trained")
     merging.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"),
                          help="of the weights that are written")
     for command in (quantising, pushing):
@@ -93,7 +91,7 @@ def main() -> int:
     pushing.add_argument("--yes", action="store_true", help="send it")
     args = parser.parse_args()
     if args.command == "merge":
-        merge_adapter(args.model, args.out, args.base, getattr(torch, args.dtype))
+        merge_adapter(args.model, args.out, getattr(torch, args.dtype))
     elif args.command == "quantise":
         quantise_base(args.model, args.out, args.revision)
     elif args.command == "check":

@@ -1,8 +1,7 @@
 """Texts side by side on a terminal, as they grow."""
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
-from unicodedata import category, east_asian_width
+from textwrap import TextWrapper
 
 from nanoprune.printing import CONTROL
 
@@ -35,30 +34,20 @@ def print_columns(texts: Sequence, width: int) -> Iterator[None]:
     while writing:
         writing = [column for text, column in zip(texts, lines, strict=True) if not text.ended]
         for i, text in enumerate(texts):
-            *whole, rests[i] = wrap((rests[i] + text.unshown).expandtabs().translate(CONTROL), width)
+            *whole, rests[i] = wrap((rests[i] + text.unshown).translate(CONTROL), width)
             lines[i] += whole
             text.unshown = ""
         while any(lines) and all(writing):
             row = [column.pop(0) if column else "" for column in lines]
-            padded = [line + " " * (width + GAP - sum(cells(line))) for line in row]
-            print("".join(padded).rstrip(), flush=True)
+            print("".join(line.ljust(width + GAP) for line in row).rstrip(), flush=True)
         if writing:
             yield
 
 
 def wrap(text: str, width: int) -> list[str]:
     """Lines of a text, broken at spaces if possible. More text behind it changes the last line alone."""
-    lines = []
+    wrapper, lines = TextWrapper(width, drop_whitespace=False, break_on_hyphens=False), []
     for line in text.split("\n"):
-        while sum(cells(line)) > width:
-            fitting = sum(end <= width for end in accumulate(cells(line)))
-            space = line.rfind(" ", 1, fitting + 1)
-            lines.append(line[: space if space > 0 else fitting])
-            line = line[len(lines[-1]) :].lstrip(" ")
-        lines.append(line)
+        first, *others = wrapper.wrap(line) or [""]
+        lines += [first, *(part.lstrip() for part in others)]
     return lines
-
-
-def cells(text: str) -> list[int]:
-    """The cells of a terminal that each character takes."""
-    return [0 if category(c) in ("Mn", "Me", "Cf") else 1 + (east_asian_width(c) in "WF") for c in text]

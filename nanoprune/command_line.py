@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from nanoprune.printing import print_safely
+from nanoprune.printing import SafeText
 
 MOST_CHARACTERS = 9999  # of an error that is printed: what was given may be large
 
@@ -69,16 +69,16 @@ class Unread(io.FileIO):
             return memoryview(data).nbytes
 
 
-def outlive_readers() -> None:
-    """Let stdout and stderr end without an error when their reader ends."""
+def guard_streams() -> None:
+    """Let stdout and stderr outlive their reader, and print the numbers of characters that do not print."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed from the start
             setattr(sys, name, open(os.devnull, "w"))
         elif stream is getattr(sys, f"__{name}__"):  # and not a test's
             raw = io.BufferedWriter(Unread(stream.fileno(), "w", closefd=False))
-            setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "backslashreplace",
-                                                line_buffering=stream.line_buffering or stream.write_through))
+            setattr(sys, name, SafeText(raw, stream.encoding, "backslashreplace",
+                                        line_buffering=stream.line_buffering or stream.write_through))
 
 
 def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoReturn:
@@ -87,9 +87,7 @@ def run(main: Callable[[], int | None], interrupted: str = "stopped") -> NoRetur
     A ValueError or an OSError is the user's to mend: its message stands without a traceback, exit code 2.
     After Ctrl-C `interrupted` says what is left and how to resume, exit code 130.
     """
-    outlive_readers()
-    print_safely(sys.stdout)
-    print_safely(sys.stderr)
+    guard_streams()
     path = Path(sys.argv[0])
     name = path.parent.name if path.stem == "__main__" else path.name
     try:

@@ -30,6 +30,11 @@ class Bound(NamedTuple):
     holds: Callable[[Any], bool]
 
 
+def whole(least: int, most: int) -> Any:
+    """The type of a whole number from `least` to `most`."""
+    return Annotated[int, Bound(f"from {least:,} to {most:,}", lambda x: least <= x <= most)]
+
+
 def _names_parts(blocks: Iterable[int | str]) -> bool:
     """True if every name is 25, "25.attn" or "25.mlp", and each block is named once."""
     names = [str(block) for block in blocks]
@@ -48,10 +53,7 @@ Parts = Annotated[tuple[int | str, ...], Bound(
     "indices from 0 up, each once, or parts of these blocks such as 25.attn and 25.mlp", _names_parts)]
 Device = Annotated[str, Bound("auto, cpu, cuda, cuda:N or mps",
                               re.compile(r"auto|cpu|cuda(:\d{1,3})?|mps").fullmatch)]
-Positive = Annotated[int, Bound("at least 1 and at most 10,000,000", lambda x: 1 <= x <= 10**7)]
-Count = Annotated[int, Bound("0 or more, at most 10,000,000", lambda x: 0 <= x <= 10**7)]
-Threads = Annotated[int, Bound("0 or more, at most 1,024", lambda x: 0 <= x <= 1024)]
-Seed = Annotated[int, Bound("0 or more, at most 2^62", lambda x: 0 <= x <= 2**62)]
+Positive, Count, Threads, Seed = whole(1, 10**7), whole(0, 10**7), whole(0, 1024), whole(0, 2**62)
 PositiveFloat = Annotated[float, Bound("above 0", lambda x: x > 0)]
 NonNegative = Annotated[float, Bound("0 or more", lambda x: x >= 0)]
 Share = Annotated[float, Bound("from 0 to 1", lambda x: 0 <= x <= 1)]
@@ -145,8 +147,7 @@ class Config(Settings):
     def __new__(cls, **settings):
         """Name every unknown or missing field at once; the dataclass itself would stop at the first."""
         problems = [_unknown(name, _types(cls)) for name in settings if name not in _types(cls)]
-        problems += [f"{f.name}: missing; every config names it" for f in fields(cls)
-                     if f.default is MISSING and f.name not in settings]
+        problems += [f"{name}: missing; every config names it" for name in _missing(cls, settings)]
         if problems:
             raise ValueError("\n  ".join(problems))
         return super().__new__(cls)
@@ -277,9 +278,8 @@ def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
 
 def config_from_dict(raw: dict, where: str) -> Config:
     """A config as `to_dict` gave it (a run's config.json); lists become tuples again."""
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
     try:
-        config = Config(**settings)
+        config = Config(**_with_tuples(raw))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     return _checked(config, where)
@@ -290,15 +290,24 @@ def read_fields(kind: type, content: dict, where: str | Path) -> Any:
 
     ValueError names every entry that is missing, of another type or out of bounds.
     """
-    values = {f.name: content[f.name] for f in fields(kind) if f.name in content}
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    if missing := sorted(f.name for f in fields(kind) if f.name not in values and f.default is MISSING
-                         and f.default_factory is MISSING):
+    values = _with_tuples({f.name: content[f.name] for f in fields(kind) if f.name in content})
+    if missing := sorted(_missing(kind, values)):
         raise ValueError(f"{where} lacks {', '.join(missing)}")
     record = kind(**values)
     if problems := field_problems(record):
         raise ValueError(f"{where}: {'; '.join(problems)}")
     return record
+
+
+def _with_tuples(content: dict) -> dict:
+    """The entries of a JSON object, with tuples for lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+
+
+def _missing(kind: type, values: dict) -> list[str]:
+    """The fields of a dataclass that have no default, and no value here."""
+    return [f.name for f in fields(kind)
+            if f.default is f.default_factory is MISSING and f.name not in values]
 
 
 def _checked(settings: Any, where: str | Path, problems: Iterable[str] = ()) -> Any:
@@ -319,19 +328,14 @@ def _load_file(path: str | Path, name: str, kind: type) -> Any:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # the user's own code: name the fault and its line rather than show our stack
-        raise ValueError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                 if frame.filename == str(path)]
+        where = f"{path}, line {lines[-1]}" if lines else path  # a SyntaxError's text names its line
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
     if not isinstance(value, kind):
         raise ValueError(f"{path} binds no `{name}`; the file must end with {name} = {kind.__name__}(...) or "
                          "replace(other, ...)")
     return value
-
-
-def _line_of(error: Exception, path: str | Path) -> str:
-    """The last line of the file at which an error passed."""
-    passed = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-              if frame.filename == str(path)]
-    line = passed[-1] if passed else getattr(error, "lineno", None)  # a SyntaxError names its line
-    return f", line {line}" if line else ""
 
 
 def _read_overrides(overrides: Iterable[str], kinds: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

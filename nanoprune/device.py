@@ -109,10 +109,8 @@ def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
 # ---------------------------------------------------------------- speed
 def synchronize(device: torch.device) -> None:
     """Wait until the device has finished its work, so that a clock measures it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type in ("cuda", "mps"):
+        torch.accelerator.synchronize(device)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from numpy.typing import ArrayLike
-from torch import nn
+from torch import Tensor, nn
 
 from nanoprune.progress import progress
 
@@ -41,7 +41,7 @@ class Ranks:
         dist.all_reduce(total)
         return total.cpu().numpy()
 
-    def sum_tensor(self, tensor: torch.Tensor) -> None:
+    def sum_tensor(self, tensor: Tensor) -> None:
         """Sum a tensor over the ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
@@ -143,12 +143,12 @@ def gradient_sync(network: nn.Module, last: bool):
     return contextlib.nullcontext()
 
 
-def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A sharded tensor whole on every rank; all must call this in the same order."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """This rank's shard of a whole tensor, if `like` is sharded."""
     if not hasattr(like, "full_tensor"):
         return tensor
@@ -157,7 +157,7 @@ def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def join_full_tensors(tensors: Iterable[torch.Tensor]) -> None:
+def join_full_tensors(tensors: Iterable[Tensor]) -> None:
     """Give this rank's shards, in the same order, while rank 0 writes whole tensors."""
     for tensor in tensors:
         full_tensor(tensor)

@@ -37,12 +37,6 @@ def test_a_column_waits_for_those_behind(capsys):
         "title\n", "a".ljust(33) + "d\n", "b\nc\n"]
 
 
-def test_wide_characters_keep_columns_straight(capsys):
-    printed = "".join(grow(capsys, 66, ["東京" * 10 + "e\u0301\n", None], ["x" * 70 + "\n", None]))
-    assert printed.splitlines() == ["title", "東京" * 7 + "東" + " " * 4 + "x" * 31,
-                                    "京" + "東京" * 2 + "e\u0301" + " " * 23 + "x" * 31, " " * 34 + "x" * 8]
-
-
 def test_texts_stand_one_below_the_other_where_columns_would_be_narrow(capsys):
     assert grow(capsys, 62, ["a ", "b\n", None, None], ["c ", "d ", "e\n", None]) == [
         "title\na ", "b\n", "c d e\n", ""]

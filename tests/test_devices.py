@@ -200,7 +200,7 @@ def test_the_cache_gives_the_full_forward_pass(variant, device):
     model, ids = make(variant).to(device), batch()[0].to(device)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
         model.to(dtype)
-        cache = KeyValueCache(model.config, 3, 64, device, dtype)
+        cache = KeyValueCache(model, 3, 64)
         steps = [model(ids[:, a:b], cache=cache)
                  for a, b in ((0, 9), (9, 10), (10, 11), (11, 30), (30, 31), (31, 64))]
         assert_near(torch.cat(steps, 1), model(ids), tolerance, str(dtype))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from small import IDS
 
 from model import Decoder
-from nanoprune.io.files import file_hash, read_json, write_json
+from nanoprune.io.files import read_json, write_json
 from nanoprune.io.tensors import (
     SAFETENSORS_TYPES,
     open_tensors,
@@ -35,11 +35,10 @@ def test_empty_tensors(tmp_path):
 def test_written_tensors_are_what_the_library_reads(tmp_path_factory, kinds):
     path = tmp_path_factory.mktemp("tensors") / "t.safetensors"
     tensors = {f"t{i}": torch.randint(0, 2, shape).to(dtype) for i, (dtype, shape) in enumerate(kinds)}
-    digest = write_tensors(path, tensors)
+    write_tensors(path, tensors)
     with open_tensors(path) as file:
         ours = {name: file.get_tensor(name).clone() for name in file.keys()}
     found, data = load_file(path), path.read_bytes()
-    assert digest == file_hash(path)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert set(found) == set(ours) == set(tensors)
     for name, tensor in tensors.items():
@@ -112,7 +111,7 @@ def test_a_missing_shard_is_named(base):
         Decoder.from_pretrained(base)
     index = {"weight_map": {"x": "../../secret.safetensors"}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="a shard must lie in the model's own folder"):
+    with pytest.raises(ValueError, match="in the model's own folder, given .*secret.safetensors"):
         Decoder.from_pretrained(base)
 
 

@@ -36,13 +36,14 @@ def test_merge_takes_a_moved_base_and_a_type(tmp_path, monkeypatch, capsys):
     merge = ("nanoprune", "merge", adapter, "--out", tmp_path / "m", "--dtype", "bfloat16")
     code, _, err = run_main(monkeypatch, capsys, *merge)
     assert code == 2 and "its base is not to be found" in err and not (tmp_path / "m").exists()
-    code, out, err = run_main(monkeypatch, capsys, *merge, "--base", moved)
+    write_json(adapter / "nanoprune.json", read_json(adapter / "nanoprune.json") | {"base": str(moved)})
+    code, out, err = run_main(monkeypatch, capsys, *merge)
     assert code == 0 and f"wrote {tmp_path / 'm'}: 2 blocks" in out, err
     merged = Decoder.from_pretrained(tmp_path / "m", dtype=torch.bfloat16)
     with torch.no_grad():
         torch.testing.assert_close(merged.float()(IDS), model(IDS), rtol=0, atol=0.05)
     history = merged.config.extra["nanoprune_history"]  # the base's, and what the adapter is without
-    assert [entry["original"] for entry in history] == ["9", "1"] and history[1]["base"] == str(base)
+    assert [entry["original"] for entry in history] == ["9", "1"] and history[1]["base"] == str(moved)
     size = sum(p.numel() for p in merged.parameters())
     assert 2 * size < (tmp_path / "m" / "model.safetensors").stat().st_size < 2 * size + 5000
 

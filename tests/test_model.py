@@ -94,10 +94,10 @@ def test_equals_transformers(variant, tmp_path):
 def test_cache_equals_full_forward(variant, tmp_path):
     reference(variant).save_pretrained(tmp_path)
     model = Decoder.from_pretrained(tmp_path)
-    full, cache = model(IDS), KeyValueCache(model.config, 2, 20)
+    full, cache = model(IDS), KeyValueCache(model, 2, 20)
     steps = [model(IDS[:, a:b], cache=cache) for a, b in ((0, 7), (7, 8), (8, 12), (12, 13), (13, 20))]
     assert_close(torch.cat(steps, 1), full)
-    assert_close(model.last_logits(IDS, KeyValueCache(model.config, 2, 20)), full[:, -1])
+    assert_close(model.last_logits(IDS, KeyValueCache(model, 2, 20)), full[:, -1])
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ def test_attention_over_documents_is_that_under_a_mask(window, kv_heads):
     lengths = document_lengths(documents)
     assert lengths == [9, 1, 6, 16]
     q, k, v = drawn(2, 4, 16, 8), drawn(2, kv_heads, 16, 8, seed=1), drawn(2, kv_heads, 16, 8, seed=2)
-    plain = attend(q, k, v, Visible.within_documents(documents, window, "cpu"))
+    plain = attend(q, k, v, packed_layout(documents, {window}, q).visible[window])
     found = attend(q, k, v, Visible(lengths=lengths, window=window))
     torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
     weights = drawn(*plain.shape, seed=3).detach()

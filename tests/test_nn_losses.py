@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from nanoprune.nn import losses
-from nanoprune.nn.losses import SoftTargets, cast, head_logits, head_loss, plain_loss
+from nanoprune.nn.losses import SoftTargets, head_logits, head_loss, plain_loss
+from nanoprune.nn.scratch import cast
 
 
 def drawn(*shape, seed: int = 0, dtype=torch.float64) -> torch.Tensor:
@@ -120,7 +121,7 @@ def test_a_teachers_share_equals_the_plain_form(chunk, targets, reduction):
 @torch.no_grad()
 def test_two_cast_slices_at_once_are_two_tensors():
     weight = torch.arange(32.0).view(8, 4)
-    first, second = cast(weight[:4], torch.bfloat16), cast(weight[4:], torch.bfloat16)
+    first, second = (cast("it", rows, torch.bfloat16) for rows in weight.split(4))
     assert torch.equal((second - first).float(), torch.full((4, 4), 16.0))
 
 

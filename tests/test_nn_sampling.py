@@ -17,7 +17,7 @@ from nanoprune.data.tokenizer import load_tokenizer
 from nanoprune.nn import sampling
 from nanoprune.nn.attention import KeyValueCache
 from nanoprune.nn.model_config import ModelConfig
-from nanoprune.nn.sampling import GREEDY, Sampling, draw, empty_cache, generate, stream
+from nanoprune.nn.sampling import GREEDY, Sampling, draw, generate, stream
 
 SETTINGS = [Sampling(temperature=1.2), Sampling(temperature=0.7, top_k=4),
             Sampling(temperature=1.0, top_p=0.8), Sampling(temperature=1.5, min_p=0.2),
@@ -111,7 +111,7 @@ def test_a_conversation_reads_only_what_is_new(world, monkeypatch):
     last_logits = model.last_logits
     monkeypatch.setattr(model, "last_logits", lambda ids, cache: (
         read.append(ids.shape[1]), last_logits(ids, cache))[1])
-    cache = empty_cache(model, 1, 0)
+    cache = KeyValueCache(model, 1, 0)
     prompt, other = [65, 66, 67, 68], [65, 66, 99, 98, 97]
     first = [tokens[0] for tokens, _ in stream(model, [prompt], 5, GREEDY, set(), cache)]
     for following, new in (([*prompt, *first, 70, 71], 3), (other, 3), (other, 1)):

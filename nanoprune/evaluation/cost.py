@@ -15,8 +15,8 @@ import torch
 from nanoprune.device import make_autocast, peak_memory
 from nanoprune.figures.style import read_csv
 from nanoprune.io.tensors import open_tensors
+from nanoprune.nn.attention import KeyValueCache
 from nanoprune.nn.lora import count_parameters
-from nanoprune.nn.sampling import empty_cache
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -131,7 +131,7 @@ def spread(key: str, values: np.ndarray) -> dict[str, float]:
 
 def time_tokens(model: Decoder, prompt_tokens: int) -> np.ndarray:
     """Seconds of reading a prompt, and then of each new token."""
-    cache = empty_cache(model, 1, prompt_tokens + NEW_TOKENS)
+    cache = KeyValueCache(model, 1, prompt_tokens + NEW_TOKENS)
     ids = torch.arange(prompt_tokens, device=model.device)[None] % model.config.vocab_size
     ends = [time.perf_counter()]
     for _ in range(NEW_TOKENS + 1):

@@ -109,7 +109,12 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_bytes(path, text.encode())
+
+
+def all_keys(rows: list[dict]) -> list:
+    """The keys of any row, in the order of appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row))
 
 
 def write_csv(path: str | Path, rows: list[dict], columns: Iterable[str] = ()) -> None:
@@ -117,8 +122,8 @@ def write_csv(path: str | Path, rows: list[dict], columns: Iterable[str] = ()) -
 
     A row that lacks a key leaves its cell empty.
     """
-    table, columns = io.StringIO(), list(columns) or list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(columns) or all_keys(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, table.getvalue())

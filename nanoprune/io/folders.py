@@ -6,7 +6,6 @@ list names it. What a killed process left beside a folder is put right when the 
 """
 
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -37,16 +36,15 @@ def lock(descriptor) -> bool:
     return True
 
 
-def is_locked(path: Path) -> bool:
-    """True if a process holds the lock of a file."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        try:
-            lock(file)
-        except BlockingIOError:
-            return True
-    return False
+def is_locked(path: Path) -> bool | None:
+    """True if a process holds the lock of a file or folder; None where the file system has no locks."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return False if lock(descriptor) else None
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -98,18 +96,12 @@ def recover(folder: str | Path) -> None:
 
 def lives(beside: Path) -> bool:
     """True if the process that made this folder has not ended."""
-    descriptor = os.open(beside, os.O_RDONLY)
-    try:
-        if not lock(descriptor):
-            os.kill(int(beside.suffixes[-2][1:]), 0)  # no locks here: is there a process of this number?
+    locked = is_locked(beside)
+    if locked is None:
+        with suppress(ProcessLookupError):
+            os.kill(int(beside.suffixes[-2][1:]), 0)  # is there a process of this number?
             return True
-    except BlockingIOError:
-        return True
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(descriptor)
-    return False
+    return bool(locked)
 
 
 # ---------------------------------------------------------------- what is ours
@@ -168,8 +160,8 @@ def replace_text(path: Path, text: str, kind: str) -> bool:
     index, row = path.with_name(LIST), {"file": path.name, "as": kind}
     if path.exists() and row | {"sha256": file_hash(path)} not in read_log(index, ("file",)):
         return False
-    append_line(index, row | {"sha256": hashlib.sha256(text.encode()).hexdigest()})
     write_text(path, text)
+    append_line(index, row | {"sha256": file_hash(path)})
     return True
 
 
@@ -178,17 +170,17 @@ def claim(kind: str, *paths: str | Path, inputs: Iterable[str | Path | None] = (
 
     ValueError if one is there and on no list, or is one of the inputs.
     """
-    targets = [Path(os.path.realpath(path)) for path in paths]
-    for path in targets:
-        make_folder(path.parent)
     read = [os.path.realpath(path) for path in inputs if path]
     kinds = (kind, *DRAW) if kind == "figure" else (kind,)
-    lists = {path.parent: read_log(path.with_name(LIST), ("file",)) for path in targets}
-    new = [path for path in targets
-           if not any({"file": path.name, "as": kind} in lists[path.parent] for kind in kinds)]
-    if others := [str(path) for path in targets if str(path) in read or (path in new and path.exists())]:
-        raise ValueError(f"{', '.join(others[:3])} would be replaced, and was not written there as a "
-                         f"{kind}, or is read by this command. Write to another place, or move it away "
-                         "(files of earlier versions are on no list of what was written)")
+    new = []
+    for path in map(Path, map(os.path.realpath, paths)):
+        make_folder(path.parent)
+        listed = read_log(path.with_name(LIST), ("file",))
+        is_new = not any({"file": path.name, "as": name} in listed for name in kinds)
+        if str(path) in read or (is_new and path.exists()):
+            raise ValueError(f"{path} would be replaced, and was not written there as a {kind}, or is read "
+                             "by this command. Write to another place, or move it away (files of earlier "
+                             "versions are on no list of what was written)")
+        new += [path] if is_new else []
     for path in new:
         append_line(path.with_name(LIST), {"file": path.name, "as": kind})

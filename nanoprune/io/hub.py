@@ -1,13 +1,12 @@
 """A model's name becomes a folder, of this machine or downloaded; a folder becomes a model on the hub."""
 
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nanoprune.io.files import file_hash, replace_file
+from nanoprune.io.files import file_hash, write_bytes
 from nanoprune.io.folders import recover
 from nanoprune.printing import note
 
@@ -37,7 +36,7 @@ def locate(name: str | Path, revision: str | None = None, files: tuple[str, ...]
             note(f"{name} is a folder here, and hides the hub's model of that name: revisions have no effect "
                  "on it; rename the folder if the hub's is meant")
         return _model_folder(path)
-    if not names_the_hub(name) or _holds_runs(path.parent):
+    if not names_the_hub(name):
         raise ValueError(f"no folder {name!r} here; give a model's folder, a run folder or a hub name "
                          "such as Qwen/Qwen3-0.6B-Base")
     # Imported here: it is slow, and a run on local folders needs none of it.
@@ -117,11 +116,6 @@ def names_the_hub(name: str | Path) -> bool:
     return bool(HUB_NAME.fullmatch(str(name))) and str(name).split("/")[0] not in OURS
 
 
-def _holds_runs(folder: Path) -> bool:
-    """True for a folder of runs, in which a name that is not there is a slip, and none of the hub's."""
-    return any(next(folder.glob(f"*/{mark}"), None) for mark in ("env.json", "model"))
-
-
 def matching_files(folder: Path, patterns: tuple[str, ...] = TOKENIZER_FILES) -> list[Path]:
     """The files of a folder that match any of the patterns."""
     return [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
@@ -131,8 +125,7 @@ def copy_tokenizer(source: Path, target: Path, patterns: tuple[str, ...] = TOKEN
     """Copy the tokenizer's files, so that other libraries can load the target folder as it is."""
     for path in matching_files(source, patterns):
         if source.resolve() != target.resolve():
-            replace_file(target / path.relative_to(source),
-                         lambda beside, path=path: shutil.copyfile(path, beside))
+            write_bytes(target / path.relative_to(source), path.read_bytes())
 
 
 def push(folder: Path, repository: str, revision: str | None, public: bool, send: bool) -> None:

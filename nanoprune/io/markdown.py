@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from nanoprune.io.files import all_keys
 from nanoprune.statistics import digits
 
 
 def table(rows: list[dict]) -> list[str]:
     """The lines of a table whose columns are the keys of any row; none if there are no rows."""
-    head = list(dict.fromkeys(key for row in rows for key in row))
+    head = all_keys(rows)
     lines = [head, ["---"] * len(head), *([row.get(key, "") for key in head] for row in rows)] if rows else []
     return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
 
@@ -26,7 +27,7 @@ def interval_table(rows: list[dict], columns: Sequence[str] = ()) -> list[str]:
     "lost" is a difference.
     """
     ends = {f"{column}{end}" for row in rows for column in row for end in ("_low", "_high")}
-    known = dict.fromkeys(column for row in rows for column in row)
+    known = all_keys(rows)
     named = [column for column in columns or known if column in known and column not in ends]
     shown = [{column.replace("_", " "): cell(row, column) for column in named} for row in rows]
     return table(shown)

@@ -6,7 +6,8 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -37,15 +38,23 @@ def open_tensors(path: str | Path, device="cpu") -> Iterator[safe_open]:
         raise ValueError(f"{path} is truncated or damaged ({error}); fetch or make it again") from error
 
 
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, by name."""
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+@dataclass(frozen=True)
 class StoredArray:
     """A flat array of integers in a safetensors file, read by slices.
 
     Not mapped: a file that is cut short is an error, where a mapped one would kill the process.
     """
 
-    def __init__(self, file: BinaryIO, dtype: np.dtype, count: int, start: int):
-        """`start`: its first byte in the file."""
-        self.file, self.dtype, self.count, self.start = file, dtype, count, start
+    file: BinaryIO
+    dtype: np.dtype
+    count: int
+    start: int  # its first byte in the file
 
     def __len__(self) -> int:
         return self.count
@@ -86,11 +95,10 @@ def weight_files(folder: Path) -> list[Path]:
         raise missing_weights(folder / "model.safetensors", "pytorch_model.bin")
     weight_map = read_json(index).get("weight_map")
     shards = list(weight_map.values()) if isinstance(weight_map, dict) else []
-    if not shards or not all(isinstance(shard, str) for shard in shards):
-        raise ValueError(f"{index}: weight_map must name a file for each tensor, given {shown(weight_map)}")
+    if not shards or not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards):
+        raise ValueError(f"{index}: weight_map must name a file for each tensor, in the model's own folder, "
+                         f"given {shown(weight_map)}")
     shards = sorted(set(shards))
-    if outside := [shard for shard in shards if Path(shard).name != shard]:
-        raise ValueError(f"{index} names {outside[0]!r}: a shard must lie in the model's own folder")
     with naming_failures(f"read the shards that {index} names"):
         missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
@@ -142,15 +150,11 @@ def weights_hash(folder: Path) -> str:
     """SHA-256 of a model's tensors by name: the same however they are spread over files, and whoever wrote
     them.
     """
-    digest, files = hashlib.sha256(), {}
-    with ExitStack() as stack:
-        for path in weight_files(folder):
-            file = stack.enter_context(open_tensors(path))
-            files |= dict.fromkeys(file.keys(), file)
-        for name in sorted(files):
-            tensor = files[name].get_tensor(name)
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    digest = hashlib.sha256()
+    for stored in sorted(stored_tensors(folder).values(), key=lambda stored: stored.name):
+        tensor = read_stored(stored)
+        digest.update(f"{stored.name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -175,7 +179,7 @@ def read_weights(folder: Path, shapes: dict[str, tuple[int, ...] | None], device
             continue
         if name not in shapes:
             problems[name] = "not part of this model"
-        elif shapes[name] is not None and tensor.shape != tuple(shapes[name]):
+        elif shapes[name] is not None and tensor.shape != shapes[name]:
             problems[name] = f"has shape {tensor.shape}, config.json asks for {tuple(shapes[name])}"
         else:
             weights[name] = convert(name, read_stored(tensor, device))
@@ -214,27 +218,22 @@ def file_order(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
 
 
-def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> str:
-    """Write a safetensors file one tensor at a time, and return its SHA-256.
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a safetensors file one tensor at a time.
 
     The library's own writer holds a copy of all tensors. A sharded tensor is gathered when its turn comes:
     the other ranks must take part, in `file_order`.
     """
-    ordered, digest = file_order(tensors), hashlib.sha256()
+    ordered = file_order(tensors)
     layout = {name: (SAFETENSORS_TYPES[tensor.dtype], tuple(tensor.shape), tensor.numel() * tensor.itemsize)
               for name, tensor in ordered.items()}
 
-    def parts() -> Iterator[bytes | np.ndarray]:
-        yield safetensors_header(layout)
-        for tensor in ordered.values():
-            if tensor.numel():
-                yield full_tensor(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
     def write(beside: Path) -> None:
         with open(beside, "wb") as file:
-            for part in parts():
-                file.write(part)
-                digest.update(part)
+            file.write(safetensors_header(layout))
+            for tensor in ordered.values():
+                if tensor.numel():
+                    whole = full_tensor(tensor.detach()).cpu().contiguous()
+                    file.write(whole.reshape(-1).view(torch.uint8).numpy())
 
     replace_file(path, write)
-    return digest.hexdigest()

@@ -3,20 +3,24 @@
 Shapes: B batch, T time, H query heads, K key/value heads, F head_dim.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from nanoprune.device import fast_bfloat16, has_flash, to_device
-from nanoprune.nn.model_config import ModelConfig
+from nanoprune.device import fast_bfloat16, has_flash, matmul_dtype, to_device
 from nanoprune.nn.pointwise import apply
+
+if TYPE_CHECKING:
+    from model import Decoder
 
 QUERIES = 128  # that attend together in bf16 on a CPU: their scores stay in its cache
 SHORT_DOCUMENT = 64  # tokens: packed documents shorter than this on average share one attention under a mask
@@ -35,18 +39,11 @@ class Visible:
     longest: int = 0  # of `lengths`: a number, because compiled blocks are compiled again for other lists
 
     @classmethod
-    def causal(cls, queries: int, keys: int, window: int | None = None, device="cpu") -> "Visible":
+    def causal(cls, queries: int, keys: int, window: int | None, device) -> Visible:
         """Each of the last `queries` of `keys` positions sees itself and those before it, inside a window."""
         if (window is None or keys <= window) and queries in (1, keys):
             return cls()  # the kernels are faster without a mask
         return cls(_causal_mask(queries, keys, window, device))
-
-    @classmethod
-    def within_documents(cls, documents: Tensor, window: int | None, device) -> "Visible":
-        """One mask over rows (B, T) of document numbers."""
-        T = documents.shape[1]
-        same = documents[:, :, None] == documents[:, None, :]
-        return cls(to_device((same & _causal_mask(T, T, window, documents.device))[:, None], device))
 
 
 class Layout(NamedTuple):
@@ -90,16 +87,14 @@ def packed_layout(documents: Tensor, windows: Iterable[int | None], x: Tensor) -
                                   for window in windows})
     if len(lengths) * SHORT_DOCUMENT <= documents.numel():
         return Layout(positions, {window: Visible(None, lengths, window) for window in windows})
-    masks = {window: Visible.within_documents(documents, window, x.device) for window in windows}
-    return Layout(positions, masks)
+    T, same = documents.shape[1], documents[:, None, :, None] == documents[:, None, None]  # (B, 1, T, T)
+    return Layout(positions, {window: Visible(to_device(same & _causal_mask(T, T, window, "cpu"), x.device))
+                              for window in windows})
 
 
 def document_lengths(documents: Tensor) -> list[int]:
     """Lengths of the documents in rows (B, T) of their numbers; a row's end ends its last document."""
-    starts = torch.ones_like(documents, dtype=torch.bool)
-    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    places = starts.flatten().nonzero().squeeze(1)
-    return torch.diff(places, append=torch.tensor([documents.numel()])).tolist()
+    return [length for row in documents for length in row.unique_consecutive(return_counts=True)[1].tolist()]
 
 
 def _causal_mask(queries: int, keys: int, window: int | None, device) -> Tensor:
@@ -133,10 +128,9 @@ def _attend_by_document(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Te
     most.
     """
     B, H, T, size = q.shape
-    q, k, v = (part.transpose(0, 1).reshape(1, -1, B * T, size) for part in (q, k, v))  # (1, heads, B T, F)
-    inside = {n: Visible.causal(n, n, visible.window, q.device) for n in set(visible.lengths)}
-    documents = zip(*(part.split(visible.lengths, dim=2) for part in (q, k, v)), strict=True)
-    outputs = [attend(*document, inside[document[0].shape[2]]) for document in documents]
+    rows = [part.transpose(0, 1).reshape(1, -1, B * T, size) for part in (q, k, v)]  # (1, heads, B T, F)
+    documents = zip(visible.lengths, *(part.split(visible.lengths, dim=2) for part in rows), strict=True)
+    outputs = [attend(*parts, Visible.causal(n, n, visible.window, q.device)) for n, *parts in documents]
     return torch.cat(outputs, dim=2).view(H, B, T, size).transpose(0, 1)
 
 
@@ -212,13 +206,15 @@ def _probabilities(q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor, Tensor
 
 
 class KeyValueCache:
-    """Keys and values of every block for up to `length` positions of a batch; `used` of them are filled."""
+    """Keys and values of every block for up to `length` positions of a batch; `used` of them are filled.
 
-    def __init__(
-        self, config: ModelConfig, batch: int, length: int, device="cpu", dtype: torch.dtype = torch.float32
-    ):
+    They have the type of the model's products, which autocast decides on.
+    """
+
+    def __init__(self, model: Decoder, batch: int, length: int):
+        config, norm = model.config, model.model.norm.weight
         shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, length, config.head_dim)
-        self.store = torch.zeros(shape, device=device, dtype=dtype)
+        self.store = torch.zeros(shape, device=norm.device, dtype=matmul_dtype(norm))
         self.used = 0  # the model advances it after its last block
         self.padding = None  # (B,) places at the left of each row that hold no text
         self.tokens = []  # of a single row, those that are not read yet, too

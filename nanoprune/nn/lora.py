@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from nanoprune.config import FROZEN, Frozen, Positive, PositiveFloat, ShareBelow1, field_problems
+from nanoprune.config import FROZEN, Frozen
 from nanoprune.device import matmul_dtype
 from nanoprune.io.tensors import read_weights, write_tensors
 from nanoprune.nn.nf4 import (
@@ -30,7 +30,7 @@ from nanoprune.nn.nf4 import (
     to_file,
 )
 from nanoprune.nn.pointwise import apply
-from nanoprune.nn.scratch import buffer
+from nanoprune.nn.scratch import cast
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -42,7 +42,7 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 class FrozenLinear(nn.Module):
     """A linear layer that does not learn, with its weight in any float type or in NF4. Its adapter learns."""
 
-    def __init__(self, weight: torch.Tensor | Nf4, bias: torch.Tensor | None, shape: tuple[int, int]):
+    def __init__(self, weight: Tensor | Nf4, bias: Tensor | None, shape: tuple[int, int]):
         """`shape`: (out, in), which the codes of four bits do not tell."""
         super().__init__()
         self.shape, self.scale, self.dropout = shape, 0.0, 0.0
@@ -63,21 +63,19 @@ class FrozenLinear(nn.Module):
     def adapted(self) -> bool:
         return self.lora_A is not None
 
-    def as_type(self, dtype: torch.dtype) -> torch.Tensor:
+    def as_type(self, dtype: torch.dtype) -> Tensor:
         """The weight (out, in) in a product's type, in memory that is used again once nobody holds it."""
         if q := self.quantised:
             return dequantise(q, self.shape).to(dtype)
-        if self.weight.dtype == dtype:
-            return self.weight
-        return buffer("frozen weight", self.shape, dtype, self.weight.device).copy_(self.weight)
+        return cast("frozen weight", self.weight, dtype)
 
-    def add_adapter(self, A: torch.Tensor, scale: float, dropout: float) -> None:
+    def add_adapter(self, A: Tensor, scale: float, dropout: float) -> None:
         """Add `scale` B A to the weight, with A (rank, in) in fp32; B (out, rank) begins at zero."""
         self.lora_A = nn.Parameter(A)
         self.lora_B = nn.Parameter(torch.zeros(self.shape[0], len(A), device=A.device))
         self.scale, self.dropout = scale, dropout
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x (B, T, in) to (B, T, out)."""
         y = apply(FrozenProduct, x, self)
         if not self.adapted:
@@ -87,7 +85,7 @@ class FrozenLinear(nn.Module):
         return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), B.t(), alpha=self.scale).view(y.shape)
 
     @torch.no_grad()
-    def merged(self) -> torch.Tensor:
+    def merged(self) -> Tensor:
         """The weight with the adapter in it, in fp32."""
         weight = self.as_type(torch.float32).clone()
         return weight.addmm_(self.lora_B, self.lora_A, alpha=self.scale) if self.adapted else weight
@@ -97,17 +95,13 @@ class FrozenProduct(torch.autograd.Function):
     """x W^T + b for a frozen weight: x is not saved, and W is converted again for the gradient of x."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, layer: FrozenLinear) -> torch.Tensor:
+    def forward(ctx, x: Tensor, layer: FrozenLinear) -> Tensor:
         ctx.layer, ctx.input_dtype, ctx.dtype = layer, x.dtype, matmul_dtype(x)
-        flat, weight = x.to(ctx.dtype).flatten(0, -2), layer.as_type(ctx.dtype)
-        if layer.bias is None:
-            y = torch.mm(flat, weight.t())
-        else:
-            y = torch.addmm(layer.bias.to(ctx.dtype), flat, weight.t())
-        return y.view(*x.shape[:-1], -1)
+        bias = None if layer.bias is None else layer.bias.to(ctx.dtype)
+        return F.linear(x.to(ctx.dtype), layer.as_type(ctx.dtype), bias)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor):
+    def backward(ctx, grad: Tensor):
         return (grad.to(ctx.dtype) @ ctx.layer.as_type(ctx.dtype)).to(ctx.input_dtype), None
 
 
@@ -130,16 +124,12 @@ def count_parameters(model: Decoder) -> ParameterCount:
 # ---------------------------------------------------------------- adapters
 @dataclass(frozen=True)
 class LoraSettings:
-    """Numbers that all adapters of a model share; ValueError where they are out of bounds."""
+    """Numbers that all adapters of a model share, within the bounds of `Config`."""
 
-    rank: Positive = 8
-    alpha: PositiveFloat = 16.0
-    dropout: ShareBelow1 = 0.0  # share of an adapter's inputs that is set to zero at random while it learns
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0  # share of an adapter's inputs that is set to zero at random while it learns
     rslora: bool = False  # rank-stabilised (arXiv:2312.03732)
-
-    def __post_init__(self):
-        if problems := field_problems(self):
-            raise ValueError(f"lora: {'; '.join(problems)}")
 
     @property
     def scale(self) -> float:
@@ -230,7 +220,7 @@ def read_frozen_weights(model: Decoder, folder: Path, frozen: str, device, dtype
                          "model it was made from")
     linears = {name: layer for name, layer in model.named_modules()
                if isinstance(layer, nn.Linear) and name != "lm_head"}
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
     packed = {}
     if four_bits:
         in_full = check_quantised(folder)
@@ -238,14 +228,11 @@ def read_frozen_weights(model: Decoder, folder: Path, frozen: str, device, dtype
             if not any(f"{name}.".startswith(f"{key}.") or name.endswith(key) for key in in_full):
                 packed |= quantised_shapes(name, linear.weight.numel())
 
-    def convert(key: str, tensor: torch.Tensor) -> torch.Tensor | Nf4:
+    def convert(key: str, tensor: Tensor) -> Tensor | Nf4:
         if key in packed:
             return tensor.clone()
         if frozen == "nf4" and key.removesuffix(".weight") in linears:
-            try:
-                return quantise(tensor)
-            except ValueError as error:
-                raise ValueError(f"{folder}, {key}: {error}") from error
+            return quantise(tensor, f"{folder}, {key}")
         if tensor.dim() < 2:  # a norm or a bias
             return tensor.to(dtype, copy=True)
         return tensor.to(tensor.dtype if frozen in ("stored", "nf4") else getattr(torch, frozen), copy=True)
@@ -269,5 +256,5 @@ def save_quantised(model: Decoder, folder: Path) -> None:
     for name, layer in frozen_layers(model).items():
         tensors |= to_file(name, layer.quantised, layer.shape, dtype_name)
     write_tensors(folder / "model.safetensors", tensors)
-    model.save_config(folder, {"quantization_config": BITSANDBYTES | {
-        "load_in_8bit": False, "bnb_4bit_quant_storage": "uint8", "bnb_4bit_compute_dtype": dtype_name}})
+    model.save_config(folder, quantization_config=BITSANDBYTES | {
+        "load_in_8bit": False, "bnb_4bit_quant_storage": "uint8", "bnb_4bit_compute_dtype": dtype_name})

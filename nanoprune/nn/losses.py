@@ -16,7 +16,7 @@ from nanoprune.config import IGNORE
 from nanoprune.device import matmul_dtype, to_device
 from nanoprune.nn.packed import packed_product
 from nanoprune.nn.pointwise import apply
-from nanoprune.nn.scratch import buffer
+from nanoprune.nn.scratch import buffer, cast
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -44,8 +44,8 @@ def head_logits(x: Tensor, weight: Tensor) -> Tensor:
         return packed_product(x, weight)
     if weight.dtype == matmul_dtype(x) or weight.requires_grad:
         return F.linear(x, weight)
-    x = x.to(matmul_dtype(x))
-    return torch.cat([x @ cast(rows, x.dtype).t() for rows in weight.split(SLICE)], dim=-1)
+    x, slices = x.to(matmul_dtype(x)), weight.split(SLICE)
+    return torch.cat([x @ cast("slice of a weight", rows, x.dtype).t() for rows in slices], dim=-1)
 
 
 def head_loss(
@@ -225,7 +225,7 @@ def sliced_loss(
     size = min(SLICE, len(weight))
     room = buffer("slice of logits", (len(x), size), hidden.dtype, x.device)
     for start in range(0, len(weight), size):
-        rows = cast(weight[start : start + size], hidden.dtype)
+        rows = cast("slice of a weight", weight[start : start + size], hidden.dtype)
         logits = torch.mm(hidden, rows.t(), out=room[:, : len(rows)] if len(rows) == size else None)
         labels = targets[:, None] - start
         inside = (labels >= 0) & (labels < len(rows))
@@ -256,13 +256,6 @@ def _add_to_softmax(
         if expected is not None:
             logits[part].copy_(p)  # which in fp32 they are already
             expected[part].mul_(shrink)
-
-
-def cast(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows of a large weight in another type, in memory that is used again once nobody holds it."""
-    if rows.dtype == dtype:
-        return rows
-    return buffer("slice of a weight", rows.shape, dtype, rows.device).copy_(rows)
 
 
 # ---------------------------------------------------------------- a teacher

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from nanoprune.config import Bound, Count, NonNegative, PositiveFloat, read_fields, shown
+from nanoprune.config import Count, NonNegative, PositiveFloat, read_fields, shown, whole
 from nanoprune.io.files import json_hash, read_json
 from nanoprune.printing import note
 
@@ -51,20 +51,15 @@ ONE = ("embedding_multiplier", "is_causal", "logits_scaling", "partial_rotary_fa
 # Keys that change no logits; what stands on no list is named once.
 HARMLESS = (
     "_attn_implementation", "_name_or_path", "architectures", "attn_implementation", "bos_token_id",
-    "classifier_dropout", "dtype", "eos_token_id", "hidden_act", "id2label", "is_decoder", "label2id",
-    "nanoprune_history", "num_labels", "output_attentions", "output_hidden_states", "pad_token_id",
-    "pretraining_tp", "problem_type", "quantization_config", "return_dict", "router_aux_loss_coef",
-    "torch_dtype", "transformers_version", "use_cache",
+    "classifier_dropout", "dtype", "eos_token_id", "id2label", "is_decoder", "label2id", "num_labels",
+    "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type",
+    "quantization_config", "return_dict", "router_aux_loss_coef", "torch_dtype", "transformers_version",
+    "use_cache",
 )
-WRITTEN_ANEW = ("architectures", "hidden_act", "torch_dtype", "dtype", "transformers_version")
-
-
-def _size(most: int) -> Any:
-    return Annotated[int, Bound(f"from 1 to {most:,}", lambda x: 1 <= x <= most)]
 
 
 MOST_SIZE, MOST_BLOCKS = 2**24, 1000
-Size = _size(MOST_SIZE)
+Size = whole(1, MOST_SIZE)
 
 
 @dataclass(frozen=True)
@@ -78,10 +73,11 @@ class StopTokens:
 class ConfigFile:
     """The entries of config.json that nanoprune reads, with transformers' defaults."""
 
+    model_type: str
     vocab_size: Size
     hidden_size: Size
     intermediate_size: Size
-    num_hidden_layers: _size(MOST_BLOCKS)
+    num_hidden_layers: whole(1, MOST_BLOCKS)
     num_attention_heads: Size
     hidden_act: Literal["silu"] = "silu"
     num_key_value_heads: Size | None = None
@@ -91,7 +87,7 @@ class ConfigFile:
     rope_scaling: dict | None = None
     rope_parameters: dict | None = None
     original_max_position_embeddings: Size | None = None
-    max_position_embeddings: _size(2**30) | None = None
+    max_position_embeddings: whole(1, 2**30) | None = None
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -106,7 +102,9 @@ class ConfigFile:
     nanoprune_history: tuple[dict, ...] = ()
 
 
-DECIDED = {f.name for f in fields(ConfigFile)} - {"eos_token_id"} | {"model_type", *WRITTEN_ANEW}
+# Entries that are written anew; ModelConfig keeps all others in `extra`.
+DECIDED = {*ConfigFile.__dataclass_fields__, "architectures", "torch_dtype", "dtype",
+           "transformers_version"} - {"eos_token_id"}
 
 
 @dataclass(frozen=True)
@@ -162,12 +160,10 @@ class ModelConfig:
         if kind not in FAMILIES:
             raise ValueError(f"{where}: model_type {shown(kind)} is not supported; allowed: "
                              f"{', '.join(FAMILIES)}")
-        given = read_fields(ConfigFile, raw, where)
-        check_off(raw, OFF, where)
+        given = read_foreign(ConfigFile, raw, where, OFF, (*ONE, *HARMLESS))
         for key in ONE:
             if raw.get(key, 1) != 1:
                 raise ValueError(f"{where}: {key} {shown(raw[key])} is not supported; supported is 1 (true)")
-        note_unread(raw.keys() - {*DECIDED, *OFF, *ONE, *HARMLESS}, where)
         layers, hidden, heads = given.num_hidden_layers, given.hidden_size, given.num_attention_heads
         kv_heads = given.num_key_value_heads or heads
         head_dim = given.head_dim or (128 if kind == "qwen3" else hidden // heads)
@@ -182,18 +178,15 @@ class ModelConfig:
         without = given.nanoprune_without or ("",) * layers
         if len(without) != layers:
             raise ValueError(f"{where}: nanoprune_without has {len(without)} entries for {layers} blocks")
+        kept = {key: getattr(given, key) for key in KEPT} | dict(
+            model_type=kind, num_key_value_heads=kv_heads, head_dim=head_dim, rope_theta=theta,
+            rope_scaling=scaling, max_position_embeddings=positions)
         return cls(
-            model_type=kind, num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads,
-            num_key_value_heads=kv_heads, head_dim=head_dim, vocab_size=given.vocab_size,
-            intermediate_size=given.intermediate_size, rms_norm_eps=float(given.rms_norm_eps),
-            rope_theta=theta, rope_scaling=scaling, sliding_window=window, layer_types=layer_types,
-            max_position_embeddings=positions, tie_word_embeddings=given.tie_word_embeddings,
+            **kept, sliding_window=window, layer_types=layer_types, blocks=blocks, without=without,
             qkv_bias=given.attention_bias or kind == "qwen2",
             output_bias=given.attention_bias and kind != "qwen2",
             mlp_bias=given.mlp_bias and kind == "llama", qk_norm=kind == "qwen3",
-            blocks=blocks, without=without, initializer_range=float(given.initializer_range),
-            extra={key: value for key, value in raw.items() if key not in DECIDED} | history,
-        )
+            extra={key: value for key, value in raw.items() if key not in DECIDED} | history)
 
     def to_dict(self, dtype: torch.dtype) -> dict:
         """config.json's content, in the form that transformers 4 wrote and both 4 and 5 read."""
@@ -222,24 +215,27 @@ class ModelConfig:
 
     def keep_blocks(self, indices: list[int]) -> "ModelConfig":
         """The config of the model that has only the blocks of these present indices, in this order."""
-        def pick(values: tuple) -> tuple:
-            return tuple(values[i] for i in indices)
-        return replace(self, num_hidden_layers=len(indices), layer_types=pick(self.layer_types),
-                       blocks=pick(self.blocks), without=pick(self.without))
+        remaining = {name: tuple(getattr(self, name)[i] for i in indices)
+                     for name in ("layer_types", "blocks", "without")}
+        return replace(self, num_hidden_layers=len(indices), **remaining)
 
 
-def check_off(raw: dict, keys: Iterable[str], where: str | Path) -> None:
-    """ValueError where a key that other code reads, and nanoprune does not, has an effect."""
-    for key in keys:
+def read_foreign(
+    kind: type, raw: dict, where: str | Path, off: Iterable[str], harmless: Iterable[str]
+) -> Any:
+    """As `read_fields`, for a file that other code reads, too.
+
+    ValueError where a key in `off`, which nanoprune does not read, has an effect. Keys that no library reads
+    for this model are named once.
+    """
+    fields_read = read_fields(kind, raw, where)
+    for key in off:
         if raw.get(key):
             raise ValueError(f"{where}: {key} {shown(raw[key])} is not supported; remove it if it has no "
                              "effect on this model")
-
-
-def note_unread(keys: set[str], where: str | Path) -> None:
-    """Name the keys of a file that no library reads for this model, once."""
-    if keys:
-        note(f"{where}: kept, and not read by any library for this model: {', '.join(sorted(keys)):.999}")
+    if unread := sorted(raw.keys() - {*off, *harmless, *kind.__dataclass_fields__}):
+        note(f"{where}: kept, and not read by any library for this model: {', '.join(unread):.999}")
+    return fields_read
 
 
 def _read_rope(given: ConfigFile, positions: int, where: str) -> tuple[float, dict | None]:
@@ -318,9 +314,8 @@ def read_parts(names: Iterable[int | str], config: ModelConfig) -> list[Part]:
     for block, group in groupby(parts, key=lambda part: part.block):
         repeated = [part_name(part) for part in group]
         if len(repeated) > 1:
-            both_halves = repeated == [f"{block}.attn", f"{block}.mlp"]
-            advice = f"name the whole block, {block}" if both_halves else "name each block to drop once"
-            raise ValueError(f"block {block} is named more than once ({', '.join(repeated)}); {advice}")
+            raise ValueError(f"block {block} is named more than once ({', '.join(repeated)}); name each "
+                             f"block to drop once, as {block} where attention and MLP go")
     if sum(not part.half for part in parts) == config.num_hidden_layers:
         raise ValueError(f"cannot drop all {len(parts)} blocks: keep at least one")
     return parts

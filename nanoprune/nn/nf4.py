@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 from nanoprune.config import read_fields
@@ -31,21 +32,21 @@ BITSANDBYTES = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_
 class Nf4(NamedTuple):
     """A matrix in 4.13 bits a value."""
 
-    codes: torch.Tensor  # (values / 2, 1) uint8: two codes a byte, the first in the upper half
-    absmax: torch.Tensor  # (groups,) uint8: codes of the groups' largest magnitudes, less `offset`
-    nested: torch.Tensor  # (groups / NESTED,) fp32: the scales of these
-    offset: torch.Tensor  # () fp32: their mean
+    codes: Tensor  # (values / 2, 1) uint8: two codes a byte, the first in the upper half
+    absmax: Tensor  # (groups,) uint8: codes of the groups' largest magnitudes, less `offset`
+    nested: Tensor  # (groups / NESTED,) fp32: the scales of these
+    offset: Tensor  # () fp32: their mean
 
 
 @cache  # on each device: a copy from the CPU would wait for the GPU at every product
-def eight_bit_values(device: torch.device | str = "cpu") -> torch.Tensor:
+def eight_bit_values(device: torch.device | str = "cpu") -> Tensor:
     """The 256 values of the signed dynamic type (arXiv:1511.04561): finer for larger decimal exponents."""
     edges = [torch.linspace(0.1, 1, 2**e + 1) for e in range(7)]
     sizes = torch.cat([10.0 ** (e - 6) * (edge[:-1] + edge[1:]) / 2 for e, edge in enumerate(edges)])
     return torch.cat([-sizes, sizes, torch.tensor([0.0, 1.0])]).sort().values.to(device)
 
 
-def nearest(x: torch.Tensor, values: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest(x: Tensor, values: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """(codes uint8, fp32 scales) of x (N,): the values nearest to x over its group's largest magnitude."""
     rows = pad(x.float(), (0, -len(x) % group)).view(-1, group)
     scales = rows.abs().amax(1)
@@ -57,13 +58,12 @@ def nearest(x: torch.Tensor, values: torch.Tensor, group: int) -> tuple[torch.Te
     return codes.to(torch.uint8).view(-1)[: len(x)], scales
 
 
-def quantise(weight: torch.Tensor) -> Nf4:
+def quantise(weight: Tensor, name: str = "a weight") -> Nf4:
     """A weight of any shape and float type in NF4; ValueError where it is quantised already or not finite."""
     if not weight.is_floating_point():
-        raise ValueError(f"a weight of {weight.dtype} is quantised already: "
-                         "quantise the base it was made from")
+        raise ValueError(f"{name}: {weight.dtype} is quantised already; quantise the base it was made from")
     if not weight.isfinite().all():
-        raise ValueError("a weight to quantise holds values that are not finite: its model is broken")
+        raise ValueError(f"{name}: holds values that are not finite; its model is broken")
     codes, absmax = nearest(weight.reshape(-1), torch.tensor(NF4), GROUP)
     codes = pad(codes, (0, len(codes) % 2), value=NF4.index(0.0))
     packed = (codes[::2] << 4 | codes[1::2])[:, None]
@@ -73,14 +73,14 @@ def quantise(weight: torch.Tensor) -> Nf4:
 
 
 @cache
-def _pairs(device: torch.device) -> torch.Tensor:
+def _pairs(device: torch.device) -> Tensor:
     """The two values of each byte of codes, as one element of 8 bytes (256,): looked up together."""
     values = torch.tensor(NF4)
     both = torch.stack([values.repeat_interleave(16), values.repeat(16)], dim=1).to(device)
     return both.view(torch.int64).view(-1)
 
 
-def dequantise(q: Nf4, shape: tuple[int, ...]) -> torch.Tensor:
+def dequantise(q: Nf4, shape: tuple[int, ...]) -> Tensor:
     """The weight in fp32, in memory that is used again once nobody holds it."""
     device, groups, codes = q.codes.device, len(q.absmax), q.codes.view(-1).int()
     scales = eight_bit_values(device).index_select(0, q.absmax.int())
@@ -134,7 +134,7 @@ def quantised_shapes(name: str, count: int) -> dict[str, tuple[int, ...] | None]
     }
 
 
-def from_file(where: str, name: str, tensors: dict[str, torch.Tensor], shape: tuple[int, int]) -> Nf4:
+def from_file(where: str, name: str, tensors: dict[str, Tensor], shape: tuple[int, int]) -> Nf4:
     """A layer's matrix from its tensors in a file; ValueError where they are damaged or no NF4 of ours."""
     parts = [tensors[key] for key in quantised_shapes(name, math.prod(shape))]
     codes, absmax, values, nested, nested_values, state_bytes = parts
@@ -157,7 +157,7 @@ def from_file(where: str, name: str, tensors: dict[str, torch.Tensor], shape: tu
     return Nf4(codes, absmax, nested, offset)
 
 
-def to_file(name: str, q: Nf4, shape: tuple[int, int], dtype: str) -> dict[str, torch.Tensor]:
+def to_file(name: str, q: Nf4, shape: tuple[int, int], dtype: str) -> dict[str, Tensor]:
     """Tensors in a file for a layer's matrix; `dtype`: its type before it was quantised."""
     state = {"quant_type": "nf4", "blocksize": GROUP, "dtype": dtype, "shape": list(shape),
              "nested_blocksize": NESTED, "nested_dtype": "float32", "nested_offset": float(q.offset)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,9 +12,9 @@ import torch
 from nanoprune.config import Positive, PositiveFloat, ShareBelow1, read_fields
 from nanoprune.io.files import read_json, write_json
 from nanoprune.io.hub import locate
-from nanoprune.io.tensors import missing_weights, open_tensors, write_tensors
+from nanoprune.io.tensors import missing_weights, read_tensors, write_tensors
 from nanoprune.nn.lora import FrozenBase, LoraSettings, add_lora, frozen_layers
-from nanoprune.nn.model_config import check_off, note_unread, read_parts, record_removal
+from nanoprune.nn.model_config import read_foreign, read_parts, record_removal
 from nanoprune.nn.nf4 import is_quantised
 
 if TYPE_CHECKING:
@@ -58,11 +58,6 @@ class Adapter:
     peft: PeftFile
     settings: LoraSettings
     base: FrozenBase
-
-    def frozen_as(self, dtype: torch.dtype) -> str:
-        """The type of the base's matrices, one of config.FROZEN: the one they had in training, or `dtype`."""
-        frozen = self.base.frozen
-        return str(dtype).removeprefix("torch.") if frozen == "stored" else frozen
 
 
 def is_adapter(folder: Path) -> bool:
@@ -121,10 +116,7 @@ def _target_modules(model: Decoder) -> list[str]:
 def read_adapter(folder: Path) -> Adapter:
     """An adapter's settings and its base's; ValueError where they are damaged or not supported."""
     path = folder / "adapter_config.json"
-    raw = read_json(path)
-    check_off(raw, OFF, path)
-    peft = read_fields(PeftFile, raw, path)
-    note_unread(raw.keys() - {*OFF, *HARMLESS, *(f.name for f in fields(PeftFile))}, path)
+    peft = read_foreign(PeftFile, read_json(path), path, OFF, HARMLESS)
     settings = LoraSettings(peft.r, peft.lora_alpha, peft.lora_dropout or 0.0, bool(peft.use_rslora))
     record = folder / "nanoprune.json"
     if not record.is_file():  # written by PEFT
@@ -133,13 +125,12 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(folder, peft, settings, read_fields(FrozenBase, read_json(record), where))
 
 
-def base_folder(adapter: Adapter, moved: str | Path | None = None) -> Path:
-    """The folder of an adapter's base, or of `moved`, its new place; ValueError where it is not there."""
-    name, revision = (moved, None) if moved else (adapter.base.base, adapter.base.revision)
-    if not name:
+def base_folder(adapter: Adapter) -> Path:
+    """The folder of an adapter's base; ValueError where it is not there."""
+    if not adapter.base.base:
         raise ValueError(f"{adapter.folder} is an adapter and names no base")
     try:
-        return locate(name, revision)
+        return locate(adapter.base.base, adapter.base.revision)
     except ValueError as error:
         raise ValueError(f"{adapter.folder} is an adapter, and its base is not to be found: {error}. If the "
                          "base was moved, write its new place into the adapter's nanoprune.json (PEFT's: "
@@ -172,8 +163,7 @@ def restore_adapter(model: Decoder, adapter: Adapter) -> None:
     path = adapter.folder / "adapter_model.safetensors"
     if not path.is_file():
         raise missing_weights(path, "adapter_model.bin")
-    with open_tensors(path) as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    tensors = read_tensors(path)
     names = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}
     layers = list(frozen_layers(model))
     adapted = [name for name in layers if name in names]

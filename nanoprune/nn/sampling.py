@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nanoprune.config import Count, NonNegative, PositiveFloat, Seed, Share, ShareAbove0
-from nanoprune.device import matmul_dtype
 from nanoprune.nn.attention import KeyValueCache
 from nanoprune.nn.packed import packed
 
@@ -32,11 +31,6 @@ class Sampling:
 
 
 GREEDY = Sampling()
-
-
-def empty_cache(model: Decoder, batch: int, length: int) -> KeyValueCache:
-    """A cache in the type of the model's products, which autocast decides on."""
-    return KeyValueCache(model.config, batch, length, model.device, matmul_dtype(model.model.norm.weight))
 
 
 def generate(
@@ -71,7 +65,7 @@ def stream(
     """
     rows = [torch.as_tensor(prompt) for prompt in prompts]
     new_ids = pad_sequence(rows, batch_first=True, padding_side="left")
-    cache = cache or empty_cache(model, len(rows), 0)
+    cache = cache or KeyValueCache(model, len(rows), 0)
     cache.rewind(prompts[0], new_ids.shape[1] + max_new_tokens)
     padding = new_ids.shape[1] - torch.tensor([len(row) for row in rows])
     cache.padding = padding.to(model.device) if padding.any() else None

@@ -18,7 +18,8 @@ def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.
     """An uninitialised tensor, in the memory of the last one of this name if that fits and is out of use."""
     storage = MEMORY.pop(name, None)
     large_enough = storage is not None and storage.nbytes() >= math.prod(shape) * dtype.itemsize
-    if large_enough and device.type == "cpu" and not _in_use(storage):
+    # The pool is one user; others are tensors, in Python or saved by autograd.
+    if large_enough and device.type == "cpu" and torch._C._storage_Use_Count(storage._cdata) == 1:
         tensor = torch.empty(0, dtype=dtype).set_(storage, 0, shape)
     else:
         tensor = torch.empty(shape, dtype=dtype, device=device)
@@ -27,9 +28,11 @@ def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.
     return tensor
 
 
-def _in_use(storage: torch.UntypedStorage) -> bool:
-    """True if a tensor, in Python or saved by autograd, holds this memory; the pool itself is one owner."""
-    return torch._C._storage_Use_Count(storage._cdata) > 1
+def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A large tensor in another type, in a buffer."""
+    if tensor.dtype == dtype:
+        return tensor
+    return buffer(name, tensor.shape, dtype, tensor.device).copy_(tensor)
 
 
 class SavedActivations(saved_tensors_hooks):

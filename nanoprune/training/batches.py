@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nanoprune.config import Config
 from nanoprune.distributed import Ranks
@@ -15,9 +16,9 @@ class MicroBatch(NamedTuple):
     """The rows of one forward and backward pass, each tensor (rows, context) int64."""
 
     first_row: int  # number of the first one in the run
-    ids: torch.Tensor
-    targets: torch.Tensor
-    documents: torch.Tensor
+    ids: Tensor
+    targets: Tensor
+    documents: Tensor
 
 
 def check_step(config: Config, ranks: Ranks) -> None:
@@ -49,7 +50,7 @@ def count_steps(config: Config, epoch_tokens: int) -> Config:
     return replace(config, max_steps=steps)
 
 
-def split_rows(rows: tuple[torch.Tensor, ...], first_row: int, size: int, ranks: Ranks) -> list[MicroBatch]:
+def split_rows(rows: tuple[Tensor, ...], first_row: int, size: int, ranks: Ranks) -> list[MicroBatch]:
     """This rank's part of a step's rows (ids, targets, documents), `size` at a time."""
     per_rank = len(rows[0]) // ranks.size
     start = ranks.rank * per_rank

@@ -7,10 +7,10 @@ after all updates), accumulation, float16's scaled loss, and precision of the mo
 import math
 import random
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 BUCKET = 256  # values of the first moment that share a scale
 CHUNK = 2**20  # values updated at a time, so that intermediate results stay in the cache
@@ -26,13 +26,13 @@ class LeanAdamW(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict], lr: float, betas: tuple[float, float], eps: float):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-        assert all(p.dtype == torch.float32 for group in self.param_groups for p in group["params"])
         self.norms = []  # of the gradients since the last `take_norms`
-        self.order = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        self.groups = {parameter: group for group in self.param_groups for parameter in group["params"]}
+        self.order = {parameter: number for number, parameter in enumerate(self.groups)}
         self.noise = torch.randint(0, 2**16, (2 * CHUNK,), generator=torch.Generator().manual_seed(0),
-                                   dtype=torch.int32)
-        self.noise = self.noise.to(next(iter(self.order)).device)
-        for parameter in self.order:
+                                   dtype=torch.int32).to(next(iter(self.order)).device)
+        for parameter in self.groups:
+            assert parameter.dtype == torch.float32
             count, device = parameter.numel(), parameter.device
             buckets = math.ceil(count / BUCKET)
             self.state[parameter] = {
@@ -40,29 +40,20 @@ class LeanAdamW(torch.optim.Optimizer):
                 "m": torch.zeros(buckets, BUCKET, dtype=torch.int8, device=device),
                 "m_scale": torch.zeros(buckets, 1, device=device),
                 "v": torch.zeros(count, dtype=torch.bfloat16, device=device)}
-
-    def during_backward(self) -> None:
-        """Update each parameter as soon as its gradient is complete."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.register_post_accumulate_grad_hook(partial(self._update, group))
+            parameter.register_post_accumulate_grad_hook(self._update)
 
     def step(self, closure=None) -> None:
-        """Update all parameters that have a gradient."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(group, parameter)
+        """Do nothing: each parameter was updated as soon as its gradient was complete."""
 
-    def take_norms(self) -> list[torch.Tensor]:
+    def take_norms(self) -> list[Tensor]:
         """The norm of every gradient since the last call."""
         norms, self.norms = self.norms, []
         return norms
 
     @torch.no_grad()
-    def _update(self, group: dict, parameter: torch.Tensor) -> None:
+    def _update(self, parameter: Tensor) -> None:
         """Update a parameter, and free its gradient."""
-        flat, grad = parameter.view(-1), parameter.grad.reshape(-1)
+        group, flat, grad = self.groups[parameter], parameter.view(-1), parameter.grad.reshape(-1)
         self.norms.append(torch.linalg.vector_norm(grad, dtype=torch.float32))
         state, (beta1, beta2) = self.state[parameter], group["betas"]
         state["step"] += 1
@@ -87,12 +78,12 @@ class LeanAdamW(torch.optim.Optimizer):
         parameter.grad = None
 
 
-def round_to_bfloat16(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def round_to_bfloat16(x: Tensor, noise: Tensor) -> Tensor:
     """fp32 to bf16, up or down at random so that the mean is right; noise int32 from 0 to 65,535."""
     return ((x.view(torch.int32) + noise) & -65536).view(torch.float32).bfloat16()
 
 
-def round_to_code(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def round_to_code(x: Tensor, noise: Tensor) -> Tensor:
     """The code c of sign(c) (c / 127)^2 for x from -1 to 1, rounded so that the mean is right."""
     size = x.abs() * 127**2
     low = size.sqrt().floor_()

@@ -411,7 +411,8 @@ def write_state(folder: Path, tensors: dict[str, torch.Tensor], progress: Progre
     for unfinished in folder.glob(".step-*"):
         shutil.rmtree(unfinished)
     with replace_folder(folder / f"step-{progress.step:08d}") as state:
-        counters = asdict(progress) | {"sha256": write_tensors(state / "training.safetensors", tensors)}
+        write_tensors(state / "training.safetensors", tensors)
+        counters = asdict(progress) | {"sha256": file_hash(state / "training.safetensors")}
         write_json(state / "state.json", {"counters": counters, "sha256": json_hash(counters)})
     for old in _states(folder)[:-STATES_KEPT]:
         shutil.rmtree(old)

@@ -40,7 +40,7 @@ def describe_end(run: Path, config: Config) -> dict:
     for state in sorted(run.glob("state/*/state.json"))[-1:]:
         counters = read_json(state)["counters"]
     status = f"stopped at step {step} of {config.max_steps}"
-    if is_locked(run / ".lock"):
+    if (run / ".lock").is_file() and is_locked(run / ".lock"):
         status = f"still going, at step {step} of {config.max_steps}"
     elif counters["finished"]:
         status = f"finished at step {step}"

@@ -19,11 +19,12 @@ from nanoprune.device import to_device
 from nanoprune.distributed import Ranks
 from nanoprune.io.files import json_hash, read_json, write_json
 from nanoprune.io.hub import locate
-from nanoprune.io.tensors import open_tensors, write_tensors
+from nanoprune.io.tensors import read_tensors, write_tensors
 from nanoprune.nn.identity import model_identity
 from nanoprune.nn.losses import SoftTargets, likeliest
 from nanoprune.nn.model_config import ModelConfig
 from nanoprune.nn.peft import check_weights_can_change
+from nanoprune.training.base import Base
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -59,7 +60,6 @@ class Teacher:
             for first_row in ranks.shard(missing, "teacher"):
                 self._predict(model, first_row)
             seconds += time.perf_counter() - began
-        ranks.barrier()
         if ranks.rank == 0:
             write_json(meta, about | {"seconds": seconds})
         ranks.barrier()  # no rank reads before all have written
@@ -71,42 +71,34 @@ class Teacher:
     @torch.no_grad()
     def _predict(self, model: "Decoder", first_row: int) -> None:
         """Write one file."""
-        all_ids, all_log_p = [], []
-        for start in range(first_row, first_row + ROWS, self.config.batch_size):
-            ids, _, documents = self.rows.batch(start, min(self.config.batch_size, first_row + ROWS - start))
+        tops, size = [], self.config.batch_size
+        for start in range(first_row, first_row + ROWS, size):
+            ids, _, documents = self.rows.batch(start, min(size, first_row + ROWS - start))
             x = model.hidden_states(to_device(ids, model.device), documents)
-            ids, log_p = likeliest(model, x, self.config.teacher_top, self.config.teacher_temperature)
-            all_ids.append(ids.int().cpu())
-            all_log_p.append(log_p.float().cpu())
-        write_tensors(self._file(first_row), {"ids": torch.cat(all_ids), "log_p": torch.cat(all_log_p)})
+            tops.append(likeliest(model, x, self.config.teacher_top, self.config.teacher_temperature))
+        ids, log_p = (torch.cat(parts).cpu() for parts in zip(*tops, strict=True))
+        write_tensors(self._file(first_row), {"ids": ids.int(), "log_p": log_p.float()})
 
     def soft_targets(self, first_row: int, count: int) -> SoftTargets:
         """The predictions for `count` rows, (count, context, k) each."""
         skipped = first_row % ROWS
-        starts = range(first_row - skipped, first_row + count, ROWS)
-        parts = {"ids": [], "log_p": []}
-        for start in starts:
-            with open_tensors(self._file(start)) as file:
-                for name, tensors in parts.items():
-                    tensors.append(file.get_tensor(name))
-        ids, log_p = (torch.cat(tensors)[skipped : skipped + count] for tensors in parts.values())
+        files = [read_tensors(self._file(start))
+                 for start in range(first_row - skipped, first_row + count, ROWS)]
+        ids, log_p = (torch.cat([tensors[name] for tensors in files])[skipped : skipped + count]
+                      for name in ("ids", "log_p"))
         return SoftTargets(ids, log_p, self.config.teacher_share, self.config.teacher_temperature)
 
 
-def find_teacher(config: Config, dataset: Dataset, ranks: Ranks) -> Path:
+def find_teacher(config: Config, base: Base, dataset: Dataset, ranks: Ranks) -> Path:
     """The teacher's folder; ValueError if there is none, or if it does not fit the data or the base."""
     with ranks.local_first():  # so that one process of a machine downloads it
         teacher = locate(config.teacher)
     check_weights_can_change(config.teacher, teacher)  # the key covers the weights of one folder
     shape = ModelConfig.read(teacher)
     dataset.check_model(config.teacher, teacher, shape.vocab_size)
-    if isinstance(config.base, dict):
-        known = config.base.get("vocab_size", dataset.meta["vocab_size"])
-    else:
-        known = ModelConfig.read(locate(config.base, config.revision)).vocab_size
-    if shape.vocab_size > known:
+    if shape.vocab_size > base.config.vocab_size:
         raise ValueError(f"teacher: {config.teacher} has {shape.vocab_size:,} rows of a vocabulary, the "
-                         f"model {known:,}: give a teacher with no more")
+                         f"model {base.config.vocab_size:,}: give a teacher with no more")
     if config.teacher_top >= shape.vocab_size or config.context > shape.max_position_embeddings:
         raise ValueError(f"teacher: {config.teacher} has {shape.vocab_size} tokens and "
                          f"{shape.max_position_embeddings} positions; given teacher_top {config.teacher_top} "
