@@ -5,8 +5,8 @@
     python sample.py runs/reduced --chat --system "Answer in one sentence."
 
 A chat without prompts reads turns from the terminal: /reset forgets the earlier ones, Ctrl-C ends the answer
-that is being written, Ctrl-D the chat. A text depends on its prompt and --seed, and on no other text.
-Log-probabilities are the model's, in nats, before temperature and filters.
+that is being written, Ctrl-D the chat. A text depends on its prompt and --seed, and in float32 on no other
+text. Log-probabilities are the model's, in nats, before temperature and filters.
 """
 
 import shutil

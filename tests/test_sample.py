@@ -101,7 +101,8 @@ def test_a_file_of_prompts_side_by_side(world, tmp_path, monkeypatch, capsys):
     (tmp_path / "prompts").write_text("\n\n".join(prompts))
     make_model(tmp_path / "b", world.data, seed=1)
     monkeypatch.setenv("COLUMNS", "203")
-    how = "--temperature 0.9 --min-p 0.01 --top-k 40 --repetition-penalty 1.2 --tokens 4".split()
+    how = ("--temperature 0.9 --min-p 0.01 --top-k 40 --repetition-penalty 1.2 --tokens 4 "
+           "--dtype float32".split())
     code, out, _ = run_main(monkeypatch, capsys, "sample.py", world.model, tmp_path / "b", *how, "--prompts",
                             tmp_path / "prompts", "--out", tmp_path / "s.jsonl")
     lines = out.splitlines()
@@ -118,18 +119,28 @@ def test_a_file_of_prompts_side_by_side(world, tmp_path, monkeypatch, capsys):
     assert not rows
 
 
-def test_log_probabilities_are_those_of_the_model(world, tmp_path, monkeypatch, capsys):
-    how = "--prompt Munich. --tokens 6 --top-k 5 --temperature 2 --logprobs --out".split()
-    code, out, _ = run_main(monkeypatch, capsys, "sample.py", world.model, *how, tmp_path / "s.jsonl")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probabilities_are_those_of_the_model(world, tmp_path, monkeypatch, capsys, dtype):
+    how = "--prompt Munich. --tokens 6 --top-k 5 --temperature 2 --logprobs --dtype".split()
+    code, out, _ = run_main(monkeypatch, capsys, "sample.py", world.model, *how, str(dtype).split(".")[1],
+                            "--out", tmp_path / "s.jsonl")
     [row] = read_jsonl(tmp_path / "s.jsonl")
-    written, model = row["logprobs"], Decoder.from_pretrained(world.model).eval()
+    written, model = row["logprobs"], Decoder.from_pretrained(world.model, dtype=dtype).eval()
     ids = load_tokenizer(world.model).encode("Munich.").ids
     with torch.no_grad():
-        logprobs = model(torch.tensor([ids + [token["id"] for token in written]]))[0].log_softmax(-1)
+        logits = model(torch.tensor([ids + [token["id"] for token in written]]))[0]
+    logprobs = logits.float().log_softmax(-1)
     for place, token in enumerate(written, start=len(ids) - 1):
-        assert token["logprob"] == pytest.approx(float(logprobs[place, token["id"]]), abs=1e-4)
+        assert token["logprob"] == pytest.approx(float(logprobs[place, token["id"]]),
+                                                 abs=1e-4 if dtype == torch.float32 else 0.05)
         assert f"[{token['logprob']:.2f}]" in out
     assert code == 0 and len(written) == 6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_have_the_type_that_is_asked_for(world, dtype):
+    chosen = options(models=[world.model], dtype=dtype)
+    assert str(sample.Checkpoint(world.model, chosen, Sampling()).model.dtype) == f"torch.{dtype}"
 
 
 def test_all_end_tokens_and_stop_strings_end_a_text(world, tmp_path, monkeypatch, capsys):
@@ -144,7 +155,8 @@ def test_all_end_tokens_and_stop_strings_end_a_text(world, tmp_path, monkeypatch
     stop, stops = whole[3:6], ["--stop", whole[4:9], "--stop", whole[3:6]]
     for folder, more, text in ((tmp_path / "m", [], ended), (world.model, [], whole),
                                (world.model, stops, whole.partition(stop)[0])):
-        how = [*"--prompt Munich. --tokens 12 --temperature 0 --out".split(), tmp_path / "s.jsonl", *more]
+        how = [*"--prompt Munich. --tokens 12 --temperature 0 --dtype float32 --out".split(),
+               tmp_path / "s.jsonl", *more]
         assert run_main(monkeypatch, capsys, "sample.py", folder, *how)[0] == 0
         assert read_jsonl(tmp_path / "s.jsonl")[0]["text"] == text
 
