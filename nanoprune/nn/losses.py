@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from model import Decoder
 
 HEAD_CHUNK = 5 * 2**24  # logits held at a time: 320 MiB in fp32; products of fewer are slower
-SLICE = 4096  # rows of a vocabulary's weight that are cast at a time
+SLICE = 4096  # rows of a vocabulary's weight that are cast, or their gradients added, at a time
 CACHED = 2**20  # values that a CPU's cache holds
 
 
@@ -86,8 +86,9 @@ def _pick(tensor: Tensor, counted: Tensor) -> Tensor:
     return rows if len(rows) == len(counted) else rows.index_select(0, counted)
 
 
-def _as_multiplied(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.to(matmul_dtype(tensor)) for tensor in tensors]
+def _as_multiplied(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.to(matmul_dtype(x))
+    return x, cast("head", weight, x.dtype)
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -199,7 +200,9 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, fused: bool = True) -> Non
     if fused and a.dtype == total.dtype:
         total.addmm_(a, b)
     elif a.dtype != torch.float16:
-        total += a @ b
+        size = SLICE if a.device.type == "cpu" else len(a)  # widened and added in parts that the heap holds
+        for rows, part in zip(total.split(size), a.split(size), strict=True):
+            rows += part @ b
     elif a.is_cuda:
         total += torch.mm(a, b, out_dtype=total.dtype)
     else:
