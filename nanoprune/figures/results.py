@@ -90,7 +90,7 @@ def draw_tradeoff(folder: Path, out: Path) -> Path:
     for axes, (column, label) in zip(panels[0], labels.items(), strict=True):
         for row, look in zip(models, _looks(folder).values(), strict=True):
             draw_intervals(axes, numbers([row], column), [row], BITS, **look)
-            if column == SPEED[0]:
+            if SPEED[1] in row and column == SPEED[0]:
                 draw_intervals(axes, numbers([row], BITS[0]), [row], SPEED, horizontal=True,
                                **look | {"label": None})
         axes.set_xlabel(label)
