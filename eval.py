@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from model import Decoder
@@ -54,6 +53,7 @@ from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.model_config import ModelConfig
 from nanoprune.nn.peft import config_folder, is_adapter
 from nanoprune.nn.sampling import GREEDY, Sampling, generate
+from nanoprune.statistics import evenly_spaced
 
 SAMPLES, SAMPLE_WORDS, SAMPLE_TOKENS = 5, 8, 60  # continued beginnings of test documents, or --prompts
 SAMPLED = Sampling(temperature=0.8, top_p=0.95)
@@ -107,11 +107,7 @@ class Options:
         if self.stride and (self.protocol != "documents" or self.stride > self.context):
             raise ValueError(f"--stride {self.stride} is for --protocol documents, and at most --context "
                              f"({self.context})")
-        if self.general and not Path(self.general).is_file():
-            raise ValueError(f"--general {self.general}: there is no such file; give a JSONL file whose "
-                             "lines have a `text`")
-        if self.prompts:
-            read_prompts(self.prompts)
+
 
     def check_dataset(self, dataset: Dataset) -> None:
         if not len(dataset.split("test")):
@@ -160,12 +156,11 @@ def find_candidates(options: Options, dataset: Dataset, ranks: Ranks) -> list[Ca
         key = tokenizer_hash(homes[name]) or dataset.meta["tokenizer_hash"]
         if key not in by_tokenizer:
             by_tokenizer[key] = make_items(options, dataset, homes[name], window)
-        candidate = Candidate(name, label, folders[name], by_tokenizer[key])
-        known, size = configs[name].vocab_size, candidate.items.tokenizer.get_vocab_size()
+        known, size = configs[name].vocab_size, by_tokenizer[key].tokenizer.get_vocab_size()
         if known < size:
             raise ValueError(f"{name} knows {known} tokens, its tokenizer has {size}: they do not belong "
                              "together")
-        candidates.append(candidate)
+        candidates.append(Candidate(name, label, folders[name], by_tokenizer[key]))
     if options.protocol == "stream" and len(by_tokenizer) > 1:
         raise ValueError("--protocol stream cuts the text elsewhere for every tokenizer, and these models "
                          "have several: take --protocol documents")
@@ -189,10 +184,12 @@ def prompts_to_continue(path: str | None, documents: list[dict]) -> list[dict]:
     """
     if path:
         return [{"prompt": prompt, "reference": ""} for prompt in read_prompts(path)]
-    chosen = np.linspace(0, len(documents) - 1, min(SAMPLES, len(documents))).round().astype(int)
-    words = [documents[i]["text"].split()[: SAMPLE_WORDS + SAMPLE_TOKENS] for i in chosen]
-    return [{"prompt": " ".join(text[:SAMPLE_WORDS]), "reference": " ".join(text[SAMPLE_WORDS:])}
-            for text in words]
+    prompts = []
+    for document in evenly_spaced(documents, SAMPLES):
+        words = document["text"].split()[: SAMPLE_WORDS + SAMPLE_TOKENS]
+        prompts.append({"prompt": " ".join(words[:SAMPLE_WORDS]),
+                        "reference": " ".join(words[SAMPLE_WORDS:])})
+    return prompts
 
 
 # ---------------------------------------------------------------- one model
@@ -211,26 +208,26 @@ def evaluate(
     measure = cached_measure(candidate, options, model, cache)
 
     # ---- how well does it predict?
-    texts = {name: predict(name, unscored, items, model, measure, ranks)
+    texts = {name: predict(name, unscored, items, model, measure)
              for name, unscored in (("test", items.test), ("general", items.general))}
 
     # ---- how well does it answer?
-    answers = choose(items, model, measure, ranks)
+    answers = choose(items, model, measure)
     settings = {"protocol": "written", "version": written_answers.VERSION, "most": options.answer_tokens,
                 "stop": sorted(model.stop_tokens | items.stop),
                 "tokenizer": json_hash(items.tokenizer.to_str()),
                 "measures": sorted(overlap_scores("", "")), "known": json_hash(sorted(corpus))}
-    written = measure("written", settings, items.instructions, lambda piece, label: write_answers(
-        model, items.tokenizer, piece, corpus, options.answer_tokens, ranks, label, items.stop))
+    written = measure("written", settings, items.instructions, lambda piece, *how: write_answers(
+        model, items.tokenizer, piece, corpus, options.answer_tokens, items.stop, *how))
 
     # ---- what does it cost?
     cost, samples, states = None, [], None
     if ranks.rank == 0:
-        cost = {"trained_params": None} | model_cost(model, folder, options.dtype)
-        if cost["training_s"] is not None or is_adapter(folder):
-            cost["trained_params"] = size.trained
+        cost = model_cost(model, folder, options.dtype)
+        trained = cost["training_s"] is not None or is_adapter(folder)
+        cost = {"trained_params": size.trained if trained else None} | cost
         samples = [continuations(model, prompt["prompt"], items) for prompt in prompts]
-        states = final_states(model, items.test, items.protocol, items.end)
+        states = final_states(model, items.test, items.protocol)
     ranks.barrier()
     return {
         "label": candidate.name, "name": candidate.label, "path": str(folder), "sha256": file_hashes(folder),
@@ -252,23 +249,19 @@ def cached_measure(
     return lambda name, settings, *item: cache.rows(f"{candidate.label}-{name}", identity | settings, *item)
 
 
-def predict(
-    name: str, texts: list[Text], items: Items, model: Decoder, measure: Callable, ranks: Ranks
-) -> list[dict]:
+def predict(name: str, texts: list[Text], items: Items, model: Decoder, measure: Callable) -> list[dict]:
     settings = {"protocol": items.protocol.describe(), "version": perplexity.VERSION}
-    return measure(name, settings, texts,
-                   lambda piece, label: text_rows(model, piece, items.protocol, items.end, ranks, label))
+    return measure(name, settings, texts, lambda piece, *how: text_rows(model, piece, items.protocol, *how))
 
 
-def choose(items: Items, model: Decoder, measure: Callable, ranks: Ranks) -> dict[str, list[dict]]:
+def choose(items: Items, model: Decoder, measure: Callable) -> dict[str, list[dict]]:
     """The rows of every question set."""
     settings = {"protocol": "choices", "version": multiple_choice.VERSION}
-    return {name: measure(name, settings, questions,
-                          lambda piece, label: score_questions(model, piece, ranks, label))
+    return {name: measure(name, settings, questions, lambda piece, *how: score_questions(model, piece, *how))
             for name, questions in items.questions.items()}
 
 
-def plan(candidate: Candidate, options: Options, cache: ResultCache, ranks: Ranks) -> dict:
+def plan(candidate: Candidate, options: Options, cache: ResultCache) -> dict:
     """The differences that the test split and the questions can show, from a model with and without a block.
     """
     items = candidate.items
@@ -277,7 +270,7 @@ def plan(candidate: Candidate, options: Options, cache: ResultCache, ranks: Rank
 
     def both(**changes) -> tuple[list[dict], dict[str, list[dict]]]:
         measure = cached_measure(candidate, options, model, cache, **changes)
-        return predict("test", items.test, items, model, measure, ranks), choose(items, model, measure, ranks)
+        return predict("test", items.test, items, model, measure), choose(items, model, measure)
 
     with without(model, [block]):  # first: a wrong block costs no time
         test_without, answers_without = both(without=block)
@@ -304,16 +297,14 @@ def continuations(model: Decoder, prompt: str, items: Items) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------- all models
-def describe_evaluation(
-    options: Options, dataset: Dataset, candidates: list[Candidate], results: list[dict], device: torch.device
-) -> dict[str, str]:
-    """The protocol, the data and the machine that a reader needs beside the numbers."""
+def describe_protocol(options: Options, candidates: list[Candidate], device: torch.device) -> str:
+    """What a reader needs to know of it beside the numbers."""
     notes = "".join(f"; {note}" for note in candidates[0].items.notes())
     text = (f"Text: {candidates[-1].items.protocol.describe()}; products in {options.dtype} on "
             f"{device.type}. Questions by log-likelihood of the choices{notes}.")
-    if len({result["tokenizer"] for result in results}) > 1:
+    if len({candidate.items.tokenizer_hash for candidate in candidates}) > 1:
         text += " The models' tokenizers differ: they are compared in bits per byte only."
-    return data_and_machine(options.data, dataset.meta, device) | {"protocol": text}
+    return text
 
 
 def main() -> None:
@@ -339,7 +330,7 @@ def main() -> None:
     cache = ResultCache(out / "scores", ranks)
     if options.plan is not None:
         with autocast():
-            planned = plan(candidates[0], options, cache, ranks)
+            planned = plan(candidates[0], options, cache)
         if ranks.rank == 0:
             write_json(out / "plan.json", finite_or_none(planned))
             print("\n".join([*describe_plan(planned), f"wrote {out / 'plan.json'}"]))
@@ -347,16 +338,12 @@ def main() -> None:
     prompts = prompts_to_continue(options.prompts, dataset.documents("test"))
     written = any(candidate.items.instructions for candidate in candidates)
     corpus = corpus_numbers(dataset) if written else set()  # a large corpus takes a while
-    results, failure = [], None
+    results = []
     for candidate in candidates:
-        try:
-            with autocast():  # around all measurements: it casts the weights once
-                results.append(evaluate(candidate, options, corpus, prompts, cache, ranks))
-        except ValueError as error:  # the results of the models before are written all the same
-            failure = ValueError(f"{candidate.name}: {error}")
-            break
+        with autocast():  # around all measurements: it casts the weights once
+            results.append(evaluate(candidate, options, corpus, prompts, cache, ranks))
     # ---- how sure are we?
-    if results and ranks.rank == 0:
+    if ranks.rank == 0:
         arms, agreement = make_arms(results), []
         for tokenizer in dict.fromkeys(result["tokenizer"] for result in results):
             agreement += compare_predictions(
@@ -368,12 +355,11 @@ def main() -> None:
                                    options.dtype)
             for arm in arms:
                 arm.first["cost"] |= speeds[arm.name]
-        about = describe_evaluation(options, dataset, candidates, results, device)
+        about = data_and_machine(options.data, dataset.meta, device)
+        about["protocol"] = describe_protocol(options, candidates, device)
         write_results(out, arms, agreement, about, prompts)
         print((out / "results.md").read_text(encoding="utf-8"))
         print(f"wrote {out}: results.md, results.html to send on, results.json, tables and figures")
-    if failure:
-        raise failure
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ Runs may still be going. A table of them, as Markdown or with --out runs.csv as 
     python plot.py --runs runs
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanoprune import command_line
+from nanoprune.command_line import option, parse_options
 from nanoprune.figures.blocks import draw_blocks
 from nanoprune.figures.results import draw_categories, draw_results, draw_slices, draw_tradeoff
 from nanoprune.figures.runs import draw_curves
@@ -31,6 +32,16 @@ from nanoprune.training.run_table import run_table
 FOLDERS = {"models.csv": draw_results, "study.csv": draw_study}  # by the table that a folder holds
 TABLES = {"accuracy.csv": draw_categories, "slices.csv": draw_slices, "models.csv": draw_tradeoff,
           "exchange.csv": draw_exchange}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    sources: list[Path] = option("run folders, one results folder or table of it, one study or one table of "
+                                 "block scores", name="sources", nargs="*")
+    runs: Path | None = option("list the runs in this folder", metavar="FOLDER")
+    out: Path | None = option("the figure's file: .png, .pdf or .svg; the table's: .csv")
 
 
 def draw(sources: list[Path], out: Path) -> Path | None:
@@ -69,22 +80,16 @@ def list_runs(folder: Path, out: Path | None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="*", type=Path,
-                        help="run folders, one results folder or table of it, one study or one table of "
-                             "block scores")
-    parser.add_argument("--runs", type=Path, metavar="FOLDER", help="list the runs in this folder")
-    parser.add_argument("--out", type=Path, help="the figure's file: .png, .pdf or .svg; the table's: .csv")
-    args = parser.parse_args()
-    if bool(args.runs) == bool(args.sources) or not (args.runs or args.out):
+    options = parse_options(Options, __doc__)
+    out = options.out
+    if bool(options.runs) == bool(options.sources) or not (options.runs or out):
         raise ValueError("give what to draw and --out FILE, or --runs FOLDER for a table of its runs")
-    if args.runs:
-        return list_runs(args.runs, args.out)
-    out = args.out if args.out.suffix else args.out.with_suffix(".png")
+    if options.runs:
+        return list_runs(options.runs, out)
+    out = out if out.suffix else out.with_suffix(".png")
     claim("figure", out)
-    if draw(args.sources, out) is None:
-        raise ValueError(f"{args.sources[0]} has nothing to show: sets of fewer than ten questions and "
+    if draw(options.sources, out) is None:
+        raise ValueError(f"{options.sources[0]} has nothing to show: sets of fewer than ten questions and "
                          "single months are left out")
     print(f"wrote {out}")
 

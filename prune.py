@@ -10,10 +10,10 @@ a .losses.json file beside the table, by document: after a stop or a kill the sa
 torchrun, too.
 """
 
-import argparse
 import math
 import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from model import Decoder
 from nanoprune import command_line
+from nanoprune.command_line import option, parse_options
 from nanoprune.config import Dtype
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import Example, TokenFile
@@ -44,7 +45,7 @@ from nanoprune.nn.identity import model_identity
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.model_config import ModelConfig, Part, part_name, read_parts, record_removal
 from nanoprune.nn.peft import check_weights_can_change
-from nanoprune.statistics import LEAST, average_ranks
+from nanoprune.statistics import LEAST, average_ranks, evenly_spaced
 from nanoprune.training.model_card import Origin, write_card
 
 LEAST_DOCUMENTS, LEAST_TOKENS = 2, 100  # of a calibration: fewer give no interval, and no basis for a choice
@@ -69,30 +70,28 @@ def choose_blocks(
     With `contiguous` the blocks follow each other and are scored together. Blocks to `protect` are never
     chosen.
     """
-    if method not in SCORES:
-        raise ValueError(f"--method {method}: there are {', '.join(SCORES)}")
     total = model.config.num_hidden_layers
     free = set(range(total)).difference(part.block for part in read_parts(protect, model.config))
     if not 1 <= count <= min(len(free), total - 1):
         raise ValueError(f"--choose {count}: this model has {total} blocks, {len(free)} of them not "
                          "protected, and one must be left")
-    width = count if contiguous else 1
+    width, score = count if contiguous else 1, SCORES[method]
+    # Scores that read no text stay as they are when a block goes: one table decides on all.
+    until_next_table = 1 if contiguous or score.reads_text else count
     chosen, decisions = [], []
     while len(chosen) < count:
-        runs = [range(first, first + width) for first in range(total - width + 1)]
+        runs = [list(range(first, first + width)) for first in range(total - width + 1)]
         runs = [run for run in runs if free.issuperset(run)]
         if not runs:
             raise ValueError(f"--contiguous: no {count} unprotected blocks follow each other")
         remaining = [block for block in range(total) if block not in chosen]
         removals = [tuple(Part(remaining.index(block)) for block in run) for run in runs]
         with without(model, chosen):
-            scores = SCORES[method].function(model, removals, calibration)
-        # Scores that read no text stay as they are when a block goes: one table decides on all.
-        until_next_table = 1 if contiguous or SCORES[method].reads_text else count
+            scores = score.function(model, removals, calibration)
         for k in np.argsort(average_ranks(scores), kind="stable")[:until_next_table]:
             chosen += runs[k]
-            free.difference_update(runs[k])
-            decisions.append({"blocks": list(runs[k]), method: finite_or_none(float(scores[k]))})
+            decisions.append({"blocks": runs[k], method: finite_or_none(float(scores[k]))})
+        free.difference_update(chosen)
     return sorted(chosen), decisions
 
 
@@ -125,11 +124,11 @@ def choose_documents(split: TokenFile, tokens: int) -> Sequence[Example]:
     """
     if not tokens or not len(split):
         return split
-    enough = math.ceil(tokens * len(split) / max(1, len(split.tokens)))  # of whole documents
-    most = enough if split.mask is not None else max(enough, min(BEGINNINGS, tokens // BEGINNING_TOKENS))
-    count = min(len(split), max(1, most))
-    documents = [split[i] for i in np.linspace(0, len(split) - 1, count).round().astype(int)]
-    lengths = np.array([len(document) for document in documents])
+    count = math.ceil(tokens * len(split) / max(1, len(split.tokens)))  # of whole documents
+    if split.mask is None:
+        count = max(count, min(BEGINNINGS, tokens // BEGINNING_TOKENS))
+    documents = evenly_spaced(split, count)
+    lengths = np.array(list(map(len, documents)))
     if split.mask is not None or lengths.sum() <= tokens:
         return documents
     length = BEGINNING_TOKENS
@@ -215,7 +214,7 @@ def decision_rows(model: Decoder, calibration: Calibration, decisions: list[dict
     for decision in decisions:
         removals.append((*removals[-1], *map(Part, decision["blocks"])))
     losses = losses_without(model, removals, calibration)
-    return [{"removed": ",".join(part_name(part) for part in removal) or "none"} | row
+    return [{"removed": ",".join(map(part_name, removal)) or "none"} | row
             for removal, row in zip(removals, loss_rows(losses), strict=True)]
 
 
@@ -226,8 +225,8 @@ def write_reduced(
 
     Its weights have the types that they have in the base.
     """
-    before, origin = count_parameters(model).total, Origin(base, file_hashes(folder), folder)
-    types = stored_types(folder)
+    before, types = count_parameters(model).total, stored_types(folder)
+    origin = Origin(base, file_hashes(folder), folder)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(types[name])
     record_removal(model.config, base, origin.sha256, parts, **history)
@@ -255,138 +254,132 @@ def print_history(base: str, config: ModelConfig) -> None:
         print(f"  dropped {entry.get('original')} of {entry.get('base')} by {entry.get('method')}")
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("base", help="a hub name, a model's folder or a run folder")
-    add("--revision", help="hub branch, tag or commit")
-    add("--data", help="dataset folder, for --score and --choose")
-    add("--tokens", type=int, default=0, help="score on about this many tokens, the beginnings of "
-        "up to 64 documents, or of more where these are too short (0: all)")
-    add("--context", type=int, default=1024, help="longest window, in tokens")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    add("--dtype", default="auto", choices=get_args(Dtype), help="of the products; auto: bfloat16 where the "
-        "device has units for it")
-    add("--score", type=Path, metavar="CSV", help="write the scores of all blocks to it")
-    add("--parts", action="store_true", help="score each block's attention and MLP, too")
-    add("--drop", metavar="I,J", help="remove these blocks, or of them I.attn, J.mlp")
-    add("--choose", type=int, metavar="N", help="choose N blocks and remove them")
-    add("--method", default="loss", choices=SCORES, help="score to --choose by")
-    add("--contiguous", action="store_true", help="--choose blocks that follow each other")
-    add("--protect", metavar="I,J", help="blocks that --choose never takes")
-    add("--decisions", type=Path, metavar="CSV", help="write the loss after each removal of --choose to it")
-    add("--seed", type=int, default=0, help="of --method random")
-    add("--out", type=Path, help="folder for the reduced model, for --drop and --choose")
-    add("--evidence", metavar="CSV", help="table of scores behind --drop, to record")
-    args = parser.parse_args()
-    commands = [name for name in ("score", "drop", "choose") if getattr(args, name) is not None]
-    if not commands or commands[-2:] == ["drop", "choose"]:
-        raise ValueError("give --score CSV with --data FOLDER, or --drop BLOCKS or --choose N with --out "
-                         "FOLDER")
-    reads_text = "score" in commands or ("choose" in commands and (
-        SCORES[args.method].reads_text or args.decisions is not None))
-    if bool(args.data) != reads_text or bool(args.out) != (commands != ["score"]):
-        textless = ", ".join(name for name, score in SCORES.items() if not score.reads_text)
-        raise ValueError("--score goes with --data FOLDER, --drop with --out FOLDER, --choose with --out "
-                         f"and, unless --method is one of {textless} without --decisions, with --data")
-    if args.context < 1 or args.tokens < 0:
-        raise ValueError(f"--context must be at least 1 and --tokens 0 or more; given {args.context} and "
-                         f"{args.tokens}")
-    command_of = {"evidence": "drop", "contiguous": "choose", "protect": "choose", "decisions": "choose",
-                  "parts": "score"}
-    for option, command in command_of.items():
-        if getattr(args, option) and command not in commands:
-            raise ValueError(f"--{option} goes with --{command}")
-    tables = [path for path in (args.score, args.decisions) if path]
-    if len(set(tables)) < len(tables) or any(path.suffix != ".csv" for path in tables):
-        raise ValueError("--score and --decisions each take a .csv file of its own, given "
-                         f"{', '.join(map(str, tables))}")
-    if args.evidence and not Path(args.evidence).is_file():
-        raise ValueError(f"--evidence {args.evidence}: there is no such file")
-    return args
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    base: str = option("a hub name, a model's folder or a run folder", name="base")
+    revision: str | None = option("hub branch, tag or commit")
+    data: str | None = option("dataset folder, for --score and --choose")
+    tokens: int = option("score on about this many tokens, the beginnings of up to 64 documents, or of more "
+                         "where these are too short (0: all)", 0, least=0)
+    context: int = option("longest window, in tokens", 1024, least=1)
+    device: str = option("auto, cpu, cuda, cuda:N or mps", "auto")
+    dtype: str = option("of the products; auto: bfloat16 where the device has units for it", "auto",
+                        choices=get_args(Dtype))
+    score: Path | None = option("write the scores of all blocks to it", metavar="CSV")
+    parts: bool = option("score each block's attention and MLP, too", False)
+    drop: str | None = option("remove these blocks, or of them I.attn, J.mlp", metavar="I,J")
+    choose: int | None = option("choose N blocks and remove them", metavar="N")
+    method: str = option("score to --choose by", "loss", choices=SCORES)
+    contiguous: bool = option("--choose blocks that follow each other", False)
+    protect: str | None = option("blocks that --choose never takes", metavar="I,J")
+    decisions: Path | None = option("write the loss after each removal of --choose to it", metavar="CSV")
+    seed: int = option("of --method random", 0)
+    out: Path | None = option("folder for the reduced model, for --drop and --choose")
+    evidence: str | None = option("table of scores behind --drop, to record", metavar="CSV")
+
+    def check(self) -> None:
+        commands = [name for name in ("score", "drop", "choose") if getattr(self, name) is not None]
+        if not commands or commands[-2:] == ["drop", "choose"]:
+            raise ValueError("give --score CSV with --data FOLDER, or --drop BLOCKS or --choose N with --out "
+                             "FOLDER")
+        reads_text = "score" in commands or ("choose" in commands and (
+            SCORES[self.method].reads_text or self.decisions is not None))
+        if bool(self.data) != reads_text or bool(self.out) != (commands != ["score"]):
+            textless = ", ".join(name for name, score in SCORES.items() if not score.reads_text)
+            raise ValueError("--score goes with --data FOLDER, --drop with --out FOLDER, --choose with --out "
+                             f"and, unless --method is one of {textless} without --decisions, with --data")
+        command_of = {"evidence": "drop", "contiguous": "choose", "protect": "choose", "decisions": "choose",
+                      "parts": "score"}
+        for name, command in command_of.items():
+            if getattr(self, name) and command not in commands:
+                raise ValueError(f"--{name} goes with --{command}")
+        tables = list(filter(None, (self.score, self.decisions)))
+        if len(set(tables)) < len(tables) or {path.suffix for path in tables} - {".csv"}:
+            raise ValueError("--score and --decisions each take a .csv file of its own, given "
+                             f"{', '.join(map(str, tables))}")
+        if self.evidence and not Path(self.evidence).is_file():
+            raise ValueError(f"--evidence {self.evidence}: there is no such file")
 
 
 def main() -> None:
-    args = parse_arguments()
-    ranks, removing = join(args.device), args.out is not None
+    options = parse_options(Options, __doc__)
+    options.check()
+    ranks = join(options.device)
     keep_freed_memory()
-    if args.score:
-        check_file(args.score, "block,original,nll,")
-        check_file(args.score.with_suffix(".json"), '{\n  "base": ')
-    if args.decisions:
-        check_file(args.decisions, "removed,nll,")
-    dataset = Dataset(args.data) if args.data else None
+    if options.score:
+        check_file(options.score, "block,original,nll,")
+        check_file(options.score.with_suffix(".json"), '{\n  "base": ')
+    if options.decisions:
+        check_file(options.decisions, "removed,nll,")
+    dataset = Dataset(options.data) if options.data else None
     with ranks.local_first():
-        folder = locate(args.base, args.revision)
-    if removing:
-        check_output(args.out, "model", [folder, args.data, args.evidence, args.score, args.decisions])
-    check_weights_can_change(args.base, folder)
+        folder = locate(options.base, options.revision)
+    if options.out:
+        check_output(options.out, "model", [
+            folder, options.data, options.evidence, options.score, options.decisions])
+    check_weights_can_change(options.base, folder)
     config = ModelConfig.read(folder)
     if dataset:
-        dataset.check_model(args.base, folder, config.vocab_size)
-    if args.drop is not None:
-        parts, history = read_parts(args.drop.split(","), config), {"method": "by hand"}
-    print_history(args.base, config)
-    model = Decoder.from_pretrained(folder, device=pick_device(args.device) if dataset else "cpu").eval()
-    dtype = pick_dtype(args.dtype, model.device) if dataset else None
-
-    def keep(table: Path | None) -> KeptLosses | None:
-        about = model_identity(folder) | {"dtype": dtype}
-        return table and KeptLosses(table.with_suffix(".losses.json"), about, ranks.rank == 0)
+        dataset.check_model(options.base, folder, config.vocab_size)
+    if options.drop is not None:
+        parts, history = read_parts(options.drop.split(","), config), {"method": "by hand"}
+    print_history(options.base, config)
+    model = Decoder.from_pretrained(folder, device=pick_device(options.device) if dataset else "cpu").eval()
+    calibration, text = Calibration(seed=options.seed), {}
+    if dataset:
+        dtype, table = pick_dtype(options.dtype, model.device), options.score or options.decisions
+        kept = table and KeptLosses(table.with_suffix(".losses.json"),
+                                    model_identity(folder) | {"dtype": dtype}, ranks.rank == 0)
+        calibration, text = calibrate(model, dataset, options.tokens, options.context, dtype, ranks=ranks,
+                                      seed=options.seed, kept=kept)
 
     # ---- score: the loss without each block, and its estimates
-    if args.score:
-        calibration, text = calibrate(
-            model, dataset, args.tokens, args.context, dtype, ranks=ranks, seed=args.seed,
-            kept=keep(args.score))
+    if options.score:
         print(f"loss without each of {config.num_hidden_layers} blocks, products in {dtype}, on "
               f"{text['documents']} validation documents in windows of {text['context']}, "
               f"{text['tokens']:,} tokens ({text['chosen']}), no prefix token")
         if text["documents"] < LEAST:
             print(f"warning: there are no intervals over fewer than {LEAST} documents; raise "
                   "--tokens, or prepare from more articles")
-        scores = score_blocks(model, calibration, args.parts)
+        scores = score_blocks(model, calibration, options.parts)
         print_scores(scores)
         if ranks.rank == 0:
-            write_scores(args.score, scores, {
-                "base": args.base, "base_sha256": file_hashes(folder), "blocks": list(config.blocks),
-                "history": config.extra.get("nanoprune_history", []), **text, "seed": args.seed,
+            write_scores(options.score, scores, {
+                "base": options.base, "base_sha256": file_hashes(folder), "blocks": list(config.blocks),
+                "history": config.extra.get("nanoprune_history", []), **text, "seed": options.seed,
                 "environment": environment(model.device)})
-        more_tokens = 4 * args.tokens if args.tokens < len(dataset.split("val").tokens) else 0
-        drop = [args.base, *(["--revision", args.revision] if args.revision else []), "--evidence",
-                str(args.score)]
+        more_tokens = 4 * options.tokens if options.tokens < len(dataset.split("val").tokens) else 0
+        drop = [options.base, *(["--revision", options.revision] if options.revision else []), "--evidence",
+                str(options.score)]
         print(verdict(ties(model, calibration, scores), more_tokens, drop))
 
     # ---- choose: the blocks whose removal costs least
-    if args.choose is not None:
-        calibration, text = Calibration(seed=args.seed), {}
-        if dataset:
-            calibration, text = calibrate(model, dataset, args.tokens, args.context, dtype, ranks=ranks,
-                                          seed=args.seed, kept=keep(args.decisions or args.score))
-        protect = args.protect.split(",") if args.protect else []
+    if options.choose is not None:
+        protect = options.protect.split(",") if options.protect else []
         blocks, decisions = choose_blocks(
-            model, calibration, args.choose, args.method, args.contiguous, protect)
-        print(f"chosen by {args.method}{', contiguous' if args.contiguous else ''}"
-              + (f", never {args.protect} (protected)" if protect else ""))
+            model, calibration, options.choose, options.method, options.contiguous, protect)
+        print(f"chosen by {options.method}{', contiguous' if options.contiguous else ''}"
+              + (f", never {options.protect} (protected)" if protect else ""))
         for decision in decisions:
-            score = decision[args.method]
-            print(f"  {','.join(map(str, decision['blocks'])):>9}  {args.method} "
+            score = decision[options.method]
+            print(f"  {','.join(map(str, decision['blocks'])):>9}  {options.method} "
                   + ("not finite" if score is None else f"{score:.4f}"))
         parts = read_parts(blocks, config)
-        if args.decisions:
+        if options.decisions:
             rows = decision_rows(model, calibration, decisions)
             if ranks.rank == 0:
-                write_csv(args.decisions, rows)
-                print(f"wrote {args.decisions}")
-        history = {"method": args.method, "contiguous": args.contiguous, "protect": args.protect or "",
-                   "seed": args.seed, "decisions": decisions, **text}
+                write_csv(options.decisions, rows)
+                print(f"wrote {options.decisions}")
+        history = {"method": options.method, "contiguous": options.contiguous,
+                   "protect": options.protect or "", "seed": options.seed, "decisions": decisions, **text}
 
     # ---- drop
-    if removing and ranks.rank == 0:
-        evidence = args.score or args.evidence
+    if options.out and ranks.rank == 0:
+        evidence = options.score or options.evidence
         history |= {"scores": evidence and str(evidence), "scores_sha256": evidence and file_hash(evidence)}
-        write_reduced(model, parts, args.base, folder, args.out, history)
+        write_reduced(model, parts, options.base, folder, options.out, history)
 
 
 if __name__ == "__main__":

@@ -89,29 +89,29 @@ def run_study(study: Study) -> None:
         write_json(measured.folder / "items.json", described)
 
     # ---- before healing
-    scores, general_scores, before = measure_before(model, arms, study, dataset, items, kept, ranks)
+    scores, general_scores, before = measure_before(model, arms, study, items, kept, ranks)
     del model
-    whole = [arm for arm, removed in arms.items() if is_block(removed)]
-    nll = {row["block"]: row["nll"] for row in scores.rows}
-    best = min(whole, key=lambda arm: math.inf if math.isnan(nll[arm]) else nll[arm])
+    rank = {row["block"]: float(row["rank"]) for row in scores.rows[1:]}
+    best = min((arm for arm in arms if arm in rank), key=rank.get)
 
     # ---- learning rates: both arms try the same ones
-    runs = Runs(study, measured, items, ranks)
-    tried = {"none": tune_learning_rate(runs, "none", ()),
-             best: tune_learning_rate(runs, best, names(arms[best]))}
-    lr = {arm: best_rate(arm, losses, study) for arm, losses in tried.items()}
+    runs, tried, lr = Runs(study, measured, items, ranks), {}, {}
+    for arm in ("none", best):
+        tried[arm], lr[arm] = tune_learning_rate(runs, arm, names(arms.get(arm, ())))
 
     # ---- after healing: all models take the same steps on the same tokens
     results, stopped = defaultdict(list), None
     try:
-        for row, result in heal(study, runs, arms, best, lr):
+        for row, result in heal(runs, arms, best, lr):
             results[row].append(result)
     except Stopped as reason:  # a page of what is measured so far
         stopped = reason
     if ranks.rank == 0 and results:
         speed = {}
         if not stopped:
-            runs.remove_models()
+            if not study.keep_models:  # those of teachers
+                for weights in study.runs_folder.glob("*/model"):
+                    shutil.rmtree(weights)
             rivals = {"none": ()} | {arm: removed for arm, removed in arms.items()
                                      if arms[best][0].block in {part.block for part in removed}}
             speed = kept_speed(source, rivals, training, device, study.folder / "speed.json")
@@ -119,25 +119,26 @@ def run_study(study: Study) -> None:
             f"Windows of {training.context} tokens, no prefix token; products in {training.dtype} on "
             f"{device.type}. Questions by log-likelihood of the choices.")}
         write_study(StudyResults(study, described, about, arms, best, scores, general_scores, before, tried,
-                                 lr, dict(results), speed))
+                                 lr, results, speed))
     if stopped:
         raise stopped
 
 
 def heal(
-    study: Study, runs: "Runs", arms: dict[str, tuple], best: str, lr: dict[str, float]
+    runs: "Runs", arms: dict[str, tuple], best: str, lr: dict[str, float]
 ) -> Iterator[tuple[str, RunResult]]:
     """The rows of the study's table, each as often as it has seeds, with a run's result."""
+    study = runs.study
     once, first = set(map(str, study.once)), study.seeds[0]
     reduced = {"drop_blocks": names(arms[best]), "lr": lr[best]}
     steps, plain = study.training.max_steps, {}
     for seed in study.seeds:
         for arm, removed in {"none": (), **arms}.items():
             if seed == first or arm not in once:
-                rate = lr["none" if arm == "none" else best]
                 # the curves of arms of one seed are compared with none
                 curve = {"eval_every": 0} if arm in once - {"none", best} else {}
-                plain[arm, seed] = runs.result(arm, drop_blocks=names(removed), lr=rate, seed=seed, **curve)
+                plain[arm, seed] = runs.result(
+                    arm, drop_blocks=names(removed), lr=lr.get(arm, lr[best]), seed=seed, **curve)
                 yield arm, plain[arm, seed]
 
     # ---- the block whose removal costs least: healed longer, by adapters, by the full model
@@ -166,8 +167,7 @@ def heal(
 
 
 def measure_before(
-    model: Decoder, arms: dict[str, tuple], study: Study, dataset: Dataset, items: Items, kept: KeptLosses,
-    ranks: Ranks,
+    model: Decoder, arms: dict[str, tuple], study: Study, items: Items, kept: KeptLosses, ranks: Ranks
 ) -> tuple[BlockScores, BlockScores, dict[str, dict[str, np.ndarray]]]:
     """Scores of all blocks on the validation split and on general text; and sums of nll by document.
 
@@ -176,10 +176,10 @@ def measure_before(
     context, autocast = study.training.context, make_autocast(study.training.dtype, model.device)
     validation, general, test = (
         Calibration.of_split(model, examples, context, ranks=ranks, autocast=autocast, kept=kept)
-        for examples in (dataset.split("val"), [text.example for text in items.general],
+        for examples in (items.dataset.split("val"), [text.example for text in items.general],
                          [text.example for text in items.test]))
-    scores = score(model, validation, study.folder / "blocks.csv", ranks)
-    general_scores = score(model, general, study.folder / "blocks_general.csv", ranks)
+    scores = score(model, validation, study.folder / "blocks.csv")
+    general_scores = score(model, general, study.folder / "blocks_general.csv")
     whole = {arm: removed for arm, removed in arms.items() if is_block(removed)}
     losses = {}
     for text, removals, calibration in (("test", arms, test), ("general", whole, general)):
@@ -214,10 +214,10 @@ def kept_speed(
     return speed
 
 
-def score(model: Decoder, calibration: Calibration, path: Path, ranks: Ranks) -> BlockScores:
+def score(model: Decoder, calibration: Calibration, path: Path) -> BlockScores:
     """The scores of all blocks, written with their figure."""
     scores = score_blocks(model, calibration)
-    if ranks.rank == 0:
+    if calibration.ranks.rank == 0:
         write_csv(path, scores.rows)
         print(f"wrote {path} and {draw_blocks(path, path.with_suffix('.png'))}")
     return scores
@@ -243,19 +243,20 @@ class Runs:
             teacher_about = self.measured.about(teacher, None)
             about = self.measured.about(config, teacher_about | {"predictions": PREDICTIONS})
         result = self.measured.read(about)
-        if result is None or not (result.diverged or result.measures.keys() >= set(self.forms(config))):
-            if self.ranks.sum([len(self.stop_signals)])[0]:
-                raise Stopped(f"{self.study.folder}: stopped between two runs; the same command resumes it")
-            self.ranks.barrier()  # until every rank has looked
-            if teacher:
-                self.train(teacher, teacher_about)
-            result = self.measure(config, about)
-            self.measured.write(config.name, about, result)
-            if self.ranks.rank == 0:
-                shutil.rmtree(config.folder / "state", ignore_errors=True)
-                if not (self.study.keep_models or (self.study.distill and not config.drop_blocks)):
-                    shutil.rmtree(config.folder / "model", ignore_errors=True)
-            self.ranks.barrier()
+        if result and (result.diverged or result.measures.keys() >= set(self.forms(config))):
+            return result
+        if self.ranks.sum([len(self.stop_signals)])[0]:
+            raise Stopped(f"{self.study.folder}: stopped between two runs; the same command resumes it")
+        self.ranks.barrier()  # until every rank has looked
+        if teacher:
+            self.train(teacher, teacher_about)
+        result = self.measure(config, about)
+        self.measured.write(config.name, about, result)
+        if self.ranks.rank == 0:
+            shutil.rmtree(config.folder / "state", ignore_errors=True)
+            if not (self.study.keep_models or (self.study.distill and not config.drop_blocks)):
+                shutil.rmtree(config.folder / "model", ignore_errors=True)
+        self.ranks.barrier()
         return result
 
     def forms(self, config: Config) -> tuple[str, ...]:
@@ -304,39 +305,33 @@ class Runs:
             parameters=count_parameters(model).total, validation=read_validation(config.folder),
             measures=measures)
 
-    def remove_models(self) -> None:
-        """Remove the teachers' weights."""
-        if not self.study.keep_models:
-            for folder in self.study.runs_folder.glob("*/model"):
-                shutil.rmtree(folder)
-
 
 def read_validation(run: Path) -> list[dict]:
     """By mark of tokens trained on: sums of nll, and tokens predicted, by document."""
-    marks = defaultdict(lambda: {"nll": [], "predicted": []})
-    for row in read_csv(run / "eval_documents.csv", ("tokens", "document", "nll", "predicted")):
-        mark = marks[int(row["tokens"])]
-        mark["nll"].append(round(float(row["nll"]), 6))
-        mark["predicted"].append(int(row["predicted"]))
-    return [{"tokens": tokens} | mark for tokens, mark in marks.items()]
+    marks = defaultdict(list)
+    for row in read_csv(run / "eval_documents.csv", ("tokens", "nll", "predicted")):
+        marks[int(row["tokens"])].append(row)
+    return [{"tokens": tokens, "nll": [round(float(row["nll"]), 6) for row in rows],
+             "predicted": [int(row["predicted"]) for row in rows]} for tokens, rows in marks.items()]
 
 
-def tune_learning_rate(runs: Runs, arm: str, removed: tuple[str, ...]) -> dict[float, RunResult]:
-    """A run with each learning rate, on the first seed."""
-    seed = runs.study.seeds[0]
-    return {lr: runs.result(arm, drop_blocks=removed, lr=lr, seed=seed) for lr in runs.study.learning_rates}
+def tune_learning_rate(
+    runs: Runs, arm: str, removed: tuple[str, ...]
+) -> tuple[dict[float, RunResult], float]:
+    """A run with each learning rate, on the first seed, and the rate with the lowest validation loss.
 
-
-def best_rate(arm: str, tried: dict[float, RunResult], study: Study) -> float:
-    """The learning rate with the lowest validation loss; ValueError if all diverge."""
+    ValueError if all diverge.
+    """
+    rates, seed = runs.study.learning_rates, runs.study.seeds[0]
+    tried = {lr: runs.result(arm, drop_blocks=removed, lr=lr, seed=seed) for lr in rates}
     losses = {lr: final_validation(run) for lr, run in tried.items()}
     best = min(losses, key=losses.get)
     if losses[best] == math.inf:
-        raise ValueError(f"{arm} diverged with every learning rate of {study.learning_rates}: give lower "
-                         "ones, under another name")
+        raise ValueError(f"{arm} diverged with every learning rate of {rates}: give lower ones, under "
+                         "another name")
     print(f"learning rate of {arm}: {best:g} of "
           + ", ".join(f"{lr:g} (validation {loss:.4f})" for lr, loss in losses.items()))
-    return best
+    return tried, best
 
 
 def main() -> int:

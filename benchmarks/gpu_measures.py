@@ -298,8 +298,8 @@ def scores(job: Job) -> Iterator[dict]:
     """The loss without each block in turn, beside as many whole forward passes."""
     model = Decoder.from_pretrained(job.base, device=job.device).eval()
     blocks, split = model.config.num_hidden_layers, Dataset(job.rows).split("train")
-    calibration = Calibration.of_split(model, split, job.size.context,
-                                       only=range(min(job.size.windows, len(split))))
+    documents = [split[i] for i in range(min(job.size.windows, len(split)))]
+    calibration = Calibration.of_split(model, documents, job.size.context)
     removals = [(Part(i),) for i in range(blocks)]
     losses_without(model, removals[:1], calibration)  # warms up
     seconds = {}

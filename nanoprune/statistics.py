@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEVEL = 0.95
+UPPER = 0.975  # the quantile at the upper end of a 95 % interval
 LEAST = 12  # documents, sources or blocks: over fewer there is no interval
 
 
@@ -26,9 +26,9 @@ class Spread(NamedTuple):
     standard_error: float  # nan where there are fewer units than LEAST
     freedom: float  # degrees of freedom
 
-    def interval(self, value: float, level: float = LEVEL) -> Interval:
-        """The t interval around a value; the value alone where nothing varies."""
-        margin = self.standard_error and self.standard_error * t_quantile((1 + level) / 2, self.freedom)
+    def interval(self, value: float) -> Interval:
+        """95 % t interval around a value; the value alone where nothing varies."""
+        margin = self.standard_error and self.standard_error * t_quantile(UPPER, self.freedom)
         return Interval(value - margin, value + margin)
 
     def p_value(self, value: float) -> float:
@@ -39,8 +39,7 @@ class Spread(NamedTuple):
 
     def detectable(self) -> float:
         """Minimum detectable difference: a true one of this size is shown in 80 of 100 samples."""
-        return self.standard_error * (t_quantile((1 + LEVEL) / 2, self.freedom)
-                                      + t_quantile(0.8, self.freedom))
+        return self.standard_error * (t_quantile(UPPER, self.freedom) + t_quantile(0.8, self.freedom))
 
 
 NO_SPREAD = Spread(math.nan, math.nan)
@@ -70,6 +69,14 @@ class Ratio(NamedTuple):
     def interval(self, groups: Sequence | None = None) -> Interval:
         """95 % t interval over groups; with differences of two models as numerators it is paired."""
         return self.spread(groups).interval(self.value)
+
+    def columns(self, name: str, groups: Sequence | None = None) -> dict:
+        """The value and the ends of its interval, as columns of a table."""
+        return columns(name, self.value, self.interval(groups))
+
+
+def columns(name: str, value: float, interval: Interval) -> dict:
+    return {name: value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def spread(influences: np.ndarray, sizes: np.ndarray, groups: Sequence | None = None) -> Spread:
@@ -108,8 +115,8 @@ def crossed_spread(sums: np.ndarray, shares: np.ndarray) -> Spread:
     """
     seeds, count = sums.shape
     over_groups = group_spread(sums.mean(0), shares)
-    if math.isnan(over_groups.standard_error):
-        return NO_SPREAD
+    if count < LEAST:
+        return over_groups
     effects = sums.sum(1) - sums.sum(1).mean()  # of the seeds
     rest = sums - sums.mean(0) - effects[:, None] * shares
     documents, by_seed = over_groups.standard_error**2, (effects**2).sum() / (seeds - 1) / seeds
@@ -124,6 +131,11 @@ def crossed_spread(sums: np.ndarray, shares: np.ndarray) -> Spread:
 def mean(values: np.ndarray) -> Ratio:
     """The mean of values (n,) or (seeds, n) of equal weight."""
     return Ratio(values, np.ones(values.shape[-1]))
+
+
+def evenly_spaced(items: Sequence, most: int) -> list:
+    """At most so many of the items, from the first to the last."""
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, most).round().astype(int))]
 
 
 # ---------------------------------------------------------------- distributions
@@ -153,20 +165,20 @@ def bisect(function: Callable[[float], float], low: float, high: float) -> float
     return (low + high) / 2
 
 
-def binomial_interval(successes: int, n: int, level: float = LEVEL) -> Interval:
-    """Exact interval of a share, Clopper and Pearson's (1934)."""
+def binomial_interval(successes: int, n: int) -> Interval:
+    """Exact 95 % interval of a share, Clopper and Pearson's (1934)."""
     def at_most(k: int, p: float) -> float:
         return math.fsum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
 
-    tail = (1 - level) / 2
+    tail = 1 - UPPER
     low = bisect(lambda p: 1 - at_most(successes - 1, p) - tail, 0, 1) if successes else 0.0
     high = bisect(lambda p: tail - at_most(successes, p), 0, 1) if successes < n else 1.0
     return Interval(low, high)
 
 
-def wilson_interval(successes: float, n: float, level: float = LEVEL) -> Interval:
-    """Score interval of a share (Wilson 1927)."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
+def wilson_interval(successes: float, n: float) -> Interval:
+    """Score interval of a share, 95 % (Wilson 1927)."""
+    z = NormalDist().inv_cdf(UPPER)
     share = min(1.0, successes / n)
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     margin = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -179,13 +191,10 @@ def share_interval(values: np.ndarray, groups: Sequence | None = None) -> Interv
     Wilson's, of as many values as they are worth: n over the design effect of the groups (Kish 1965). Over
     fewer groups than LEAST it is the exact one, of as many values as groups.
     """
-    share, varied = values.mean(), mean(values).spread(groups)
-    if math.isnan(share):
-        return Interval(math.nan, math.nan)
+    share, varied, count = values.mean(), mean(values).spread(groups), values.shape[-1]
     if math.isnan(varied.standard_error):
-        count = len(set(groups)) if groups is not None else values.shape[-1]
+        count = count if groups is None else len(set(groups))
         return binomial_interval(round(share * count), count)
-    count = values.shape[-1]
     independent = share * (1 - share) / count  # the variance without groups
     effect = max(1.0, varied.standard_error**2 / independent) if independent else 1.0
     return wilson_interval(share * count / effect, count / effect)
@@ -245,5 +254,5 @@ def spearman_interval(a, b) -> Interval:
     if n < max(LEAST, 4) or math.isnan(value):
         return Interval(math.nan, math.nan)
     z = math.atanh(min(max(value, -0.9999), 0.9999))
-    margin = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((1 + value**2 / 2) / (n - 3))
+    margin = NormalDist().inv_cdf(UPPER) * math.sqrt((1 + value**2 / 2) / (n - 3))
     return Interval(math.tanh(z - margin), math.tanh(z + margin))

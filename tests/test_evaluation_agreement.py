@@ -52,7 +52,7 @@ def test_a_model_is_like_itself_and_a_broken_one_like_none(world):
         model = Decoder.from_pretrained(world.model).eval()
         if "broken" in name:
             model.model.norm.weight.data[0] = float("nan")
-        models[name] = final_states(model, items.test, items.protocol, items.end)
+        models[name] = final_states(model, items.test, items.protocol)
     rows = compare_predictions(models, torch.device("cpu"))
     own = [row for row in rows if (row["first"], row["second"]) == ("one", "two")]
     assert all(row["same"] == row["tokens"] and row["kl"] == 0 for row in own)

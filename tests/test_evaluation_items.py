@@ -6,17 +6,14 @@ from collections import Counter
 
 from nanoprune.data.chat_format import question_prompt
 from nanoprune.data.dataset import Dataset
-from nanoprune.evaluation.items import spread_over_tasks
+from nanoprune.evaluation.items import spread
 from nanoprune.evaluation.multiple_choice import encode_questions
 
 
 def test_as_many_spread_over_tasks_are_asked_as_may_be():
     tasks = ["SPEC"] * 50 + ["WIRING"] * 3 + ["PROCEDURE"] * 20
-    rows = [{"task": task, "i": i} for i, task in enumerate(tasks)]
-    chosen = spread_over_tasks(rows, 12)
-    assert Counter(row["task"] for row in chosen) == {"SPEC": 5, "WIRING": 3, "PROCEDURE": 4}
-    assert [row["i"] for row in chosen] == sorted(row["i"] for row in chosen)
-    assert spread_over_tasks(rows, 100) == rows and not spread_over_tasks(rows, 0)
+    assert Counter(tasks[i] for i in spread(tasks, 12)) == {"SPEC": 5, "WIRING": 3, "PROCEDURE": 4}
+    assert sorted(spread(tasks, 100)) == list(range(len(tasks))) and not spread(tasks, 0)
 
 
 def test_long_questions_are_counted_and_left_out(world, tmp_path, evaluate):

@@ -56,7 +56,8 @@ def assert_agrees(folder, data, tmp_path, monkeypatch, capsys, rolled: int) -> N
     split, documents = dataset.split("test"), dataset.documents("test")
     end = dataset.meta["end_token"]
     examples = [split[i] for i in range(len(split))]
-    batches = Protocol("rolling", rolled, prefix=end).windows(examples, end)
+    protocol = Protocol("rolling", rolled, prefix=end)
+    batches = protocol.windows(protocol.units(examples))
     total, text = score_text(model, batches, len(split)).nll.sum(), [row["text"] for row in documents]
     theirs = ask_harness(folder, dataset, tasks, ["nanoprune_test"], rolled)["results"]["nanoprune_test"]
     size = sum(len(t.encode()) for t in text)

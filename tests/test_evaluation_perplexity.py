@@ -82,7 +82,7 @@ def test_protocols_predict_what_they_say(world, protocol):
     model, split = Decoder.from_pretrained(world.model).eval(), Dataset(world.data).split("test")
     examples = [split[i] for i in range(3)]
     units, documents = protocol.units(examples), [example.tokens for example in examples]
-    losses = score_text(model, protocol.windows(units, 0, batch_tokens=20), len(units))
+    losses = score_text(model, protocol.windows(units, batch_tokens=20), len(units))
     nll, counts = losses.nll_by_position, losses.tokens_by_position
     assert losses.nll == pytest.approx(nll.sum(1), rel=1e-9) and (losses.tokens == counts.sum(1)).all()
     expected = []  # (document, what is seen, what is predicted)
@@ -115,7 +115,7 @@ def test_protocols_predict_what_they_say(world, protocol):
         learned = [np.arange(len(d)) % 3 > 0 for d in documents]
         first, second = (
             score_text(model, protocol.windows([Example(d, mask == said) for d, mask in
-                                                zip(documents, learned, strict=True)], 0, batch_tokens=20), 3)
+                                                zip(documents, learned, strict=True)], batch_tokens=20), 3)
             for said in (True, False))
         assert first.tokens.tolist() == [int(mask[1:].sum()) for mask in learned]
         assert (first.tokens_by_position + second.tokens_by_position == counts).all()

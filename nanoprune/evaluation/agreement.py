@@ -16,6 +16,7 @@ from nanoprune.device import matmul_dtype, to_device
 from nanoprune.evaluation.perplexity import Protocol, Text
 from nanoprune.nn.losses import HEAD_CHUNK
 from nanoprune.progress import progress
+from nanoprune.statistics import evenly_spaced
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -34,20 +35,19 @@ class FinalStates(NamedTuple):
 
 def beginnings(texts: list[Text]) -> list[Text]:
     """The first TOKENS / DOCUMENTS scored tokens, or more of fewer texts, of texts that are evenly spaced."""
-    chosen = np.unique(np.linspace(0, len(texts) - 1, DOCUMENTS).round().astype(int))
-    most, pieces = TOKENS // len(chosen) - 1, []  # a prefix token scores one more
-    for text in (texts[i] for i in chosen):
-        example = text.example
+    chosen, pieces = evenly_spaced(texts, DOCUMENTS), []
+    most = TOKENS // len(chosen) - 1  # a prefix token scores one more
+    for example, about in chosen:
         end = np.searchsorted(example.learned[1:].cumsum(), most) + 2
-        pieces.append(Text(Example(example.tokens[:end], example.learned[:end]), text.about))
+        pieces.append(Text(Example(example.tokens[:end], example.learned[:end]), about))
     return pieces
 
 
 @torch.no_grad()
-def final_states(model: Decoder, texts: list[Text], protocol: Protocol, end: int) -> FinalStates:
+def final_states(model: Decoder, texts: list[Text], protocol: Protocol) -> FinalStates:
     """Hidden states on the beginnings of texts. The model loses its blocks: only its head is kept."""
     texts, hidden, documents = beginnings(texts), [], []
-    for batch in protocol.windows([text.example for text in texts], end):
+    for batch in protocol.windows([text.example for text in texts]):
         scored = batch.targets != IGNORE
         x = model.hidden_states(to_device(batch.ids, model.device))
         hidden.append(x[to_device(scored, model.device)].float().cpu())
@@ -73,21 +73,22 @@ def compare_predictions(models: dict[str, FinalStates], device: torch.device) ->
     heads = {name: states.head.to(device) for name, states in models.items()}
     vocabulary = min(head.config.vocab_size for head in heads.values())  # some are padded
     size = max(1, HEAD_CHUNK // vocabulary // len(models))
-    same, kl = (np.zeros((len(pairs), len(first.hidden))) for _ in range(2))
+    same, kl = {pair: [] for pair in pairs}, {pair: [] for pair in pairs}
     for start in progress(range(0, len(first.hidden), size), "agreement"):
-        part, log_p = slice(start, start + size), {}
+        log_p = {}
         for name, states in models.items():
-            logits = heads[name].logits(states.hidden[part].to(device))[:, :vocabulary]
-            log_p[name] = logits.log_softmax(-1)
-        for k, (p, q) in enumerate((log_p[a], log_p[b]) for a, b in pairs):
-            divergence = F.kl_div(q, p, reduction="none", log_target=True).sum(1).cpu()
-            agreed = (p.argmax(1) == q.argmax(1)).cpu() & divergence.isfinite()
-            same[k, part], kl[k, part] = agreed.numpy(), divergence.numpy()
-
-    def sums(values: np.ndarray | None = None) -> np.ndarray:
-        return np.bincount(first.documents, values, len(first.ids))
-
-    return [{"first": a, "second": b, "id": name, "tokens": int(tokens), "same": int(agreed), "kl": total}
-            for (a, b), agreements, divergences in zip(pairs, same, kl, strict=True)
-            for name, tokens, agreed, total in zip(first.ids, sums(), sums(agreements), sums(divergences),
-                                                   strict=True)]
+            logits = heads[name].logits(states.hidden[start : start + size].to(device))
+            log_p[name] = logits[:, :vocabulary].log_softmax(-1)
+        for pair in pairs:
+            p, q = map(log_p.get, pair)
+            divergence = F.kl_div(q, p, reduction="none", log_target=True).sum(1)
+            agreed = (p.argmax(1) == q.argmax(1)) & divergence.isfinite()
+            same[pair] += agreed.tolist()
+            kl[pair] += divergence.tolist()
+    rows = []
+    for a, b in pairs:
+        columns = (np.bincount(first.documents, values, len(first.ids)).tolist()
+                   for values in (None, same[a, b], kl[a, b]))
+        rows += [{"first": a, "second": b, "id": name, "tokens": tokens, "same": int(agreed), "kl": total}
+                 for name, tokens, agreed, total in zip(first.ids, *columns, strict=True)]
+    return rows

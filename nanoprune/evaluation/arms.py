@@ -15,6 +15,7 @@ REMOVED, TUNED, HEALED, REDUCED, ALTOGETHER = STEPS = (
     "take the block out", "fine-tune the full model", "heal the reduced model", "reduced against full",
     "reduced against the base")
 APART = ("name", "runs", "seed", "log")  # settings in which the seeds of one arm may differ
+RunRows = list[list[dict]]  # the rows of a table, for each run of an arm
 
 
 @dataclass(frozen=True)
@@ -42,22 +43,22 @@ class Arm:
     def seeds(self) -> list[int]:
         return [run["run"]["seed"] for run in self.runs if run["run"]]
 
-    def rows(self, table: str, questions: str = "") -> list[list[dict]]:
+    def rows(self, table: str, questions: str = "") -> RunRows:
         """For each run the rows of a table: test, general, written, or a question set's answers."""
         return [run["answers"][questions] if questions else run[table] for run in self.runs]
 
 
-def values(runs: list[list[dict]], key: str) -> np.ndarray:
+def values(runs: RunRows, key: str) -> np.ndarray:
     """A column of the rows of every run (seeds, n)."""
     return np.array([[row[key] for row in rows] for rows in runs], float)
 
 
-def nats(runs: list[list[dict]]) -> Ratio:
+def nats(runs: RunRows) -> Ratio:
     """Nats per token."""
     return Ratio(values(runs, "nll"), values(runs, "tokens")[0])
 
 
-def bits(runs: list[list[dict]]) -> Ratio:
+def bits(runs: RunRows) -> Ratio:
     """Bits per byte."""
     return Ratio(values(runs, "nll") / np.log(2), values(runs, "bytes")[0])
 
@@ -118,11 +119,12 @@ def make_arms(results: list[dict]) -> list[Arm]:
     for (own, _), runs in groups.items():
         namesakes = [others[0] for (other, _), others in groups.items() if other == own]
         name = f"{own} ({distinction(runs[0], namesakes)})" if len(namesakes) > 1 else own
-        seeds = {run["run"]["seed"] for run in runs if run["run"]}
-        if len(runs) > len(seeds) > 0:  # copies of a run
+        by_seed = sorted(runs, key=lambda run: run["run"]["seed"]) if runs[0]["run"] else runs
+        arm = Arm(name, own, by_seed)
+        if len(runs) > len(set(arm.seeds)) > 0:  # copies of a run
             arms += [Arm(f"{name} ({run['name']})", own, [run]) for run in runs]
         else:
-            arms.append(Arm(name, own, sorted(runs, key=lambda run: run["run"]["seed"]) if seeds else runs))
+            arms.append(arm)
     return arms
 
 
@@ -149,11 +151,9 @@ def describe_config(result: dict) -> str:
 
 def distinction(result: dict, namesakes: list[dict]) -> str:
     """The settings by which a run differs from others of its title, or else its own name."""
-    if not all(other["run"] for other in namesakes):
-        return result["name"]
-    differing = differing_among(namesakes)
+    differing = differing_among(namesakes) if all(other["run"] for other in namesakes) else []
     short = [f"{key} {result['run'].get(key)}" for key in differing[:2]]
-    return ", ".join(short) if short and all(len(text) < 40 for text in short) else result["name"]
+    return ", ".join(short) if short and max(map(len, short)) < 40 else result["name"]
 
 
 def differing_among(results: list[dict]) -> list[str]:
@@ -190,13 +190,11 @@ def find_steps(arms: list[Arm]) -> dict[str, list[tuple[Arm, Arm]]]:
 
 def warnings(arms: list[Arm], steps: dict[str, list[tuple[Arm, Arm]]]) -> list[str]:
     """What a reader must know before trusting the comparison."""
-    lines = []
-    healed = {arm.name for _, arm in steps[HEALED]}
-    others = sorted({arm.name for arm in arms if arm.removed and not arm.tuned})
-    for arm in arms:
-        if arm.tuned and arm.removed and others and arm.name not in healed:
-            lines.append(f"{arm.name} began without block {arm.removed}, and stands beside "
-                         f"{', '.join(others)}: another model, which shows nothing of its healing.")
+    healed = [arm.name for _, arm in steps[HEALED]]
+    others = ", ".join(sorted({arm.name for arm in arms if arm.removed and not arm.tuned}))
+    lines = [f"{arm.name} began without block {arm.removed}, and stands beside {others}: another model, "
+             "which shows nothing of its healing."
+             for arm in arms if arm.tuned and arm.removed and others and arm.name not in healed]
     for full, reduced in steps[REDUCED]:
         settings = [key for key in differing_settings(full.first["run"], reduced.first["run"])
                     if key not in ("drop_blocks", "base")]
@@ -206,11 +204,11 @@ def warnings(arms: list[Arm], steps: dict[str, list[tuple[Arm, Arm]]]) -> list[s
             lines.append(f"{full.name} has the seed(s) {listed(full.seeds)}, {reduced.name} "
                          f"{listed(reduced.seeds)}: only those of both are paired.")
     for name in dict.fromkeys(arm.title for arm in arms if arm.tuned):
-        namesakes = [arm for arm in arms if arm.title == name]
+        namesakes = [arm.first for arm in arms if arm.title == name]
         if len(namesakes) > 1:
-            keys = differing_among([arm.first for arm in namesakes])
-            lines.append(f"The runs of {name} differ in {', '.join(keys) or 'their names alone'}: they are "
-                         "not put together as seeds of one config.")
+            keys = ", ".join(differing_among(namesakes)) or "their names alone"
+            lines.append(f"The runs of {name} differ in {keys}: they are not put together as seeds of one "
+                         "config.")
     return lines
 
 

@@ -49,7 +49,7 @@ def score_in_one_pass(
     mean over the last scored positions of the windows that have one. time_saved: the share of the pass with
     its loss.
     """
-    sums, total, ranks = np.zeros((3, len(removals))), 0.0, calibration.ranks
+    sums, ranks = np.zeros((4, len(removals))), calibration.ranks
     for batch in ranks.shard(calibration.windows, "states"):
         with calibration.autocast():
             x, rope, visible = model.block_inputs(to_device(batch.ids, model.device))
@@ -61,7 +61,7 @@ def score_in_one_pass(
                 times.append(time.perf_counter())
             model.loss(model.model.norm(states[-1]), batch.targets, "none")
             synchronize(model.device)
-            total += time.perf_counter() - times[0]
+            whole = time.perf_counter() - times[0]
         scored = to_device(batch.targets != IGNORE, model.device)
         last_position = scored.int().cumsum(1).argmax(1, keepdim=True)
         some_scored = scored.any(1)
@@ -70,10 +70,9 @@ def score_in_one_pass(
             after = 2 * removal[-1].block + 2 - (removal[-1].half == "attn")
             cosines = F.cosine_similarity(states[before].double(), states[after].double(), dim=-1)
             angles = cosines.gather(1, last_position)[some_scored].clamp(-1, 1).arccos() / np.pi
-            changes = (1 - cosines)[scored]
-            sums[:, k] += float(changes.sum()), float(angles.sum()), times[after] - times[before]
-    changes, angles, seconds = ranks.sum(sums)
-    total = ranks.sum([total])[0]
+            change = float((1 - cosines)[scored].sum())
+            sums[:, k] += change, float(angles.sum()), times[after] - times[before], whole
+    changes, angles, seconds, total = ranks.sum(sums)
     rows = sum(int((batch.targets != IGNORE).any(1).sum()) for batch in calibration.windows)
     return {"influence": changes / calibration.tokens, "angular": angles / rows,
             "time_saved": seconds / total}
@@ -118,17 +117,6 @@ def sum_over_weights(removals: Removals, values: dict[str, float]) -> list[float
     return sums
 
 
-# ---------------------------------------------------------------- baselines
-def last(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
-    """The deepest blocks first."""
-    return [-removal[-1].block for removal in removals]
-
-
-def random(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
-    """An order drawn from the calibration's seed."""
-    return np.random.default_rng(calibration.seed).permutation(len(removals)).tolist()
-
-
 @dataclass(frozen=True)
 class Score:
     """A way to choose what to remove: `function(model, removals, calibration)`, the lowest first."""
@@ -153,8 +141,10 @@ SCORES = {
                 "arXiv:2402.02834)"),
     "magnitude": Score(
         magnitude, "sum of |weight| over the part's weights (arXiv:2402.02834)", reads_text=False),
-    "last": Score(last, "the deepest block first", reads_text=False, estimate=False),
-    "random": Score(random, "at random", reads_text=False, estimate=False),
+    "last": Score(lambda model, removals, calibration: [-removal[-1].block for removal in removals],
+                  "the deepest block first", reads_text=False, estimate=False),
+    "random": Score(lambda model, removals, calibration: np.random.default_rng(calibration.seed).permutation(
+        len(removals)).tolist(), "at random, by the calibration's seed", reads_text=False, estimate=False),
 }
 
 
@@ -203,27 +193,24 @@ def score_blocks(model: Decoder, calibration: Calibration, halves: bool = False)
             seconds[name] = time.perf_counter() - began
     # ---- rows: the unpruned model, then each part
     sizes = {name: weight.numel() for name, weight in model.model.layers.named_parameters()}
-    columns = {"rank": [""] * len(parts)}
-    for name, values in scores.items():
-        columns |= {name: values, f"{name}_rank": [""] * len(parts)}
-    columns |= {"parameters": sum_over_weights(removals, sizes), "time_saved": time_saved}
-    unpruned = dict.fromkeys(columns, "") | {"parameters": 0, "time_saved": 0.0}
-    original = [Part(model.config.blocks[block], half) for block, half in parts]
-    names = [("none", ""), *zip(map(part_name, parts), map(part_name, original), strict=True)]
-    others = [unpruned]
-    others += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    scores |= {"parameters": sum_over_weights(removals, sizes), "time_saved": time_saved}
+    blank = {"rank": ""} | {f"{name}{end}": "" for name in estimates() for end in ("", "_rank")}
     text = {"tokens": losses.tokens.sum(), "documents": np.count_nonzero(losses.tokens)}
-    rows = [{"block": name, "original": before} | loss | other | text
-            for (name, before), loss, other in zip(names, loss_rows(losses), others, strict=True)]
+    unpruned, *others = loss_rows(losses)
+    rows = [{"block": "none", "original": ""} | unpruned | blank
+            | {"parameters": 0, "time_saved": 0.0} | text]
+    for k, (block, half) in enumerate(parts):
+        original = part_name(Part(model.config.blocks[block], half))
+        own = {name: values[k] for name, values in scores.items()}
+        rows.append({"block": part_name(parts[k]), "original": original} | others[k] | blank | own | text)
 
     # ---- ranks among the parts of one kind
     correlations = {}
     for half in dict.fromkeys(part.half for part in parts):
         same = [row for part, row in zip(parts, rows[1:], strict=True) if part.half == half]
-        enter_ranks(same, "nll", "rank")
-        for name in scores:
-            enter_ranks(same, name, f"{name}_rank")
-            pairs = [row["nll"] for row in same], [row[name] for row in same]
+        nll = enter_ranks(same, "nll", "rank")
+        for name in estimates():
+            pairs = nll, enter_ranks(same, name, f"{name}_rank")
             correlations[f"{name} {half}".strip()] = {
                 "spearman": float(spearman(*pairs)), "interval": spearman_interval(*pairs), "of": len(same)}
     return BlockScores(rows, seconds, correlations)
@@ -231,13 +218,13 @@ def score_blocks(model: Decoder, calibration: Calibration, halves: bool = False)
 
 def list_parts(model: Decoder, halves: bool) -> list[Part]:
     """Every block, with `halves` each followed by its attention and its MLP where it has both."""
-    parts = []
-    for block, lost in enumerate(model.config.without):
-        kinds = ("", "attn", "mlp") if halves and not lost else ("",)
-        parts += [Part(block, half) for half in kinds]
-    return parts
+    return [Part(block, half) for block, lost in enumerate(model.config.without)
+            for half in (MODULES if halves and not lost else ("",))]
 
 
-def enter_ranks(rows: list[dict], score: str, column: str) -> None:
-    for row, rank in zip(rows, average_ranks([row[score] for row in rows]), strict=True):
+def enter_ranks(rows: list[dict], score: str, column: str) -> list[float]:
+    """Rank the rows by a score, which is returned."""
+    values = [row[score] for row in rows]
+    for row, rank in zip(rows, average_ranks(values), strict=True):
         row[column] = f"{rank:g}"
+    return values

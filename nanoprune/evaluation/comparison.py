@@ -8,12 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from nanoprune.evaluation.arms import STEPS, Arm, bits, find_steps, nats, values
+from nanoprune.evaluation.arms import STEPS, Arm, RunRows, bits, find_steps, nats, values
 from nanoprune.evaluation.perplexity import EDGES
 from nanoprune.evaluation.written_answers import KINDS, MEANS, SCORES, corpus_bleu
 from nanoprune.statistics import Ratio, Spread, holm, mcnemar, mean, share_interval, spread
 
 RULES = {"correct": "accuracy", "correct_norm": "accuracy_norm", "correct_bytes": "accuracy_bytes"}
+# Logarithms of ratios, which are shown in per cent; those of bits where the tokenizers differ.
+PERPLEXITIES = {"nll": "test perplexity", "general nll": "general perplexity"}
+BITS = {"log_bits_per_byte": "test bits per byte", "general log_bits_per_byte": "general bits per byte"}
 LENGTHS = ("shortest third", "middle third", "longest third")
 BINS = 10  # of confidence, for calibration
 METHOD = ("95 %, paired, t over documents or sources, jackknife, Satterthwaite's degrees of freedom; of "
@@ -25,13 +28,14 @@ def sources(rows: list[dict]) -> list[str]:
     return [row["source"] for row in rows]
 
 
-def groups(rows: list[dict], key: str) -> dict[str, np.ndarray]:
-    """By value of a column the numbers of its rows; rows without a value are left out."""
-    numbers = defaultdict(list)
-    for number, row in enumerate(rows):
-        if row.get(key) not in ("", None):
-            numbers[str(row[key])].append(number)
-    return {value: np.array(numbers[value]) for value in sorted(numbers)}
+def grouped(runs: RunRows, key: str) -> dict[str, RunRows]:
+    """By value of a column each run's rows; rows without a value are left out."""
+    parts = {}
+    for number, rows in enumerate(runs):
+        for row in rows:
+            if row.get(key) not in ("", None):
+                parts.setdefault(str(row[key]), [[] for _ in runs])[number].append(row)
+    return dict(sorted(parts.items()))
 
 
 # ---------------------------------------------------------------- one model
@@ -60,26 +64,26 @@ def perplexity(nats: float) -> float:
     return math.inf if nats > 700 else math.exp(nats)
 
 
-def summarize_text(runs: list[list[dict]]) -> dict:
-    nll, tokens, size, words = (values(runs, key).sum(1).mean()
-                                for key in ("nll", "tokens", "bytes", "words"))
+def summarize_text(runs: RunRows) -> dict:
+    nll = values(runs, "nll")
+    tokens, size, words = (int(values(runs[:1], key).sum()) for key in ("tokens", "bytes", "words"))
     loss = estimate("nll", nats(runs))
     return loss | {
         "perplexity": perplexity(loss["nll"]),
         "perplexity_interval": [perplexity(end) for end in loss["nll_interval"]],
         **estimate("bits_per_byte", bits(runs)),
-        "word_perplexity": perplexity(nll / words),
-        "byte_perplexity": perplexity(nll / size),
-        "nll_by_seed": (values(runs, "nll").sum(1) / tokens).tolist(),
-        "tokens": int(tokens),
-        "bytes": int(size),
-        "words": int(words),
+        "word_perplexity": perplexity(nll.sum(1).mean() / words),
+        "byte_perplexity": perplexity(nll.sum(1).mean() / size),
+        "nll_by_seed": (nll.sum(1) / tokens).tolist(),
+        "tokens": tokens,
+        "bytes": size,
+        "words": words,
         "documents": len(runs[0]),
-        "not_finite": int((~np.isfinite(values(runs, "nll"))).any(0).sum()),
+        "not_finite": int((~np.isfinite(nll)).any(0).sum()),
     }
 
 
-def summarize_questions(runs: list[list[dict]]) -> dict:
+def summarize_questions(runs: RunRows) -> dict:
     rows, of = runs[0], sources(runs[0])
     summary = {"n": len(rows), "sources": len(set(of))}
     summary |= {key: values(runs, key).mean() for key in ("chance", "longest")}
@@ -92,14 +96,14 @@ def summarize_questions(runs: list[list[dict]]) -> dict:
                 "calibration_error": np.mean([calibration_error(run) for run in runs])}
     for kind in ("category", "difficulty"):
         accuracies = summary[f"by_{kind}"] = {}
-        for value, numbers in groups(rows, kind).items():
-            right = values(runs, "correct")[:, numbers]
-            accuracies[value] = {"n": len(numbers), "accuracy": right.mean(),
-                                 "interval": share_interval(right, [of[number] for number in numbers])}
+        for value, own in grouped(runs, kind).items():
+            right = values(own, "correct")
+            accuracies[value] = {"n": len(own[0]), "accuracy": right.mean(),
+                                 "interval": share_interval(right, sources(own[0]))}
     return summary
 
 
-def true_bits(runs: list[list[dict]]) -> Ratio:
+def true_bits(runs: RunRows) -> Ratio:
     """Bits per byte of the true answers: a signal, too, where the accuracy is at chance."""
     nll = [[-row["loglikelihoods"][row["answer"]] / math.log(2) for row in run] for run in runs]
     return Ratio(np.array(nll), values(runs, "answer_bytes")[0])
@@ -126,17 +130,16 @@ def calibration_error(rows: list[dict]) -> float:
     return float(np.abs(gaps).sum() / len(rows))
 
 
-def summarize_by_task(runs: list[list[dict]]) -> dict[str, dict]:
+def summarize_by_task(runs: RunRows) -> dict[str, dict]:
     """Means of every measure over all answers, by task, by category and by difficulty."""
     summaries = {"all": summarize_answers(runs)}
     for kind in KINDS:
-        for value, numbers in groups(runs[0], kind).items():
-            own = [[rows[number] for number in numbers] for rows in runs]
+        for value, own in grouped(runs, kind).items():
             summaries[value if kind == "task" else f"{kind} {value}"] = summarize_answers(own)
     return summaries
 
 
-def summarize_answers(runs: list[list[dict]]) -> dict:
+def summarize_answers(runs: RunRows) -> dict:
     """Means over answers, those of SCORES with intervals; `invented` is a share of the numbers written."""
     means = {measure: mean(values(runs, measure)) for measure in MEANS if measure in runs[0][0]}
     summary = {"n": len(runs[0])} | {measure: ratio.value for measure, ratio in means.items()}
@@ -151,21 +154,21 @@ def summarize_answers(runs: list[list[dict]]) -> dict:
 
 def slices(arm: Arm) -> list[dict]:
     """The rows of slices.csv: test loss by month, category, length and position; general text by category."""
-    test = arm.rows("test")
-    thirds = np.quantile(values(test, "tokens")[0], [1 / 3, 2 / 3])
-    rows = [row | {"length": LENGTHS[np.searchsorted(thirds, row["tokens"])]} for row in test[0]]
-    parts = [(kind, value, "", test, numbers) for kind in ("month", "category", "length")
-             for value, numbers in groups(rows, kind).items()]
-    parts += [("general", value, "", arm.rows("general"), numbers)
-              for value, numbers in groups(arm.first["general"], "category").items()]
+    thirds = np.quantile(values(arm.rows("test"), "tokens")[0], [1 / 3, 2 / 3])
+    test = [[row | {"length": LENGTHS[np.searchsorted(thirds, row["tokens"])]} for row in rows]
+            for rows in arm.rows("test")]
+    parts = [(kind, value, "", own) for kind in ("month", "category", "length")
+             for value, own in grouped(test, kind).items()]
+    parts += [("general", value, "", own)
+              for value, own in grouped(arm.rows("general"), "category").items()]
     for first, after in itertools.zip_longest(EDGES, EDGES[1:]):
-        parts.append(("position", f"{first} to {after - 1}" if after else f"from {first}", f"_{first}", test,
-                      np.arange(len(rows))))
+        parts.append(
+            ("position", f"{first} to {after - 1}" if after else f"from {first}", f"_{first}", test))
     lines = []
-    for kind, value, suffix, runs, numbers in parts:
-        tokens = values(runs, f"tokens{suffix}")[0, numbers]
+    for kind, value, suffix, runs in parts:
+        tokens = values(runs, f"tokens{suffix}")[0]
         if tokens.any():
-            loss = Ratio(values(runs, f"nll{suffix}")[:, numbers], tokens)
+            loss = Ratio(values(runs, f"nll{suffix}"), tokens)
             low, high = loss.interval()
             lines.append({"model": arm.name, "slice": kind, "value": value, "nll": loss.value, "low": low,
                           "high": high, "tokens": int(tokens.sum()), "documents": int((tokens > 0).sum())})
@@ -180,7 +183,7 @@ def compare_all(arms: list[Arm]) -> list[dict]:
     others = [pair for pair in itertools.combinations(by_name, 2)
               if pair not in named and pair[::-1] not in named]
     pairs = sorted(named, key=lambda pair: STEPS.index(named[pair])) + others
-    return [{"models": list(pair), "step": named.get(pair, "")} | compare(*map(by_name.get, pair))
+    return [{"models": pair, "step": named.get(pair, "")} | compare(*map(by_name.get, pair))
             for pair in pairs]
 
 
@@ -225,33 +228,28 @@ def compare(a: Arm, b: Arm) -> dict:
     return differences
 
 
-def compare_answers(name: str, before: list[list[dict]], after: list[list[dict]]) -> dict:
+def compare_answers(name: str, before: RunRows, after: RunRows) -> dict:
     """Differences in the answers to a question set, as a whole and by category."""
-    rows, of, differences = before[0], sources(before[0]), {}
-    for key, measure in RULES.items():
-        gains = mean(values(after, key) - values(before, key))
-        differences[f"{name} {measure}"] = verdict(gains, of) | {
-            "p": p_value(before, after, key, gains.spread(of))}
+    differences = {f"{name} {measure}": compare_right(before, after, key) for key, measure in RULES.items()}
     first, second = true_bits(before), true_bits(after)
     gains = Ratio(second.numerators - first.numerators, first.denominators)
-    differences[f"{name} true_bits_per_byte"] = verdict(gains, of)
-    categories = {}
-    for category, numbers in groups(rows, "category").items():
-        own = [[[run[number] for number in numbers] for run in runs] for runs in (before, after)]
-        gains = mean(values(own[1], "correct") - values(own[0], "correct"))
-        own_sources = [of[number] for number in numbers]
-        categories[category] = verdict(gains, own_sources) | {
-            "n": len(numbers), "p": p_value(*own, "correct", gains.spread(own_sources))}
+    differences[f"{name} true_bits_per_byte"] = verdict(gains, sources(before[0]))
+    categories, theirs = {}, grouped(after, "category")
+    for category, own in grouped(before, "category").items():
+        categories[category] = compare_right(own, theirs[category], "correct", n=len(own[0]))
     adjusted = holm(np.array([category["p"] for category in categories.values()]))
     for category, p in zip(categories.values(), adjusted, strict=True):
         category["p_holm"] = float(p)
     return differences | {f"{name} by category": categories}
 
 
-def p_value(before: list[list[dict]], after: list[list[dict]], key: str, varied: Spread) -> float:
-    """McNemar's exact p of one run each, else that of the t interval."""
-    a, b = values(before, key), values(after, key)
-    return mcnemar(a[0], b[0]) if len(a) == len(b) == 1 else varied.p_value((b - a).mean())
+def compare_right(before: RunRows, after: RunRows, key: str, **more) -> dict:
+    """The difference in right answers, `more`, and McNemar's exact p of one run each, else the t interval's.
+    """
+    a, b, of = values(before, key), values(after, key), sources(before[0])
+    gains = mean(b - a)
+    p = mcnemar(a[0], b[0]) if len(a) == len(b) == 1 else gains.spread(of).p_value((b - a).mean())
+    return verdict(gains, of) | more | {"p": p}
 
 
 def verdict(gains: Ratio, groups: Sequence | None = None) -> dict:
@@ -270,29 +268,18 @@ def difference_rows(comparisons: list[dict]) -> list[dict]:
     rows = []
     for comparison in comparisons:
         first, second = comparison["models"]
-        about = {"first": first, "second": second, "step": comparison["step"]}
+        ratios = PERPLEXITIES | (BITS if "note" in comparison else {})
         for measure, found in comparison.items():
-            described = in_readable_units(measure, found, comparison)
-            if described:
-                rows.append(about | described | {"seeds": comparison["seeds"]})
+            if measure not in ratios and not measure.endswith(" accuracy"):
+                continue
+            value, low, high, least = (100 * (perplexity(x) - 1 if measure in ratios else x) for x in (
+                found["difference"], *found["interval"], found["detectable"]))
+            rows.append({
+                "first": first, "second": second, "step": comparison["step"],
+                "measure": ratios.get(measure, measure), "unit": "%" if measure in ratios else "points",
+                "difference": value, "low": low, "high": high, "detectable": least,
+                "shown": found["shown"], "identical": found["identical"], "seeds": comparison["seeds"]})
     return rows
-
-
-def in_readable_units(measure: str, found: dict, comparison: dict) -> dict | None:
-    """A difference of perplexity in per cent, of accuracy in points; None for other measures."""
-    text = {"nll": "test", "general nll": "general"}.get(measure)
-    if text or ("note" in comparison and measure.endswith("log_bits_per_byte")):
-        name = f"{text} perplexity" if text else (
-            "general bits per byte" if measure.startswith("general") else "test bits per byte")
-        unit = "%"
-    elif measure.endswith(" accuracy"):
-        name, unit = measure, "points"
-    else:
-        return None
-    value, low, high, least = (100 * (perplexity(x) - 1 if unit == "%" else x) for x in (
-        found["difference"], *found["interval"], found["detectable"]))
-    return {"measure": name, "unit": unit, "difference": value, "low": low, "high": high, "detectable": least,
-            "shown": found["shown"], "identical": found["identical"]}
 
 
 def summarize_agreement(rows: list[dict]) -> list[dict]:
@@ -302,8 +289,8 @@ def summarize_agreement(rows: list[dict]) -> list[dict]:
         pairs[row["first"], row["second"]].append(row)
     entries = []
     for models, documents in pairs.items():
-        tokens = values([documents], "tokens")[0]
-        entry = {"models": list(models)} | estimate("top1", Ratio(values([documents], "same"), tokens))
-        entry |= estimate("kl", Ratio(values([documents], "kl"), tokens))
-        entries.append(entry | {"tokens": int(tokens.sum()), "documents": len(documents)})
+        same, kl, tokens = (values([documents], key)[0] for key in ("same", "kl", "tokens"))
+        entries.append({
+            "models": models, **estimate("top1", Ratio(same, tokens)),
+            **estimate("kl", Ratio(kl, tokens)), "tokens": int(tokens.sum()), "documents": len(documents)})
     return entries

@@ -14,9 +14,10 @@ import torch
 
 from nanoprune.device import make_autocast, peak_memory
 from nanoprune.figures.style import read_csv
-from nanoprune.io.tensors import open_tensors
+from nanoprune.io.tensors import stored_tensors
 from nanoprune.nn.attention import KeyValueCache
 from nanoprune.nn.lora import count_parameters
+from nanoprune.statistics import Interval, columns
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -40,10 +41,8 @@ def model_cost(model: Decoder, folder: Path, dtype: str) -> dict:
     seen = sum(min(PROMPT_TOKENS, layer.window or PROMPT_TOKENS) for layer in model.model.layers
                if layer.self_attn is not None)
     attention = 4 * config.num_attention_heads * config.head_dim * seen  # queries by keys, weights by values
-    files, types = sorted(folder.glob("*.safetensors")), set()
-    for path in files:
-        with open_tensors(path) as file:
-            types |= {file.get_slice(name).get_dtype() for name in file.keys()}
+    files = list(folder.glob("*.safetensors"))
+    types = {tensor.dtype for tensor in stored_tensors(folder, files).values()}
     return {
         "token_mflop": (2 * (total - vectors - lookup) + attention) / 1e6,
         "token_mb": (total - lookup) * getattr(torch, dtype).itemsize / 1e6,
@@ -81,14 +80,12 @@ def measure_speed(
             try:
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                     row = pool.submit(time_model, open_model, sources[name], device, dtype, SECONDS).result()
+                rounds[-1][name] = row
+                told = (f"reading {row['prefill_tokens_per_s']:,.0f} tokens/s, writing "
+                        f"{row['decode_tokens_per_s']:,.1f}")
             except Exception as error:  # of loading, of memory, or the process was killed
-                notes[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-                print(f"cost, round {number + 1} of {ROUNDS}: {name}  {notes[name]}", flush=True)
-                continue
-            rounds[-1][name] = row
-            print(f"cost, round {number + 1} of {ROUNDS}: {name}  reading "
-                  f"{row['prefill_tokens_per_s']:,.0f} tokens/s, writing {row['decode_tokens_per_s']:,.1f}",
-                  flush=True)
+                told = notes[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"cost, round {number + 1} of {ROUNDS}: {name}  {told}", flush=True)
     return {name: {"note": notes[name]} if name in notes else summarize_speed(name, names[0], rounds)
             for name in names}
 
@@ -105,28 +102,25 @@ def time_model(
         while not times or time.perf_counter() - began < seconds:
             times.append(time_tokens(model, prompt_tokens))
     times = np.array(times)
-    return {"prefill_tokens_per_s": prompt_tokens / float(np.median(times[:, 0])),
-            "decode_tokens_per_s": 1 / float(np.median(times[:, 1:])),
+    return {"prefill_tokens_per_s": float(prompt_tokens / np.median(times[:, 0])),
+            "decode_tokens_per_s": float(1 / np.median(times[:, 1:])),
             "peak_mb": 1000 * peak_memory(model.device)}
 
 
 def summarize_speed(name: str, first: str, rounds: list[dict[str, dict]]) -> dict:
     """Medians over rounds with the lowest and highest, and the same of the ratios to the first model."""
-    cost, disagreement = {}, 0.0
+    cost, busy = {}, False
     for speed in ("prefill", "decode"):
         key = f"{speed}_tokens_per_s"
-        values = np.array([row[name][key] for row in rounds])
-        disagreement = max(disagreement, values.max() / values.min() - 1)
-        cost |= spread(key, values)
+        values = [row[name][key] for row in rounds]
+        busy |= max(values) / min(values) - 1 > BUSY
         ratios = [row[name][key] / row[first][key] for row in rounds if first in row]
-        if ratios:
-            cost |= spread(f"{speed}_ratio", np.array(ratios))
+        for column, found in ((key, values), (f"{speed}_ratio", ratios)):
+            if found:
+                cost |= columns(column, float(np.median(found)), Interval(min(found), max(found)))
     cost["peak_mb"] = max(row[name]["peak_mb"] for row in rounds)
-    return cost | {"note": "machine busy" if disagreement > BUSY else ""}
+    return cost | {"note": "machine busy" if busy else ""}
 
-
-def spread(key: str, values: np.ndarray) -> dict[str, float]:
-    return {key: float(np.median(values)), f"{key}_low": values.min(), f"{key}_high": values.max()}
 
 
 def time_tokens(model: Decoder, prompt_tokens: int) -> np.ndarray:

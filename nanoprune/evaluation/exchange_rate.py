@@ -69,6 +69,4 @@ def equal_time(full: list[RunResult], reduced: list[RunResult]) -> dict | None:
     full_tokens = float(min(a.tokens[-1], b.tokens[-1] * b.seconds / a.seconds))
     at_time = np.apply_along_axis(lambda losses: np.interp(full_tokens, a.tokens, losses), 1, a.nll)
     lost = Ratio(b.nll[:, -1] - at_time, a.predicted)
-    low, high = lost.interval()
-    return {"tokens": b.tokens[-1], "full_tokens": round(full_tokens), "lost": lost.value, "lost_low": low,
-            "lost_high": high}
+    return {"tokens": b.tokens[-1], "full_tokens": round(full_tokens)} | lost.columns("lost")

@@ -16,6 +16,7 @@ from nanoprune.evaluation.multiple_choice import EncodedQuestion, encode_questio
 from nanoprune.evaluation.perplexity import Protocol, Text
 from nanoprune.evaluation.written_answers import KINDS
 from nanoprune.io.jsonl import read_jsonl
+from nanoprune.statistics import evenly_spaced
 
 
 class Items:
@@ -66,7 +67,7 @@ class Items:
     def _spaced(self, name: str, documents: list[dict], most: int | None) -> list[dict]:
         count = min(len(documents), most or len(documents))
         self.counts[name] = {"not scored": len(documents) - count}
-        return [documents[i] for i in np.linspace(0, len(documents) - 1, count).round().astype(int)]
+        return evenly_spaced(documents, count)
 
     def _texts(self, documents: list[dict]) -> list[Text]:
         """The documents, or the cuts of their stream."""
@@ -128,8 +129,8 @@ class Items:
         """
         path, room, self.most = self.dataset.folder / "pairs_test.jsonl", self.window - max_new_tokens, most
         pairs = read_jsonl(path, required=("messages",)) if path.is_file() else []
-        chosen = spread_over_tasks(pairs, most)
-        counts = {"left out": 0, "cut": 0, "merged": 0, "not asked": len(pairs) - len(chosen)}
+        chosen = [pairs[i] for i in sorted(spread([str(pair.get("task")) for pair in pairs], most))]
+        counts = Counter({"not asked": len(pairs) - len(chosen)})
         for pair in chosen:
             turns = check_messages(pair["messages"], str(path))
             while turns and not is_learned(turns[-1]):  # of a wrong answer the right one may stand before it
@@ -144,8 +145,9 @@ class Items:
                     continue
                 counts["cut"] += 1
             instruction = {"task": "none"} | {kind: str(pair[kind]) for kind in KINDS if pair.get(kind)}
-            instruction |= {"prompt": prompt.text, "tokens": prompt.tokens[-room:]}
-            self.instructions.append(instruction | {"reference": last["content"] or said(last)})
+            self.instructions.append(instruction | {
+                "prompt": prompt.text, "tokens": prompt.tokens[-room:],
+                "reference": last["content"] or said(last)})
         self.counts["held-out instructions"] = counts
 
     def notes(self) -> list[str]:
@@ -167,10 +169,6 @@ def describe_text(name: str, text: str, month: str = "", category: str | None = 
     return {"id": name, "month": month, "category": category or "", "bytes": len(text.encode()),
             "words": len(text.split())}
 
-
-def spread_over_tasks(pairs: list[dict], most: int) -> list[dict]:
-    """At most so many of the pairs, spread over the tasks as evenly as there are pairs, in their order."""
-    return [pairs[i] for i in sorted(spread([str(pair.get("task")) for pair in pairs], most))]
 
 
 def spread(kinds: Sequence[Hashable], most: int) -> list[int]:

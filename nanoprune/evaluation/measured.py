@@ -71,8 +71,9 @@ class Measured:
         """Everything that decides a run's numbers; `teacher`: the same of the run that teaches it."""
         settings = {key: value for key, value in config.to_dict().items() if key not in APART
                     and (teacher or not key.startswith("teacher"))}
-        return self.common | {"settings": settings | {"rows_per_step": config.rows_per_step},
-                              "versions": self.versions, "teacher": teacher and json_hash(teacher)}
+        about = self.common | {"settings": settings | {"rows_per_step": config.rows_per_step},
+                               "versions": self.versions, "teacher": teacher and json_hash(teacher)}
+        return json.loads(json.dumps(about))  # as it is read again, with lists
 
     def path(self, name: str, about: dict) -> Path:
         return self.folder / f"{name}-{json_hash(about)[:10]}.json"
@@ -81,7 +82,7 @@ class Measured:
         """The result of exactly this run; None where there is none."""
         for path in self.folder.glob(f"*-{json_hash(about)[:10]}.json"):
             content = read_json(path)
-            if content["about"] == json.loads(json.dumps(about)):
+            if content["about"] == about:
                 return RunResult(**content["result"])
         return None
 
@@ -93,17 +94,17 @@ class Measured:
 
     def check(self) -> None:
         """ValueError if the folder holds runs of another base, dataset or of other settings."""
-        now, others = json.loads(json.dumps(self.about(self.training, None))), {}
+        now, others = self.about(self.training, None), []
         for path in sorted(self.folder.glob("*-*.json")):
             then = read_json(path)["about"]
             changed = [f"{part}: {', '.join(keys)}" for part in ("base", "data", "settings")
                        if (keys := differing_keys(now[part], then[part]))]
             if changed:
-                others[path.name] = "; ".join(changed)
+                others.append((path.name, "; ".join(changed)))
             elif then["versions"] != self.versions:
                 print(f"note: {path} is of an older version of a measure, and is measured again")
         if others:
-            name, changed = next(iter(others.items()))
+            name, changed = others[0]
             raise ValueError(
                 f"{self.folder} holds {len(others)} run(s) of another base, dataset or other settings: of "
                 f"{name} these differ ({changed}). Restore them, give this study another name, or move the "
@@ -128,7 +129,7 @@ def measure_model(model: Decoder, items: Items, autocast: Callable, ranks: Ranks
     measures = {"questions": {}}
     with autocast():
         for name, texts in (("test", items.test), ("general", items.general)):
-            batches = items.protocol.windows([text.example for text in texts], items.end)
+            batches = items.protocol.windows([text.example for text in texts])
             nll = score_text(model, batches, len(texts), ranks=ranks, label=name).nll
             measures[name] = nll.round(6).tolist()
         for name, questions in items.questions.items():

@@ -8,6 +8,7 @@ answers are predicted.
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -116,7 +117,7 @@ def encode_questions(
     choice that has no token of its own is an error. Where a prompt's last token and a choice's first would
     merge, the prompt's length decides, as in lm-evaluation-harness.
     """
-    encoded, counts = [], {"left out": 0, "cut": 0, "merged": 0}
+    encoded, counts = [], Counter()
     begin = tokenizer.encode("").ids
     for number, question in enumerate(questions):
         prompt, choices = question_prompt(question["question"], question.get("context")), []

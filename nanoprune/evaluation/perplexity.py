@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +21,7 @@ from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import Example
 from nanoprune.device import to_device
 from nanoprune.distributed import ALONE, Ranks
+from nanoprune.statistics import evenly_spaced
 
 if TYPE_CHECKING:
     from model import Decoder
@@ -80,6 +81,8 @@ class Protocol:
 
     def units(self, documents: list[Example]) -> list[Example]:
         """The examples that get a row of results each: the documents, or the cuts of the stream."""
+        if self.name == "rolling":  # without the end-of-text token
+            return [Example(document.tokens[:-1], document.learned[:-1]) for document in documents]
         if self.name != "stream":
             return documents
         joined = np.concatenate([np.empty(0, np.int64), *(document.tokens for document in documents)])
@@ -87,20 +90,17 @@ class Protocol:
         return [Example(tokens, np.ones(self.context, bool)) for tokens in cuts]
 
     def windows(
-        self, units: Sequence[Example], end: int | None = None, batch_tokens: int = 8192,
-        only: Collection[int] | None = None,
+        self, units: Sequence[Example], batch_tokens: int = 8192, only: Collection[int] | None = None
     ) -> Iterator[WindowBatch]:
         """Batches of windows in which every prediction is scored once; the same units give the same batches.
 
-        `end` is the end-of-text token. `only`: the numbers of the units to score. Windows of like length
-        share a batch of about `batch_tokens`, so little is padding.
+        `only`: the numbers of the units to score. Windows of like length share a batch of about
+        `batch_tokens`, so little is padding.
         """
         windows = []
         for document in range(len(units)) if only is None else sorted(only):
             unit = units[document]
             tokens, targets, start, scored = unit.tokens, unit.targets, 0, 0
-            if self.name == "rolling" and len(tokens) and tokens[-1] == end:
-                tokens, targets = tokens[:-1], targets[:-1]
             if self.prefix is not None:
                 tokens, targets = np.insert(tokens, 0, self.prefix), np.insert(targets, 0, IGNORE)
             while scored < len(tokens) - 1:
@@ -138,46 +138,41 @@ def score_text(
     model: Decoder, batches: Iterable[WindowBatch], documents: int, *, autocast=contextlib.nullcontext,
     ranks: Ranks = ALONE, label: str = "text",
 ) -> DocumentLosses:
-    """The losses of `documents` examples from the batches of their windows; `autocast` opens a context."""
+    """The losses of `documents` examples from the batches of their windows; `autocast` opens a context.
+
+    Each rank takes its share of the batches.
+    """
     batches = list(batches)
     for _ in range(-len(batches) % ranks.size):  # FSDP needs as many forward passes of every rank
         batches.append(replace(batches[-1], targets=torch.full_like(batches[-1].targets, IGNORE)))
-
-    def measure(batch: WindowBatch) -> np.ndarray:
-        losses = model(to_device(batch.ids, model.device), batch.targets, reduction="none").cpu().double()
-        predicted = batch.positions[:, None] + 1 + np.arange(losses.shape[1])
-        slices = np.searchsorted(EDGES, predicted, side="right") - 1
-        scored = batch.targets.numpy() != IGNORE
-        inside = scored & (slices == np.arange(len(EDGES))[:, None, None])  # (slices, windows, time)
-        by_slice = (losses.numpy() * inside).sum(-1)
-        return np.stack([losses.sum(1).numpy(), *by_slice, *inside.sum(-1)], axis=1)
-
+    values = [np.zeros((len(batch.documents), 1 + 2 * len(EDGES))) for batch in batches]
     with autocast():  # around all batches: it casts the weights once
-        sums = sum_by_document(measure, 1 + 2 * len(EDGES), batches, documents, ranks, label)
-    nll, nll_by_position, tokens = np.split(sums, [1, 1 + len(EDGES)], axis=1)
+        for i in ranks.shard(range(len(batches)), label):
+            values[i] = sum_by_window(model, batches[i])
+    nll, nll_by_position, tokens = np.split(
+        add_by_document(values, batches, documents, ranks), [1, 1 + len(EDGES)], axis=1)
     tokens = tokens.astype(np.int64)
     return DocumentLosses(nll[:, 0], tokens.sum(1), nll_by_position, tokens)
 
 
-def sum_by_document(
-    measure: Callable[[WindowBatch], np.ndarray], columns: int, batches: Sequence[WindowBatch],
-    documents: int, ranks: Ranks, label: str,
-) -> np.ndarray:
-    """Sums (documents, columns) over all windows of what `measure` gives for those of a batch.
-
-    Each rank measures its share of the batches. Sums go from window to document in one order, so any number
-    of ranks gives the same.
-    """
-    values = [np.zeros((len(batch.documents), columns)) for batch in batches]
-    for i in ranks.shard(range(len(batches)), label):
-        values[i] = measure(batches[i])
-    return add_by_document(values, batches, documents, ranks)
+def sum_by_window(model: Decoder, batch: WindowBatch) -> np.ndarray:
+    """For each window its nll, and by slice nll and tokens (windows, 1 + 2 slices)."""
+    losses = model(to_device(batch.ids, model.device), batch.targets, reduction="none").cpu().double()
+    predicted = batch.positions[:, None] + 1 + np.arange(losses.shape[1])
+    slices = np.searchsorted(EDGES, predicted, side="right") - 1
+    scored = batch.targets.numpy() != IGNORE
+    inside = scored & (slices == np.arange(len(EDGES))[:, None, None])  # (slices, windows, time)
+    by_slice = (losses.numpy() * inside).sum(-1)
+    return np.stack([losses.sum(1).numpy(), *by_slice, *inside.sum(-1)], axis=1)
 
 
 def add_by_document(
     values: list[np.ndarray], batches: Sequence[WindowBatch], documents: int, ranks: Ranks
 ) -> np.ndarray:
-    """Sums by document of the values (windows, ...) of each batch, zero where another rank measured it."""
+    """Sums by document of the values (windows, ...) of each batch, zero where another rank measured it.
+
+    They go from window to document in one order, so any number of ranks gives the same.
+    """
     sums = np.zeros((documents, *values[0].shape[1:]))
     for batch, rows in zip(batches, values, strict=True):
         np.add.at(sums, batch.documents, ranks.sum(rows))
@@ -192,16 +187,15 @@ class Text(NamedTuple):
 
 
 def text_rows(
-    model: Decoder, texts: list[Text], protocol: Protocol, end: int, ranks: Ranks = ALONE, label: str = "text"
+    model: Decoder, texts: list[Text], protocol: Protocol, ranks: Ranks, label: str
 ) -> list[dict]:
     """A row per text: nll in nats and tokens, in all and from each position of EDGES on."""
-    batches = protocol.windows([text.example for text in texts], end)
+    batches = protocol.windows([text.example for text in texts])
     losses = score_text(model, batches, len(texts), ranks=ranks, label=label)
     rows, columns = [], [f"{name}_{edge}" for name in ("nll", "tokens") for edge in EDGES]
     for text, nll, tokens in zip(texts, losses.nll_by_position, losses.tokens_by_position, strict=True):
         totals = {"nll": nll.sum(), "tokens": int(tokens.sum())}  # to the last bit the slices' sum
-        slices = dict(zip(columns, [*nll, *tokens.tolist()], strict=True))
-        rows.append(text.about | totals | slices)
+        rows.append(text.about | totals | dict(zip(columns, [*nll, *tokens.tolist()], strict=True)))
     return rows
 
 
@@ -217,7 +211,7 @@ class Validation:
     def __init__(self, dataset: Dataset, config: Config):
         split = dataset.split("val")
         count = min(config.eval_documents or len(split), len(split))
-        self.chosen = np.unique(np.linspace(0, len(split) - 1, count).round().astype(int)).tolist()
+        self.chosen = evenly_spaced(range(len(split)), count)
         context = config.context
         if dataset.conversations:  # none is ever cut
             context = max(context, int(np.diff(split.offsets).max(initial=0)))
@@ -233,8 +227,8 @@ class Validation:
         losses = score_text(
             model, self.windows, self.size, autocast=autocast, ranks=ranks, label="validation")
         model.train()
-        total = losses.nll.sum()
-        nll = total / losses.tokens.sum()
+        total = float(losses.nll.sum())
+        nll = total / int(losses.tokens.sum())
         rows = [{"document": i, "nll": float(losses.nll[i]), "predicted": int(losses.tokens[i])}
                 for i in self.chosen]
-        return ValidationLoss(float(nll), float(np.exp(nll)), float(total / math.log(2) / self.bytes)), rows
+        return ValidationLoss(nll, float(np.exp(nll)), total / math.log(2) / self.bytes), rows

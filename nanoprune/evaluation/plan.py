@@ -1,28 +1,21 @@
 """The difference that a test split and question sets can show, said before any training."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
 
-from nanoprune.evaluation.arms import nats, values
+from nanoprune.evaluation.arms import values
 from nanoprune.statistics import Ratio, Spread
 
 ASSUMED = 0.2  # share of a set's answers that another model changes
 NATS, POINTS = 0.01, 5  # the differences that documents and questions are counted for
 
 
-def detectable(gains: Ratio) -> float:
-    """The minimum detectable difference (80 % power) of paired differences."""
-    return gains.spread().detectable()
-
-
 def text_plan(whole: list[dict], reduced: list[dict]) -> dict:
     """The difference in nats a token that these documents can show, from the rows of two models."""
-    tokens = nats([whole]).denominators
-    least = detectable(Ratio(values([reduced], "nll") - values([whole], "nll"), tokens))
-    documents = int((tokens > 0).sum())
+    tokens = values([whole], "tokens")[0]
+    gains = Ratio(values([reduced], "nll") - values([whole], "nll"), tokens)
+    least, documents = gains.spread().detectable(), int((tokens > 0).sum())
     return {
         "documents": documents,
         "detectable_nats": least,

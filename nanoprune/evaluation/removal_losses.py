@@ -71,14 +71,11 @@ class Calibration:
     kept: KeptLosses | None = None
 
     @classmethod
-    def of_split(
-        cls, model: Decoder, split: Sequence[Example], context: int, only: Collection[int] | None = None,
-        **how,
-    ) -> Calibration:
-        """Windows of a split, or of `only` some of its documents, in batches that fit into ROOM."""
+    def of_split(cls, model: Decoder, split: Sequence[Example], context: int, **how) -> Calibration:
+        """Windows of a split, or of some documents, in batches that fit into ROOM."""
         states = 2 * model.config.num_hidden_layers + 1
         fitting = ROOM // (states * model.config.hidden_size * 4)
-        batches = tuple(Protocol(context=context).windows(split, None, min(8192, fitting), only))
+        batches = tuple(Protocol(context=context).windows(split, min(8192, fitting)))
         if not batches:
             raise ValueError("the split holds no text to score on; prepare the dataset from more articles")
         return cls(batches, len(split), **how)
@@ -163,23 +160,22 @@ class WindowStates:
 
     def losses(self, removal: Removal) -> np.ndarray:
         """Sums of nll (documents,) in nats without a removal, which begins at the present block or later."""
-        model, first = self.model, removal[0].block if removal else self.block
-        windows, ends = self.calibration.windows, [time.perf_counter()]
+        model, windows = self.model, self.calibration.windows
+        first = removal[0].block if removal else self.block
         sums = [np.zeros(len(batch.documents)) for batch in windows]
         for k, i in enumerate(self.mine):
+            began = time.perf_counter()
             x, *others = self.inputs[k]
             x = self.run(range(self.block, first), (), x, *others)
             self.inputs[k] = (x, *others)
             x = self.run(range(first, len(model.model.layers)), removal, x, *others)
             synchronize(model.device)
-            ends.append(time.perf_counter())
+            left_blocks = time.perf_counter()
             losses = model.loss(model.model.norm(x), windows[i].targets, "none", head=self.head)
             sums[i] = losses.cpu().double().sum(1).numpy()
-            ends.append(time.perf_counter())
+            self.seconds["blocks"] += left_blocks - began
+            self.seconds["head"] += time.perf_counter() - left_blocks
         self.block = first
-        spent = np.diff(ends)
-        self.seconds["blocks"] += spent[::2].sum()
-        self.seconds["head"] += spent[1::2].sum()
         return add_by_document(sums, windows, self.calibration.documents, self.calibration.ranks)
 
     def run(self, blocks: range, removal: Removal, x: torch.Tensor, rope: tuple, visible: dict):
@@ -194,10 +190,9 @@ class WindowStates:
 
 def loss_rows(losses: RemovalLosses) -> list[dict]:
     """For each removal, nats per token, the paired difference from the first, with 95 % intervals."""
-    nll, tokens, rows = losses.nll, losses.tokens, []
-    for sums in nll:
-        row = {}
-        for name, loss in (("nll", Ratio(sums, tokens)), ("difference", Ratio(sums - nll[0], tokens))):
-            row[name], (row[f"{name}_low"], row[f"{name}_high"]) = loss.value, loss.interval()
-        rows.append(row | {"perplexity": np.exp(row["nll"])})
+    rows = []
+    for sums in losses.nll:
+        loss, difference = (Ratio(nll, losses.tokens) for nll in (sums, sums - losses.nll[0]))
+        rows.append(loss.columns("nll") | difference.columns("difference")
+                    | {"perplexity": np.exp(loss.value)})
     return rows

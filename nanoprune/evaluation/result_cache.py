@@ -20,9 +20,9 @@ class ResultCache:
         self.folder, self.ranks = folder, ranks
 
     def rows(
-        self, name: str, settings: dict, items: list, measure: Callable[[list, str], list[dict]]
+        self, name: str, settings: dict, items: list, measure: Callable[[list, Ranks, str], list[dict]]
     ) -> list[dict]:
-        """A row per item, read from disk or else from `measure(items, label)`.
+        """A row per item, read from disk or else from `measure(items, ranks, label)`.
 
         `settings`: everything besides the items that decides the rows.
         """
@@ -34,7 +34,8 @@ class ResultCache:
             stored = self._read(path, identity)
             if stored is None:
                 self.ranks.barrier()  # until every rank has looked
-                stored = measure(piece, f"{name} {start + 1} to {start + len(piece)} of {len(items)}")
+                label = f"{name} {start + 1} to {start + len(piece)} of {len(items)}"
+                stored = measure(piece, self.ranks, label)
                 if self.ranks.rank == 0:
                     write_json(path, {"about": identity, "rows": stored, "sha256": json_hash(stored)})
                 self.ranks.barrier()
@@ -43,15 +44,13 @@ class ResultCache:
 
     def _read(self, path: Path, identity: dict) -> list[dict] | None:
         """The rows of a file; None where there is none, or with a warning where it is damaged."""
-        if not path.is_file():
-            return None
         try:
-            content = read_json(path)
-            rows = content["rows"]
-            if content != {"about": identity, "rows": rows, "sha256": json_hash(rows)}:
+            content = read_json(path) if path.is_file() else {}
+            rows = content.get("rows")
+            if content and content != {"about": identity, "rows": rows, "sha256": json_hash(rows)}:
                 raise ValueError(f"{path} does not match its checksum")
             return rows
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             print(f"warning: {error}; measuring it again")
             return None
 

@@ -47,13 +47,12 @@ def write_results(
     write_json(folder / "results.json", finite_or_none(
         {"about": about, "models": models, "comparisons": comparisons, "method": METHOD, "agreement": pairs}))
     write_jsonl(folder / "samples.jsonl", samples)
-    write_csv(folder / "models.csv", model_rows(models))
-    write_csv(folder / "accuracy.csv", accuracy_rows(models))
-    write_csv(folder / "differences.csv", difference_rows(comparisons))
-    for name, rows in raw_rows(arms).items():
-        write_csv(folder / name, rows)
+    tables = {"models.csv": model_rows(models), "accuracy.csv": accuracy_rows(models),
+              "differences.csv": difference_rows(comparisons), **raw_rows(arms)}
     if agreement:
-        write_csv(folder / "agreement.csv", agreement)
+        tables["agreement.csv"] = agreement
+    for name, rows in tables.items():
+        write_csv(folder / name, rows)
     if arms[0].first["written"]:
         write_jsonl(folder / "answers.jsonl", answers_side_by_side(arms))
     draw_figures(folder, arms)
@@ -94,8 +93,6 @@ def accuracy_rows(models: list[dict]) -> list[dict]:
 def raw_rows(arms: list[Arm]) -> dict[str, list[dict]]:
     """By file: the rows of every document, slice, question and answer, of every run."""
     tables = {"documents.csv": [], "slices.csv": [], "questions.csv": []}
-    if arms[0].first["written"]:
-        tables["answers.csv"] = []
     for arm in arms:
         tables["slices.csv"] += slices(arm)
         for run in arm.runs:
@@ -105,7 +102,7 @@ def raw_rows(arms: list[Arm]) -> dict[str, list[dict]]:
             for name, rows in run["answers"].items():
                 tables["questions.csv"] += [model | {"set": name} | row for row in rows]
             for row in run["written"]:
-                tables["answers.csv"].append(model | row)
+                tables.setdefault("answers.csv", []).append(model | row)
     return tables
 
 

@@ -35,16 +35,13 @@ def results_page(
 ) -> str:
     """`about`: protocol, data, hardware and notes, from eval.py. `figures`: files that were drawn."""
     steps, rows = find_steps(arms), difference_rows(comparisons)
-    lines = [f"# {headline(arms, steps)}", "", *compared(arms, about), ""]
-    lines += [f"- {sentence}" for sentence in conclusions(models, rows)]
-    lines += ["", *overview(models), ""]
+    screen = overview(models)
     if len(models) > 1:
-        lines += ["Intervals in the table are of a model alone. Differences are paired by document or "
-                  "source, so theirs are narrower.", ""]
+        screen += ["", "Intervals in the table are of a model alone. Differences are paired by document or "
+                       "source, so theirs are narrower."]
     if "comparison.png" in figures:
-        lines += ["![The differences and the answers](comparison.png)", ""]
-    lines += [f"- {sentence}" for sentence in [
-        *forgotten(rows), *saved(models, steps), *doubts(arms, models), *warnings(arms, steps)]]
+        screen += ["", "![The differences and the answers](comparison.png)"]
+    remarks = [*forgotten(rows), *saved(models, steps), *doubts(arms, models), *warnings(arms, steps)]
     sections = {
         "The steps": steps_table(rows),
         "Protocol": protocol(models, about),
@@ -58,19 +55,24 @@ def results_page(
         "Agreement": agreement_table(agreement),
         "Side by side": side_by_side(samples),
     }
-    return "\n".join([*lines, *detailed(sections, {
-        title: figure for title, figure in FIGURES.items() if figure in figures})]) + "\n"
+    drawn = {title: figure for title, figure in FIGURES.items() if figure in figures}
+    return page(headline(arms, steps), compared(arms, about), conclusions(models, rows), screen, remarks,
+                sections, drawn)
 
 
-def detailed(sections: dict[str, list[str]], figures: dict[str, str]) -> list[str]:
-    """The lines of sections, by title, that have text or a figure."""
-    lines = []
-    for title, section in sections.items():
-        if section or title in figures:
-            lines += ["", f"## {title}", "", *section]
-        if title in figures:
-            lines += ["", f"![{title}]({figures[title]})"]
-    return lines
+def page(
+    title: str, subject: list[str], findings: list[str], screen: list[str], remarks: list[str],
+    sections: dict[str, list[str]], figures: dict[str, str],
+) -> str:
+    """A first screen, and behind it those sections, by title, that have text or a figure."""
+    lines = [f"# {title}", "", *subject, "", *(f"- {finding}" for finding in findings), "", *screen, "",
+             *(f"- {remark}" for remark in remarks)]
+    for name, section in sections.items():
+        if section or name in figures:
+            lines += ["", f"## {name}", "", *section]
+        if name in figures:
+            lines += ["", f"![{name}]({figures[name]})"]
+    return "\n".join(lines) + "\n"
 
 
 def known(value: float | None, form: str) -> str:
@@ -84,10 +86,8 @@ def steps_table(rows: list[dict]) -> list[str]:
             pair = pairs.setdefault((row["first"], row["second"]), {
                 "step": row["step"], "from": row["first"], "to": row["second"]})
             pair[row["measure"]] = of_row(row)
-    if not pairs:
-        return []
-    return [*table(sorted(pairs.values(), key=lambda pair: STEPS.index(pair["step"]))), "",
-            "The other pairs stand in differences.csv and results.json."]
+    return table(sorted(pairs.values(), key=lambda pair: STEPS.index(pair["step"])),
+                 "The other pairs stand in differences.csv and results.json.")
 
 
 def protocol(models: list[dict], about: dict) -> list[str]:
@@ -111,9 +111,9 @@ def plan_table(about: dict, rows: list[dict]) -> list[str]:
     lines = [{"least difference shown with 80 % power": f"{measure}, {seen[measure]['unit']}",
               "planned": known(least, ".2g"), "seen": known(seen[measure]["detectable"], ".2g")}
              for measure, least in planned.items() if measure in seen]
-    return [*table(lines), "", f"The plan took {plan['text']['documents']} documents, the spread of "
-            f"{plan['model']} with and without block {plan['without']}, and {plan['changed']:.0%} of changed "
-            "answers."]
+    return table(lines, f"The plan took {plan['text']['documents']} documents, the spread of {plan['model']} "
+                        f"with and without block {plan['without']}, and {plan['changed']:.0%} of changed "
+                        "answers.")
 
 
 def texts(models: list[dict]) -> list[str]:
@@ -127,8 +127,8 @@ def texts(models: list[dict]) -> list[str]:
                             "bits/byte": cell(found, "bits_per_byte")}
                 rows.append(row | {"byte perplexity": f"{found['byte_perplexity']:.3f}",
                                    "word perplexity": f"{found['word_perplexity']:.4g}"})
-    return [*table(rows), "", "test: the test split, whose perplexity stands above; general: text on many "
-            "things, which tells what was forgotten. By month, position and category: slices.csv."]
+    return table(rows, "test: the test split, whose perplexity stands above; general: text on many things, "
+                       "which tells what was forgotten. By month, position and category: slices.csv.")
 
 
 def questions_table(models: list[dict]) -> list[str]:
@@ -142,13 +142,11 @@ def questions_table(models: list[dict]) -> list[str]:
                 "bits/byte of the true answer": cell(q, "true_bits_per_byte"),
                 "log-likelihood": f"{q['mean_loglikelihood']:.2f}", "margin": f"{q['mean_margin']:+.2f}",
                 "calibration error": known(q["calibration_error"], ".3f")})
-    if not rows:
-        return []
-    return [*table(rows), "", "The share that is right, above, takes the choice of the highest "
-            "log-likelihood; accuracy_norm the highest per character, accuracy_bytes per byte. "
-            "Log-likelihood and margin of the true answer, in nats. Calibration error: how far the "
-            "probability of the choice taken is from the share that is right, expected, in ten bins; above 0 "
-            "by chance where questions are few."]
+    return table(rows, "The share that is right, above, takes the choice of the highest log-likelihood; "
+                       "accuracy_norm the highest per character, accuracy_bytes per byte. Log-likelihood and "
+                       "margin of the true answer, in nats. Calibration error: how far the probability of "
+                       "the choice taken is from the share that is right, expected, in ten bins; above 0 by "
+                       "chance where questions are few.")
 
 
 def kinds_table(models: list[dict], comparisons: list[dict]) -> list[str]:
@@ -156,11 +154,8 @@ def kinds_table(models: list[dict], comparisons: list[dict]) -> list[str]:
     rows, by_name = [], {model["name"]: model for model in models}
     steps = [c for step in (REDUCED, REMOVED) for c in comparisons if c["step"] == step]
     for comparison in steps[:1]:
-        for measure, kinds in comparison.items():
-            if not measure.endswith(" by category"):
-                continue
-            name = measure.removesuffix(" by category")
-            for kind, found in kinds.items():
+        for name in models[0]["qa"]:
+            for kind, found in comparison.get(f"{name} by category", {}).items():
                 row = {"set": name, "kind": kind, "n": found["n"]}
                 for model in comparison["models"]:
                     of_kind = by_name[model]["qa"][name]["by_category"][kind]
@@ -168,10 +163,8 @@ def kinds_table(models: list[dict], comparisons: list[dict]) -> list[str]:
                         100 * of_kind["accuracy"], [100 * end for end in of_kind["interval"]])
                 row |= {"p": known(found["p"], ".2g"), "p, Holm": known(found["p_holm"], ".2g")}
                 rows.append(row)
-    if not rows:
-        return []
-    return [*table(rows), "", "p: McNemar's, of several seeds the t interval's; Holm: adjusted for all "
-            "kinds of the set. Intervals are single ones."]
+    return table(rows, "p: McNemar's, of several seeds the t interval's; Holm: adjusted for all kinds of the "
+                       "set. Intervals are single ones.")
 
 
 def written_table(models: list[dict]) -> list[str]:
@@ -202,9 +195,9 @@ def sizes_of_models(models: list[dict]) -> list[str]:
             "on disk, MB": f"{cost['disk_mb']:,.1f} ({cost['disk_dtype']})",
             "trained for, s": known(cost["training_s"], ",.0f"),
         })
-    return [*table(rows), "", f"A token is decoded behind {models[0]['cost']['token_context']} others: "
-            "operations of all products, and bytes of the weights that it reads, in the type of the "
-            "products. On disk: the files as they are, an adapter's without its base."]
+    return table(rows, f"A token is decoded behind {models[0]['cost']['token_context']} others: operations "
+                       "of all products, and bytes of the weights that it reads, in the type of the "
+                       "products. On disk: the files as they are, an adapter's without its base.")
 
 
 def speeds(models: list[dict]) -> list[str]:
@@ -220,19 +213,18 @@ def speeds(models: list[dict]) -> list[str]:
             for key, label in (("prefill", "reading"), ("decode", "writing")):
                 row[f"{label}, to the first model"] = with_range(cost, f"{key}_ratio", ".3f")
         rows.append(row | {"note": cost["note"]})
-    return [*table(rows), "", "One sequence, each model in processes of its own, one at a time: the median "
-            "over rounds (lowest to highest). Ratios are taken within a round. Machine busy: a model's "
-            "rounds disagree by more than 20 %. Peak memory is the process's, on CUDA its tensors'."]
+    return table(rows, "One sequence, each model in processes of its own, one at a time: the median over "
+                       "rounds (lowest to highest). Ratios are taken within a round. Machine busy: a model's "
+                       "rounds disagree by more than 20 %. Peak memory is the process's, on CUDA its "
+                       "tensors'.")
 
 
 def agreement_table(pairs: list[dict]) -> list[str]:
     rows = [{"first": pair["models"][0], "second": pair["models"][1],
              "same likeliest token": cell(pair, "top1"), "KL, nats a token": cell(pair, "kl")}
             for pair in pairs]
-    if not rows:
-        return []
-    return [*table(rows), "", f"On {pairs[0]['tokens']:,} tokens, the beginnings of "
-            f"{pairs[0]['documents']} test documents. KL(first || second): 0 where both predict alike."]
+    return table(rows, pairs and f"On {pairs[0]['tokens']:,} tokens, the beginnings of "
+                 f"{pairs[0]['documents']} test documents. KL(first || second): 0 where both predict alike.")
 
 
 def on_one_line(text: str) -> str:

@@ -58,18 +58,16 @@ def headline(arms: list[Arm], steps: dict) -> str:
 
 def compared(arms: list[Arm], about: dict) -> list[str]:
     """What was compared, on what, by which code, on which machine."""
-    rows = []
+    trainings, rows = defaultdict(list), []
     for arm in arms:
-        if not arm.tuned and not arm.removed:
-            first = arm.first
+        first = arm.first
+        if arm.tuned:
+            trainings[trained(arm)].append(arm.name)
+        elif not arm.removed:
             rows.append((arm.name, f"{first['label']}, {first['blocks']} blocks, weights "
                          f"{next(iter(first['sha256'].values()), '')[:8]}"))
     chosen = {(arm.removed, how) for arm in arms for how in chosen_by(arm.first["history"])}
     rows += [(f"block {blocks}", f"chosen {how}") for blocks, how in sorted(chosen)]
-    trainings = defaultdict(list)
-    for arm in arms:
-        if arm.tuned:
-            trainings[trained(arm)].append(arm.name)
     rows += [(" and ".join(names), training) for training, names in trainings.items()]
     rows += [("data", about["data"]), ("machine", about["machine"])]
     return table([{"compared": what, "": text} for what, text in rows])
@@ -95,19 +93,17 @@ def trained(arm: Arm) -> str:
 
 def conclusions(models: list[dict], rows: list[dict]) -> list[str]:
     """What the block cost before healing and after, what fine-tuning did; and all this on questions."""
-    sentences = []
     text = [row for row in rows if row["measure"].startswith("test")]
-    shown_steps = {REMOVED: "Before healing", TUNED: "Fine-tuning", REDUCED: "After healing",
-                   ALTOGETHER: "Against the untouched base"}
-    told = [row for row in text if row["step"] in shown_steps] or [row for row in text if row["step"]]
+    times = {REMOVED: "**Before healing:** ", TUNED: "**Fine-tuning:** ", REDUCED: "**After healing:** ",
+             ALTOGETHER: "**Against the untouched base:** "}
+    told = [row for row in text if row["step"] in times] or [row for row in text if row["step"]]
     told = told or [row for row in text if row["first"] == models[0]["name"]]
-    for row in told:
-        when = shown_steps.get(row["step"])
-        sentences.append(f"{f'**{when}:** ' if when else ''}{text_sentence(row)}")
+    sentences = [times.get(row["step"], "") + text_sentence(row) for row in told]
+    pairs = [(row["first"], row["second"]) for row in told]
     for name in models[0]["qa"]:
         answers = [row for row in rows if row["measure"] == f"{name} accuracy"
                    and (row["shown"] or row["step"] in (REDUCED, ""))
-                   and (row["first"], row["second"]) in {(t["first"], t["second"]) for t in told}]
+                   and (row["first"], row["second"]) in pairs]
         sentences.append(f"**Questions, {name}:** " + answers_sentence(name, models, answers))
     return sentences
 
@@ -121,9 +117,10 @@ def text_sentence(row: dict) -> str:
         return f"{second} against {first}: a loss is not finite."
     if row["identical"]:
         return f"{second} predicts exactly as {first} does."
+    if math.isnan(row["detectable"]):
+        return f"too few documents to tell {first} from {second} in {measure} ({of_row(row)}){runs}."
     if not row["shown"]:
-        least = row["detectable"]
-        could = "" if math.isnan(least) else f"; {least:.2g} % would be shown in 8 of 10 such tests"
+        could = f"; {row['detectable']:.2g} % would be shown in 8 of 10 such tests"
         return f"no difference shown from {first} to {second} in {measure}: {of_row(row)}{could}{runs}."
     above, row = ("above", row) if row["difference"] > 0 else ("below", mirrored(row))
     return f"the {measure} of {second} is {of_row(row, '')} {above} that of {first}{runs}."
@@ -135,13 +132,13 @@ def answers_sentence(name: str, models: list[dict], rows: list[dict]) -> str:
         return f"too few to show anything ({counted(qa[0]['sources'], 'source')})."
     if all(q["accuracy_interval"][0] <= q["chance"] <= q["accuracy_interval"][1] for q in qa):
         return f"no model is shown to be off chance ({100 * qa[0]['chance']:.0f} %)."
+    if len(qa) == 1:
+        return f"{100 * qa[0]['accuracy']:.0f} % are right."
     sentences = []
     for row in rows:
         remark = "" if row["shown"] or row["identical"] else (
             f", no difference shown ({row['detectable']:.2g} points would be, in 8 of 10 such tests)")
         sentences.append(f"{row['second']} against {row['first']} {of_row(row)}{remark}")
-    if len(qa) == 1:
-        return f"{100 * qa[0]['accuracy']:.0f} % are right."
     return ("; ".join(sentences) or "no difference shown") + "."
 
 
@@ -172,11 +169,10 @@ def saved(models: list[dict], steps: dict) -> list[str]:
     if not pairs:
         return []
     full, reduced = (by_name[arm.name] for arm in pairs[0])
-    costs = [{"params": model["params"]} | model["cost"] for model in (full, reduced)]
-    shares = [f"{100 * (1 - costs[1][key] / costs[0][key]):.1f} % of the {label}"
-              for label, key in SAVED.items()]
-    if "decode_tokens_per_s" in costs[0]:
-        ratio = costs[1]["decode_tokens_per_s"] / costs[0]["decode_tokens_per_s"]
+    before, after = (model["cost"] | {"params": model["params"]} for model in (full, reduced))
+    shares = [f"{100 * (1 - after[key] / before[key]):.1f} % of the {label}" for label, key in SAVED.items()]
+    if "decode_tokens_per_s" in before:
+        ratio = after["decode_tokens_per_s"] / before["decode_tokens_per_s"]
         shares.append(f"and it writes {100 * (ratio - 1):+.1f} % tokens a second")
     return [f"{reduced['name'].capitalize()} saves {', '.join(shares)} of {full['name']}."]
 

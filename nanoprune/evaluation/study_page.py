@@ -1,6 +1,5 @@
 """The page of a study, its tables as files, and its figures."""
 
-from __future__ import annotations
 
 from dataclasses import asdict
 
@@ -8,7 +7,7 @@ from nanoprune.evaluation.arms import find_steps, warnings
 from nanoprune.evaluation.block_scores import BlockScores, estimates
 from nanoprune.evaluation.comparison import compare_all, difference_rows, summarize
 from nanoprune.evaluation.exchange_rate import equal_time, tokens_to_reach
-from nanoprune.evaluation.results_page import detailed, protocol, speeds
+from nanoprune.evaluation.results_page import page, protocol, speeds
 from nanoprune.evaluation.results_summary import compared, conclusions, doubts, forgotten
 from nanoprune.evaluation.study_tables import (
     StudyResults,
@@ -42,9 +41,9 @@ def write_study(results: StudyResults) -> None:
         "correlations_before_healing": results.scores.correlations}))
     draw_study(folder, folder / "study.png")
     draw_exchange(folder, folder / "exchange.png")
-    page = study_page(results, tables, predictions, rate)
-    write_text(folder / "study.md", page)
-    print(page)
+    text = study_page(results, tables, predictions, rate)
+    write_text(folder / "study.md", text)
+    print(text)
     print(f"wrote {folder}: study.md, study.json, tables and figures")
 
 
@@ -55,14 +54,8 @@ def study_page(
     arms = [results.base("none"), results.base(results.best), *healed]
     models, steps = list(map(summarize, healed)), find_steps(arms)
     rows, options = difference_rows(compare_all(arms)), tables["exchange"]
-    lines = [f"# {results.study.name}: what each block is worth", "",
-             *compared(arms, results.about), ""]
-    lines += [f"- {sentence}" for sentence in [
-        *conclusions(models, rows), *least_and_most(results, tables["study"])]]
-    lines += ["", *overview(options, list(results.items["questions"])), "",
-              "![Each block, before healing and after](study.png)", ""]
-    lines += [f"- {sentence}" for sentence in [
-        *forgotten(rows), *doubts(healed, models), *warnings(arms, steps)]]
+    screen = [*overview(options, list(results.items["questions"])), "",
+              "![Each block, before healing and after](study.png)"]
     timed = [{"name": option["what"], "cost": option} for option in options if "note" in option]
     sections = {
         "Protocol": protocol(models, results.about),
@@ -76,8 +69,11 @@ def study_page(
             tables["study"], ("block", *(f"accuracy_{name}" for name in results.items["questions"])))],
         "Speed": speeds(timed) if timed else [],
     }
-    figures = {"More tokens, or as much time": "exchange.png"}
-    return "\n".join([*lines, *detailed(sections, figures)]) + "\n"
+    return page(
+        f"{results.study.name}: what each block is worth", compared(arms, results.about),
+        conclusions(models, rows) + least_and_most(results, tables["study"]), screen,
+        [*forgotten(rows), *doubts(healed, models), *warnings(arms, steps)], sections,
+        {"More tokens, or as much time": "exchange.png"})
 
 
 def least_and_most(results: StudyResults, rows: list[dict]) -> list[str]:
@@ -92,17 +88,18 @@ def least_and_most(results: StudyResults, rows: list[dict]) -> list[str]:
 
 
 def overview(options: list[dict], sets: list[str]) -> list[str]:
-    return [*interval_table(options, (
-        "what", "bits_per_byte", "lost", *(f"lost_{name}" for name in sets), "parameters", "bytes",
-        "training_seconds", "decode_tokens_per_s")), "",
-        "Lost: to the first model, in nats a token of the test split and in shares of right answers; paired."]
+    columns = ("what", "bits_per_byte", "lost", *(f"lost_{name}" for name in sets), "parameters", "bytes",
+               "training_seconds", "decode_tokens_per_s")
+    return interval_table(options, columns, "Lost: to the first model, in nats a token of the test split and "
+                                            "in shares of right answers; paired.")
 
 
 def block_table(rows: list[dict]) -> list[str]:
-    return [*interval_table(rows, ("block", "lost_before", "after", "lost_after", "rank_before", "rank_after",
-                                   "lost_general", "runs", "diverged")), "",
-            "Nats a token. Lost before: to the base, test split; after: to the full model, fine-tuned alike; "
-            "general: the same on general text. Rank 1 loses least."]
+    columns = ("block", "lost_before", "after", "lost_after", "rank_before", "rank_after", "lost_general",
+               "runs", "diverged")
+    return interval_table(rows, columns, "Nats a token. Lost before: to the base, test split; after: to the "
+                          "full model, fine-tuned alike; general: the same on general text. Rank 1 loses "
+                          "least.")
 
 
 def predictions_table(predictions: list[dict]) -> list[str]:
@@ -117,8 +114,8 @@ def scores_table(scores: BlockScores) -> list[str]:
     return [f"Loss without each block on the validation split, {base['tokens']:,} tokens of "
             f"{base['documents']} documents, less that of the base ({cell(base, 'nll')}); and what cheaper "
             "scores say of it.", "",
-            *interval_table(scores.rows[1:], ("block", "difference", "rank", *estimates())), "",
-            f"Rank correlation with this loss, over blocks: {correlations}."]
+            *interval_table(scores.rows[1:], ("block", "difference", "rank", *estimates()),
+                            f"Rank correlation with this loss, over blocks: {correlations}.")]
 
 
 def rate_tables(rate: dict) -> list[str]:

@@ -1,9 +1,7 @@
 """The results of a study as models, like those of eval.py, and the tables that follow from them."""
 
-from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +13,7 @@ from nanoprune.evaluation.comparison import loss_gains, pair, sources
 from nanoprune.evaluation.measured import RunResult, final_validation
 from nanoprune.evaluation.multiple_choice import answer_row
 from nanoprune.evaluation.removal_losses import Removal, is_block
-from nanoprune.statistics import Interval, Ratio, mean, share_interval, spearman, spearman_interval
+from nanoprune.statistics import Ratio, columns, mean, share_interval, spearman, spearman_interval
 
 FORMS = {"nf4": "NF4", "int8": "int8"}  # of the full model with its matrices rounded
 TEXTS = {"after": "test", "general": "general"}  # columns of study.csv, and the texts they are of
@@ -61,7 +59,7 @@ class StudyResults:
 
     def model(self, name: str, arm: str, runs: list[RunResult], form: str = "trained") -> Arm:
         """Runs as eval.py has its results, a model of several seeds; those that diverged are left out."""
-        training, lr = self.study.training.to_dict(), self.lr["none" if arm == "none" else self.best]
+        training, lr = self.study.training.to_dict(), self.lr.get(arm, self.lr[self.best])
         results = []
         for seed, run in zip(self.study.seeds, runs, strict=False):
             if not run.diverged:
@@ -89,14 +87,6 @@ class StudyResults:
             "params": 0, "tokenizer": "", "cost": {}}
 
 
-def columns(name: str, value: float, interval: Interval) -> dict:
-    return {name: value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
-def of_ratio(name: str, ratio: Ratio, groups: Sequence | None = None) -> dict:
-    return columns(name, ratio.value, ratio.interval(groups))
-
-
 def study_rows(results: StudyResults) -> list[dict]:
     """A row for each entry of `runs`: intervals over documents, of the mean over seeds; and ranks."""
     full, base, rows = results.tuned("none"), results.base("none"), []
@@ -104,12 +94,12 @@ def study_rows(results: StudyResults) -> list[dict]:
         tuned, row = results.tuned(name), {"block": name}
         if name in ("none", *results.arms):
             reduced = results.base(name)
-            row |= of_ratio("before", nats(reduced.rows("test")))
-            row |= of_ratio("lost_before", loss_gains(base, reduced, "test"))
+            row |= nats(reduced.rows("test")).columns("before")
+            row |= loss_gains(base, reduced, "test").columns("lost_before")
         if tuned.runs:
             for measure, text in TEXTS.items():
-                row |= of_ratio(measure, nats(tuned.rows(text)))
-                row |= of_ratio(f"lost_{measure}", loss_gains(*pair(full, tuned), text))
+                row |= nats(tuned.rows(text)).columns(measure)
+                row |= loss_gains(*pair(full, tuned), text).columns(f"lost_{measure}")
             for questions, answers in tuned.first["answers"].items():
                 right = values(tuned.rows("", questions), "correct")
                 row |= columns(f"accuracy_{questions}", right.mean(), share_interval(right, sources(answers)))
@@ -139,12 +129,12 @@ def exchange_rows(results: StudyResults, rows: list[dict]) -> list[dict]:
         before, after = pair(full, arm)
         lost = loss_gains(before, after, "test")
         option = {"what": arm.name, "parameters": run.parameters, "bytes": run.measures[form]["bytes"]}
-        option |= of_ratio("bits_per_byte", bits(arm.rows("test"))) | of_ratio("lost", lost)
-        option |= of_ratio("lost_bits_per_byte", Ratio(
-            lost.numerators / math.log(2), values(after.rows("test"), "bytes")[0]))
+        lost_bits = Ratio(lost.numerators / math.log(2), values(after.rows("test"), "bytes")[0])
+        option |= bits(arm.rows("test")).columns("bits_per_byte") | lost.columns("lost")
+        option |= lost_bits.columns("lost_bits_per_byte")
         for name, answers in arm.first["answers"].items():
             right = (values(model.rows("", name), "correct") for model in (before, after))
-            option |= of_ratio(f"lost_{name}", mean(np.subtract(*right)), sources(answers))
+            option |= mean(np.subtract(*right)).columns(f"lost_{name}", sources(answers))
         option["training_seconds"] = seconds[row]
         table.append(option | (results.speed.get(row, {}) if form == "trained" else {}))
     return table
@@ -160,7 +150,7 @@ def learning_rate_rows(results: StudyResults) -> list[dict]:
             row[f"{name}_validation"] = final_validation(run)
             arms.append(results.model(name, arm, [run]))
         if all(arm.runs for arm in arms):
-            row |= of_ratio("lost", loss_gains(*arms, "test"))
+            row |= loss_gains(*arms, "test").columns("lost")
         rows.append(row)
     return rows
 

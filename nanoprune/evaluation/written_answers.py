@@ -12,7 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from nanoprune.data.dataset import SPLITS, Dataset
-from nanoprune.distributed import ALONE, Ranks
+from nanoprune.distributed import Ranks
 from nanoprune.io.jsonl import read_jsonl
 from nanoprune.nn.sampling import generate
 
@@ -47,10 +47,10 @@ def token_f1(answer: str, reference: str) -> float:
     return 2 * common / (len(a) + len(b))
 
 
-def repetition(text: str, n: int = 4) -> float:
-    """Share of the text's n-grams of words that stood in it before; 0 where it is shorter."""
+def repetition(text: str) -> float:
+    """Share of the text's sequences of four words that stood in it before; 0 where it is shorter."""
     words = re.findall(r"\w+", text.lower())
-    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
@@ -105,7 +105,7 @@ def corpus_bleu(answers: list[str], references: list[str]) -> float:
 # ---------------------------------------------------------------- all answers
 def write_answers(
     model: Decoder, tokenizer: Tokenizer, instructions: list[dict], known: set[str], max_new_tokens: int,
-    ranks: Ranks = ALONE, label: str = "answers", stop: set[int] = frozenset(),
+    stop: set[int], ranks: Ranks, label: str,
 ) -> list[dict]:
     """A row per instruction {prompt, tokens, reference, task, ...}: the greedy answer and its measures.
 

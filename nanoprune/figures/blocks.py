@@ -27,7 +27,12 @@ def draw_blocks(path: Path, out: Path) -> Path:
     panels = panels[:, 0]
     _draw_losses(panels[0], rows, blocks)
     for axes, estimate in zip(panels[1:], estimates, strict=True):
-        _draw_estimate(axes, whole, estimate)
+        values, name = numbers(whole, estimate), NAMES.get(estimate, estimate)
+        axes.plot(values, "o", markersize=5)
+        correlation = spearman(numbers(whole, "nll"), values)
+        axes.set_title(f"{name}: rank correlation with the loss {correlation:+.2f}", fontsize=9, loc="left")
+        axes.ticklabel_format(axis="y", scilimits=(-2, 4))
+        axes.margins(y=0.2)
     panels[-1].set_xlabel("block removed")
     panels[-1].set_xticks(range(len(blocks)), blocks)
     return save(figure, out)
@@ -48,12 +53,3 @@ def _draw_losses(axes, rows: list[dict], blocks: list[str]) -> None:
     axes.legend(**BESIDE)
     axes.set_title("The loss without each block (95 % intervals)")
 
-
-def _draw_estimate(axes, rows: list[dict], estimate: str) -> None:
-    values = numbers(rows, estimate)
-    axes.plot(values, "o", markersize=5)
-    correlation = spearman(numbers(rows, "nll"), values)
-    name = NAMES.get(estimate, estimate)
-    axes.set_title(f"{name}: rank correlation with the loss {correlation:+.2f}", fontsize=9, loc="left")
-    axes.ticklabel_format(axis="y", scilimits=(-2, 4))
-    axes.margins(y=0.2)

@@ -1,5 +1,6 @@
 """A study: each block before and after healing, and what one block buys."""
 
+from collections import defaultdict
 from pathlib import Path
 from textwrap import fill
 
@@ -49,14 +50,16 @@ def draw_exchange(folder: Path, out: Path) -> Path:
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, max(4.5, 1 + 0.4 * len(names))))
     for place, (option, style) in enumerate(zip(options, looks(names).values(), strict=True)):
         draw_intervals(right, [place], [option], LOST, horizontal=True, **style)
-        rows = [row for row in curves if row["block"] == option["what"]]
-        tokens = sorted({int(row["tokens"]) for row in rows})
-        by_mark = [numbers([row for row in rows if int(row["tokens"]) == mark], "nll") for mark in tokens]
-        if rows:
-            left.plot(tokens, [values.mean() for values in by_mark], markersize=4, **style)
-            left.fill_between(tokens, [values.min() for values in by_mark],
-                              [values.max() for values in by_mark], color=style["color"], alpha=0.15,
-                              linewidth=0)
+        marks = defaultdict(list)
+        for row in curves:
+            if row["block"] == option["what"]:
+                marks[int(row["tokens"])].append(row)
+        tokens = sorted(marks)
+        by_seed = [numbers(marks[mark], "nll") for mark in tokens]
+        if tokens:
+            left.plot(tokens, [nll.mean() for nll in by_seed], markersize=4, **style)
+            left.fill_between(tokens, list(map(min, by_seed)), list(map(max, by_seed)),
+                              color=style["color"], alpha=0.15, linewidth=0)
     left.set(title="Healing (mean of seeds, band: lowest and highest)", xlabel="tokens of fine-tuning")
     scale_levels(left, "validation loss, nats per token")
     left.xaxis.set_major_formatter(EngFormatter(sep=""))

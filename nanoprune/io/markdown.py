@@ -13,14 +13,20 @@ from nanoprune.io.files import all_keys
 from nanoprune.statistics import digits
 
 
-def table(rows: list[dict]) -> list[str]:
-    """The lines of a table whose columns are the keys of any row; none if there are no rows."""
+def table(rows: list[dict], note: str = "") -> list[str]:
+    """The lines of a table whose columns are the keys of any row, and of a note below it.
+
+    There are none if there are no rows.
+    """
+    if not rows:
+        return []
     head = all_keys(rows)
-    lines = [head, ["---"] * len(head), *([row.get(key, "") for key in head] for row in rows)] if rows else []
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+    cells = [head, ["---"] * len(head), *([row.get(key, "") for key in head] for row in rows)]
+    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in cells]
+    return lines + ["", note] if note else lines
 
 
-def interval_table(rows: list[dict], columns: Sequence[str] = ()) -> list[str]:
+def interval_table(rows: list[dict], columns: Sequence[str] = (), note: str = "") -> list[str]:
     """The lines of a table of some columns (none named: all) whose intervals stand beside their values.
 
     The ends of a value's interval are the columns that end in _low and _high. A column that begins with
@@ -29,8 +35,7 @@ def interval_table(rows: list[dict], columns: Sequence[str] = ()) -> list[str]:
     ends = {f"{column}{end}" for row in rows for column in row for end in ("_low", "_high")}
     known = all_keys(rows)
     named = [column for column in columns or known if column in known and column not in ends]
-    shown = [{column.replace("_", " "): cell(row, column) for column in named} for row in rows]
-    return table(shown)
+    return table([{column.replace("_", " "): cell(row, column) for column in named} for row in rows], note)
 
 
 def with_interval(value: float, interval: Sequence[float], sign: str = "") -> str:
