@@ -35,6 +35,7 @@ from nanoprune.io.hub import locate
 from nanoprune.io.jsonl import write_jsonl
 from nanoprune.nn.attention import KeyValueCache
 from nanoprune.nn.model_config import ModelConfig
+from nanoprune.nn.packed import pack
 from nanoprune.nn.peft import config_folder
 from nanoprune.nn.sampling import Sampling, stream
 
@@ -83,7 +84,9 @@ class Checkpoint:
 
     @cached_property
     def model(self) -> Decoder:
-        return Decoder.from_pretrained(self.folder, device=self.device, dtype=self.dtype).eval()
+        model = Decoder.from_pretrained(self.folder, device=self.device, dtype=self.dtype).eval()
+        pack(model)
+        return model
 
     @cached_property
     def cache(self) -> KeyValueCache:

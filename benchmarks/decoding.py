@@ -36,10 +36,13 @@ def encode(folder: Path, batch: int) -> list[list[int]]:
 def write_ours(folder: Path, prompts: list[list[int]], count: int, dtype: torch.dtype, plain: bool) -> dict:
     from model import Decoder
     from nanoprune.nn import sampling
+    from nanoprune.nn.packed import pack
 
     if plain:
         sampling.packed = lambda model: nullcontext()
     model = Decoder.from_pretrained(folder, dtype=dtype).eval()
+    if not plain:
+        pack(model)  # as sample.py does, once
     return timed(lambda count: sampling.generate(model, prompts, count), count)
 
 

@@ -1,5 +1,7 @@
 """nanoprune/nn/packed.py: packed matrices give the plain form's numbers, and leave the model as it was."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from model import Decoder
 from nanoprune.device import fast_bfloat16
 from nanoprune.nn import sampling
 from nanoprune.nn.model_config import ModelConfig
-from nanoprune.nn.packed import PackedLinear, packed
+from nanoprune.nn.packed import PackedLinear, pack, packed
 from nanoprune.nn.sampling import generate
 
 
@@ -75,6 +77,15 @@ def test_nothing_is_packed_in_fp32_nor_in_layers_of_other_kinds():
     with packed(model):
         assert type(model.model.layers[0].mlp.up_proj) is Scaled
         assert type(model.model.layers[0].mlp.down_proj) is PackedLinear
+
+
+def test_a_packed_model_keeps_no_matrix_but_the_embedding():
+    model = random_model()
+    matrices = [weakref.ref(parameter) for name, parameter in model.named_parameters() if "proj" in name]
+    expected = generate(model, [[5, 6, 7]], 8)
+    pack(model)
+    assert not any(matrix() for matrix in matrices) and generate(model, [[5, 6, 7]], 8) == expected
+    assert type(model.lm_head) is PackedLinear
 
 
 def test_a_model_is_whole_again_after_an_error():

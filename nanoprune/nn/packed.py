@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -36,25 +36,24 @@ def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), weight, bias, "none", [], "")
 
 
-@contextmanager
-def packed(model: Decoder) -> Iterator[None]:
-    """Within it the model computes without gradients from packed copies of its matrices, if its products are
-    in bf16 on a CPU with units for it. Layers of other kinds (adapters, four bits) stay as they are.
+def pack(model: Decoder) -> Callable[[], None]:
+    """Lay out a model's matrices for text, if its products are in bf16 on a CPU with units for it; it has no
+    gradients then and cannot be saved. Layers of other kinds (adapters, four bits) stay as they are.
+
+    Returns the function that puts the matrices back; without it their memory is free.
     """
-    norm, config = model.model.norm.weight, model.config
-    if matmul_dtype(norm) != torch.bfloat16 or not fast_bfloat16(norm.device):
-        yield
-        return
-    layers = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()
-              if type(child) is nn.Linear and parent is not model]
-    head = getattr(model, "lm_head", None)
+    norm, config, head = model.model.norm.weight, model.config, getattr(model, "lm_head", None)
+    if (isinstance(head, PackedLinear) or matmul_dtype(norm) != torch.bfloat16
+            or not fast_bfloat16(norm.device)):
+        return lambda: None
+    layers = [(parent, name, child) for parent in model.model.modules()
+              for name, child in parent.named_children() if type(child) is nn.Linear]
     model.lm_head = PackedLinear(model.head_weight)
     model.config = replace(config, tie_word_embeddings=False)  # the embedding is looked up in rows, as ever
-    try:
-        for parent, name, child in layers:
-            setattr(parent, name, PackedLinear(child.weight, child.bias))
-        yield
-    finally:
+    for parent, name, child in layers:
+        setattr(parent, name, PackedLinear(child.weight, child.bias))
+
+    def put_back() -> None:
         for parent, name, child in layers:
             setattr(parent, name, child)
         model.config = config
@@ -62,3 +61,15 @@ def packed(model: Decoder) -> Iterator[None]:
             del model.lm_head
         else:
             model.lm_head = head
+
+    return put_back
+
+
+@contextmanager
+def packed(model: Decoder) -> Iterator[None]:
+    """Within it, and not behind it, the model's matrices are packed."""
+    put_back = pack(model)
+    try:
+        yield
+    finally:
+        put_back()
