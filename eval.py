@@ -338,12 +338,16 @@ def main() -> None:
     prompts = prompts_to_continue(options.prompts, dataset.documents("test"))
     written = any(candidate.items.instructions for candidate in candidates)
     corpus = corpus_numbers(dataset) if written else set()  # a large corpus takes a while
-    results = []
+    results, failure = [], None
     for candidate in candidates:
-        with autocast():  # around all measurements: it casts the weights once
-            results.append(evaluate(candidate, options, corpus, prompts, cache, ranks))
+        try:
+            with autocast():  # around all measurements: it casts the weights once
+                results.append(evaluate(candidate, options, corpus, prompts, cache, ranks))
+        except ValueError as error:  # the results of the models before are written all the same
+            failure = ValueError(f"{candidate.name}: {error}")
+            break
     # ---- how sure are we?
-    if ranks.rank == 0:
+    if results and ranks.rank == 0:
         arms, agreement = make_arms(results), []
         for tokenizer in dict.fromkeys(result["tokenizer"] for result in results):
             agreement += compare_predictions(
@@ -360,6 +364,8 @@ def main() -> None:
         write_results(out, arms, agreement, about, prompts)
         print((out / "results.md").read_text(encoding="utf-8"))
         print(f"wrote {out}: results.md, results.html to send on, results.json, tables and figures")
+    if failure:
+        raise failure
 
 
 if __name__ == "__main__":

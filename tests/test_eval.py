@@ -238,12 +238,17 @@ def test_a_broken_model_answers_nothing_and_costs_the_others_nothing(world, tmp_
     assert broken["qa"]["places"]["accuracy"] == broken["qa"]["places"]["accuracy_norm"] == 0
 
 
-def test_a_damaged_model_is_named(world, tmp_path, evaluate):
+def test_what_was_measured_before_a_damaged_model_is_written(world, tmp_path, evaluate):
     broken = shutil.copytree(world.model, tmp_path / "broken")
     with open(broken / "model.safetensors", "rb+") as file:
         file.truncate(5000)
-    code, _, err = evaluate(broken, "--data", world.data, "--out", tmp_path / "out")
-    assert code == 2 and f"{broken}" in err and "truncated" in err
+    arguments = ["--data", world.data, "--out", tmp_path / "out"]
+    code, _, err = evaluate(world.model, broken, *arguments)
+    assert code == 2 and f"{broken}: " in err and "truncated" in err
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [m["name"] for m in results["models"]] == ["base"]
+    code, _, err = evaluate(broken, "--data", world.data, "--out", tmp_path / "none")
+    assert code == 2 and "truncated" in err
 
 
 def test_answers_to_held_out_instructions(world, tmp_path, evaluate):
