@@ -6,6 +6,7 @@ files break nothing.
 """
 
 import ast
+import csv
 import json
 import re
 import shlex
@@ -93,6 +94,23 @@ def test_links_and_paths_lead_somewhere(page):
         assert not anchor or anchor in slugs, f"{page.name} links to {link}, a heading that is not there"
     for path in re.findall(PATHS, text):
         assert (ROOT / path).is_dir() or any(str(file).endswith(f"/{path}") for file in FILES), path
+
+
+def test_numbers_of_the_four_models_are_the_studys():
+    study = ROOT / "docs" / "studies" / "smollm2" / "four_models"
+    results, page = (study / "results.md").read_text(), PAGES[ROOT / "docs" / "which_block.md"]
+    with open(study / "models.csv", newline="") as file:
+        for cells, row in zip(table("Four models"), csv.DictReader(file), strict=True):
+            assert cells[:3] == [row["model"], row["blocks"], f"{int(row['params']):,}"]
+            right = cells[5].replace(" %", "")
+            line = rf"^\| {row['model']} \| {re.escape(cells[3])} \|.* \| {re.escape(right)} \|"
+            assert re.search(line, results, re.M)
+            assert re.search(rf"\| general \| {row['model']} \|.* {re.escape(cells[4])} \|", results)
+    steps = re.findall(r"^\| (\w.*?) \| ([-+].*) \| (.*) \| (.*) \|$", page.split("### Four models")[1], re.M)
+    assert len(steps) == 4
+    for name, test, general, closed in steps:
+        of_step = re.search(rf"^\| {name.replace('block 14', 'the block')} \|.*$", results, re.M)[0]
+        assert all(f"| {cell} |" in of_step for cell in (test, general, closed.replace(" [", " points [")))
 
 
 def test_the_table_of_changes_points_at_code():

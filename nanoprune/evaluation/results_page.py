@@ -108,9 +108,10 @@ def plan_table(about: dict, rows: list[dict]) -> list[str]:
         return [f"plan.json is of another protocol ({plan['protocol']}): run `eval.py --plan` again."]
     planned = {"test perplexity": plan["text"]["detectable_perplexity_percent"]} | {
         f"{name} accuracy": questions["detectable_points"] for name, questions in plan["questions"].items()}
-    lines = [{"least difference shown with 80 % power": f"{measure}, {seen[measure]['unit']}",
-              "planned": known(least, ".2g"), "seen": known(seen[measure]["detectable"], ".2g")}
-             for measure, least in planned.items() if measure in seen]
+    lines = [{"least difference shown with 80 % power": f"{measure}, {row['unit']}",
+              "planned": known(planned[measure], ".2g"),
+              "seen": "identical" if row["identical"] else known(row["detectable"], ".2g")}
+             for measure, row in seen.items() if measure in planned]
     return table(lines, f"The plan took {plan['text']['documents']} documents, the spread of {plan['model']} "
                         f"with and without block {plan['without']}, and {plan['changed']:.0%} of changed "
                         "answers.")
