@@ -108,7 +108,6 @@ class Options:
             raise ValueError(f"--stride {self.stride} is for --protocol documents, and at most --context "
                              f"({self.context})")
 
-
     def check_dataset(self, dataset: Dataset) -> None:
         if not len(dataset.split("test")):
             raise ValueError(f"{self.data} has an empty test split; prepare it from more articles")

@@ -96,7 +96,7 @@ def test_links_and_paths_lead_somewhere(page):
         assert (ROOT / path).is_dir() or any(str(file).endswith(f"/{path}") for file in FILES), path
 
 
-def test_numbers_of_the_four_models_are_the_studys():
+def test_the_tables_of_the_four_models_are_the_results():
     study = ROOT / "docs" / "studies" / "smollm2" / "four_models"
     results, page = (study / "results.md").read_text(), PAGES[ROOT / "docs" / "which_block.md"]
     with open(study / "models.csv", newline="") as file:

@@ -200,7 +200,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, fused: bool = True) -> Non
     if fused and a.dtype == total.dtype:
         total.addmm_(a, b)
     elif a.dtype != torch.float16:
-        size = 2 * SLICE if a.device.type == "cpu" else len(a)  # for the heap, which widens them
+        size = 2 * SLICE if a.device.type == "cpu" else len(a)  # a CPU widens a product before it adds it
         for rows, part in zip(total.split(size), a.split(size), strict=True):
             rows += part @ b
     elif a.is_cuda:
