@@ -74,13 +74,15 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
     def forward(
         self, x: Tensor, rope: tuple, visible: Visible, extend: Callable | None = None
     ) -> Tensor:
         """x (B, T, D) to the same shape; `extend` puts keys and values into a cache and gives all in it."""
         B, T, _ = x.shape
-        projections = self.q_proj, self.k_proj, self.v_proj
-        q, k, v = (project(x).view(B, T, -1, self.head_dim) for project in projections)
+        q, k, v = (part.view(B, T, -1, self.head_dim) for part in self.project(x))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # (B, heads, T, F)
@@ -99,8 +101,11 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.gate_proj(x), self.up_proj(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(silu_mul(*self.project(x)))
 
 
 class Block(nn.Module):

@@ -73,10 +73,13 @@ def test_nothing_is_packed_in_fp32_nor_in_layers_of_other_kinds():
         """A layer with an effect of its own."""
 
     model = random_model()
-    model.model.layers[0].mlp.up_proj = Scaled(8, 8)
+    first, second = (block.mlp for block in model.model.layers[:2])
+    first.up_proj = Scaled(8, 8)
     with packed(model):
-        assert type(model.model.layers[0].mlp.up_proj) is Scaled
-        assert type(model.model.layers[0].mlp.down_proj) is PackedLinear
+        assert type(first.up_proj) is Scaled
+        assert type(first.gate_proj) is type(first.down_proj) is PackedLinear
+        assert second.gate_proj is second.up_proj is None
+    assert "project" not in vars(second)
 
 
 def test_a_packed_model_keeps_no_matrix_but_the_embedding():

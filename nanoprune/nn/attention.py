@@ -113,6 +113,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
     if causal and q.dtype == torch.bfloat16 and fast_bfloat16(q.device):
         return apply(BlockedAttention, q, k, v)
     grouped = q.shape[1] != k.shape[1]
+    if grouped and q.shape[2] == 1:  # the heads that share keys, as queries of one head: keys are read once
+        rows = q.view(len(q), k.shape[1], -1, q.shape[3])
+        return F.scaled_dot_product_attention(rows, k, v, visible.mask).view_as(q)
     if grouped and q.is_cuda and (visible.mask is not None or not has_flash(q)):
         # Without flash attention, all kernels but the one that holds every score need as many key heads as
         # query heads.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,10 @@ from nanoprune.device import fast_bfloat16, matmul_dtype
 
 if TYPE_CHECKING:
     from model import Decoder
+
+
+# The layers that `project` of attention and MLP calls on one input
+PROJECT = {"self_attn": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
 
 
 class PackedLinear(nn.Module):
@@ -31,6 +36,14 @@ class PackedLinear(nn.Module):
         return packed_product(x, self.weight, self.bias)
 
 
+def side_by_side(layers: list[nn.Linear]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Layers of one input as one product: a function of x that gives the output of each."""
+    weight, bias = (None if parts[0] is None else torch.cat(parts)
+                    for parts in zip(*((layer.weight, layer.bias) for layer in layers), strict=True))
+    packed_layer, sizes = PackedLinear(weight, bias), [layer.out_features for layer in layers]
+    return lambda x: packed_layer(x).split(sizes, dim=-1)
+
+
 def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., D) times a packed weight (V, D), plus bias (V,), in bf16."""
     return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), weight, bias, "none", [], "")
@@ -46,16 +59,25 @@ def pack(model: Decoder) -> Callable[[], None]:
     if (isinstance(head, PackedLinear) or matmul_dtype(norm) != torch.bfloat16
             or not fast_bfloat16(norm.device)):
         return lambda: None
-    layers = [(parent, name, child) for parent in model.model.modules()
-              for name, child in parent.named_children() if type(child) is nn.Linear]
     model.lm_head = PackedLinear(model.head_weight)
     model.config = replace(config, tie_word_embeddings=False)  # the embedding is looked up in rows, as ever
-    for parent, name, child in layers:
-        setattr(parent, name, PackedLinear(child.weight, child.bias))
+    layers = []
+    for block, (half, names) in product(model.model.layers, PROJECT.items()):
+        if (parent := getattr(block, half)) is None:
+            continue
+        plain = {name: layer for name, layer in parent.named_children() if type(layer) is nn.Linear}
+        layers += [(parent, name, layer) for name, layer in plain.items()]
+        if plain.keys() >= set(names):
+            parent.project = side_by_side([plain.pop(name) for name in names])
+            for name in names:
+                setattr(parent, name, None)
+        for name, layer in plain.items():
+            setattr(parent, name, PackedLinear(layer.weight, layer.bias))
 
     def put_back() -> None:
-        for parent, name, child in layers:
-            setattr(parent, name, child)
+        for parent, name, layer in layers:
+            setattr(parent, name, layer)
+            vars(parent).pop("project", None)
         model.config = config
         if head is None:
             del model.lm_head

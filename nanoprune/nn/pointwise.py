@@ -19,7 +19,7 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, heads, T, F) turned by the angles of its positions, with cos and sin (B or 1, 1, T, F)."""
+    """x (B, heads, T, F) turned by the angles of its positions, with `rope_table`'s two (B or 1, 1, T, F)."""
     return apply(Rotate, x, cos, sin)
 
 
@@ -29,7 +29,8 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def rope_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary embedding in fp32, (..., T, F), for positions (..., T).
+    """cos and sin of the rotary embedding in fp32, (..., T, F), for positions (..., T); the sines that
+    `apply_rope` subtracts, the first half, are negative.
 
     RoFormer (arXiv:2104.09864) in the half-split form; Llama 3.1's scaling stretches the long wavelengths.
     """
@@ -43,7 +44,7 @@ def rope_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
         blend = blend.clamp(0, 1)
         frequencies = (1 - blend) * frequencies / scaling["factor"] + blend * frequencies
     angles = positions[..., None].float() * frequencies
-    angles = torch.cat([angles, angles], dim=-1)
+    angles = torch.cat([-angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
 
@@ -95,11 +96,7 @@ class Rotate(Function):
 
 
 def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    half = x.shape[-1] // 2
-    y, sin = x * cos, sin[..., :half]
-    y[..., :half].addcmul_(x[..., half:], sin, value=-sign)
-    y[..., half:].addcmul_(x[..., :half], sin, value=sign)
-    return y
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin, value=sign)
 
 
 class GatedSilu(Function):
