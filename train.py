@@ -30,7 +30,7 @@ import torch
 
 from model import Decoder
 from nanoprune import command_line
-from nanoprune.config import IGNORE, Config, load_config
+from nanoprune.config import IGNORE, MOST_OVERFLOWS, Config, load_config
 from nanoprune.data.dataset import Dataset
 from nanoprune.device import (
     environment,
@@ -51,7 +51,7 @@ from nanoprune.training.base import Base, find_base
 from nanoprune.training.batches import check_step, count_steps, seed_dropout, split_rows
 from nanoprune.training.budget import check_budget, expected_time, training_flops
 from nanoprune.training.lean_adamw import LeanAdamW
-from nanoprune.training.run_folder import MOST_OVERFLOWS, RunFolder, has_state, saved_config
+from nanoprune.training.run_folder import RunFolder, has_state, saved_config
 from nanoprune.training.teacher import Teacher, find_teacher
 
 VERSION = 1  # of what a run learns: raise it when the same config gives other weights

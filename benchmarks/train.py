@@ -7,12 +7,14 @@
 A row is a kind of work. Its peers are Trainer as it comes and Trainer in other ordinary settings, with
 `torch_compile` and an optimizer in 8 bits among them, and TRL's SFTTrainer (`pip install -r
 requirements-bench.txt`); "best" is the fastest of all of them. Rates leave the first step out, compiled ones
-two; memory is the peak of the process, from its start. Where both sides see the same tokens, their first
-losses must agree to 1e-3 in fp32 and to 1e-2 in bf16. Writes results/train.csv
-as it goes (every measurement; a row measured again replaces its old measurements) and results/train.md (the
-tables). Compare ratios, not seconds, as machines are noisy. """
+two; memory is the peak of the process, from its start. Where rows have one length, "limit" is the time that a
+step's products and its optimizer's bytes alone need (benchmarks/limit.py). Where both sides see the same
+tokens, their first losses must agree to 1e-3 in fp32 and to 1e-2 in bf16. Writes results/train.csv as it goes
+(every measurement; a row measured again replaces its old measurements) and results/train.md (the tables).
+Compare ratios, not seconds, as machines are noisy. """
 
 import json
+import math
 import os
 import statistics
 import time
@@ -45,10 +47,11 @@ from benchmarks.common import (
     train_without_saving,
     write_dataset,
 )
+from benchmarks.limit import step_limit
 from benchmarks.tables import markdown
 from nanoprune import command_line
 from nanoprune.config import IGNORE, Config
-from nanoprune.device import make_autocast, set_up
+from nanoprune.device import make_autocast, pick_dtype, set_up
 from nanoprune.io.files import read_json
 
 ANSWER = 24  # learned tokens of a question/answer pair
@@ -354,7 +357,9 @@ def main() -> None:
     measurements = [row for row in read_measurements(path) if row["row"] not in names]
     for name in names:
         make(name, work, models)
-        for turn, side in product(range(args.rounds), ["nanoprune", *list(ROWS[name].peers)[: args.peers]]):
+        own = ["nanoprune"] if ROWS[name].uneven else ["nanoprune", "limit"]
+        sides = own + list(ROWS[name].peers)[: args.peers]
+        for turn, side in product(range(args.rounds), sides):
             peer = ROWS[name].peers.get(side)
             result = run_fresh("benchmarks.train", name, "--side", side, "--work", work,
                                "--models", models, environment=peer and peer.environment)
@@ -368,8 +373,15 @@ def main() -> None:
 
 
 def measure(name: str, side: str, work: Path, models: Path) -> dict:
+    row = ROWS[name]
+    if side == "limit":
+        shape = read_json(models / row.shape / "config.json") if isinstance(row.shape, str) else row.shape
+        dtype = pick_dtype(make_config(name, work, models).dtype, torch.device("cpu"))
+        seconds = sum(step_limit(shape, row.batch, row.context, getattr(torch, dtype)).values())
+        return {"seconds": [seconds] * 2, "useful": [row.batch * row.context] * 2, "losses": [math.nan] * 3,
+                "memory": math.nan}
     if side != "nanoprune":
-        return run_trainer(name, work, models, ROWS[name].peers[side])
+        return run_trainer(name, work, models, row.peers[side])
     return evaluate_ours(work, models) if name == "evaluate" else train_ours(name, work, models)
 
 
@@ -412,7 +424,8 @@ def tabulate(measurements: list[dict]) -> list[str]:
 
     ratios, details = [], []
     for name in dict.fromkeys(row["row"] for row in measurements):
-        first, *peers = dict.fromkeys(row["setting"] for row in select(measurements, row=name))
+        settings = dict.fromkeys(row["setting"] for row in select(measurements, row=name))
+        first, *peers = (setting for setting in settings if setting != "limit")
         for setting in (first, *peers):
             differs = [d for d in values(name, setting, "loss_differs") if d != "" and setting != first]
             about = ROWS[name].about if setting == first else ""
@@ -422,7 +435,9 @@ def tabulate(measurements: list[dict]) -> list[str]:
                 median_and_range(values(name, setting, "step_s"), ".3g"),
                 median_and_range(values(name, setting, "memory_gb"), ".2f"),
                 f"{max(differs):.1e}" if differs else ""])
-        speed = best_speed = memory = loop = ""
+        speed = best_speed = memory = loop = limit = ""
+        if "limit" in settings:
+            limit = ratio(name, "limit", "rate")
         if peers:
             best = max(peers, key=lambda setting: statistics.median(values(name, setting, "rate")))
             speed, best_speed = ratio(name, "as it comes", "rate"), f"{ratio(name, best, 'rate')}, {best}"
@@ -430,9 +445,10 @@ def tabulate(measurements: list[dict]) -> list[str]:
         if name != "evaluate":
             loop = f"{statistics.median(values(name, 'nanoprune', 'overhead')):.2%}"
         own_memory, rounds = values(name, first, "memory_gb"), len(values(name, first, "rate"))
-        ratios.append([name, speed, best_speed, median_and_range(own_memory, ".2f"), memory, loop, rounds])
-    header = ["row", "speed to Trainer as it comes", "to its best setting", "peak memory, GB", "to Trainer's",
-              "loop", "rounds"]
+        own_memory = median_and_range(own_memory, ".2f")
+        ratios.append([name, speed, best_speed, limit, own_memory, memory, loop, rounds])
+    header = ["row", "speed to Trainer as it comes", "to its best setting", "to the limit", "peak memory, GB",
+              "to Trainer's", "loop", "rounds"]
     below = ["row", "what", "setting", "a second", "seconds a step", "peak memory, GB",
              "first losses differ by"]
     machines = dict.fromkeys(f"{row['machine']}; {row['versions']}" for row in measurements)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+MOST_OVERFLOWS = 30  # steps in a row that float16 may skip: its loss scale has then fallen to nothing
 IGNORE = -100  # a target that does not count, torch's convention
 MOST_ENTRIES = 10**5  # of a field
 MOST_STEP_TOKENS = 2**26  # of an optimizer step: 1.6 GB of ids, targets and documents

@@ -66,9 +66,11 @@ def test_json_has_no_word_for_numbers_that_are_none():
     assert finite_or_none(content) == {"a": [1.5, None], "b": [None, "x"], "c": {"d": None}}
 
 
-def test_scraping_needs_no_torch():
+@pytest.mark.parametrize("script, unused", [("scrape", "torch"), ("plot", "torch"), ("train", "matplotlib"),
+                                            ("sample", "matplotlib"), ("prune", "matplotlib.pyplot")])
+def test_a_script_imports_nothing_that_it_does_not_use(script, unused):
     """Whoever collects texts on a small machine installs no torch."""
-    code = "import sys, scrape, nanoprune.io.files, nanoprune.io.jsonl; sys.exit('torch' in sys.modules)"
+    code = f"import sys, {script}, nanoprune.io.jsonl; sys.exit({unused!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

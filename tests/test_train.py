@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from small import SHAPE, TIMING, make_data, read_rows, run_main
 
 from model import Decoder
-from nanoprune.config import IGNORE
+from nanoprune.config import IGNORE, MOST_OVERFLOWS
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.packing import TrainingRows
 from nanoprune.data.token_file import Example, write_examples
@@ -25,7 +25,6 @@ from nanoprune.io.files import write_json
 from nanoprune.nn import scratch
 from nanoprune.nn.losses import SoftTargets
 from nanoprune.nn.scratch import SavedActivations
-from nanoprune.training.run_folder import MOST_OVERFLOWS
 from train import clip_gradients, learning_rate, make_optimizer, train
 
 

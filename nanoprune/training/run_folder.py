@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from model import Decoder
 
 STATES_KEPT = 2
-MOST_OVERFLOWS = 30  # steps in a row that float16 may skip: its loss scale has then fallen to nothing
 # Entries of env.json that change the numbers, or their last digits.
 DECISIVE = ("version", "base_config", "device", "threads", "torch", "numpy")
 FREE_TO_CHANGE = ("name", "runs", "log")  # settings that a resumed run may change

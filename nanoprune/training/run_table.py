@@ -3,11 +3,10 @@
 import math
 from pathlib import Path
 
-from nanoprune.config import Config, config_from_dict
+from nanoprune.config import MOST_OVERFLOWS, Config, config_from_dict
 from nanoprune.figures.style import read_csv
 from nanoprune.io.files import read_json
 from nanoprune.io.folders import is_locked
-from nanoprune.training.run_folder import MOST_OVERFLOWS
 
 
 def run_table(folder: Path) -> tuple[list[dict], list[str]]:
