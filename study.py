@@ -100,15 +100,15 @@ def run_study(study: Study) -> None:
         tried[arm], lr[arm] = tune_learning_rate(runs, arm, names(arms.get(arm, ())))
 
     # ---- after healing: all models take the same steps on the same tokens
-    results, stopped = defaultdict(list), None
-    try:
-        for row, result in heal(runs, arms, best, lr):
+    results, missing = defaultdict(list), set()
+    for row, result in heal(runs, arms, best, lr):
+        if result is None:
+            missing.add(row)
+        elif row not in missing:  # a seed stands beside its own
             results[row].append(result)
-    except Stopped as reason:  # a page of what is measured so far
-        stopped = reason
-    if ranks.rank == 0 and results:
+    if ranks.rank == 0 and results:  # after a stop, a page of what is measured
         speed = {}
-        if not stopped:
+        if not runs.stopped:
             if not study.keep_models:  # those of teachers
                 for weights in study.runs_folder.glob("*/model"):
                     shutil.rmtree(weights)
@@ -120,14 +120,14 @@ def run_study(study: Study) -> None:
             f"{device.type}. Questions by log-likelihood of the choices.")}
         write_study(StudyResults(study, described, about, arms, best, scores, general_scores, before, tried,
                                  lr, results, speed))
-    if stopped:
-        raise stopped
+    if runs.stopped:
+        raise runs.stopped
 
 
 def heal(
     runs: "Runs", arms: dict[str, tuple], best: str, lr: dict[str, float]
-) -> Iterator[tuple[str, RunResult]]:
-    """The rows of the study's table, each as often as it has seeds, with a run's result."""
+) -> Iterator[tuple[str, RunResult | None]]:
+    """The rows of the study's table, each as often as it has seeds, with a run's result; None: stopped."""
     study = runs.study
     once, first = set(map(str, study.once)), study.seeds[0]
     reduced = {"drop_blocks": names(arms[best]), "lr": lr[best]}
@@ -152,7 +152,7 @@ def heal(
             f"{best}-adapters", **reduced | {"seed": first} | study.adapters)
     for seed in study.seeds if study.distill else ():
         full, alone = plain.get(("none", seed)), plain.get((best, seed))
-        if full is None or alone is None:  # one of the two runs on the first seed alone
+        if full is None or alone is None:  # stopped, or one of the two runs on the first seed alone
             break
         if full.diverged or alone.diverged:
             for row in (f"{best}, distilled", f"{best}, as long without"):
@@ -161,6 +161,8 @@ def heal(
         teacher = runs.configure("none", lr=lr["none"], seed=seed)
         taught = runs.result(f"{best}-distilled", teacher, **reduced, seed=seed)
         yield f"{best}, distilled", taught
+        if taught is None:
+            break
         as_long = steps if taught.diverged else max(steps, round(steps * taught.seconds / alone.seconds))
         yield f"{best}, as long without", runs.result(
             f"{best}-{as_long}-steps", **reduced, seed=seed, max_steps=as_long)
@@ -228,14 +230,18 @@ class Runs:
 
     def __init__(self, study: Study, measured: Measured, items: Items, ranks: Ranks):
         self.study, self.measured, self.items, self.ranks = study, measured, items, ranks
-        self.stop_signals = catch_signals()  # from here on a run ends after its step, and the study with it
+        self.stop_signals = catch_signals()  # from here on a run ends after its step, and no other begins
+        self.stopped: Stopped | None = None
 
     def configure(self, name: str, **changes) -> Config:
         training = replace(self.study.training, runs=str(self.study.runs_folder), **changes)
         return replace(training, name=f"{name}-lr{training.lr:g}-s{training.seed}")
 
-    def result(self, name: str, teacher: Config | None = None, **changes) -> RunResult:
-        """The kept result of a run with these changes of the study's config, or that of training it now."""
+    def result(self, name: str, teacher: Config | None = None, **changes) -> RunResult | None:
+        """The kept result of a run with these changes of the study's config, or that of training it now.
+
+        None if the study was stopped before; `stopped` says where.
+        """
         config = self.configure(name, **changes)
         about = self.measured.about(config, None)
         if teacher:
@@ -246,11 +252,17 @@ class Runs:
         if result and (result.diverged or result.measures.keys() >= set(self.forms(config))):
             return result
         if self.ranks.sum([len(self.stop_signals)])[0]:
-            raise Stopped(f"{self.study.folder}: stopped between two runs; the same command resumes it")
+            self.stopped = self.stopped or Stopped(
+                f"{self.study.folder}: stopped between two runs; the same command resumes it")
+            return None
         self.ranks.barrier()  # until every rank has looked
-        if teacher:
-            self.train(teacher, teacher_about)
-        result = self.measure(config, about)
+        try:
+            if teacher:
+                self.train(teacher, teacher_about)
+            result = self.measure(config, about)
+        except Stopped as stopped:
+            self.stopped = stopped
+            return None
         self.measured.write(config.name, about, result)
         if self.ranks.rank == 0:
             shutil.rmtree(config.folder / "state", ignore_errors=True)
@@ -324,6 +336,8 @@ def tune_learning_rate(
     """
     rates, seed = runs.study.learning_rates, runs.study.seeds[0]
     tried = {lr: runs.result(arm, drop_blocks=removed, lr=lr, seed=seed) for lr in rates}
+    if runs.stopped:
+        raise runs.stopped
     losses = {lr: final_validation(run) for lr, run in tried.items()}
     best = min(losses, key=losses.get)
     if losses[best] == math.inf:

@@ -324,6 +324,20 @@ def test_a_stopped_study_has_a_page_of_what_is_measured(world, tmp_path, monkeyp
     assert (tmp_path / "which" / "study.md").is_file() and (tmp_path / "which" / "exchange.png").is_file()
 
 
+def test_the_page_after_a_stop_leaves_out_what_is_not_measured(world, tmp_path, monkeypatch):
+    """A seed without its earlier one, too: rows are paired by their place."""
+    study = short(world, tmp_path, blocks=(0, 1, 2), seeds=(0, 1))
+    run_study(study)
+    missing = min({0, 1, 2} - {study_best(world, (0, 1, 2))})
+    for path in (tmp_path / "which" / "measured").glob(f"{missing}-*-s0-*"):
+        path.unlink()
+    monkeypatch.setattr(study_module, "catch_signals", lambda: ["SIGTERM"])
+    with pytest.raises(Stopped, match="stopped between two runs"):
+        run_study(study)
+    rows = {row["block"]: row["runs"] for row in read_rows(tmp_path / "which" / "study.csv")}
+    assert rows == {row: "2" for row in ("none", "0", "1", "2") if row != str(missing)}
+
+
 def break_runs(monkeypatch, broken: set[str]) -> None:
     """Let runs of these names diverge in their first step, before anything is logged."""
     forward = Decoder.forward
