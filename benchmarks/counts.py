@@ -49,11 +49,9 @@ class Bench:
         from nanoprune.io.hub import copy_tokenizer
 
         folder = self.work / f"model-{blocks}-{number}"
-        made = folder.is_dir()
         shape = SMALLEST | {"num_hidden_layers": blocks, "vocab_size": self.tokenizer.get_vocab_size()}
         random_model(shape, folder)
-        if not made:
-            copy_tokenizer(self.folder, folder)
+        copy_tokenizer(self.folder, folder)
         return folder
 
     def dataset(self, articles: int = 1_000, test: float = 0.1, questions: int = 0) -> Path:

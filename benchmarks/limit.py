@@ -29,8 +29,8 @@ def step_limit(shape: dict, rows: int, context: int, dtype: torch.dtype) -> dict
     matrices[tuple(model.head_weight.shape)] += config.tie_word_embeddings
     tokens, products, operations = rows * context, 0.0, 0
     for (out, size), count in matrices.items():
-        x, grad, weight = (torch.randn(shape, dtype=dtype) for shape in
-                           ((tokens, size), (tokens, out), (out, size)))
+        x, grad = torch.randn(tokens, size, dtype=dtype), torch.randn(tokens, out, dtype=dtype)
+        weight = torch.randn(out, size, dtype=dtype)
         products += count * sum(seconds(torch.mm, *pair) for pair in
                                 ((x, weight.T), (grad, weight), (grad.T, x)))
         operations += count * 6 * tokens * out * size

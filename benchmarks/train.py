@@ -373,15 +373,15 @@ def main() -> None:
 
 
 def measure(name: str, side: str, work: Path, models: Path) -> dict:
-    row = ROWS[name]
     if side == "limit":
-        shape = read_json(models / row.shape / "config.json") if isinstance(row.shape, str) else row.shape
-        dtype = pick_dtype(make_config(name, work, models).dtype, torch.device("cpu"))
-        seconds = sum(step_limit(shape, row.batch, row.context, getattr(torch, dtype)).values())
-        return {"seconds": [seconds] * 2, "useful": [row.batch * row.context] * 2, "losses": [math.nan] * 3,
+        config = make_config(name, work, models)
+        dtype = getattr(torch, pick_dtype(config.dtype, torch.device("cpu")))
+        shape = read_json(Path(config.base) / "config.json")
+        seconds = sum(step_limit(shape, config.batch_size, config.context, dtype).values())
+        return {"seconds": [seconds] * 2, "useful": [config.tokens_per_step] * 2, "losses": [math.nan] * 3,
                 "memory": math.nan}
     if side != "nanoprune":
-        return run_trainer(name, work, models, row.peers[side])
+        return run_trainer(name, work, models, ROWS[name].peers[side])
     return evaluate_ours(work, models) if name == "evaluate" else train_ours(name, work, models)
 
 

@@ -1,4 +1,4 @@
-"""Matrices laid out for products with few rows: a CPU writes text in bf16 from them twice as fast."""
+"""Matrices laid out for products with few rows, with which a CPU writes text in bf16 faster."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PackedLinear(nn.Module):
 
 
 def side_by_side(layers: list[nn.Linear]) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Layers of one input as one product: a function of x that gives the output of each."""
+    """A function of x that gives the output of each layer, by one product."""
     weight, bias = (None if parts[0] is None else torch.cat(parts)
                     for parts in zip(*((layer.weight, layer.bias) for layer in layers), strict=True))
     packed_layer, sizes = PackedLinear(weight, bias), [layer.out_features for layer in layers]

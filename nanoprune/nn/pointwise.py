@@ -29,9 +29,9 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def rope_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary embedding in fp32, (..., T, F), for positions (..., T); the sines that
-    `apply_rope` subtracts, the first half, are negative.
+    """cos and sin of the rotary embedding in fp32, (..., T, F), for positions (..., T).
 
+    The first half of the sines is negative, so that `apply_rope` adds both halves.
     RoFormer (arXiv:2104.09864) in the half-split form; Llama 3.1's scaling stretches the long wavelengths.
     """
     even = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
