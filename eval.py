@@ -16,7 +16,7 @@ OUT/scores: after a stop or a kill the same command resumes. Under torchrun the 
 same numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -178,7 +178,7 @@ def make_items(options: Options, dataset: Dataset, folder: Path, window: int) ->
     return items
 
 
-def prompts_to_continue(path: str | None, documents: list[dict]) -> list[dict]:
+def prompts_to_continue(path: str | None, documents: Sequence[dict]) -> list[dict]:
     """The lines of a file, or else the first words of a few documents, evenly spaced, and the words behind.
     """
     if path:

@@ -38,6 +38,8 @@ def test_wrong_lines_are_named(tmp_path, line, message):
     (tmp_path / "x.jsonl").write_bytes(b'{"a": "1"}\n' + line + b'\n{"a": "2"}\n')
     with pytest.raises(ValueError, match=f"x.jsonl, {message}"):
         read_jsonl(tmp_path / "x.jsonl", ("a",))
+    with pytest.raises(ValueError, match=f"x.jsonl, {message}"):
+        JsonLines(tmp_path / "x.jsonl", ("a",))[1]
 
 
 def test_a_log_is_its_whole_lines(tmp_path, capsys):

@@ -24,7 +24,7 @@ from nanoprune.data.token_file import TokenFile
 from nanoprune.data.tokenizer import load_tokenizer, tokenizer_hash
 from nanoprune.io.files import read_json
 from nanoprune.io.folders import recover
-from nanoprune.io.jsonl import read_jsonl
+from nanoprune.io.jsonl import JsonLines, read_jsonl
 
 SPLITS = ("train", "val", "test")
 
@@ -78,8 +78,8 @@ class Dataset:
     def split(self, name: str) -> TokenFile:
         return TokenFile(self.folder / f"{name}.safetensors", self.meta["vocab_size"])
 
-    def documents(self, name: str) -> list[dict]:
-        return read_jsonl(self.folder / f"{name}.jsonl", ("id", "text"))
+    def documents(self, name: str) -> JsonLines:
+        return JsonLines(self.folder / f"{name}.jsonl", ("id", "text"))
 
     def questions(self) -> dict[str, list[dict]]:
         """Every question set by name, its lines checked."""

@@ -64,7 +64,7 @@ class Items:
                              "`text`, or --general '' for none")
         self.general = self._texts(self._spaced("the general texts", documents, most))
 
-    def _spaced(self, name: str, documents: list[dict], most: int | None) -> list[dict]:
+    def _spaced(self, name: str, documents: Sequence[dict], most: int | None) -> list[dict]:
         count = min(len(documents), most or len(documents))
         self.counts[name] = {"not scored": len(documents) - count}
         return evenly_spaced(documents, count)

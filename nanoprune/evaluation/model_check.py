@@ -117,7 +117,7 @@ def check_data(folder: Path) -> Iterator[str]:
     """Test documents that stand in the training split, too, in the same words or nearly."""
     dataset = Dataset(folder)
     train = dataset.documents("train")
-    rows = train + dataset.documents("test")
+    rows = [*train, *dataset.documents("test")]
     signatures = np.stack([signature(words_of(row["text"])) for row in rows])
     pairs = near_duplicates(signatures, lambda i: rows[i]["text"])
     leaks = {j: i for i, j in pairs if i < len(train) <= j}

@@ -88,10 +88,13 @@ def read_log(path: Path, texts: tuple[str, ...]) -> list[dict]:
 
 
 class JsonLines(Sequence):
-    """A JSONL file whose objects are read on access: memory holds 8 bytes a line, its place in the file."""
+    """A JSONL file whose objects are read on access: memory holds 8 bytes a line, its place in the file.
 
-    def __init__(self, path: str | Path):
-        self.path = path
+    ValueError as by `parse_lines`, of the line that is read.
+    """
+
+    def __init__(self, path: str | Path, texts: tuple[str, ...] = ()):
+        self.path, self.texts = path, texts
         with naming_failures(f"read {path}"):
             self.file = open(path, "rb")  # noqa: SIM115 (open as long as the object is)
             self.starts = np.fromiter(accumulate(map(len, self.file), initial=0), np.int64)
@@ -102,4 +105,5 @@ class JsonLines(Sequence):
     def __getitem__(self, i: int) -> dict:
         i = range(len(self))[i]  # an index from the end counts, one beyond it is an IndexError, as in a list
         self.file.seek(self.starts[i])
-        return parse_lines(self.file.read(self.starts[i + 1] - self.starts[i]), self.path, i + 1)[0]
+        return parse_lines(self.file.read(self.starts[i + 1] - self.starts[i]), self.path, i + 1,
+                           self.texts)[0]
