@@ -19,7 +19,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from socket import socket
@@ -52,12 +52,16 @@ STARTING = 120.0  # seconds that a server may take to answer for the first time
 
 class Document(NamedTuple):
     tokens: list[int]
+    scored: list[int]  # places of the tokens whose log-probabilities are taken
     prompt: str  # its beginning, which every hop goes on writing
     prompt_tokens: list[int]
 
 
 def read_documents(data: Path, count: int, length: int, prompt: int) -> list[Document]:
-    """Beginnings of test documents, evenly spaced, without end-of-text tokens."""
+    """Beginnings of test documents, evenly spaced, without end-of-text tokens.
+
+    Tokens that are part of a character are not scored: llama.cpp's server says nothing of them.
+    """
     dataset = Dataset(data)
     split, end = dataset.split("test"), dataset.meta["end_token"]
     long = np.flatnonzero(split.prediction_counts > prompt)
@@ -69,7 +73,8 @@ def read_documents(data: Path, count: int, length: int, prompt: int) -> list[Doc
         tokens = split[i].tokens[:length].tolist()
         tokens = tokens[:-1] if tokens[-1] == end else tokens
         text = dataset.tokenizer.decode(tokens[:prompt])
-        documents.append(Document(tokens, text, dataset.tokenizer.encode(text).ids))
+        scored = [i for i in range(1, len(tokens)) if "\ufffd" not in dataset.tokenizer.decode([tokens[i]])]
+        documents.append(Document(tokens, scored, text, dataset.tokenizer.encode(text).ids))
     return documents
 
 
@@ -84,16 +89,17 @@ class TorchEngine:
         self.logits, self.go_on = logits, go_on
 
     @torch.no_grad()
-    def score(self, tokens: list[int]) -> np.ndarray:
-        """Log-probabilities of the tokens after the first."""
-        ids = torch.tensor([tokens])
-        log_probabilities = self.logits(ids)[0, :-1].float().log_softmax(-1)
-        return log_probabilities.gather(1, ids[0, 1:, None])[:, 0].double().numpy()
+    def score(self, tokens: list[int], places: Sequence[int]) -> np.ndarray:
+        """Log-probabilities of the tokens at these places."""
+        ids, places = torch.tensor([tokens]), torch.tensor(places)
+        log_probabilities = self.logits(ids)[0, places - 1].float().log_softmax(-1)
+        return log_probabilities.gather(1, ids[0, places, None])[:, 0].double().numpy()
 
     def write(self, document: Document, count: int) -> tuple[list[int], np.ndarray]:
         """Greedy tokens after the document's prompt, and their log-probabilities."""
         tokens = self.go_on(torch.tensor([document.prompt_tokens]), count)
-        return tokens, self.score(document.prompt_tokens + tokens)[-len(tokens):]
+        whole = document.prompt_tokens + tokens
+        return tokens, self.score(whole, range(len(document.prompt_tokens), len(whole)))
 
     def close(self) -> None:
         pass
@@ -115,6 +121,9 @@ def open_transformers(folder: Path) -> TorchEngine:
     model = load(folder, config=config, dtype=torch.float32)
     # Otherwise bitsandbytes multiplies in bf16 on processors with units for it, whatever the type.
     model.train(rounded is not None)
+    for parameter in model.parameters():  # those beside the four bits keep the folder's type
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
     model.generation_config.eos_token_id = None  # an end-of-text token ends nothing, as with the other hops
 
     def go_on(ids: torch.Tensor, count: int) -> list[int]:
@@ -157,15 +166,15 @@ class LlamaServer:
             "prompt": prompt, "max_tokens": count, "temperature": 0, "logprobs": 1} | options)
         return answer["choices"][0]["logprobs"]["content"]
 
-    def score(self, tokens: list[int]) -> np.ndarray:
-        """Log-probabilities of the tokens after the first.
+    def score(self, tokens: list[int], places: Sequence[int]) -> np.ndarray:
+        """Log-probabilities of the tokens at these places.
 
         The server echoes no prompt. It is made to write each token in turn by a bias on its logit, and gives
         the log-probability without the bias.
         """
         forced = [self.complete(tokens[:i], 1, logit_bias={str(tokens[i]): FORCED})[0]
-                  for i in range(1, len(tokens))]
-        if [token["id"] for token in forced] != tokens[1:]:
+                  for i in places]
+        if [token["id"] for token in forced] != [tokens[i] for i in places]:
             raise ValueError("the server wrote other tokens than those it was made to write; take the "
                              "release of xllamacpp that docs/serving.md names")
         return np.array([token["logprob"] for token in forced])
@@ -190,7 +199,7 @@ class TransformersServer:
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         wait_for(f"{self.url}/health", self.process)
 
-    def score(self, tokens: list[int]) -> None:
+    def score(self, tokens: list[int], places: Sequence[int]) -> None:
         return None
 
     def write(self, document: Document, count: int) -> tuple[list[int], None]:
@@ -295,24 +304,30 @@ def measure(engine, documents: list[Document], count: int) -> list[Result]:
     """An engine's results by document."""
     results = []
     for document in progress(documents, "documents"):
-        scores = engine.score(document.tokens)
+        scores = engine.score(document.tokens, document.scored)
         written, log_probabilities = engine.write(document, count)
         nll = math.nan if scores is None else -float(scores.sum())
         results.append(Result(nll, written, log_probabilities))
     return results
 
 
-def compare(results: list[Result], references: list[Result], documents: list[Document]) -> list[dict]:
+def compare(
+    results: list[Result], references: list[Result], documents: list[Document], tokenizer: Tokenizer
+) -> list[dict]:
     """A row for each document."""
     rows = []
     for number, (ours, theirs, document) in enumerate(zip(results, references, documents, strict=True)):
-        same, gap = equal_beginning(ours.written, theirs.written), math.nan
+        expected, gap = theirs.written, math.nan
+        if ours.log_probabilities is None:  # the tokens of a text, which need not be those that were written
+            text = document.prompt + tokenizer.decode(expected)
+            expected = tokenizer.encode(text).ids[len(document.prompt_tokens):]
+        same = equal_beginning(ours.written, expected)
         if ours.log_probabilities is not None:
             gaps = np.abs(ours.log_probabilities[:same] - theirs.log_probabilities[:same])
             gap = float(gaps.max(initial=0))
-        tokens = len(document.tokens) - 1
+        tokens = len(document.scored)
         rows.append({"document": number, "tokens": tokens, "nll": ours.nll,
-                     "difference": (ours.nll - theirs.nll) / tokens, "written": len(theirs.written),
+                     "difference": (ours.nll - theirs.nll) / tokens, "written": len(expected),
                      "same": same, "logprob_difference": gap})
     return rows
 
@@ -465,9 +480,10 @@ def main() -> None:
                 references[precision] = results
             about = {"model": name, "hop": hop.name, "weights": hop.weights,
                      "megabytes": round(megabytes(hop.stored), 1)}
-            rows += [about | row for row in compare(results, references[precision], documents)]
+            rows += [about | row for row in compare(results, references[precision], documents,
+                                                   tokenizer)]
             write_csv(args.out / "hops.csv", rows)
-    scored = sum(len(document.tokens) - 1 for document in documents)
+    scored = sum(len(document.scored) for document in documents)
     report(["# The same numbers on every hop", "",
             f"{len(documents)} documents, {scored:,} tokens scored, {args.write} tokens written after the "
             f"first {args.prompt} of each; {machine()}. In nats per token.", "",

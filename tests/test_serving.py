@@ -180,13 +180,25 @@ def test_hops_without_an_engine_compare_nanoprune_with_transformers(world, run_h
 
 
 def test_a_hop_with_other_numbers_exceeds_its_tolerance():
-    document = hops.Document([1, 2, 3], "a", [1])
+    document = hops.Document([1, 2, 3], [1, 2], "a", [1])
     ours, theirs = (hops.Result(nll, written, np.array([-1.0, last])) for nll, written, last in
                     ((2.0, [5, 6], -2.0), (2.1, [5, 7], -9.0)))
-    row, = hops.compare([theirs], [ours], [document])
+    row, = hops.compare([theirs], [ours], [document], None)
     assert row["difference"] == pytest.approx(0.05) and (row["same"], row["logprob_difference"]) == (1, 0.0)
     row |= {"model": "a", "hop": "llama.cpp", "weights": "f16", "megabytes": 1.0}
     assert "**over 1e-02** | 1 of 2" in hops.same_numbers([row])[-1]
+
+
+def test_a_server_that_gives_text_alone_is_compared_by_the_tokens_of_its_text(world):
+    tokenizer = load_tokenizer(world.model)
+    prompt, word = tokenizer.encode("The new").ids, tokenizer.encode(" car").ids
+    letters = [token for letter in " car" for token in tokenizer.encode(letter).ids]
+    assert len(letters) > len(word)  # another way to write the same text
+    document = hops.Document(prompt, [1], "The new", prompt)
+    ours = hops.Result(1.0, letters, np.zeros(len(letters)))
+    for written, same in ((word, len(word)), (tokenizer.encode(" bus").ids, 0)):
+        row, = hops.compare([hops.Result(np.nan, written, None)], [ours], [document], tokenizer)
+        assert (row["same"], row["written"]) == (same, len(word))
 
 
 @needs_engine
