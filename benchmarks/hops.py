@@ -41,7 +41,7 @@ from nanoprune.nn.sampling import generate
 from nanoprune.progress import progress
 from nanoprune.statistics import Ratio
 
-TYPES = ("f16", "q8_0", "q5_1", "q4_0")  # of a GGUF file's matrices
+TYPES = ("f16", "q8_0", "q5_1", "q4_1", "q4_0")  # of a GGUF file's matrices
 # Largest difference by document, in nats per token, to nanoprune's number of the same weights. Types that are
 # missing here change the weights too much to be the same number.
 TOLERANCES = {("transformers", "fp32"): 1e-4, ("transformers", "nf4"): 1e-4, ("llama.cpp", "f16"): 1e-2,
@@ -452,8 +452,8 @@ def main() -> None:
     for option, given, allowed in (("--types", types, TYPES), ("--hops", wanted, NEEDS)):
         if unknown := set(given) - set(allowed):
             raise ValueError(f"{option}: given {', '.join(sorted(unknown))}; allowed: {', '.join(allowed)}")
-    if types[0] != "f16" and {"q5_1", "q4_0"} & set(types):
-        raise ValueError("--types: q5_1 and q4_0 are made of f16; name it first")
+    if types[0] != "f16" and {"q5_1", "q4_1", "q4_0"} & set(types):
+        raise ValueError("--types: q5_1, q4_1 and q4_0 are made of f16; name it first")
     if args.documents < 1 or args.write < 1 or not 1 < args.prompt < args.tokens:
         raise ValueError("--documents and --write must be at least 1, --prompt at least 2 and below --tokens")
     folders = {}

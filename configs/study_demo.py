@@ -3,7 +3,8 @@
 from configs import Study, replace
 from configs.demo_full import config as full
 
-# The demo's own fine-tuning, cut to half its steps: 3 x (1 + 5) runs, 6 for learning rates, 6 with a teacher.
+# The demo's own fine-tuning, cut to half its steps: 3 x (1 + 5) runs, 2 more for learning rates, 6 for the
+# teacher.
 study = Study(
     name="which",
     training=replace(

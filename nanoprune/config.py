@@ -354,6 +354,8 @@ def _read_overrides(overrides: Iterable[str], kinds: dict[str, Any]) -> tuple[di
                 changes[key] = _parse(value, kinds[key])
             except (ValueError, KeyError):
                 problems.append(f"{key}: given {value!r}, must be {_fault(value, kinds[key])}")
+    if "max_steps" in changes:  # it decides, not the epochs of the file
+        changes = {"epochs": 0} | changes
     return changes, problems
 
 

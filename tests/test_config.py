@@ -48,6 +48,14 @@ def test_overrides_are_read_by_type(tmp_path):
                                                                                 compile=True)
 
 
+def test_steps_on_the_command_line_decide_over_the_epochs_of_a_file(tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text(f"from configs import Config\nconfig = Config(**{GOOD | {'epochs': 3}})")
+    steps = load_config(path, ["--max_steps=70"])
+    both = load_config(path, ["--max_steps=70", "--epochs=2"])
+    assert (steps.epochs, steps.max_steps, both.epochs, load_config(path).epochs) == (0, 70, 2, 3)
+
+
 @pytest.mark.parametrize("override, message", [
     ("--accumulation=100000000000", "accumulation: given 100000000000, must be from 1 to 10,000,000"),
     ("--accumulation=100000", "batch_size x accumulation x context comes to"),

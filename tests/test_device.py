@@ -7,7 +7,8 @@ import pytest
 import torch
 from small import ROOT
 
-from nanoprune.device import pick_device, pick_dtype, set_up
+from nanoprune import device as machine
+from nanoprune.device import matmul_rate, pick_device, pick_dtype, set_up
 from train import train
 
 
@@ -53,6 +54,12 @@ def test_tf32_is_used_where_it_is_allowed(world, tmp_path, tf32):
     train(world.config(tmp_path, max_steps=1, tf32=tf32))
     assert torch.backends.cuda.matmul.allow_tf32 is tf32
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_a_first_product_that_waits_is_not_the_machines_rate(monkeypatch):
+    times = iter([0.0, 0.0, 9.0, 9.0, 9.5, 9.5, 9.75, 10.0])  # products of 9, 0.5 and 0.25 seconds
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(times))
+    assert matmul_rate(torch.device("cpu"), torch.float32) == 2 * 1024**3 / 0.25
 
 
 def test_the_peak_of_a_run_is_its_own():

@@ -17,5 +17,5 @@ with it, and each difference with its interval.
 from configs import replace
 from configs.full import config as full
 
-# A tenth of what is learned is general text; a ninth more steps, so that both runs see the releases as often.
-config = replace(full, name="full_replay", replay=0.1, max_steps=50)
+# A tenth of what is learned is general text. An epoch is a ninth longer: both runs see the releases as often.
+config = replace(full, name="full_replay", replay=0.1)
