@@ -220,7 +220,8 @@ def cover(case: Case, n: int, intervals: Callable, seed: int = 0) -> list[dict]:
 
 def coverage_page(rows: list[dict]) -> str:
     lines = ["# Coverage of 95 % intervals, simulated", "",
-             f"{SETS:,} data sets a case (`python -m benchmarks.coverage`); nominal 0.95, {ENOUGH:g} is enough.", ""]
+             f"{SETS:,} data sets a case (`python -m benchmarks.coverage`); nominal 0.95, {ENOUGH:g} is "
+             "enough.", ""]
     for kind in dict.fromkeys(row["kind"] for row in rows):
         lines += [f"## {kind}", ""]
         shown = []

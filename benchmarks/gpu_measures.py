@@ -247,35 +247,41 @@ def compiled(job: Job) -> Iterator[dict]:
 
 
 # ---------------------------------------------------------------- parts
+def head_steps(
+    x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """The head's loss with its gradients, products in `dtype`: ours, torch's and the plain form."""
+    labels = targets.to(x.device).flatten()
+
+    def of_torch(options) -> torch.Tensor:
+        hidden, rows = (part.to(dtype) for part in (x.flatten(0, 1), weight))
+        return F.linear_cross_entropy(hidden, rows, labels, options=options)
+
+    forms = {"nanoprune": lambda: head_loss(x.to(dtype), weight, targets)}
+    if hasattr(F, "linear_cross_entropy"):
+        options = torch.nn.LinearCrossEntropyOptions()
+        forms["F.linear_cross_entropy, chunked"] = lambda: of_torch(options)
+        forms["F.linear_cross_entropy, as it comes"] = lambda: of_torch(None)
+    forms["plain"] = lambda: plain_loss(F.linear(x.to(dtype), weight.to(dtype)), targets)
+
+    def step(form: Callable) -> torch.Tensor:
+        x.requires_grad_().grad = weight.requires_grad_().grad = None
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+            value = form()
+        value.backward()
+        return value.detach()
+
+    return {name: partial(step, form) for name, form in forms.items()}
+
+
 def head(job: Job) -> Iterator[dict]:
     """Loss and gradients of the vocabulary head for a step's tokens: ours, torch's and the plain form."""
     tokens, shape = job.size.rows * job.size.context, job.size.shape
     torch.manual_seed(0)
     x = torch.randn(1, tokens, shape["hidden_size"], device=job.device)
     weight = torch.randn(shape["vocab_size"], shape["hidden_size"], device=job.device) * 0.02
-    targets = torch.randint(0, len(weight), (1, tokens))
-    labels = targets.to(job.device).flatten()
-
-    def of_torch(options) -> torch.Tensor:
-        hidden, rows = (part.to(job.dtype) for part in (x.flatten(0, 1), weight))
-        return F.linear_cross_entropy(hidden, rows, labels, options=options)
-
-    forms = {"nanoprune": lambda: head_loss(x.to(job.dtype), weight, targets)}
-    if hasattr(F, "linear_cross_entropy"):
-        options = torch.nn.LinearCrossEntropyOptions()
-        forms["F.linear_cross_entropy, chunked"] = lambda: of_torch(options)
-        forms["F.linear_cross_entropy, as it comes"] = lambda: of_torch(None)
-    forms["plain"] = lambda: plain_loss(F.linear(x.to(job.dtype), weight.to(job.dtype)), targets)
-    autocast = torch.autocast(job.device.type, job.dtype, enabled=job.dtype != torch.float32)
     results, loss = {}, None
-    for name, form in forms.items():
-        def step(form: Callable = form) -> torch.Tensor:
-            x.requires_grad_().grad = weight.requires_grad_().grad = None
-            with autocast:
-                value = form()
-            value.backward()
-            return value.detach()
-
+    for name, step in head_steps(x, weight, torch.randint(0, len(weight), (1, tokens)), job.dtype).items():
         try:
             x.grad = weight.grad = None
             if job.device.type == "cuda":
