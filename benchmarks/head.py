@@ -53,7 +53,8 @@ def main() -> None:
     for turn in range(args.rounds):
         for side in sides:
             result = run_fresh("benchmarks.head", "--side", side, *given)
-            ours = result["seconds"] if side == sides[0] else ours
+            if side == sides[0]:
+                ours = result["seconds"]
             row = {"round": turn, "side": side, "ratio": result["seconds"] / ours} | result
             record(measurements, row, args.out / "head.csv")
     rows = []
