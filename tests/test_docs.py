@@ -32,6 +32,8 @@ def known_triples() -> list[tuple[float, float, float]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         correlations = content.get("correlations") or {}
         known += [(found["spearman"], *found["interval"]) for found in correlations.values()]
+        known += [tuple(found[key] for key in ("spearman", "spearman_low", "spearman_high"))
+                  for found in content.get("predicts_the_healed_loss", ())]
     return known
 
 
