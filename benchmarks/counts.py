@@ -98,7 +98,8 @@ class Bench:
 def random_questions(count: int) -> list[dict]:
     """Four choices each; four questions rest on one source."""
     rng = np.random.default_rng(0)
-    numbers, answers = rng.integers(1_000, 9_999, (count, 4)).tolist(), rng.integers(4, size=count).tolist()
+    numbers = (rng.integers(1_000, 9_000, (count, 1)) + 100 * np.arange(4)).tolist()
+    answers = rng.integers(4, size=count).tolist()
     return [{"question": f"What is the output of model {i} in kW?", "choices": [f"{n} kW" for n in row],
              "answer": answer, "source": f"S{i // 4}"}
             for i, (row, answer) in enumerate(zip(numbers, answers, strict=True))]
