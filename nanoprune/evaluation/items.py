@@ -170,7 +170,6 @@ def describe_text(name: str, text: str, month: str = "", category: str | None = 
             "words": len(text.split())}
 
 
-
 def spread(kinds: Sequence[Hashable], most: int) -> list[int]:
     """The numbers of at most so many items, as many of each kind as may be, the first of a kind first."""
     seen, rounds = Counter(), []  # in each round one item of every kind that has one left
