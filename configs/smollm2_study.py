@@ -16,7 +16,8 @@ MORE_SEEDS = (14, 25, 15, 29, 11)
 study = Study(
     name="smollm2",
     training=replace(
-        full, pair_repeats=0, epochs=0, max_steps=60, eval_every=6, eval_documents=12, log_every=20),
+        full, dtype="bfloat16",  # on every machine: all runs stand in one table
+        pair_repeats=0, epochs=0, max_steps=60, eval_every=6, eval_documents=12, log_every=20),
     learning_rates=(1e-4, 3e-4, 1e-3),  # the middle one is best for both arms
     blocks=(*range(30), "14.attn", "14.mlp", "5+14"),
     once=(*(block for block in range(30) if block not in MORE_SEEDS), "14.attn", "14.mlp", "5+14"),

@@ -5,10 +5,13 @@ import sys
 
 import pytest
 import torch
-from small import ROOT
+from small import ROOT, SHAPE
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from model import Decoder
 from nanoprune import device as machine
-from nanoprune.device import matmul_rate, pick_device, pick_dtype, set_up
+from nanoprune.device import Float32Products, make_autocast, matmul_rate, pick_device, pick_dtype, set_up
+from nanoprune.nn.model_config import ModelConfig
 from train import train
 
 
@@ -21,6 +24,43 @@ def test_products_are_in_the_type_the_device_has_units_for(monkeypatch, device, 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: units)
     assert pick_dtype("auto", torch.device(device)) == expected
     assert pick_dtype("float16", torch.device(device)) == "float16"
+
+
+def test_products_in_bfloat16_without_units_are_formed_in_float32(monkeypatch):
+    """Logits, a loss and its gradients are torch's own but for the order of sums; few rows are torch's."""
+    torch.manual_seed(0)
+    model = Decoder(ModelConfig.from_dict(SHAPE | {"model_type": "qwen2", "vocab_size": 256}))
+    ids = torch.randint(256, (2, 40))
+
+    def run() -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, logits = model(ids, ids), model(ids)
+        return [logits, loss, *torch.autograd.grad(loss, list(model.parameters()))]
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            if "mm" in op.name():
+                products.add(args[-2].dtype)
+            return op(*args, **kwargs or {})
+
+    plain, products = run(), set()
+    with Recorded(), Float32Products():
+        formed = run()
+    assert products == {torch.float32}
+    for a, b in zip(formed, plain, strict=True):
+        assert a.dtype == b.dtype and (a - b).norm() < 0.01 * b.norm()
+    products.clear()
+    with Recorded(), Float32Products(), torch.autocast("cpu", torch.bfloat16):
+        model(ids[:1, :2])
+    assert products == {torch.bfloat16}
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    entered = []
+    monkeypatch.setattr(machine, "form_products_in_float32", lambda: entered.append(True))
+    for dtype in ("auto", "float32", "bfloat16"):
+        pick_dtype(dtype, torch.device("cpu"))
+    make_autocast("bfloat16", torch.device("cpu"))
+    assert len(entered) == 2
 
 
 def test_a_gpu_named_by_its_number_becomes_the_current_one(monkeypatch):

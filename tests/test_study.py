@@ -204,7 +204,7 @@ def test_results_are_found_by_what_decides_them(world, tmp_path, monkeypatch):
     (data / "qa" / "places.jsonl").write_text(lines)
     with pytest.raises(ValueError, match="data: qa/places.*give this study another name"):
         run_study(moved)
-    with pytest.raises(ValueError, match="settings: beta1, context"):
+    with pytest.raises(ValueError, match="settings: beta1 0.9, now 0.8; settings: context 32, now 16"):
         run_study(replace(study, training=replace(study.training, context=16, beta1=0.8)))
     assert sorted(path.name for path in (tmp_path / "results" / "which" / "measured").iterdir()) == kept
     assert names == []

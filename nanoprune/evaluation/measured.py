@@ -97,8 +97,9 @@ class Measured:
         now, others = self.about(self.training, None), []
         for path in sorted(self.folder.glob("*-*.json")):
             then = read_json(path)["about"]
-            changed = [f"{part}: {', '.join(keys)}" for part in ("base", "data", "settings")
-                       if (keys := differing_keys(now[part], then[part]))]
+            changed = [f"{part}: {key} {then[part].get(key)}, now {now[part].get(key)}"
+                       for part in ("base", "data", "settings")
+                       for key in differing_keys(now[part], then[part])]
             if changed:
                 others.append((path.name, "; ".join(changed)))
             elif then["versions"] != self.versions:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from nanoprune.device import fast_bfloat16, has_flash, matmul_dtype, to_device
+from nanoprune.device import has_flash, matmul_dtype, to_device
 from nanoprune.nn.pointwise import apply
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
     if visible.lengths is not None:
         return _attend_by_document(q, k, v, visible)
     causal = visible.mask is None and q.shape[2] > 1  # a single query sees all
-    if causal and q.dtype == torch.bfloat16 and fast_bfloat16(q.device):
+    if causal and q.dtype == torch.bfloat16 and q.device.type == "cpu":
         return apply(BlockedAttention, q, k, v)
     grouped = q.shape[1] != k.shape[1]
     if grouped and q.shape[2] == 1:  # the heads that share keys, as queries of one head: keys are read once
