@@ -43,7 +43,7 @@ SHORTER = {  # options that are added to a command, so that a laptop's minute is
                          "--context=64", "--eval_every=1", "--eval_documents=2", "--save_every=1"],
     "study.py": ["--seeds=0", "--blocks=25", "--learning_rates=1e-4", "--max_steps=2", "--warmup_steps=1",
                  "--batch_size=1", "--accumulation=2", "--context=64", "--save_every=1", "--once=",
-                 "--longer="],
+                 "--longer=", "--dtype=float32"],
     "prepare.py": ["--generated-documents", "6"],
     "scrape.py": ["--base-url", "{site}", "--delay", "0"],
 }
@@ -159,8 +159,8 @@ def checkout(tmp_path, monkeypatch):
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
-    general = folder / "qa" / "general.jsonl"  # a few of its texts are enough here
-    general.write_text("".join(general.read_text().splitlines(keepends=True)[:5]))
+    for path in folder.glob("qa/*.jsonl"):  # a few texts and questions are enough here
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
     stream = sampling.stream  # which scripts import anew: a few tokens are enough, too
     monkeypatch.setattr(sampling, "stream", lambda model, prompts, room, *how: stream(
         model, prompts, min(room, 3), *how))
