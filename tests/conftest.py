@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import World, run_main
+from small import World, run_main, write_little
 
 from nanoprune import statistics
 from nanoprune.device import pick_device
@@ -81,6 +81,7 @@ def real() -> Path:
 @pytest.fixture
 def evaluate(monkeypatch, capsys):
     """A function that runs eval.py in fp32 with some arguments: (exit code, stdout, stderr)."""
+    write_little(monkeypatch)
     return lambda *arguments: run_main(monkeypatch, capsys, "eval.py", "--dtype", "float32", *arguments)
 
 

@@ -19,6 +19,7 @@ from nanoprune.data.tokenizer import end_token, load_tokenizer, split_tokens, to
 from nanoprune.io.files import write_json
 from nanoprune.io.hub import copy_tokenizer
 from nanoprune.io.jsonl import write_jsonl
+from nanoprune.nn import sampling
 from nanoprune.nn.model_config import ModelConfig
 
 ROOT = Path(__file__).parent.parent
@@ -161,6 +162,13 @@ class World:
         config = self.config(path.parent / "runs", **changes)
         path.write_text(f"from configs import Config\n\nconfig = Config(**{config.to_dict()!r})\n")
         return path
+
+
+def write_little(monkeypatch) -> None:
+    """A few tokens of each text that a model writes are enough."""
+    stream = sampling.stream
+    monkeypatch.setattr(sampling, "stream", lambda model, prompts, room, *how: stream(
+        model, prompts, min(room, 5), *how))
 
 
 def run_main(monkeypatch, capsys, script: str, *arguments) -> tuple[int, str, str]:

@@ -16,12 +16,11 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from small import ROOT, SHAPE, make_data, make_model, run_main
+from small import ROOT, SHAPE, make_data, make_model, run_main, write_little
 
 from nanoprune.demo.newsroom import invent, releases
 from nanoprune.demo.site import serve
 from nanoprune.evaluation import cost
-from nanoprune.nn import sampling
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -161,9 +160,7 @@ def checkout(tmp_path, monkeypatch):
         shutil.copy(path, copy)
     for path in folder.glob("qa/*.jsonl"):  # a few texts and questions are enough here
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
-    stream = sampling.stream  # which scripts import anew: a few tokens are enough, too
-    monkeypatch.setattr(sampling, "stream", lambda model, prompts, room, *how: stream(
-        model, prompts, min(room, 3), *how))
+    write_little(monkeypatch)
     monkeypatch.setattr(cost, "SECONDS", 0.1)
     monkeypatch.setattr(cost, "ROUNDS", 1)
     monkeypatch.chdir(folder)
