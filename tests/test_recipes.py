@@ -11,7 +11,7 @@ import corpora
 import numpy as np
 import pytest
 import torch
-from small import ROOT, SHAPE, run_main
+from small import ROOT, SHAPE, run_main, write_little
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
@@ -22,7 +22,6 @@ from nanoprune.demo.newsroom import invent, releases
 from nanoprune.evaluation.written_answers import overlap_scores
 from nanoprune.io.files import write_json
 from nanoprune.io.jsonl import read_jsonl, write_jsonl
-from nanoprune.nn import sampling
 from nanoprune.nn.model_config import ModelConfig
 from nanoprune.nn.peft import is_adapter
 
@@ -66,9 +65,7 @@ def checkout(tmp_path, monkeypatch):
     general = tmp_path / "qa" / "general.jsonl"  # a few of its texts are enough here
     general.write_text("".join(general.read_text().splitlines(keepends=True)[:5]))
     monkeypatch.chdir(tmp_path)
-    stream = sampling.stream
-    monkeypatch.setattr(sampling, "stream", lambda model, prompts, room, *how: stream(
-        model, prompts, min(room, 3), *how))
+    write_little(monkeypatch)
     return tmp_path
 
 
