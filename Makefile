@@ -20,7 +20,7 @@ demo: $(VENV)/run-time
 	$(VENV)/bin/python -m nanoprune.demo $(DEMO)
 
 test: $(VENV)/development
-	$(VENV)/bin/python -m pytest $(or $(TESTS),-n 2 --dist worksteal)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(or $(TESTS),-n 2 --dist worksteal)
 
 lint: $(VENV)/development
 	$(VENV)/bin/ruff check .
