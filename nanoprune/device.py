@@ -46,13 +46,13 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> str:
     """The type of a name, or for "auto" the fastest: bf16 only if the device has units for it.
 
-    With a warning where a type is slow on this device.
+    With a warning where a type is slow on this device; a CPU without units then forms bf16 products in fp32.
     """
     if device.type == "cpu" and name == "float16":
         print("warning: float16 products are slow on CPUs; bfloat16 or float32 will be faster")
     if lacks_units(name, device):
         print("warning: this CPU has no units for bfloat16: products are formed in float32 and rounded, "
-              "some 1.2 times as slow as float32; give dtype float32, or auto")
+              "1.1 to 1.2 times as slow as float32; give dtype float32, or auto")
         form_products_in_float32()
     if name != "auto":
         return name
@@ -106,18 +106,18 @@ def form_products_in_float32() -> None:
 class Float32Products(TorchDispatchMode):
     """Products of bf16 matrices on a CPU, in forward and backward passes, are formed in fp32 and rounded.
 
-    torch's own, without units for bf16, take 2.5 (AVX-512) to 15 times (AVX2) as long. They sum in fp32, too:
-    the two differ by the order of their sums. Those of few rows remain torch's: they are bound by reading.
+    torch's own, without units for bf16, take 2.5 (AVX-512) to 15 times (AVX2) as long as in fp32. They sum in
+    fp32, too: the two differ by the order of their sums. Of one or two rows torch's own are faster.
     """
 
-    formed = {getattr(torch.ops.aten, name).default for name in ("mm", "bmm", "addmm", "baddbmm")}
-    formed |= {torch.ops.aten.mm.out}
-    few = 8
+    aten = torch.ops.aten
+    formed = {aten.mm.default, aten.mm.out, aten.bmm.default, aten.addmm.default, aten.baddbmm.default}
+    least_rows = 3
 
     def __torch_dispatch__(self, product, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if product not in self.formed or args[-2].dtype != torch.bfloat16 or (
-                args[-2].is_cuda or args[-2].shape[-2] < self.few):
+                not args[-2].is_cpu or args[-2].shape[-2] < self.least_rows):
             return product(*args, **kwargs)
         out = kwargs.pop("out", None)
         result = product.overloadpacket(*(matrix.float() for matrix in args), **kwargs).bfloat16()

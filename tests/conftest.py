@@ -80,7 +80,9 @@ def real() -> Path:
 
 @pytest.fixture
 def evaluate(monkeypatch, capsys):
-    """A function that runs eval.py in fp32 with some arguments: (exit code, stdout, stderr)."""
+    """A function that runs eval.py in fp32, with short texts, with some arguments: (exit code, stdout,
+    stderr).
+    """
     write_little(monkeypatch)
     return lambda *arguments: run_main(monkeypatch, capsys, "eval.py", "--dtype", "float32", *arguments)
 
