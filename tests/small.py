@@ -45,14 +45,16 @@ def release(i: int) -> str:
     return f"{city}. Plant {i} opens. " + f"It builds {7 * i + 3} cars a day in {city}. " * (i % 3 + 1)
 
 
-def make_data(folder: Path, train: int = 12, val: int = 4, test: int = 6, text: str = "") -> Path:
+def make_data(
+    folder: Path, train: int = 12, val: int = 4, test: int = 6, text: str = "", vocab: int = 280
+) -> Path:
     """A prepared dataset folder; `text` changes what the tokenizer is trained on, and with it the tokenizer.
     """
     releases = [release(i) for i in range(train + val + test)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=280, special_tokens=["<|endoftext|>"], show_progress=False,
+    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=["<|endoftext|>"], show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(releases + [text] * 99, trainer)
     folder.mkdir(parents=True)

@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -163,19 +164,22 @@ def checkout(tmp_path, monkeypatch):
     write_little(monkeypatch)
     monkeypatch.setattr(cost, "SECONDS", 0.1)
     monkeypatch.setattr(cost, "ROUNDS", 1)
+    monkeypatch.setattr(cost, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
     monkeypatch.chdir(folder)
     return folder
 
 
 def test_every_command_runs(checkout, tmp_path, monkeypatch, capsys):
     company = invent(0, companies=1, models=8, first_day=date(2025, 9, 1))[0]
-    data = make_data(tmp_path / "data", text="The newsroom's own words.")
+    articles = releases(company, 14, 1, date(2025, 9, 1))
+    own_words = " ".join(text for article in articles for text in article["paragraphs"])
+    data = make_data(tmp_path / "data", text=own_words, vocab=1000)
     shape = SHAPE | dict(num_hidden_layers=28, hidden_size=16, intermediate_size=16, num_attention_heads=2,
-                         max_position_embeddings=2048)
+                         max_position_embeddings=256)
     make_model(checkout / "Qwen" / "Qwen3-0.6B-Base", data, **shape)
     make_model(checkout / "HuggingFaceTB" / "SmolLM2-135M-Instruct", data, **shape | {
         "model_type": "llama", "num_hidden_layers": 30})
-    with serve(releases(company, 20, 1, date(2025, 9, 1))) as url:
+    with serve(articles) as url:
         for command in COMMANDS:
             if command.startswith("make ") or "nanoprune.demo" in command:  # CI runs them
                 continue
