@@ -46,14 +46,12 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> str:
     """The type of a name, or for "auto" the fastest: bf16 only if the device has units for it.
 
-    With a warning where a type is slow on this device; a CPU without units then forms bf16 products in fp32.
+    With a warning where a CPU has no units for the type: its products are then formed in fp32.
     """
-    if device.type == "cpu" and name == "float16":
-        print("warning: float16 products are slow on CPUs; bfloat16 or float32 will be faster")
     if lacks_units(name, device):
-        print("warning: this CPU has no units for bfloat16: products are formed in float32 and rounded, "
+        print(f"warning: this CPU has no units for {name}: products are formed in float32 and rounded, "
               "1.1 to 1.2 times as slow as float32; give dtype float32, or auto")
-        form_products_in_float32()
+        form_products_in_float32(name)
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -83,7 +81,7 @@ def make_autocast(dtype: str, device: torch.device, cache: bool = True) -> Calla
     if dtype == "float32":
         return contextlib.nullcontext
     if lacks_units(dtype, device):  # in a process that picked no type, too
-        form_products_in_float32()
+        form_products_in_float32(dtype)
     return lambda: torch.autocast(device.type, getattr(torch, dtype), cache_enabled=cache)
 
 
@@ -93,34 +91,40 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 def lacks_units(dtype: str, device: torch.device) -> bool:
-    """True if this is bf16 on a CPU without units for its products."""
-    return dtype == "bfloat16" and device.type == "cpu" and not fast_bfloat16(device)
+    """True if this is a half precision type on a CPU without units for its products."""
+    return device.type == "cpu" and (
+        (dtype == "bfloat16" and not fast_bfloat16(device))
+        or (dtype == "float16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported()))
 
 
 @cache
-def form_products_in_float32() -> None:
-    """From here on, form this thread's products of bf16 matrices in fp32."""
-    Float32Products().__enter__()
+def form_products_in_float32(dtype: str) -> None:
+    """From here on, form this thread's products of matrices of this type in fp32."""
+    Float32Products(dtype).__enter__()
 
 
 class Float32Products(TorchDispatchMode):
-    """Products of bf16 matrices on a CPU, in forward and backward passes, are formed in fp32 and rounded.
+    """Products of bf16 or fp16 matrices on a CPU, forward and backward, are formed in fp32 and rounded.
 
-    torch's own, without units for bf16, take 2.5 (AVX-512) to 15 times (AVX2) as long as in fp32. They sum in
-    fp32, too: the two differ by the order of their sums. Of one or two rows torch's own are faster.
+    torch's own, without units for the type, take 2.5 (AVX-512) to 15 times (AVX2) as long as in fp32. They sum
+    in fp32, too: the two differ by the order of their sums. Of one or two rows torch's own are faster.
     """
 
     aten = torch.ops.aten
     formed = {aten.mm.default, aten.mm.out, aten.bmm.default, aten.addmm.default, aten.baddbmm.default}
     least_rows = 3
 
+    def __init__(self, dtype: str):
+        super().__init__()
+        self.dtype = getattr(torch, dtype)
+
     def __torch_dispatch__(self, product, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if product not in self.formed or args[-2].dtype != torch.bfloat16 or (
+        if product not in self.formed or args[-2].dtype != self.dtype or (
                 not args[-2].is_cpu or args[-2].shape[-2] < self.least_rows):
             return product(*args, **kwargs)
         out = kwargs.pop("out", None)
-        result = product.overloadpacket(*(matrix.float() for matrix in args), **kwargs).bfloat16()
+        result = product.overloadpacket(*(matrix.float() for matrix in args), **kwargs).to(self.dtype)
         return result if out is None else out.copy_(result)
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from small import World, run_main, write_little
+from torch.utils._python_dispatch import _get_current_dispatch_mode, _pop_mode
 
 from nanoprune import statistics
-from nanoprune.device import pick_device
+from nanoprune.device import form_products_in_float32, pick_device
 from nanoprune.io.jsonl import write_jsonl
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -66,6 +67,15 @@ def few_documents_suffice():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "LEAST", 3)
         yield
+
+
+@pytest.fixture(autouse=True)
+def products_are_torchs_again():
+    """After a test in half precision: each operation of all later ones would pass through Python."""
+    yield
+    while _get_current_dispatch_mode():
+        _pop_mode()
+    form_products_in_float32.cache_clear()
 
 
 @pytest.fixture(scope="session")

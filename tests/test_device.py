@@ -26,14 +26,15 @@ def test_products_are_in_the_type_the_device_has_units_for(monkeypatch, device, 
     assert pick_dtype("float16", torch.device(device)) == "float16"
 
 
-def test_products_in_bfloat16_without_units_are_formed_in_float32(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_without_units_are_formed_in_float32(monkeypatch, dtype):
     """Logits, a loss and its gradients are torch's own but for the order of sums; a single row is torch's."""
     torch.manual_seed(0)
     model = Decoder(ModelConfig.from_dict(SHAPE | {"model_type": "qwen2", "vocab_size": 256}))
-    ids = torch.randint(256, (2, 40))
+    ids, name = torch.randint(256, (2, 40)), str(dtype).removeprefix("torch.")
 
     def run() -> list[torch.Tensor]:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", dtype):
             loss, logits = model(ids, ids), model(ids)
         return [logits, loss, *torch.autograd.grad(loss, list(model.parameters()))]
 
@@ -44,23 +45,24 @@ def test_products_in_bfloat16_without_units_are_formed_in_float32(monkeypatch):
             return op(*args, **kwargs or {})
 
     plain, products = run(), set()
-    with Recorded(), Float32Products():
+    with Recorded(), Float32Products(name):
         formed = run()
     assert products == {torch.float32}
     for a, b in zip(formed, plain, strict=True):
         assert a.dtype == b.dtype and (a - b).norm() < 0.01 * b.norm()
     products.clear()
-    with Recorded(), Float32Products(), torch.autocast("cpu", torch.bfloat16):
+    with Recorded(), Float32Products(name), torch.autocast("cpu", dtype):
         model(ids[:1, :1])
-    assert products == {torch.bfloat16}
+    assert products == {dtype}
 
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
     entered = []
-    monkeypatch.setattr(machine, "form_products_in_float32", lambda: entered.append(True))
-    for dtype in ("auto", "float32", "bfloat16"):
-        pick_dtype(dtype, torch.device("cpu"))
-    make_autocast("bfloat16", torch.device("cpu"))
-    assert len(entered) == 2
+    monkeypatch.setattr(machine, "form_products_in_float32", entered.append)
+    for given in ("auto", "float32", name):
+        pick_dtype(given, torch.device("cpu"))
+    make_autocast(name, torch.device("cpu"))
+    assert entered == [name, name]
 
 
 def test_a_gpu_named_by_its_number_becomes_the_current_one(monkeypatch):

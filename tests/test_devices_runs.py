@@ -28,7 +28,7 @@ FINE = {"lr": 1e-3, "max_steps": 6, "pair_repeats": 1}
 
 @pytest.fixture(autouse=True)
 def known_rate(monkeypatch) -> None:
-    """A rate of products that is not measured for each run, which in float16 takes a CPU seconds."""
+    """A rate of products that is not measured for each run."""
     monkeypatch.setattr("train.matmul_rate", lambda *_: 1e12)
 
 

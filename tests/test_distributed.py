@@ -1,6 +1,5 @@
-"""torchrun in real processes on the CPU: the same run and the same numbers for any number of processes."""
+"""Several processes on the CPU, and torchrun: the same run and the same numbers for any number of them."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import time
 
 import pytest
 import torch
+from processes import run_ranks
 from safetensors.torch import load_file
 from small import ROOT, make_model, read_rows
 
@@ -68,7 +68,7 @@ def alone(world, tmp_path_factory):
     (2, {"parallel": "fsdp", "recompute": "blocks", "batch_size": 2, "accumulation": 2})])
 def test_any_number_of_processes_is_the_same_run(world, tmp_path, alone, processes, changes):
     settings, run = alone
-    done = torchrun(processes, ROOT / "train.py", world.config_file(tmp_path / "c.py", **settings | changes))
+    done = run_ranks(processes, "train.py", world.config_file(tmp_path / "c.py", **settings | changes))
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("step    50  loss") == 1 and f"{processes} processes" in done.stdout
     assert_same_curve(run, tmp_path / "runs" / "run")
@@ -89,7 +89,7 @@ def test_a_state_knows_no_number_of_processes(world, tmp_path, capsys, alone, nu
             train(config, resume=i > 0)
             said = capsys.readouterr().out
         else:
-            done = torchrun(number, ROOT / "train.py", *(["--resume", run] if i else [path]))
+            done = run_ranks(number, "train.py", *(["--resume", run] if i else [path]))
             assert done.returncode == 0, done.stderr[-2000:]
             said = done.stdout
         assert not i or f"began with {numbers[0]} processes and resumes with {number}" in said
@@ -108,7 +108,7 @@ def test_a_process_that_dies_ends_the_run_and_a_restart_goes_on(world, tmp_path)
     assert "another process of this run has ended" in done.stderr or "SIGKILL" in done.stderr
     run = tmp_path / "runs" / "dies"
     assert sorted(state.name for state in (run / "state").iterdir())[-1] == "step-00000002"
-    assert torchrun(2, ROOT / "train.py", "--resume", run).returncode == 0
+    assert run_ranks(2, "train.py", "--resume", run).returncode == 0
     assert_same_curve(tmp_path / "runs" / "whole", run)
     restarted = world.config_file(tmp_path / "restarts.py", name="restarts", **settings)
     done = torchrun(2, script, ROOT / "train.py", restarted, restarts=1)
@@ -142,7 +142,7 @@ def test_what_cannot_be_divided_is_said(world, tmp_path):
     for changes, message in ((dict(batch_size=3), "2 processes cannot share the 3 rows of a step"),
                              (dict(optimizer="lean", clip=0.0),
                               "optimizer=lean updates before the gradients")):
-        done = torchrun(2, ROOT / "train.py", world.config_file(tmp_path / "c.py", **changes), env=os.environ)
+        done = run_ranks(2, "train.py", world.config_file(tmp_path / "c.py", **changes))
         assert done.returncode and message in done.stderr
 
 
@@ -153,9 +153,8 @@ def test_scores_are_the_same_whatever_the_number_of_processes(world, tmp_path):
     tables = []
     for processes in (1, 2):
         out = tmp_path / f"{processes}.csv"
-        done = torchrun(processes, ROOT / "prune.py", world.model, "--data", world.data, "--score", out,
-                        "--parts", "--dtype", "float32",
-                        env=os.environ | {"OMP_NUM_THREADS": "1"})
+        done = run_ranks(processes, "prune.py", world.model, "--data", world.data, "--score", out,
+                         "--parts", "--dtype", "float32")
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("wrote") == 1
         tables.append(read_rows(out, ("time_saved",)))
@@ -172,10 +171,9 @@ def test_measurements_are_the_same_whatever_the_number_of_processes(world, tmp_p
     (data / "pairs_test.jsonl").write_text("\n".join(lines) + "\n")
     other = make_model(tmp_path / "other", world.data, seed=1)
     for processes in (1, 2):
-        done = torchrun(processes, ROOT / "eval.py", world.model, other, "--data", data, "--out",
-                        tmp_path / str(processes), "--answer-tokens", "4", "--dtype", "float32",
-                        "--documents", "12",
-                        env=os.environ | {"OMP_NUM_THREADS": "1"})
+        done = run_ranks(processes, "eval.py", world.model, other, "--data", data, "--out",
+                         tmp_path / str(processes), "--answer-tokens", "4", "--dtype", "float32",
+                         "--documents", "12")
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("models compared") == 1
     for name in ("documents.csv", "questions.csv", "answers.csv", "accuracy.csv", "slices.csv",

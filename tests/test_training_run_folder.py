@@ -13,8 +13,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from itertools import count
@@ -22,8 +20,9 @@ from itertools import count
 import pytest
 import torch
 import transformers
+from processes import Script, run_script
 from safetensors.torch import load_file
-from small import ROOT, TIMING, make_model, read_rows, run_main
+from small import TIMING, make_model, read_rows, run_main
 
 from model import Decoder
 from nanoprune.config import load_config
@@ -38,11 +37,10 @@ EVAL_COLUMNS = ("step", "tokens", "split", "nll", "perplexity", "bits_per_byte",
 KILLS = int(os.environ.get("NANOPRUNE_KILLS", "6"))
 
 
-# Runs train.py in this process and ends it by SIGKILL at the nth time that it is about to do something to a
-# file.
+# Ends the process by SIGKILL at the nth time that it is about to do something to a file.
 KILLER = """
-import os, runpy, signal, sys
-left, sys.argv = int(sys.argv[1]), sys.argv[2:]
+import os, signal
+left = {}
 def killing(function):
     def wrapped(*args, **options):
         global left
@@ -53,28 +51,18 @@ def killing(function):
     return wrapped
 for name in ("replace", "fsync", "rename", "rmdir", "unlink"):
     setattr(os, name, killing(getattr(os, name)))
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-# Runs train.py with steps that take a while.
+# Makes steps take a while.
 SLOW = """
-import os, runpy, sys, time
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-import model
+import model, time
 forward = model.Decoder.forward
 def slow(self, *args, **options):
     time.sleep(0.3 if self.training else 0)
     return forward(self, *args, **options)
 model.Decoder.forward = slow
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-def script(code: str | None, *arguments) -> list[str]:
-    return [sys.executable, *(["-c", code] if code else []), *map(str, arguments)]
 
 
 def assert_same_run(a, b) -> None:
@@ -160,11 +148,10 @@ def test_a_run_killed_at_any_moment_is_the_run_that_was_not(world, tmp_path, dty
         path = world.config_file(tmp_path / f"{number}.py", name=f"killed-{number}", **settings)
         run = tmp_path / "runs" / f"killed-{number}"
         left = draw.randrange(42, 80) if number % 2 else draw.randrange(1, 42)  # the first state is the 42nd
-        code = subprocess.run(script(KILLER, left, ROOT / "train.py", path), capture_output=True).returncode
+        code = run_script("train.py", path, before=KILLER.format(left)).returncode
         assert code in (0, -signal.SIGKILL)
         if code and number % 2:  # and once more while it goes on
-            subprocess.run(script(KILLER, draw.randrange(1, 30), ROOT / "train.py", "--resume", run),
-                           capture_output=True)
+            run_script("train.py", "--resume", run, before=KILLER.format(draw.randrange(1, 30)))
         go_on(replace(whole, name=f"killed-{number}"))
         assert_same_run(whole.folder, run)
 
@@ -199,22 +186,19 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(world, tmp_path, number, t
     whole = world.config(tmp_path / "runs", name="whole", **settings)
     train_here(whole)
     path, run = world.config_file(tmp_path / "c.py", **settings), tmp_path / "runs" / "run"
-    process = subprocess.Popen(script(SLOW, ROOT / "train.py", path), text=True, env=os.environ
-                               | {"PYTHONUNBUFFERED": "1"},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    for line in process.stdout:
-        if line.startswith("step     3"):
-            process.send_signal(number)
-            if twice:
-                time.sleep(0.1)
-                process.send_signal(number)
-            break
-    out, err = process.communicate()
+    script = Script("train.py", path, before=SLOW)
+    script.wait_for("step     3")
+    os.kill(script.process.pid, number)
+    if twice:
+        time.sleep(0.1)
+        os.kill(script.process.pid, number)
+    done = script.end()
+    out, err = done.stdout, done.stderr
     states = sorted(state.name for state in (run / "state").iterdir())
     if twice:
-        assert process.returncode == 130 and "Traceback" not in err and states == ["step-00000002"]
+        assert done.returncode == 130 and "Traceback" not in err and states == ["step-00000002"]
     else:
-        assert process.returncode == 3 and states[-1] == "step-00000004", (out, err)
+        assert done.returncode == 3 and states[-1] == "step-00000004", (out, err)
         assert f"resume with python train.py --resume {run}" in out
         assert "once more, and it ends at once" in err
     go_on(replace(whole, name="run"))
