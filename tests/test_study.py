@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from small import make_model, read_rows, run_main
 
@@ -28,9 +29,8 @@ from train import train
 
 def make_study(world, folder, **changes) -> Study:
     training = world.config(folder, max_steps=4, eval_every=2, save_every=2)
-    return Study(
-        **({"name": "which", "training": training, "learning_rates": (1e-2, 1e-3), "seeds": (0, 1)} | changes)
-    )
+    return Study(**({"name": "which", "training": training, "learning_rates": (1e-2, 1e-3), "seeds": (0, 1),
+                     "general": little_text(world.folder)} | changes))
 
 
 def short(world, folder, **changes) -> Study:
@@ -41,8 +41,8 @@ def short(world, folder, **changes) -> Study:
 
 def little_text(folder) -> str:
     """A file of general text that is scored at once."""
-    write_jsonl(folder / "general.jsonl", [{"text": f"Rivers are {i} km long."} for i in range(5)])
-    return str(folder / "general.jsonl")
+    write_jsonl(folder / "little.jsonl", [{"text": f"Rivers are {i} km long."} for i in range(5)])
+    return str(folder / "little.jsonl")
 
 
 def record_runs(monkeypatch) -> list[str]:
@@ -69,12 +69,18 @@ def timed():
         yield names
 
 
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch) -> None:
+    """Figures are looked at where the study of the module is; elsewhere a file stands for each."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: path.touch())
+
+
 @pytest.fixture(scope="module")
 def done(world, tmp_path_factory):
     folder, blocks = tmp_path_factory.mktemp("study"), (0, 1, 2, "1.attn", "0+2")
     once = tuple(block for block in blocks if block != study_best(world, (0, 1, 2)))
     study = make_study(world, folder / "runs", keep_models=True, results=str(folder / "results"),
-                       blocks=blocks, once=once, longer=(2.0,),
+                       blocks=blocks, once=once, longer=(2.0,), general="qa/general.jsonl",
                        adapters={"lora": "all", "lora_rank": 2, "lr": 1e-2})
     run_study(study)
     return study
@@ -220,8 +226,7 @@ def test_results_are_found_by_what_decides_them(world, tmp_path, monkeypatch):
 def test_a_run_of_another_base_is_no_run_of_this_study(world, tmp_path, monkeypatch):
     """Its folder has the same name; what was measured was moved away, as the message says."""
     base = shutil.copytree(world.model, tmp_path / "base")
-    study = short(world, tmp_path / "runs", results=str(tmp_path / "results"), keep_models=True,
-                  general=little_text(tmp_path))
+    study = short(world, tmp_path / "runs", results=str(tmp_path / "results"), keep_models=True)
     study = replace(study, training=replace(study.training, base=str(base)))
     run_study(study)
     names = record_runs(monkeypatch)
@@ -245,7 +250,7 @@ def test_a_run_of_another_base_is_no_run_of_this_study(world, tmp_path, monkeypa
 
 def test_what_a_study_measures_later_is_measured(world, tmp_path, monkeypatch, timed):
     """Rounded forms of a full model that was measured without them; the speed of another model."""
-    study = short(world, tmp_path, general=little_text(tmp_path))
+    study = short(world, tmp_path)
     run_study(study)
     names = record_runs(monkeypatch)
     timed.clear()
