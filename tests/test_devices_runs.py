@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from small import TIMING, World, read_rows, run_main
+from small import TIMING, World, read_rows, run_main, write_little
 
 from benchmarks import older_torch
 from model import Decoder
@@ -197,6 +197,7 @@ def test_scores_of_blocks_are_those_of_the_cpu(world, device, tmp_path, monkeypa
 
 def test_evaluation_is_that_of_the_cpu(device, tmp_path, monkeypatch, capsys):
     """Documents, questions and written answers of a model, line by line."""
+    write_little(monkeypatch)
     world = World(tmp_path)
     lines = (world.data / "pairs.jsonl").read_text().splitlines()[:4]
     (world.data / "pairs_test.jsonl").write_text("\n".join(lines) + "\n")

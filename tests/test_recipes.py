@@ -69,10 +69,10 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_articles(folder) -> None:
+def make_articles(folder, count: int) -> None:
     [company] = invent(0, companies=1, models=8, first_day=date(2025, 9, 1))
     folder.mkdir(parents=True, exist_ok=True)
-    articles = releases(company, 40, 1, date(2025, 9, 1))
+    articles = releases(company, count, 1, date(2025, 9, 1))
     for article in articles:
         article["text"] = "\n\n".join(article["paragraphs"])
     write_jsonl(folder / "articles.jsonl", articles)
@@ -112,7 +112,7 @@ def test_every_recipe_is_a_config():
 
 
 def test_full_against_lora_on_pairs(checkout, monkeypatch, capsys):
-    make_articles(checkout / "data" / "raw")
+    make_articles(checkout / "data" / "raw", 40)
     stand_in(checkout / "Qwen" / "Qwen2.5-0.5B", "qwen2", CHATML)
     outputs = run(["pairs_full", "pairs_lora"], monkeypatch, capsys, {
         "train.py": SHORTER, "eval.py": ["--answers", "3", "--context", "500", "--dtype", "float32"],
@@ -138,8 +138,9 @@ def test_full_against_lora_on_pairs(checkout, monkeypatch, capsys):
 
 
 def test_qlora_full_against_reduced(checkout, monkeypatch, capsys):
-    make_articles(checkout / "data" / "raw")
-    stand_in(checkout / "Qwen" / "Qwen3-0.6B", "qwen3", CHATML, num_hidden_layers=28)
+    make_articles(checkout / "data" / "raw", 14)
+    stand_in(checkout / "Qwen" / "Qwen3-0.6B", "qwen3", CHATML, num_hidden_layers=28,
+             max_position_embeddings=256)
     run(["qlora_full", "qlora_reduced"], monkeypatch, capsys, {
         "train.py": [*SHORTER, "--context=64"], "prepare.py": ["--generated-documents", "4"]})
     models = results(checkout / "results" / "qlora")
@@ -206,11 +207,12 @@ def test_the_charging_stations(checkout, monkeypatch, capsys):
 
 
 def test_replay(checkout, monkeypatch, capsys):
-    make_articles(checkout / "data" / "raw")
+    make_articles(checkout / "data" / "raw", 14)
     write_jsonl(checkout / "data" / "raw" / "general.jsonl", [
         {"text": f"Plain words about subject {i}, which has nothing to do with cars. " * 4}
         for i in range(30)])
-    stand_in(checkout / "Qwen" / "Qwen3-0.6B-Base", "qwen3", CHATML, num_hidden_layers=26)
+    stand_in(checkout / "Qwen" / "Qwen3-0.6B-Base", "qwen3", CHATML, num_hidden_layers=26,
+             max_position_embeddings=256)
     run(["full_replay", "reduced_replay"], monkeypatch, capsys, {
         "train.py": [*SHORTER, "--context=64"], "prepare.py": ["--generated-documents", "4"]})
     models = results(checkout / "results" / "replay")
