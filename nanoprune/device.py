@@ -11,13 +11,14 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.library import Library, get_kernel
 
 from nanoprune.config import Config
 
@@ -98,34 +99,34 @@ def lacks_units(dtype: str, device: torch.device) -> bool:
 
 
 @cache
-def form_products_in_float32(dtype: str) -> None:
-    """From here on, form this thread's products of matrices of this type in fp32."""
-    Float32Products(dtype).__enter__()
+def form_products_in_float32(dtype: str) -> Library:
+    """From here on, form products of matrices of this type on the CPU in fp32, and round them.
 
-
-class Float32Products(TorchDispatchMode):
-    """Products of bf16 or fp16 matrices on a CPU, forward and backward, are formed in fp32 and rounded.
-
-    torch's own, without units for the type, take 2.5 (AVX-512) to 15 times (AVX2) as long as in fp32. They sum
-    in fp32, too: the two differ by the order of their sums. Of one or two rows torch's own are faster.
+    That is, in forward and backward passes, as long as the library that it returns lives. torch's own,
+    without units for the type, take 2.5 (AVX-512) to 15 times (AVX2) as long as in fp32. They sum in fp32,
+    too: the two differ by the order of their sums. Of one or two rows torch's own are faster.
     """
+    library = Library("aten", "IMPL")
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch warns of what is meant here
+        for name in ("mm", "bmm", "addmm", "baddbmm", "mm.out", "bmm.out", "addmm.out", "baddbmm.out"):
+            library.impl(name, rounded_product(name, getattr(torch, dtype)), "CPU", with_keyset=True,
+                         allow_override=True)
+    return library
 
-    aten = torch.ops.aten
-    formed = {aten.mm.default, aten.mm.out, aten.bmm.default, aten.addmm.default, aten.baddbmm.default}
-    least_rows = 3
 
-    def __init__(self, dtype: str):
-        super().__init__()
-        self.dtype = getattr(torch, dtype)
+def rounded_product(name: str, half: torch.dtype) -> Callable:
+    """A kernel in place of torch's own for this product on the CPU."""
+    product, own = getattr(torch.ops.aten, name.partition(".")[0]), get_kernel(f"aten::{name}", "CPU")
 
-    def __torch_dispatch__(self, product, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if product not in self.formed or args[-2].dtype != self.dtype or (
-                not args[-2].is_cpu or args[-2].shape[-2] < self.least_rows):
-            return product(*args, **kwargs)
-        out = kwargs.pop("out", None)
-        result = product.overloadpacket(*(matrix.float() for matrix in args), **kwargs).to(self.dtype)
+    def kernel(keys: torch.DispatchKeySet, *matrices: torch.Tensor, **options) -> torch.Tensor:
+        left = matrices[-2]
+        if left.dtype != half or left.shape[-2] < 3:
+            return own.call_boxed(keys, *matrices, **options)
+        out = options.pop("out", None)
+        result = product(*(matrix.float() for matrix in matrices), **options).to(half)
         return result if out is None else out.copy_(result)
+
+    return kernel
 
 
 def has_flash(x: torch.Tensor) -> bool:

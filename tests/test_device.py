@@ -6,11 +6,18 @@ import sys
 import pytest
 import torch
 from small import ROOT, SHAPE
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.library import get_kernel
 
 from model import Decoder
 from nanoprune import device as machine
-from nanoprune.device import Float32Products, make_autocast, matmul_rate, pick_device, pick_dtype, set_up
+from nanoprune.device import (
+    form_products_in_float32,
+    make_autocast,
+    matmul_rate,
+    pick_device,
+    pick_dtype,
+    set_up,
+)
 from nanoprune.nn.model_config import ModelConfig
 from train import train
 
@@ -38,22 +45,29 @@ def test_products_without_units_are_formed_in_float32(monkeypatch, dtype):
             loss, logits = model(ids, ids), model(ids)
         return [logits, loss, *torch.autograd.grad(loss, list(model.parameters()))]
 
-    class Recorded(TorchDispatchMode):
-        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-            if "mm" in op.name():
-                products.add(args[-2].dtype)
-            return op(*args, **kwargs or {})
+    class Recorded:
+        def __init__(self, *name: str):
+            self.kernel = get_kernel(*name)
+
+        def call_boxed(self, keys, *matrices, **options):
+            products.add(matrices[-2].dtype)
+            return self.kernel.call_boxed(keys, *matrices, **options)
 
     plain, products = run(), set()
-    with Recorded(), Float32Products(name):
-        formed = run()
-    assert products == {torch.float32}
-    for a, b in zip(formed, plain, strict=True):
+    monkeypatch.setattr(machine, "get_kernel", Recorded)
+    form_products_in_float32(name)
+    for a, b in zip(run(), plain, strict=True):
         assert a.dtype == b.dtype and (a - b).norm() < 0.01 * b.norm()
+    assert products == {torch.float32}
     products.clear()
-    with Recorded(), Float32Products(name), torch.autocast("cpu", dtype):
+    with torch.autocast("cpu", dtype):
         model(ids[:1, :1])
     assert products == {dtype}
+    left, right, out = *torch.randn(2, 4, 4).to(dtype), torch.empty(4, 4, dtype=dtype)
+    assert torch.equal(torch.mm(left, right, out=out), (left.float() @ right.float()).to(dtype))
+    form_products_in_float32.cache_clear()
+    products.clear()
+    assert torch.equal(run()[0], plain[0]) and not products
 
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)

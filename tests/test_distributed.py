@@ -39,7 +39,7 @@ def torchrun(processes: int, *arguments, restarts: int = 0, **options) -> subpro
 
 
 def assert_same_curve(a, b) -> None:
-    """Losses, gradient norms and validation numbers to 1e-5, weights as near as fifty steps leave them."""
+    """Losses, gradient norms and validation numbers to 1e-5, weights as near as twenty steps leave them."""
     for name, columns in (("train.csv", ("loss", "grad_norm", "tokens", "lr")),
                           ("eval.csv", ("nll", "tokens", "documents"))):
         one, other = read_rows(a / name), read_rows(b / name)
@@ -56,7 +56,7 @@ def assert_same_curve(a, b) -> None:
 def alone(world, tmp_path_factory):
     """The run in one process: of a step's four rows each holds as many tokens to learn as it happens to."""
     folder = tmp_path_factory.mktemp("alone")
-    settings = dict(batch_size=1, accumulation=4, max_steps=50, eval_every=20, save_every=20, keep="best",
+    settings = dict(batch_size=1, accumulation=4, max_steps=20, eval_every=8, save_every=8, keep="best",
                     pair_repeats=1,
                     lr=3e-3)
     train(world.config(folder, **settings))
@@ -70,13 +70,13 @@ def test_any_number_of_processes_is_the_same_run(world, tmp_path, alone, process
     settings, run = alone
     done = run_ranks(processes, "train.py", world.config_file(tmp_path / "c.py", **settings | changes))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("step    50  loss") == 1 and f"{processes} processes" in done.stdout
+    assert done.stdout.count("step    20  loss") == 1 and f"{processes} processes" in done.stdout
     assert_same_curve(run, tmp_path / "runs" / "run")
 
 
 @pytest.mark.parametrize("numbers", [(4, 2, 1), (1, 2)])
 def test_a_state_knows_no_number_of_processes(world, tmp_path, capsys, alone, numbers):
-    """Begun by so many processes and gone on with by others, from step 40 each time."""
+    """Begun by so many processes and gone on with by others, from step 16 each time."""
     settings, whole = alone
     path, run = world.config_file(tmp_path / "c.py", **settings
                                   | {"parallel": "fsdp"}), tmp_path / "runs" / "run"
@@ -84,7 +84,7 @@ def test_a_state_knows_no_number_of_processes(world, tmp_path, capsys, alone, nu
     for i, number in enumerate(numbers):
         capsys.readouterr()
         if i:
-            shutil.rmtree(run / "state" / "step-00000050")  # as if it had been stopped after step 40
+            shutil.rmtree(run / "state" / "step-00000020")  # as if it had been stopped after step 16
         if number == 1:
             train(config, resume=i > 0)
             said = capsys.readouterr().out
