@@ -95,7 +95,7 @@ def demonstrate(seed: int, short: bool, data: Path, runs: Path, models: Path, re
 
     before = [f"{runs}/base", f"{models}/base-less-{block}"]
     after = [f"{runs}/full", f"{runs}/reduced"]
-    exact = ["--dtype", "float32"]
+    exact = ["--dtype", "float32", *(["--documents", "10", "--questions", "40"] if short else [])]
     run("eval.py", *before, "--data", f"{data}/others", "--out", f"{results}/before", *exact)
     run("eval.py", *before, *after, "--data", f"{data}/newsroom", "--out", f"{results}/after", *exact)
     question = json.loads((data / "new_facts.jsonl").read_text().splitlines()[0])
