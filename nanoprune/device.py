@@ -95,7 +95,8 @@ def lacks_units(dtype: str, device: torch.device) -> bool:
     """True if this is a half precision type on a CPU without units for its products."""
     return device.type == "cpu" and (
         (dtype == "bfloat16" and not fast_bfloat16(device))
-        or (dtype == "float16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported()))
+        or (dtype == "float16" and not (
+            torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported())))
 
 
 @cache
