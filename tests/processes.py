@@ -39,7 +39,8 @@ class Script:
         self.words = [str(ROOT / name), *map(str, arguments)]
         self.out, self.err = (Path(tempfile.mkstemp(prefix="nanoprune-test-")[1]) for _ in range(2))
         variables = {name: str(value) for name, value in environment.items()}
-        self.process = CONTEXT.Process(target=child, args=(self.words, before, variables, self.out, self.err))
+        self.process = CONTEXT.Process(target=child, args=(self.words, before, variables, self.out, self.err),
+                                       daemon=True)  # one that hangs ends with the tests
         self.process.start()
 
     def wait_for(self, words: str) -> None:
@@ -68,6 +69,5 @@ def run_ranks(number: int, name: str, *arguments) -> CompletedProcess:
               "LOCAL_WORLD_SIZE": number, "OMP_NUM_THREADS": 1}
     scripts = [Script(name, *arguments, RANK=rank, LOCAL_RANK=rank, **shared) for rank in range(number)]
     done = [script.end() for script in scripts]
-    codes = [one.returncode for one in done if one.returncode]
-    return CompletedProcess(done[0].args, codes[0] if codes else 0, done[0].stdout,
-                            "".join(one.stderr for one in done))
+    code = next((one.returncode for one in done if one.returncode), 0)
+    return CompletedProcess(done[0].args, code, done[0].stdout, "".join(one.stderr for one in done))

@@ -402,7 +402,7 @@ def test_reference_losses_of_the_press_model(real):
             stream += [*tokenizer.encode(f"{article['title']}\n\n{article['text']}").ids, 0]
     windows = torch.tensor(stream[:60_000]).unfold(0, 257, 256)[: len(range(0, 59_743, 256))]
     expected = json.loads((real / "reference" / "press_qwen3_block_drop.json").read_text())["loss"]
-    for key, blocks in (("full", []), ("-b7", [7])):  # every block would take a minute
+    for key, blocks in (("full", []), ("-b3", [3]), ("-b7", [7])):  # every block would take a minute
         assert loss_without(blocks, folder, windows) == pytest.approx(expected[key], abs=1e-4), key
 
 

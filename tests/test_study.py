@@ -71,7 +71,7 @@ def timed():
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch) -> None:
-    """Figures are looked at where the study of the module is; elsewhere a file stands for each."""
+    """The figures of `done` alone are rendered; elsewhere an empty file stands for each."""
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: path.touch())
 
 
