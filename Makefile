@@ -1,8 +1,8 @@
 # Two commands do everything, set-up included, on a machine that has only Python 3.11+ and make:
 #   make demo    the whole experiment, offline, on a fictional newsroom
 #   make test    every test
-#   make compare BASE=Qwen/Qwen3-0.6B-Base ARTICLES=articles.jsonl   the experiment on your own model and articles
-#   make all BASE=Qwen/Qwen3-0.6B-Base   the same after new articles are scraped (docs/schedule.md)
+#   make compare BASE=HuggingFaceTB/SmolLM2-135M-Instruct ARTICLES=articles.jsonl   the experiment on your own articles
+#   make all BASE=HuggingFaceTB/SmolLM2-135M-Instruct   the same after new articles are scraped (docs/schedule.md)
 #   make bench   train.py beside transformers' Trainer: hours on a CPU; one row of it: make bench-small
 #   make bench-growth   how its cost grows with the context and the model
 # TORCH_INDEX picks another build of torch, for example

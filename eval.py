@@ -28,7 +28,7 @@ from nanoprune import command_line
 from nanoprune.command_line import option, parse_options
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.prompts import read_prompts
-from nanoprune.data.tokenizer import tokenizer_hash
+from nanoprune.data.tokenizer import tokenizer_hash, vocabulary
 from nanoprune.device import make_autocast, pick_device, pick_dtype
 from nanoprune.distributed import Ranks, join
 from nanoprune.evaluation import multiple_choice, perplexity, written_answers
@@ -40,7 +40,6 @@ from nanoprune.evaluation.lm_eval_tasks import export_tasks
 from nanoprune.evaluation.multiple_choice import score_questions
 from nanoprune.evaluation.perplexity import PROTOCOLS, Protocol, Text, text_rows
 from nanoprune.evaluation.plan import ASSUMED, describe_plan, question_plan, text_plan
-from nanoprune.evaluation.removal_losses import without
 from nanoprune.evaluation.result_cache import ResultCache
 from nanoprune.evaluation.results_files import FILES, write_results
 from nanoprune.evaluation.results_summary import data_and_machine
@@ -50,7 +49,7 @@ from nanoprune.io.folders import claim
 from nanoprune.io.hub import locate
 from nanoprune.nn.identity import model_identity
 from nanoprune.nn.lora import count_parameters
-from nanoprune.nn.model_config import ModelConfig
+from nanoprune.nn.model_config import ModelConfig, read_parts
 from nanoprune.nn.peft import config_folder, is_adapter
 from nanoprune.nn.sampling import GREEDY, Sampling, generate
 from nanoprune.statistics import evenly_spaced
@@ -144,18 +143,18 @@ def find_candidates(options: Options, dataset: Dataset, ranks: Ranks) -> list[Ca
             homes[name] = config_folder(folders[name])  # of config.json and the tokenizer
     configs = {name: ModelConfig.read(home) for name, home in homes.items()}
     window = min(config.max_position_embeddings for config in configs.values())
-    vocabulary = min(config.vocab_size for config in configs.values())
-    if options.prefix_token is not None and not 0 <= options.prefix_token < vocabulary:
-        raise ValueError(f"--prefix-token must be from 0 to {vocabulary - 1}, given {options.prefix_token}")
+    ids = min(config.vocab_size for config in configs.values())
+    if options.prefix_token is not None and not 0 <= options.prefix_token < ids:
+        raise ValueError(f"--prefix-token must be from 0 to {ids - 1}, given {options.prefix_token}")
     by_tokenizer, candidates = {}, []
-    names = {name: Path(name).name for name in options.models}
+    names = {name: Path(name).absolute().name for name in options.models}
     if len(set(names.values())) < len(names):
         names = {name: name.replace("/", "_") for name in names}
     for name, label in names.items():
         key = tokenizer_hash(homes[name]) or dataset.meta["tokenizer_hash"]
         if key not in by_tokenizer:
             by_tokenizer[key] = make_items(options, dataset, homes[name], window)
-        known, size = configs[name].vocab_size, by_tokenizer[key].tokenizer.get_vocab_size()
+        known, size = configs[name].vocab_size, vocabulary(by_tokenizer[key].tokenizer)
         if known < size:
             raise ValueError(f"{name} knows {known} tokens, its tokenizer has {size}: they do not belong "
                              "together")
@@ -234,7 +233,7 @@ def evaluate(
         "blocks": config.num_hidden_layers, "original": list(config.blocks),
         "history": config.extra.get("nanoprune_history", []),
         "params": size.total, "tokenizer": items.tokenizer_hash, **texts, "answers": answers,
-        "written": written, "cost": cost, "samples": samples, "states": states} | describe_run(folder.parent)
+        "written": written, "cost": cost, "samples": samples, "states": states} | describe_run(folder)
 
 
 def cached_measure(
@@ -271,9 +270,10 @@ def plan(candidate: Candidate, options: Options, cache: ResultCache) -> dict:
         measure = cached_measure(candidate, options, model, cache, **changes)
         return predict("test", items.test, items, model, measure), choose(items, model, measure)
 
-    with without(model, [block]):  # first: a wrong block costs no time
-        test_without, answers_without = both(without=block)
+    parts = read_parts([block], model.config)  # a wrong block costs no time
     test, answers = both()
+    model.drop_blocks(parts)
+    test_without, answers_without = both(without=block)
     changed = options.changed or ASSUMED
     return {"model": candidate.name, "without": block, "changed": changed,
             "protocol": items.protocol.describe(), "text": text_plan(test, test_without),

@@ -44,7 +44,10 @@ PRODUCTS = {
 
 
 def save_products(context, operation: torch._ops.OpOverload, *args, **kwargs) -> CheckpointPolicy:
-    """With `recompute` "pointwise": save what products and attention give, compute the rest again."""
+    """With `recompute` "pointwise": save what products and attention give, compute the rest again.
+
+    Attention in blocks (bf16 on a CPU) is computed again, too.
+    """
     saved = operation.name() in PRODUCTS
     return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
@@ -177,7 +180,7 @@ class Decoder(nn.Module):
         """Random weights: normal with the config's `initializer_range`, norms one, biases zero."""
         super().__init__()
         self.config, self.generation_config = config, {}
-        self.recompute = "none"  # in the backward pass: none, pointwise or blocks (see config.RECOMPUTE)
+        self.recompute = "none"  # in the backward pass: none, pointwise or blocks
         self.base: FrozenBase | None = None  # of frozen weights: where they came from
         self.adapter: LoraSettings | None = None  # of its low-rank adapters
         self.model = Trunk(config)

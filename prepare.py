@@ -116,15 +116,21 @@ class Options(CleaningOptions):
             unusable = {"--hold-out (conversations are divided by --split)": self.hold_out,
                         "--replay": self.replay, "--report": self.report,
                         "--questions-from": self.questions_from,
-                        "--train-tokenizer": self.train_tokenizer and not self.articles}
+                        "--train-tokenizer": self.train_tokenizer and not self.articles,
+                        "--no-generated (rules make the pairs)": self.no_generated and self.articles}
+            of_articles = ("split_by", "since", "until", "language", "min_chars", "keep_boilerplate",
+                           "generated_documents")
+            unusable |= {f"--{name.replace('_', '-')}": getattr(self, name) != getattr(Options, name)
+                         for name in of_articles if not self.articles}
             if names := [name for name, value in unusable.items() if value]:
                 raise ValueError(f"{', '.join(names)}: not for a dataset of conversations alone; leave it "
                                  "out")
-        names = Counter(["closed_book", "open_book", "written", *(path.stem for path in self.questions)])
+        taken = "closed_book", "open_book", "written", "test", "general"
+        names = Counter([*taken, *(path.stem for path in self.questions)])
         [(name, count)] = names.most_common(1)
         if count > 1:
-            raise ValueError(f"two question sets would be named {name}; rename a file (closed_book, "
-                             "open_book and written are the names of the sets that are made here)")
+            raise ValueError(f"two question sets would be named {name}; rename a file ({', '.join(taken)} "
+                             "are taken)")
         if self.hold_out >= 1:
             raise ValueError(f"--hold-out must be below 1, given {self.hold_out}")
         if self.articles and self.language not in (ANY, *known_languages()):

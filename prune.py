@@ -70,7 +70,8 @@ def choose_blocks(
     chosen.
     """
     total = model.config.num_hidden_layers
-    free = set(range(total)).difference(part.block for part in read_parts(protect, model.config))
+    free = set(range(total)).difference(
+        part.block for name in protect for part in read_parts([name], model.config))
     if not 1 <= count <= min(len(free), total - 1):
         raise ValueError(f"--choose {count}: this model has {total} blocks, {len(free)} of them not "
                          "protected, and one must be left")
@@ -111,7 +112,8 @@ def calibrate(
     return calibration, {
         "data": str(dataset.folder), "data_sha256": file_hash(split.path), "split": "val",
         "documents": len(documents),
-        "chosen": describe_choice(documents) if tokens else "all of the split",
+        "chosen": (f"the first {max(map(len, documents))} tokens of {len(documents)} documents, evenly spaced"
+                   if tokens else "all of the split"),
         "tokens": calibration.tokens, "context": context, "dtype": dtype}
 
 
@@ -121,7 +123,7 @@ def choose_documents(split: TokenFile, tokens: int) -> Sequence[Example]:
     Many documents tell more than much of each: they are BEGINNINGS, or more where these are too short, of
     BEGINNING_TOKENS tokens or more. Conversations are never cut.
     """
-    if not tokens or not len(split):
+    if not tokens:
         return split
     count = math.ceil(tokens * len(split) / max(1, len(split.tokens)))  # of whole documents
     if split.mask is None:
@@ -134,11 +136,6 @@ def choose_documents(split: TokenFile, tokens: int) -> Sequence[Example]:
     while np.minimum(lengths, length).sum() < tokens:
         length += 1
     return [Example(document.tokens[:length], document.learned[:length]) for document in documents]
-
-
-def describe_choice(documents: Sequence[Example]) -> str:
-    """The part of the split that choose_documents took, such as "the first 40 tokens of 50 documents"."""
-    return f"the first {max(map(len, documents))} tokens of {len(documents)} documents, evenly spaced"
 
 
 def print_scores(scores: BlockScores) -> None:
@@ -270,11 +267,11 @@ class Options:
     parts: bool = option("score each block's attention and MLP, too", False)
     drop: str | None = option("remove these blocks, or of them I.attn, J.mlp", metavar="I,J")
     choose: int | None = option("choose N blocks and remove them", metavar="N")
-    method: str = option("score to --choose by", "loss", choices=SCORES)
+    method: str | None = option("score to --choose by (default: loss)", choices=SCORES)
     contiguous: bool = option("--choose blocks that follow each other", False)
     protect: str | None = option("blocks that --choose never takes", metavar="I,J")
     decisions: Path | None = option("write the loss after each removal of --choose to it", metavar="CSV")
-    seed: int = option("of --method random", 0)
+    seed: int = option("of --method random", 0, least=0)
     out: Path | None = option("folder for the reduced model, for --drop and --choose")
     evidence: str | None = option("table of scores behind --drop, to record", metavar="CSV")
 
@@ -284,13 +281,13 @@ class Options:
             raise ValueError("give --score CSV with --data FOLDER, or --drop BLOCKS or --choose N with --out "
                              "FOLDER")
         reads_text = "score" in commands or ("choose" in commands and (
-            SCORES[self.method].reads_text or self.decisions is not None))
+            SCORES[self.method or "loss"].reads_text or self.decisions is not None))
         if bool(self.data) != reads_text or bool(self.out) != (commands != ["score"]):
             textless = ", ".join(name for name, score in SCORES.items() if not score.reads_text)
             raise ValueError("--score goes with --data FOLDER, --drop with --out FOLDER, --choose with --out "
                              f"and, unless --method is one of {textless} without --decisions, with --data")
-        command_of = {"evidence": "drop", "contiguous": "choose", "protect": "choose", "decisions": "choose",
-                      "parts": "score"}
+        command_of = {"evidence": "drop", "method": "choose", "contiguous": "choose", "protect": "choose",
+                      "decisions": "choose", "parts": "score"}
         for name, command in command_of.items():
             if getattr(self, name) and command not in commands:
                 raise ValueError(f"--{name} goes with --{command}")
@@ -357,13 +354,14 @@ def main() -> None:
     # ---- choose: the blocks whose removal costs least
     if options.choose is not None:
         protect = options.protect.split(",") if options.protect else []
+        method = options.method or "loss"
         blocks, decisions = choose_blocks(
-            model, calibration, options.choose, options.method, options.contiguous, protect)
-        print(f"chosen by {options.method}{', contiguous' if options.contiguous else ''}"
+            model, calibration, options.choose, method, options.contiguous, protect)
+        print(f"chosen by {method}{', contiguous' if options.contiguous else ''}"
               + (f", never {options.protect} (protected)" if protect else ""))
         for decision in decisions:
-            score = decision[options.method]
-            print(f"  {','.join(map(str, decision['blocks'])):>9}  {options.method} "
+            score = decision[method]
+            print(f"  {','.join(map(str, decision['blocks'])):>9}  {method} "
                   + ("not finite" if score is None else f"{score:.4f}"))
         parts = read_parts(blocks, config)
         if options.decisions:
@@ -371,12 +369,12 @@ def main() -> None:
             if ranks.rank == 0:
                 write_csv(options.decisions, rows)
                 print(f"wrote {options.decisions}")
-        history = {"method": options.method, "contiguous": options.contiguous,
+        history = {"method": method, "contiguous": options.contiguous,
                    "protect": options.protect or "", "seed": options.seed, "decisions": decisions, **text}
 
     # ---- drop
     if options.out and ranks.rank == 0:
-        evidence = options.score or options.evidence
+        evidence = options.evidence or options.score
         history |= {"scores": evidence and str(evidence), "scores_sha256": evidence and file_hash(evidence)}
         write_reduced(model, parts, options.base, folder, options.out, history)
 

@@ -28,7 +28,7 @@ from nanoprune.data.chat_format import chat_form
 from nanoprune.data.conversations import encode_prompt
 from nanoprune.data.prompts import read_prompts
 from nanoprune.data.text_stream import TextStream
-from nanoprune.data.tokenizer import END_TOKENS, end_token, load_tokenizer, tokenizer_hash
+from nanoprune.data.tokenizer import END_TOKENS, end_token, load_tokenizer, tokenizer_hash, vocabulary
 from nanoprune.device import pick_device, pick_dtype
 from nanoprune.io.folders import claim
 from nanoprune.io.hub import locate
@@ -77,8 +77,11 @@ class Checkpoint:
         self.device, self.folder = pick_device(options.device), locate(name)
         self.dtype = getattr(torch, pick_dtype(options.dtype, self.device))
         self.home = config_folder(self.folder)
-        self.window = ModelConfig.read(self.home).max_position_embeddings
-        self.tokenizer = load_tokenizer(self.home)
+        config, self.tokenizer = ModelConfig.read(self.home), load_tokenizer(self.home)
+        self.window, size = config.max_position_embeddings, vocabulary(self.tokenizer)
+        if config.vocab_size < size:
+            raise ValueError(f"{name} knows {config.vocab_size} tokens, its tokenizer has {size}: they do "
+                             "not belong together")
         self.form = chat_form(self.home, self.tokenizer) if options.chat else None
         self.turns, self.texts, self.failure = [], [], None
 
@@ -137,7 +140,7 @@ class Checkpoint:
                     if all(text.ended for text in batch):
                         break
             except ValueError as error:
-                self.failure = error
+                self.failure, batch = error, texts[start:]  # the later ones have no other end
                 return
             finally:
                 for text in batch:

@@ -153,21 +153,24 @@ def collect_folder(folder: Path, options: Options, report: Report) -> None:
     """Write the articles of a folder's files; those of files that are gone stay. ValueError if there is none.
     """
     previous, articles = read_articles(options.out), {}
-    for path in progress(sorted(filter(Path.is_file, folder.rglob("*"))), "files"):
-        report.listed += 1
-        try:
-            if path.suffix.lower() not in READERS:
-                raise Skipped("of a kind that is not read")
-            article = read_article(path, folder)
-            options.check_day(article["date"])
-            if article["id"] in articles:
-                raise ValueError("another file has this name, in another charset")
-        except ValueError as error:
-            report.miss(file_name(path), error)
-            continue
-        if options.limit is None or len(articles.keys() - previous.keys()) < options.limit:
+    try:
+        for path in progress(sorted(filter(Path.is_file, folder.rglob("*"))), "files"):
+            report.listed += 1
+            try:
+                if path.suffix.lower() not in READERS:
+                    raise Skipped("of a kind that is not read")
+                article = read_article(path, folder)
+                options.check_day(article["date"])
+                if article["id"] in articles:
+                    raise ValueError("another file has this name, in another charset")
+            except ValueError as error:
+                report.miss(file_name(path), error)
+                continue
             articles[article["id"]] = article
-    write_articles(options.out, previous, articles, report)
+            if len(articles.keys() - previous.keys()) == options.limit:
+                break
+    finally:
+        write_articles(options.out, previous, articles, report)
     if not (previous or articles):
         raise ValueError(f"{folder} gave no article; read are files that end in {', '.join(READERS)}")
 
@@ -181,11 +184,8 @@ def reparse(site: Site, options: Options, report: Report) -> None:
         raise ValueError(f"{archive.folder} keeps no answers to read again; "
                          "collect some first, without --reparse")
     report.listed = len(archive.answers)
-    if previous:
-        articles = parse_archive(archive, site, previous.__contains__, report)
-    else:
-        articles = parse_archive(archive, site, site.in_language, report)
-        articles = {i: article for i, article in articles.items() if options.includes(article["date"])}
+    articles = parse_archive(archive, site, previous.__contains__ if previous else site.in_language, report)
+    articles = {i: article for i, article in articles.items() if options.includes(article["date"])}
     write_articles(options.out, previous, articles, report)
 
 
@@ -258,9 +258,17 @@ def main() -> None:
         raise ValueError(f"--source {options.source} takes no URLs: leave one of them out")
     if options.delay > 3600:
         raise ValueError(f"--delay must be at most 3600 s, given {options.delay}")
-    report = Report()
+    report, folder = Report(), len(options.urls) == 1 and Path(options.urls[0]).is_dir()
+    for url in () if folder else options.urls:
+        if not re.match("https?://", url):
+            raise ValueError(f"{url} is neither a folder nor a web address such as https://www.example.com/1")
+    unusable = ("reparse", "base_url", "topics", "lang", "no_tables", "allow_host") if folder else ()
+    if names := [f"--{name.replace('_', '-')}" for name in unusable if getattr(options, name)]:
+        raise ValueError(f"{', '.join(names)}: not for a folder of documents; leave it out")
+    if options.reparse and options.urls:
+        raise ValueError("--reparse reads all stored answers again and takes no URLs: leave them out")
     try:
-        if len(options.urls) == 1 and Path(options.urls[0]).is_dir():
+        if folder:
             collect_folder(Path(options.urls[0]), options, report)
         elif options.reparse:
             reparse(site, options, report)

@@ -46,6 +46,7 @@ from nanoprune.io.hub import locate
 from nanoprune.nn.identity import model_identity
 from nanoprune.nn.lora import count_parameters
 from nanoprune.nn.model_config import part_name, read_parts
+from nanoprune.nn.peft import check_weights_can_change
 from nanoprune.nn.rounding import ROUNDED, VERSIONS, round_matrices, stored_bytes
 from nanoprune.training.batches import count_steps
 from nanoprune.training.run_folder import has_state
@@ -67,6 +68,7 @@ def run_study(study: Study) -> None:
                        dtype=pick_dtype(training.dtype, device))
     study = replace(study, training=training)
     keep_freed_memory()
+    check_weights_can_change(training.base, source)
     model = Decoder.from_pretrained(source, device=device).eval()
     dataset.check_model(training.base, source, model.config.vocab_size)
     arms = {str(arm): tuple(read_parts(str(arm).split("+"), model.config))
@@ -110,13 +112,13 @@ def run_study(study: Study) -> None:
         speed = {}
         if not runs.stopped:
             if not study.keep_models:  # those of teachers
-                for weights in study.runs_folder.glob("*/model"):
-                    shutil.rmtree(weights)
+                for key in study.runs_folder.glob("*/.study.json"):
+                    shutil.rmtree(key.with_name("model"), ignore_errors=True)
             rivals = {"none": ()} | {arm: removed for arm, removed in arms.items()
                                      if arms[best][0].block in {part.block for part in removed}}
             speed = kept_speed(source, rivals, training, device, study.folder / "speed.json")
         about = data_and_machine(training.data, dataset.meta, device) | {"base": base, "protocol": (
-            f"Windows of {training.context} tokens, no prefix token; products in {training.dtype} on "
+            f"Windows of {items.protocol.context} tokens, no prefix token; products in {training.dtype} on "
             f"{device.type}. Questions by log-likelihood of the choices.")}
         write_study(StudyResults(study, described, about, arms, best, scores, general_scores, before, tried,
                                  lr, results, speed))
@@ -147,7 +149,8 @@ def heal(
         yield f"{best}, {times:g} times as long", runs.result(
             f"{best}-{more}-steps", **reduced, seed=first, max_steps=more)
     if study.adapters:
-        yield "none, adapters", runs.result("none-adapters", seed=first, **study.adapters)
+        yield "none, adapters", runs.result(
+            "none-adapters", **{"lr": lr["none"], "seed": first} | study.adapters)
         yield f"{best}, adapters", runs.result(
             f"{best}-adapters", **reduced | {"seed": first} | study.adapters)
     for seed in study.seeds if study.distill else ():
@@ -175,7 +178,7 @@ def measure_before(
 
     The sums are of "none" and all arms on the test split, of "none" and whole blocks on general text.
     """
-    context, autocast = study.training.context, make_autocast(study.training.dtype, model.device)
+    context, autocast = items.protocol.context, make_autocast(study.training.dtype, model.device)
     validation, general, test = (
         Calibration.of_split(model, examples, context, ranks=ranks, autocast=autocast, kept=kept)
         for examples in (items.dataset.split("val"), [text.example for text in items.general],
@@ -212,7 +215,8 @@ def kept_speed(
         return kept["speed"]
     sources = {arm: (source, removed) for arm, removed in rivals.items()}
     speed = cost.measure_speed(open_without, sources, str(device), training.dtype)
-    write_json(path, {"about": about, "speed": speed, "environment": environment(device)})
+    if all("decode_tokens_per_s" in row for row in speed.values()):
+        write_json(path, {"about": about, "speed": speed, "environment": environment(device)})
     return speed
 
 

@@ -21,8 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 # Read when torch starts. cuBLAS repeats its results only with a fixed workspace. On CPUs, tensors that start
-# at large
-# pages leave fewer unusable holes.
+# at large pages leave fewer unusable holes.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
@@ -293,8 +292,8 @@ def main() -> int:
         raise ValueError("give a config (python train.py configs/full.py) or a run to resume (--resume "
                          "runs/full)")
     if args.resume and (overrides or args.from_state):
-        raise ValueError(f"--resume takes the run's own settings and state: {' '.join(overrides)} cannot be "
-                         "changed, and --from-state goes with a new run")
+        raise ValueError("--resume takes the run's own settings and state: leave out "
+                         f"{' '.join(overrides) or '--from-state'}, or start a new run")
     config = saved_config(Path(args.resume)) if args.resume else load_config(args.config, overrides)
     resume = bool(args.resume) or (restarted() and has_state(config.folder / "state"))
     try:

@@ -1,1 +1,1 @@
-"""What the nine scripts share. Each room's first line says what lives there."""
+"""What the nine scripts share. The first line of each package's `__init__.py` says what it holds."""

@@ -60,13 +60,6 @@ def describe(model: Decoder, out: Path) -> None:
           f"{count_parameters(model).total:,} parameters, {size / 1e6:,.1f} MB")
 
 
-def check(folder: Path, data: Path | None) -> int:
-    """Print what is wrong with a model's folder, and a dataset's; the exit code."""
-    findings = [*check_model(folder), *(check_data(data) if data else ())]
-    print("\n".join(findings) or f"nothing is wrong with {folder}")
-    return int(bool(findings))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m nanoprune", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -95,7 +88,10 @@ def main() -> int:
     elif args.command == "quantise":
         quantise_base(args.model, args.out, args.revision)
     elif args.command == "check":
-        return check(locate(args.model), args.data)
+        folder = locate(args.model)
+        findings = [*check_model(folder), *(check_data(args.data) if args.data else ())]
+        print("\n".join(findings) or f"nothing is wrong with {folder}")
+        return int(bool(findings))
     elif args.command == "card":
         folder = locate(args.model)
         if not write_card(folder, results=args.results):

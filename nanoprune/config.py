@@ -81,7 +81,8 @@ class Settings:
 
     def problems(self) -> list[str]:
         """All problems of the values, one line each: field, value given, what is allowed."""
-        return field_problems(self, with_bounds=False) or field_problems(self) + self._conflicts()
+        conflicts = [] if field_problems(self, with_bounds=False) else self._conflicts()
+        return field_problems(self) + conflicts
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,8 @@ class Study(Settings):
              "training: drop_blocks and teacher are the study's to set, and base must be a trained model"),
             (training.keep != "last" or training.patience,
              "training: set keep='last' and patience=0, so that every run takes the same steps"),
+            (self.adapters.keys() & {"name", "runs", "seed", "teacher", "drop_blocks"},
+             "adapters: name, runs, seed, teacher and drop_blocks are the study's to set"),
             (training.lora and self.adapters,
              "adapters: all runs heal by adapters already, as training.lora says; leave it out"),
             (self.blocks and not any(str(arm).isdecimal() for arm in self.blocks),
@@ -252,7 +255,7 @@ class Study(Settings):
 
 
 # Settings of a study that the command line may override.
-STUDY_LISTS = ("learning_rates", "seeds", "blocks", "once", "longer")
+STUDY_OVERRIDES = ("name", "learning_rates", "seeds", "blocks", "once", "longer")
 
 
 # ---------------------------------------------------------------- reading
@@ -260,18 +263,22 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Config that a Python file binds, with overrides such as "--lr=1e-5"; ValueError lists all problems."""
     config = _load_file(path, "config", Config)
     changes, problems = _read_overrides(overrides, _types(Config))
-    return _checked(replace(config, **changes), path, problems)
+    config = replace(config, **changes)
+    if not config.teacher:
+        problems += [f"{name}: goes with --teacher" for name in changes if name.startswith("teacher_")]
+    return _checked(config, path, problems)
 
 
 def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
-    """Study that a Python file binds, with overrides of its lists and of its training.
+    """Study that a Python file binds, with overrides of STUDY_OVERRIDES and of its training.
 
     ValueError lists all problems.
     """
     study = _load_file(path, "study", Study)
-    lists = {name: _types(Study)[name] for name in STUDY_LISTS}
-    changes, problems = _read_overrides(overrides, lists | _types(Config))
-    of_study = {name: changes.pop(name) for name in STUDY_LISTS if name in changes}
+    of_training = {name: kind for name, kind in _types(Config).items() if name not in ("lr", "seed")}
+    own = {name: _types(Study)[name] for name in STUDY_OVERRIDES}
+    changes, problems = _read_overrides(overrides, of_training | own)
+    of_study = {name: changes.pop(name) for name in STUDY_OVERRIDES if name in changes}
     if isinstance(study.training, Config):
         of_study["training"] = replace(study.training, **changes)
     return _checked(replace(study, **of_study), path, problems)
@@ -421,7 +428,7 @@ def _fault(value: Any, kind) -> str:
         fits = type(value) in (int, float) and abs(value) <= sys.float_info.max
     else:
         fits = origin is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    return "" if fits else TYPE_NAMES[origin or kind]
+    return "" if fits else TYPE_NAMES.get(origin or kind, f"a {kind.__name__}")
 
 
 def _unknown(name: str, names: Iterable[str]) -> str:

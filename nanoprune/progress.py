@@ -18,7 +18,7 @@ def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
     began = told = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
-        if now - told >= EVERY:
+        if done and now - told >= EVERY:
             left = f" of {total}, {(now - began) / done * (total - done):,.0f} s left" if total else ""
             print(f"{label}: {done}{left}", file=sys.stderr, flush=True)
             told = now

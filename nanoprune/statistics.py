@@ -135,7 +135,7 @@ def mean(values: np.ndarray) -> Ratio:
 
 def evenly_spaced(items: Sequence, most: int) -> list:
     """At most so many of the items, from the first to the last."""
-    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, most).round().astype(int))]
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)]
 
 
 # ---------------------------------------------------------------- distributions
@@ -182,7 +182,7 @@ def wilson_interval(successes: float, n: float) -> Interval:
     share = min(1.0, successes / n)
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     margin = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return Interval(middle - margin, middle + margin)
+    return Interval(max(0.0, middle - margin), min(1.0, middle + margin))
 
 
 def share_interval(values: np.ndarray, groups: Sequence | None = None) -> Interval:

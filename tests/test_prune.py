@@ -29,7 +29,7 @@ from nanoprune.io.jsonl import read_jsonl
 from nanoprune.nn.attention import KeyValueCache
 from nanoprune.nn.model_config import ModelConfig, Part
 from nanoprune.statistics import Ratio
-from prune import choose_blocks, choose_documents, describe_choice, drop_blocks, ties, verdict
+from prune import choose_blocks, choose_documents, drop_blocks, ties, verdict
 from train import train
 
 TWO_WINDOWS = dict(use_sliding_window=True, sliding_window=4, max_window_layers=2)
@@ -192,7 +192,6 @@ def test_some_tokens_are_the_beginnings_of_many_documents_evenly_spaced(tmp_path
     assert len(chosen) == 64 and 2500 <= sum(map(len, chosen)) < 2500 + 64 and length > 32
     for document, number in zip(chosen, numbers, strict=True):
         assert document.tokens.tolist() == list(range(min(length, lengths[number])))
-    assert describe_choice(chosen) == f"the first {length} tokens of 64 documents, evenly spaced"
     chosen = choose_documents(split, 320)
     assert len(chosen) == 10 and max(map(len, chosen)) >= 32
     assert len(choose_documents(split, 1)) == 1

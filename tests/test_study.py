@@ -20,6 +20,7 @@ from nanoprune.evaluation.block_scores import score_blocks
 from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihoods
 from nanoprune.evaluation.perplexity import Protocol, score_text
 from nanoprune.evaluation.removal_losses import Calibration
+from nanoprune.evaluation.study_tables import predict_healed_loss, study_rows
 from nanoprune.io.jsonl import write_jsonl
 from nanoprune.nn.model_config import Part
 from prune import drop_blocks
@@ -138,6 +139,27 @@ def test_the_table_follows_from_the_runs(world, done):
     steps = read_rows(done.runs_folder / f"{best}-8-steps-lr{lr[best]:g}-s0" / "train.csv")
     assert longer["runs"] == "1" and len(steps) >= 8
     assert len(read_rows(done.runs_folder / "none-adapters-lr0.01-s0" / "train.csv")) == 4
+
+
+def test_ranks_compare_runs_of_the_same_seeds(done, monkeypatch):
+    """A seed that is worse for the full and the best block's model alike changes nothing."""
+    found = []
+    monkeypatch.setattr(study_module, "write_study", found.append)
+    run_study(done)
+    results, = found
+
+    def ranks():
+        rows = study_rows(results)
+        after = {row["block"]: row["rank_after"] for row in rows if "rank_after" in row}
+        return after, [found["spearman"] for found in predict_healed_loss(results, rows)]
+
+    before = ranks()
+    for row in ("none", results.best):
+        _, second = results.runs[row]
+        second.measures["trained"]["test"] = [nll + 1000 for nll in second.measures["trained"]["test"]]
+    full = study_rows(results)[0]
+    assert full["seed_high"] > full["seed_low"] + 1
+    assert ranks() == before
 
 
 def test_what_is_kept_suffices_for_other_statistics(world, done):

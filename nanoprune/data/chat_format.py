@@ -282,6 +282,8 @@ def _check_turn(turn: dict, where: str) -> dict:
     others = {key: value for key, value in turn.items() if key not in READ_KEYS and value is not None}
     others |= {key: turn[key] for key in PROBES if turn.get(key)}
     for key in filter(turn.get, THOUGHTS[::-1]):
+        if not isinstance(turn[key], str):
+            raise ValueError(f"{where}: {key} must be text, given {turn[key]!r:.60}")
         others["reasoning_content"] = turn[key]
     has_text = isinstance(content, str) and content.strip()
     if not has_text and (content or not turn.get("tool_calls")):

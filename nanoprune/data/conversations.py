@@ -136,7 +136,8 @@ class Conversation(NamedTuple):
     def as_document(self, name: str) -> "Conversation":
         """The same with the `id` and `text` that a line of val.jsonl and test.jsonl has."""
         text = "\n\n".join(said(turn) for turn in self.row["messages"])
-        return Conversation({"id": name, "text": ""} | self.row | {"text": text}, self.example)
+        row = {"id": name, "text": ""} | self.row | {"text": text}
+        return Conversation(row | {"id": str(row["id"])}, self.example)
 
 
 def learned_answers(messages: Messages) -> list[str]:
@@ -176,11 +177,9 @@ def hold_out(
 ) -> tuple[list[Conversation], list[Conversation]]:
     """(training, held out) by a draw of its own seed, both in their order; a prompt is on one side alone."""
     groups = prompt_groups([pair.row for pair in pairs])
-    sizes, most, draw = Counter(groups), round(share * len(pairs)), random.Random(seed)
-    drawn = draw.sample(list(sizes), round(share * len(sizes)))
-    held_out = set()
-    for group in drawn + draw.sample(list(sizes), len(sizes)):
-        if group not in held_out and sizes[group] <= most:
+    sizes, most, held_out = Counter(groups), round(share * len(pairs)), set()
+    for group in random.Random(seed).sample(list(sizes), len(sizes)):
+        if sizes[group] <= most:
             held_out.add(group)
             most -= sizes[group]
     training = [pair for pair, group in zip(pairs, groups, strict=True) if group not in held_out]

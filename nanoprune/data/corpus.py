@@ -35,6 +35,7 @@ from nanoprune.data.duplicates import near_duplicates, signature
 from nanoprune.data.language import ANY, language_of, words_of
 from nanoprune.io.jsonl import JsonLines, json_line, parse_lines
 from nanoprune.progress import progress
+from nanoprune.statistics import evenly_spaced
 
 CHUNK = 256  # articles cleaned at a time
 MOST_CHARS = 10_000_000  # of an article: a shelf of books
@@ -371,9 +372,3 @@ def drop_near_duplicates(corpus: Corpus) -> None:
         raise ValueError(f"{len(corpus.documents)} documents of {len(days)} days, less near-duplicates, are "
                          f"too few for three splits: {', '.join(empty)} would be empty; collect more "
                          "articles, or take --split-by hash")
-
-
-def evenly_spaced(documents: Sequence, count: int) -> list:
-    """At most `count` of the documents, evenly spaced."""
-    count = min(count, len(documents))
-    return [documents[i * len(documents) // count] for i in range(count)]

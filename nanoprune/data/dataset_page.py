@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoprune.data.corpus import Corpus, evenly_spaced
+from nanoprune.data.corpus import Corpus
 from nanoprune.data.dataset import SPLITS, Dataset
 from nanoprune.data.duplicates import shingles
 from nanoprune.data.language import words_of
@@ -16,6 +16,7 @@ from nanoprune.io.files import write_text
 from nanoprune.io.jsonl import JsonLines
 from nanoprune.io.markdown import table
 from nanoprune.progress import progress
+from nanoprune.statistics import evenly_spaced
 
 EXAMPLES = 5  # of each kind
 RUN = 13  # words that make a leak, as in GPT-3's report (arXiv:2005.14165, appendix C)
@@ -62,8 +63,9 @@ def overview(meta: dict, lengths: dict[str, np.ndarray]) -> list[str]:
 
 def boilerplate(corpus: Corpus, in_documents: bool) -> list[str]:
     """The share of the text that is boilerplate, and the most frequent paragraphs of each kind."""
-    removed = sum(document.boilerplate_chars for document in corpus.documents)
-    chars = sum(document.chars for document in corpus.documents)
+    documents = [document for split in corpus.splits.values() for document in split]
+    removed = sum(document.boilerplate_chars for document in documents)
+    chars = sum(document.chars for document in documents)
     whole, fate = chars + removed, "They were taken out, and"
     if in_documents:
         whole, fate = chars, "They stand in the documents (--keep-boilerplate); without"

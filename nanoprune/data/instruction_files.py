@@ -33,7 +33,7 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
         raise ValueError(f"{path} is no text (perhaps an archive, or compressed twice): give JSONL, a JSON "
                          "array, CSV or Parquet, perhaps as .gz")
     data = data.removeprefix(codecs.BOM_UTF8).rstrip()
-    if {".csv", ".tsv"} & set(path.suffixes):
+    if {".csv", ".tsv"}.intersection(map(str.lower, path.suffixes)):
         return _checked(path, "row", _csv_rows(path, data))
     if data.startswith(b"["):
         try:

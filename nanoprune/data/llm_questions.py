@@ -42,7 +42,7 @@ def write_questions(
             rejected["no answer that can be read"] += 1
             if isinstance(error, requests.RequestException):
                 failures += 1
-            if failures < MAX_FAILURES:
+            if failures < min(MAX_FAILURES, len(documents)):
                 continue
             if not questions:
                 raise ValueError(f"--questions-from {url} does not answer ({error}); check the address, "

@@ -93,9 +93,8 @@ class TrainingRows:
 
     def names(self, first: int, rows: int) -> str:
         """The lines in rows first, first + 1, ...: "train.jsonl line 3, pairs.jsonl line 7"; 20 at most."""
-        pieces = (piece for r in range(first, first + rows) for piece in self._pieces(r))
-        lines = [f"{piece.source.path.stem}.jsonl line {piece.document + 1}" for piece in pieces]
-        lines = list(dict.fromkeys(lines))
+        lines = list(dict.fromkeys(f"{piece.source.path.stem}.jsonl line {piece.document + 1}"
+                                   for r in range(first, first + rows) for piece in self._pieces(r)))
         return ", ".join(lines[:20]) + (f" and {len(lines) - 20} more" if len(lines) > 20 else "")
 
     def _pieces(self, r: int) -> Iterator[Piece]:

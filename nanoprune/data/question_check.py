@@ -11,7 +11,8 @@ from nanoprune.statistics import share_interval
 GAP = "____"
 MONTHS = (
     "January February March April May June July August September October November December").split()
-DAY = re.compile(rf"(?<!\w)(?P<day>[1-9]|[12]\d|3[01]) (?P<month>{'|'.join(MONTHS)}) (?P<year>20\d\d)(?!\d)")
+DAY = re.compile(
+    rf"(?<!\w)(?P<day>[1-9]|[12]\d|3[01]) (?P<month>{'|'.join(MONTHS)}) (?P<year>[12]\d{{3}})(?!\d)")
 NAMES_A_DAY = re.compile(
     rf"\b(?:{'|'.join(MONTHS)}|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|(?:19|20)\d\d)\b")
 FLAWS = {  # patterns in a text with its gap
@@ -108,10 +109,9 @@ def accuracies_by_choices(questions: list[dict]) -> dict[str, dict]:
 
     Choices between which a strategy does not decide share the answer.
     """
-    choices = [question["choices"] for question in questions]
-    values = np.array([list(map(value_of, texts)) for texts in choices])
-    scores = {"longest": np.array([list(map(len, texts)) for texts in choices]),
-              "roundest": np.array([list(map(zeros_at_end, texts)) for texts in choices]),
+    choices = np.array([question["choices"] for question in questions])
+    values = np.vectorize(value_of, otypes=[float])(choices)
+    scores = {"longest": np.vectorize(len)(choices), "roundest": np.vectorize(zeros_at_end)(choices),
               "nearest to the median": -abs(values - np.median(values, axis=1, keepdims=True))}
     rows, answers = np.arange(len(choices)), [question["answer"] for question in questions]
     sources, accuracies = [question["source"] for question in questions], {}
@@ -131,5 +131,5 @@ def value_of(choice: str) -> float:
 
 def zeros_at_end(choice: str) -> int:
     """The zeros at the end of the number at the beginning of a choice."""
-    digits = re.match(r"[\d.,]*\d", choice)[0].replace(".", "")
-    return len(digits) - len(digits.replace(",", "").rstrip("0"))
+    digits = re.sub("[.,]", "", re.match(r"[\d.,]*\d", choice)[0])
+    return len(digits) - len(digits.rstrip("0"))

@@ -121,6 +121,8 @@ def mentions_in(text: str) -> list[Mention]:
         value = value_of(number) * SCALES[match["scale"]]
         mentions.append(Mention(quantity, number, match[0].removeprefix(number), value))
     for match in DAY.finditer(text):
+        if match["year"] < "2000":  # history, which a model may know
+            continue
         try:
             mentions.append(Mention("day", match[0], "", value_of(match[0])))
         except ValueError:  # a misprint, such as 31 April

@@ -1,13 +1,12 @@
 """The models of a comparison: named by what was done to them, runs of several seeds put together."""
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from nanoprune.io.files import read_json
+from nanoprune.io.files import json_hash, read_json
 from nanoprune.statistics import Ratio
 
 # The steps of the experiment: what each pair of models shows.
@@ -65,15 +64,15 @@ def bits(runs: RunRows) -> Ratio:
 
 # ---------------------------------------------------------------- one result
 def describe_run(folder: Path) -> dict:
-    """The settings of a run and the hash of its base; None for a folder that is no run's."""
-    if not (folder / "train.csv").is_file():
+    """The settings of the run whose model this is, and the hash of its base; None for another folder."""
+    run = folder.parent
+    if folder.name != "model" or not (run / "train.csv").is_file():
         return {"run": None, "base_sha256": None}
-    return {"run": read_json(folder / "config.json"),
-            "base_sha256": read_json(folder / "env.json").get("base")}
+    return {"run": read_json(run / "config.json"), "base_sha256": read_json(run / "env.json").get("base")}
 
 
 def removed(result: dict) -> str:
-    return ",".join(entry["original"] for entry in result["history"])
+    return ",".join(str(entry.get("original", "?")) for entry in result["history"])
 
 
 def fine_tuned(result: dict) -> bool:
@@ -82,12 +81,8 @@ def fine_tuned(result: dict) -> bool:
 
 def origin(result: dict) -> str:
     """A hash of the weights that a result began as; models that share it come from one base."""
-    first = result["history"][0]["base_sha256"] if result["history"] else result["base_sha256"]
-    return weights(first or result["sha256"])
-
-
-def weights(sha256: dict[str, str]) -> str:
-    return json.dumps(sha256, sort_keys=True)
+    first = result["history"][0].get("base_sha256") if result["history"] else result["base_sha256"]
+    return json_hash(first or result["sha256"])
 
 
 def without(blocks: str) -> str:
@@ -130,7 +125,7 @@ def make_arms(results: list[dict]) -> list[Arm]:
 
 def base_name(result: dict, results: list[dict]) -> str:
     """What the base of a result is called: "base" if all share it, else by its own name."""
-    tuned = {weights(run["sha256"]): run for run in results if fine_tuned(run)}
+    tuned = {json_hash(run["sha256"]): run for run in results if fine_tuned(run)}
     parent = tuned.get(origin(result))
     if parent and parent["sha256"] != result["sha256"]:  # a run that does not know its base is not its own
         return title(parent, base_name(parent, results))
@@ -144,16 +139,17 @@ def base_name(result: dict, results: list[dict]) -> str:
 
 
 def describe_config(result: dict) -> str:
-    """What all seeds of a config have in common; empty for a model that no run made."""
+    """A hash of what all seeds of a config have in common; empty for a model that no run made."""
     settings = {key: value for key, value in (result["run"] or {}).items() if key not in APART}
-    return json.dumps(settings, sort_keys=True) if settings else ""
+    return json_hash(settings) if settings else ""
 
 
 def distinction(result: dict, namesakes: list[dict]) -> str:
     """The settings by which a run differs from others of its title, or else its own name."""
     differing = differing_among(namesakes) if all(other["run"] for other in namesakes) else []
-    short = [f"{key} {result['run'].get(key)}" for key in differing[:2]]
-    return ", ".join(short) if short and max(map(len, short)) < 40 else result["name"]
+    told = [", ".join(f"{key} {other['run'].get(key)}" for key in differing[:2])
+            for other in (result, *namesakes)]
+    return told[0] if told.count(told[0]) == 2 and len(told[0]) < 80 else result["name"]
 
 
 def differing_among(results: list[dict]) -> list[str]:
@@ -192,7 +188,7 @@ def warnings(arms: list[Arm], steps: dict[str, list[tuple[Arm, Arm]]]) -> list[s
     """What a reader must know before trusting the comparison."""
     healed = [arm.name for _, arm in steps[HEALED]]
     others = ", ".join(sorted({arm.name for arm in arms if arm.removed and not arm.tuned}))
-    lines = [f"{arm.name} began without block {arm.removed}, and stands beside {others}: another model, "
+    lines = [f"{arm.name} began {without(arm.removed)}, and stands beside {others}: another model, "
              "which shows nothing of its healing."
              for arm in arms if arm.tuned and arm.removed and others and arm.name not in healed]
     for full, reduced in steps[REDUCED]:
@@ -201,8 +197,9 @@ def warnings(arms: list[Arm], steps: dict[str, list[tuple[Arm, Arm]]]) -> list[s
         if settings:
             lines.append(f"{full.name} and {reduced.name} differ in {', '.join(settings)}, too.")
         if full.seeds != reduced.seeds:
+            paired = "only those of both" if set(full.seeds) & set(reduced.seeds) else "the first of each"
             lines.append(f"{full.name} has the seed(s) {listed(full.seeds)}, {reduced.name} "
-                         f"{listed(reduced.seeds)}: only those of both are paired.")
+                         f"{listed(reduced.seeds)}: {paired} are paired.")
     for name in dict.fromkeys(arm.title for arm in arms if arm.tuned):
         namesakes = [arm.first for arm in arms if arm.title == name]
         if len(namesakes) > 1:

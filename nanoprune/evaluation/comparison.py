@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from nanoprune.evaluation.arms import STEPS, Arm, RunRows, bits, find_steps, nats, values
+from nanoprune.evaluation.arms import Arm, RunRows, bits, find_steps, nats, values
 from nanoprune.evaluation.perplexity import EDGES
 from nanoprune.evaluation.written_answers import KINDS, MEANS, SCORES, corpus_bleu
 from nanoprune.statistics import Ratio, Spread, holm, mcnemar, mean, share_interval, spread
@@ -182,9 +182,8 @@ def compare_all(arms: list[Arm]) -> list[dict]:
     by_name = {arm.name: arm for arm in arms}
     others = [pair for pair in itertools.combinations(by_name, 2)
               if pair not in named and pair[::-1] not in named]
-    pairs = sorted(named, key=lambda pair: STEPS.index(named[pair])) + others
     return [{"models": pair, "step": named.get(pair, "")} | compare(*map(by_name.get, pair))
-            for pair in pairs]
+            for pair in (*named, *others)]
 
 
 def pair(a: Arm, b: Arm) -> tuple[Arm, Arm]:

@@ -11,7 +11,7 @@ from nanoprune.data.chat_format import CHAT_DATE, chat_form, check_messages, is_
 from nanoprune.data.conversations import encode_pairs, encode_prompt, learned_answers, said
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import Example
-from nanoprune.data.tokenizer import end_token, load_tokenizer, tokenizer_hash
+from nanoprune.data.tokenizer import end_token, first_token, load_tokenizer, tokenizer_hash
 from nanoprune.evaluation.multiple_choice import EncodedQuestion, encode_questions
 from nanoprune.evaluation.perplexity import Protocol, Text
 from nanoprune.evaluation.written_answers import KINDS
@@ -58,30 +58,31 @@ class Items:
                              "--context, or take --protocol documents")
 
     def add_general(self, path: str, most: int | None = None) -> None:
-        documents = read_jsonl(path, ("text",))
-        if not any(document["text"] for document in documents):
+        documents = [document for document in read_jsonl(path, ("text",)) if document["text"]]
+        if not documents:
             raise ValueError(f"--general {path}: no line has any text; give a JSONL file whose lines have a "
                              "`text`, or --general '' for none")
         self.general = self._texts(self._spaced("the general texts", documents, most))
 
     def _spaced(self, name: str, documents: Sequence[dict], most: int | None) -> list[dict]:
-        count = min(len(documents), most or len(documents))
-        self.counts[name] = {"not scored": len(documents) - count}
-        return evenly_spaced(documents, count)
+        chosen = evenly_spaced(documents, most or len(documents))
+        self.counts[name] = {"not scored": len(documents) - len(chosen)}
+        return chosen
 
     def _texts(self, documents: list[dict]) -> list[Text]:
         """The documents, or the cuts of their stream."""
         encodings = self.tokenizer.encode_batch([document["text"] for document in documents])
         tokens = [np.array([*encoding.ids, self.end], np.int64) for encoding in encodings]
         units = self.protocol.units([Example(row, np.ones(len(row), bool)) for row in tokens])
+        unpredicted = int(self.protocol.prefix is None)  # tokens at the start
         if self.protocol.name == "stream":
-            return [Text(cut, describe_text(f"cut {number}", self._decode(cut.tokens[1:])))
+            return [Text(cut, describe_text(f"cut {number}", self._decode(cut.tokens[unpredicted:])))
                     for number, cut in enumerate(units)]
         texts = []
-        for number, (document, unit) in enumerate(zip(documents, units, strict=True)):
-            text, month = document["text"], (document.get("date") or "")[:7]
-            if self.protocol.prefix is None:  # the first token is not predicted
-                text = text.removeprefix(self._decode(unit.tokens[:1]))
+        for number, (document, encoding, unit) in enumerate(zip(documents, encodings, units, strict=True)):
+            text, month = document["text"], str(document.get("date") or "")[:7]
+            if unpredicted:
+                text = text.removeprefix(first_token(self.tokenizer, encoding.ids, text))
             about = describe_text(document.get("id", str(number)), text, month, document.get("category"))
             texts.append(Text(unit, about))
         return texts

@@ -1,7 +1,8 @@
 """A study's measured runs: small files that stand under version control, found by what decides their numbers.
 
-measured/none-1a2b3c4d5e.json     a run: sums of nll by document, log-likelihoods of every choice by question
-measured/items.json               the documents and questions that these are of; none of their text
+measured/none-lr0.001-s0-1a2b3c4d5e.json
+                        a run: sums of nll by document, log-likelihoods of every choice by question
+measured/items.json     the documents and questions that these are of; none of their text
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,8 @@ class Measured:
         self.common = {"base": base, "data": data}
         self.versions = versions | {"perplexity": perplexity.VERSION,
                                     "multiple_choice": multiple_choice.VERSION}
-        self.folder, self.training, self.writes = study.folder / "measured", study.training, writes
+        self.folder, self.writes = study.folder / "measured", writes
+        self.training, self.adapters = study.training, study.adapters
 
     def about(self, config: Config, teacher: dict | None) -> dict:
         """Everything that decides a run's numbers; `teacher`: the same of the run that teaches it."""
@@ -83,7 +85,10 @@ class Measured:
         for path in self.folder.glob(f"*-{json_hash(about)[:10]}.json"):
             content = read_json(path)
             if content["about"] == about:
-                return RunResult(**content["result"])
+                result = RunResult(**content["result"])
+                for mark in result.validation:
+                    mark["nll"] = [math.nan if nll is None else nll for nll in mark["nll"]]
+                return result
         return None
 
     def write(self, name: str, about: dict, result: RunResult) -> None:
@@ -94,9 +99,11 @@ class Measured:
 
     def check(self) -> None:
         """ValueError if the folder holds runs of another base, dataset or of other settings."""
-        now, others = self.about(self.training, None), []
+        others = []
         for path in sorted(self.folder.glob("*-*.json")):
             then = read_json(path)["about"]
+            adapters = self.adapters if then["settings"].get("lora") else {}
+            now = self.about(replace(self.training, **adapters), None)
             changed = [f"{part}: {key} {then[part].get(key)}, now {now[part].get(key)}"
                        for part in ("base", "data", "settings")
                        for key in differing_keys(now[part], then[part])]
@@ -120,9 +127,10 @@ def differing_keys(now: dict, then: dict) -> list[str]:
 
 def final_validation(run: RunResult) -> float:
     """The validation loss of a run in nats per token; inf where it diverged."""
-    if run.diverged or None in (nll := run.validation[-1]["nll"]):
+    if run.diverged:
         return math.inf
-    return sum(nll) / sum(run.validation[-1]["predicted"])
+    loss = sum(run.validation[-1]["nll"]) / sum(run.validation[-1]["predicted"])
+    return math.inf if math.isnan(loss) else loss
 
 
 def measure_model(model: Decoder, items: Items, autocast: Callable, ranks: Ranks) -> dict:

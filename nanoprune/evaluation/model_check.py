@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from nanoprune.config import read_fields
+from nanoprune.data.conversations import said
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.duplicates import near_duplicates, signature
 from nanoprune.data.language import words_of
 from nanoprune.data.tokenizer import load_tokenizer, vocabulary
 from nanoprune.io.files import file_hashes, read_json
+from nanoprune.io.jsonl import read_jsonl
 from nanoprune.io.tensors import EMBEDDING, HEAD, Stored, read_stored, stored_tensors
 from nanoprune.nn.model_config import ConfigFile
 from nanoprune.nn.peft import base_folder, is_adapter, read_adapter
@@ -116,7 +118,9 @@ def check_adapter(folder: Path) -> Iterator[str]:
 def check_data(folder: Path) -> Iterator[str]:
     """Test documents that stand in the training split, too, in the same words or nearly."""
     dataset = Dataset(folder)
-    train = dataset.documents("train")
+    train = dataset.documents("train") if not dataset.conversations else [
+        {"id": f"line {number}", "text": "\n\n".join(map(said, row["messages"]))}
+        for number, row in enumerate(read_jsonl(folder / "pairs.jsonl", ("messages",)), 1)]
     rows = [*train, *dataset.documents("test")]
     signatures = np.stack([signature(words_of(row["text"])) for row in rows])
     pairs = near_duplicates(signatures, lambda i: rows[i]["text"])

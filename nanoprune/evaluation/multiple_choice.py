@@ -151,14 +151,12 @@ def score_questions(
     loglikelihoods: of every choice, in nats. Where one is not finite nothing is right.
     """
     values = loglikelihoods(model, [question.choices for question in questions], ranks=ranks, label=label)
-    return [question_row(number, question, scores)
-            for (number, question, _), scores in zip(questions, values, strict=True)]
-
-
-def question_row(number: int, question: dict, scores: np.ndarray) -> dict:
-    """The row of a question from the log-likelihoods (choices,) of its choices."""
-    about = describe_question(number, question)
-    return answer_row(about | {"question": number, "difficulty": question.get("difficulty", "")}, scores)
+    rows = []
+    for (number, question, _), scores in zip(questions, values, strict=True):
+        about = describe_question(number, question)
+        about |= {"question": number, "difficulty": question.get("difficulty", "")}
+        rows.append(answer_row(about, scores))
+    return rows
 
 
 def describe_question(number: int, question: dict) -> dict:

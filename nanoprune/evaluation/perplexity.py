@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -89,17 +89,13 @@ class Protocol:
         cuts = joined[: len(joined) // self.context * self.context].reshape(-1, self.context)
         return [Example(tokens, np.ones(self.context, bool)) for tokens in cuts]
 
-    def windows(
-        self, units: Sequence[Example], batch_tokens: int = 8192, only: Collection[int] | None = None
-    ) -> Iterator[WindowBatch]:
+    def windows(self, units: Sequence[Example], batch_tokens: int = 8192) -> Iterator[WindowBatch]:
         """Batches of windows in which every prediction is scored once; the same units give the same batches.
 
-        `only`: the numbers of the units to score. Windows of like length share a batch of about
-        `batch_tokens`, so little is padding.
+        Windows of like length share a batch of about `batch_tokens`, so little is padding.
         """
         windows = []
-        for document in range(len(units)) if only is None else sorted(only):
-            unit = units[document]
+        for document, unit in enumerate(units):
             tokens, targets, start, scored = unit.tokens, unit.targets, 0, 0
             if self.prefix is not None:
                 tokens, targets = np.insert(tokens, 0, self.prefix), np.insert(targets, 0, IGNORE)
@@ -210,13 +206,11 @@ class Validation:
 
     def __init__(self, dataset: Dataset, config: Config):
         split = dataset.split("val")
-        count = min(config.eval_documents or len(split), len(split))
-        self.chosen = evenly_spaced(range(len(split)), count)
+        self.chosen = evenly_spaced(range(len(split)), config.eval_documents or len(split))
         context = config.context
         if dataset.conversations:  # none is ever cut
             context = max(context, int(np.diff(split.offsets).max(initial=0)))
-        self.windows = list(Protocol(context=context).windows(split, only=self.chosen))
-        self.size = len(split)
+        self.windows = list(Protocol(context=context).windows([split[i] for i in self.chosen]))
         self.bytes = int(split.bytes[self.chosen].sum())
         if not self.windows:
             raise ValueError(f"{dataset.folder} has an empty validation split; prepare it from more articles")
@@ -225,10 +219,10 @@ class Validation:
         """The loss, and a row for each document: sum of nll, and tokens predicted."""
         model.eval()
         losses = score_text(
-            model, self.windows, self.size, autocast=autocast, ranks=ranks, label="validation")
+            model, self.windows, len(self.chosen), autocast=autocast, ranks=ranks, label="validation")
         model.train()
         total = float(losses.nll.sum())
-        nll = total / int(losses.tokens.sum())
-        rows = [{"document": i, "nll": float(losses.nll[i]), "predicted": int(losses.tokens[i])}
-                for i in self.chosen]
-        return ValidationLoss(nll, float(np.exp(nll)), total / math.log(2) / self.bytes), rows
+        mean = total / int(losses.tokens.sum())
+        rows = [{"document": i, "nll": float(nll), "predicted": int(tokens)}
+                for i, nll, tokens in zip(self.chosen, losses.nll, losses.tokens, strict=True)]
+        return ValidationLoss(mean, float(np.exp(mean)), total / math.log(2) / self.bytes), rows

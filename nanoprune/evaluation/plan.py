@@ -52,18 +52,15 @@ def describe_plan(plan: dict) -> list[str]:
         f"block {block}.",
         f"Assumed: {plan['changed']:.0%} of the answers change, as many to the better as to the worse, each "
         "question for itself. Questions of one source change together and show less.",
+        f"test: {text['documents']} documents are too few to say." if text["documents_needed"] is None else
         f"test: {text['documents']} documents show {text['detectable_nats']:.2g} nats a token "
         f"({text['detectable_perplexity_percent']:.2g} % of perplexity) or more with 80 % power; "
-        f"{NATS} nats would need {counted(text['documents_needed'])} documents."]
+        f"{NATS} nats would need {text['documents_needed']:,} documents."]
     for name, questions in plan["questions"].items():
         lines.append(
             f"{name}: {questions['questions']} questions on {questions['sources']} sources show "
             f"{questions['detectable_points']:.2g} points of accuracy or more; {POINTS} points would need "
-            f"{counted(questions['questions_needed'])}. Without block {block} "
+            f"{questions['questions_needed']:,}. Without block {block} "
             f"{questions['changed_without_block']:.0%} of these were answered right instead of wrong, or "
             "wrong instead of right.")
     return lines
-
-
-def counted(number: int | None) -> str:
-    return "an unknown number of" if number is None else f"{number:,}"

@@ -3,7 +3,7 @@
 
 import math
 
-from nanoprune.evaluation.arms import REDUCED, REMOVED, STEPS, Arm, find_steps, warnings
+from nanoprune.evaluation.arms import REDUCED, REMOVED, Arm, find_steps, warnings
 from nanoprune.evaluation.comparison import RULES, difference_rows
 from nanoprune.evaluation.results_summary import (
     cell,
@@ -86,8 +86,7 @@ def steps_table(rows: list[dict]) -> list[str]:
             pair = pairs.setdefault((row["first"], row["second"]), {
                 "step": row["step"], "from": row["first"], "to": row["second"]})
             pair[row["measure"]] = of_row(row)
-    return table(sorted(pairs.values(), key=lambda pair: STEPS.index(pair["step"])),
-                 "The other pairs stand in differences.csv and results.json.")
+    return table(list(pairs.values()), "The other pairs stand in differences.csv and results.json.")
 
 
 def protocol(models: list[dict], about: dict) -> list[str]:

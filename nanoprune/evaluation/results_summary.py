@@ -7,7 +7,7 @@ import torch
 
 from nanoprune import statistics
 from nanoprune.device import environment
-from nanoprune.evaluation.arms import ALTOGETHER, HEALED, REDUCED, REMOVED, TUNED, Arm, listed
+from nanoprune.evaluation.arms import ALTOGETHER, HEALED, REDUCED, REMOVED, TUNED, Arm, listed, without
 from nanoprune.io.markdown import counted, table, with_interval
 
 SAVED = {"parameters": "params", "bytes a token": "token_mb", "operations a token": "token_mflop"}
@@ -24,11 +24,6 @@ def of_row(row: dict, sign: str = "+") -> str:
         return "identical"
     value, *interval = with_interval(row["difference"], (row["low"], row["high"]), sign).partition(" ")
     return f"{value} {row['unit']}{''.join(interval)}"
-
-
-def mirrored(row: dict) -> dict:
-    """The same difference, seen from the other model."""
-    return row | {"difference": -row["difference"], "low": -row["high"], "high": -row["low"]}
 
 
 def with_range(cost: dict, key: str, form: str) -> str:
@@ -67,7 +62,7 @@ def compared(arms: list[Arm], about: dict) -> list[str]:
             rows.append((arm.name, f"{first['label']}, {first['blocks']} blocks, weights "
                          f"{next(iter(first['sha256'].values()), '')[:8]}"))
     chosen = {(arm.removed, how) for arm in arms for how in chosen_by(arm.first["history"])}
-    rows += [(f"block {blocks}", f"chosen {how}") for blocks, how in sorted(chosen)]
+    rows += [(without(blocks).removeprefix("without "), f"chosen {how}") for blocks, how in sorted(chosen)]
     rows += [(" and ".join(names), training) for training, names in trainings.items()]
     rows += [("data", about["data"]), ("machine", about["machine"])]
     return table([{"compared": what, "": text} for what, text in rows])
@@ -93,7 +88,7 @@ def trained(arm: Arm) -> str:
 
 def conclusions(models: list[dict], rows: list[dict]) -> list[str]:
     """What the block cost before healing and after, what fine-tuning did; and all this on questions."""
-    text = [row for row in rows if row["measure"].startswith("test")]
+    text = [row for row in rows if row["measure"].startswith("test ")]
     times = {REMOVED: "**Before healing:** ", TUNED: "**Fine-tuning:** ", REDUCED: "**After healing:** ",
              ALTOGETHER: "**Against the untouched base:** "}
     told = [row for row in text if row["step"] in times] or [row for row in text if row["step"]]
@@ -102,7 +97,6 @@ def conclusions(models: list[dict], rows: list[dict]) -> list[str]:
     pairs = [(row["first"], row["second"]) for row in told]
     for name in models[0]["qa"]:
         answers = [row for row in rows if row["measure"] == f"{name} accuracy"
-                   and (row["shown"] or row["step"] in (REDUCED, ""))
                    and (row["first"], row["second"]) in pairs]
         sentences.append(f"**Questions, {name}:** " + answers_sentence(name, models, answers))
     return sentences
@@ -122,7 +116,10 @@ def text_sentence(row: dict) -> str:
     if not row["shown"]:
         could = f"; {row['detectable']:.2g} % would be shown in 8 of 10 such tests"
         return f"no difference shown from {first} to {second} in {measure}: {of_row(row)}{could}{runs}."
-    above, row = ("above", row) if row["difference"] > 0 else ("below", mirrored(row))
+    above = "above"
+    if row["difference"] < 0:  # the same difference, seen from the other model
+        above = "below"
+        row = row | {"difference": -row["difference"], "low": -row["high"], "high": -row["low"]}
     return f"the {measure} of {second} is {of_row(row, '')} {above} that of {first}{runs}."
 
 
@@ -134,8 +131,12 @@ def answers_sentence(name: str, models: list[dict], rows: list[dict]) -> str:
         return f"no model is shown to be off chance ({100 * qa[0]['chance']:.0f} %)."
     if len(qa) == 1:
         return f"{100 * qa[0]['accuracy']:.0f} % are right."
+    if not rows:
+        return "not compared, as the models' tokenizers differ."
     sentences = []
     for row in rows:
+        if not row["shown"] and row["step"] not in (REDUCED, ""):
+            continue
         remark = "" if row["shown"] or row["identical"] else (
             f", no difference shown ({row['detectable']:.2g} points would be, in 8 of 10 such tests)")
         sentences.append(f"{row['second']} against {row['first']} {of_row(row)}{remark}")
@@ -159,7 +160,7 @@ def overview(models: list[dict]) -> list[str]:
 
 def forgotten(rows: list[dict]) -> list[str]:
     """How fine-tuning, and healing, changed the loss of general text."""
-    told = [row for row in rows if row["measure"].startswith("general") and row["step"] in (TUNED, HEALED)]
+    told = [row for row in rows if row["measure"].startswith("general ") and row["step"] in (TUNED, HEALED)]
     return [f"On general text the {row['measure'][8:]} changes by {of_row(row)} from {row['first']} to "
             f"{row['second']}" + ("." if row["shown"] else ", no difference shown.") for row in told]
 
@@ -174,7 +175,8 @@ def saved(models: list[dict], steps: dict) -> list[str]:
     if "decode_tokens_per_s" in before:
         ratio = after["decode_tokens_per_s"] / before["decode_tokens_per_s"]
         shares.append(f"and it writes {100 * (ratio - 1):+.1f} % tokens a second")
-    return [f"{reduced['name'].capitalize()} saves {', '.join(shares)} of {full['name']}."]
+    name = reduced["name"]
+    return [f"{name[0].upper()}{name[1:]} saves {', '.join(shares)} of {full['name']}."]
 
 
 def doubts(arms: list[Arm], models: list[dict]) -> list[str]:

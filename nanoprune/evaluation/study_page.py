@@ -1,6 +1,7 @@
 """The page of a study, its tables as files, and its figures."""
 
 
+import math
 from dataclasses import asdict
 
 from nanoprune.evaluation.arms import find_steps, warnings
@@ -53,20 +54,30 @@ def study_page(
     healed = [results.tuned(row) for row in ("none", results.best) if row in results.runs]
     arms = [results.base("none"), results.base(results.best), *healed]
     models, steps = list(map(summarize, healed)), find_steps(arms)
-    rows, options = difference_rows(compare_all(arms)), tables["exchange"]
-    screen = [*overview(options, list(results.items["questions"])), "",
+    rows, options, sets = difference_rows(compare_all(arms)), tables["exchange"], results.items["questions"]
+    columns = ("what", "bits_per_byte", "lost", *(f"lost_{name}" for name in sets), "parameters", "bytes",
+               "training_seconds", "decode_tokens_per_s")
+    screen = [*interval_table(options, columns, "Lost: nats a token of the test split above the first model, "
+                                                "and shares of right answers below it; paired."), "",
               "![Each block, before healing and after](study.png)"]
     timed = [{"name": option["what"], "cost": option} for option in options if "note" in option]
     sections = {
         "Protocol": protocol(models, results.about),
-        "Each block": block_table(tables["study"]),
-        "Does a score before healing predict the loss after it?": predictions_table(predictions),
+        "Each block": interval_table(
+            tables["study"], ("block", "lost_before", "after", "lost_after", "rank_before", "rank_after",
+                              "lost_general", "runs", "diverged"),
+            "Nats a token. Lost before: above the base, test split; after: above the full model, fine-tuned "
+            "alike, paired by seed; general: the same on general text. Rank 1 loses least."),
+        "Does a score before healing predict the loss after it?": [
+            f"Rank correlation with what is lost after healing, over {predictions[0]['of']} blocks; 95 % "
+            "interval by Fisher's z. One that contains 0 shows nothing.", "",
+            *interval_table(predictions, ("score", "text", "spearman"))],
         "Scores before healing": scores_table(results.scores),
         "More tokens, or as much time": rate_tables(rate),
         "Learning rates": ["Both arms at each rate, on the first seed.", "",
                            *interval_table(tables["learning_rates"])],
         "Questions": ["Shares of right answers.", "", *interval_table(
-            tables["study"], ("block", *(f"accuracy_{name}" for name in results.items["questions"])))],
+            tables["study"], ("block", *(f"accuracy_{name}" for name in sets)))],
         "Speed": speeds(timed) if timed else [],
     }
     return page(
@@ -78,33 +89,13 @@ def study_page(
 
 def least_and_most(results: StudyResults, rows: list[dict]) -> list[str]:
     """The blocks whose removal costs least and most when all are healed."""
-    healed = sorted((row for row in rows if row["block"] in results.whole and "lost_after" in row),
-                    key=lambda row: row["lost_after"])
+    healed = sorted((row for row in rows if row["block"] in results.whole
+                     and math.isfinite(row.get("lost_after", math.nan))), key=lambda row: row["lost_after"])
     if len(healed) < 2:
         return []
     least, most = (f"{cell(row, 'lost_after')} nats a token without block {row['block']}"
                    for row in (healed[0], healed[-1]))
     return [f"**All {len(healed)} blocks, after healing:** from {least} to {most}."]
-
-
-def overview(options: list[dict], sets: list[str]) -> list[str]:
-    columns = ("what", "bits_per_byte", "lost", *(f"lost_{name}" for name in sets), "parameters", "bytes",
-               "training_seconds", "decode_tokens_per_s")
-    return interval_table(options, columns, "Lost: to the first model, in nats a token of the test split and "
-                                            "in shares of right answers; paired.")
-
-
-def block_table(rows: list[dict]) -> list[str]:
-    columns = ("block", "lost_before", "after", "lost_after", "rank_before", "rank_after", "lost_general",
-               "runs", "diverged")
-    return interval_table(rows, columns, "Nats a token. Lost before: to the base, test split; after: to the "
-                          "full model, fine-tuned alike; general: the same on general text. Rank 1 loses "
-                          "least.")
-
-
-def predictions_table(predictions: list[dict]) -> list[str]:
-    return [f"Rank correlation over {predictions[0]['of']} blocks, 95 % interval by Fisher's z. One that "
-            "contains 0 shows nothing.", "", *interval_table(predictions, ("score", "text", "spearman"))]
 
 
 def scores_table(scores: BlockScores) -> list[str]:
@@ -123,5 +114,6 @@ def rate_tables(rate: dict) -> list[str]:
         return []
     return ["Tokens that the reduced model needs for the full model's validation loss; inf: not reached.", "",
             *interval_table(rate["tokens_to_reach"]), "",
-            "The reduced model at its end beside the full one at the same time, in validation loss:", "",
+            "The reduced model at its end beside the full one at the same time, in validation loss (of the "
+            "machines that each ran on):", "",
             *interval_table([rate["equal_time"]])]

@@ -88,7 +88,10 @@ class StudyResults:
 
 
 def study_rows(results: StudyResults) -> list[dict]:
-    """A row for each entry of `runs`: intervals over documents, of the mean over seeds; and ranks."""
+    """A row for each entry of `runs`: intervals over documents, of the mean over seeds; and ranks.
+
+    Ranks are of the paired losses: a seed moves the full model, too, and not all arms have the same seeds.
+    """
     full, base, rows = results.tuned("none"), results.base("none"), []
     for name, runs in results.runs.items():
         tuned, row = results.tuned(name), {"block": name}
@@ -112,7 +115,8 @@ def study_rows(results: StudyResults) -> list[dict]:
                            "diverged": len(runs) - len(tuned.runs)})
     for when in ("before", "after"):
         arms = [row for row in rows if row["block"] in results.arms]
-        for rank, row in enumerate(sorted(arms, key=lambda row: np.nan_to_num(row[when], nan=np.inf)), 1):
+        for rank, row in enumerate(sorted(arms, key=lambda row: np.nan_to_num(
+                row.get(f"lost_{when}", np.inf), nan=np.inf)), 1):
             row[f"rank_{when}"] = rank
     return rows
 
@@ -122,10 +126,12 @@ def exchange_rows(results: StudyResults, rows: list[dict]) -> list[dict]:
     full, table = results.tuned("none"), []
     seconds = {row["block"]: row["seconds"] for row in rows}
     others = set(results.whole) - {results.best}
-    options = [(row, form) for row, runs in results.runs.items() if row not in others
-               for form in runs[0].measures]
+    healed = {row: [run for run in runs if not run.diverged] for row, runs in results.runs.items()
+              if row not in others}
+    options = [(row, form) for row, runs in healed.items() for form in ("trained", *FORMS)
+               if runs and all(form in run.measures for run in runs)]
     for row, form in options:
-        arm, run = results.tuned(row, form), results.runs[row][0]
+        arm, run = results.tuned(row, form), healed[row][0]
         before, after = pair(full, arm)
         lost = loss_gains(before, after, "test")
         option = {"what": arm.name, "parameters": run.parameters, "bytes": run.measures[form]["bytes"]}
@@ -164,8 +170,8 @@ def curve_rows(results: StudyResults) -> list[dict]:
 
 
 def predict_healed_loss(results: StudyResults, rows: list[dict]) -> list[dict]:
-    """The rank correlation of each score before healing with the loss after it, over whole blocks."""
-    healed = {row["block"]: row["after"] for row in rows}
+    """The rank correlation of each score before healing with `lost_after`, over whole blocks."""
+    healed = {row["block"]: row.get("lost_after", math.nan) for row in rows}
     blocks = [block for block in results.whole if block in results.runs]
     predictions = []
     for text, scores in (("validation", results.scores), ("general", results.general_scores)):

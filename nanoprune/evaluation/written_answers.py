@@ -62,7 +62,7 @@ def corpus_numbers(dataset: Dataset) -> set[str]:
     """Every number in the dataset's documents, or in its conversations."""
     if dataset.conversations:
         pairs = read_jsonl(dataset.folder / "pairs.jsonl", required=("messages",))
-        texts = [json.dumps(pair) for pair in pairs]
+        texts = [json.dumps(pair, ensure_ascii=False) for pair in pairs]
     else:
         texts = [document["text"] for split in SPLITS for document in dataset.documents(split)]
     return {number for text in texts for number in numbers(text)}

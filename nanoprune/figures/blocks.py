@@ -18,6 +18,8 @@ def draw_blocks(path: Path, out: Path) -> Path:
     """Rise of the loss without each block, with intervals; below it a panel for each ranked estimate."""
     rows = [row for row in read_csv(path, ("block", "nll", *INTERVAL)) if row["block"] != "none"]
     whole = [row for row in rows if "." not in row["block"]]
+    if not whole:
+        raise ValueError(f"{path} holds no whole block: give the table that prune.py --score writes")
     blocks = [row["block"] for row in whole]
     estimates = [column.removesuffix("_rank") for column in rows[0]
                  if column.endswith("_rank") and rows[0][column]]

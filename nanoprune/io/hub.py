@@ -47,7 +47,9 @@ def locate(name: str | Path, revision: str | None = None, files: tuple[str, ...]
                f"here and give {place} instead")
     with explaining_failures(name, revision, offline):
         folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=list(files)))
-    damaged = damaged_downloads(folder, began - 1)
+    # A large file of the hub's cache has its SHA-256 for a name; what was written now must have that hash.
+    blobs = [(path, path.resolve().name) for path in folder.iterdir() if path.stat().st_mtime >= began - 1]
+    damaged = [path for path, name in blobs if re.fullmatch("[0-9a-f]{64}", name) and file_hash(path) != name]
     for path in damaged:
         path.resolve().unlink()
     if damaged:
@@ -71,12 +73,6 @@ def _model_folder(path: Path) -> Path:
                 raise ValueError(f"{file} is a git LFS pointer, and not the file that it stands for: run "
                                  "`git lfs pull` where it was cloned, or fetch it by `hf download`")
     return folder
-
-
-def damaged_downloads(folder: Path, since: float) -> list[Path]:
-    """The files of a folder of the hub's cache, written since then, that are not what their hash says."""
-    blobs = [(path, path.resolve().name) for path in folder.iterdir() if path.stat().st_mtime >= since]
-    return [path for path, name in blobs if re.fullmatch("[0-9a-f]{64}", name) and file_hash(path) != name]
 
 
 @contextmanager

@@ -233,7 +233,7 @@ class KeyValueCache:
         if length > self.store.shape[-2]:
             self.store = F.pad(self.store, (0, 0, 0, length - self.store.shape[-2]))
 
-    def extend(self, block: int, k: Tensor, v: Tensor) -> Iterator[Tensor]:
+    def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         """Add a block's new keys and values (B, K, T, F) and return all of them."""
         stored = self.store[block, ..., : self.used + k.shape[2], :]
         stored[0, :, :, self.used :], stored[1, :, :, self.used :] = k, v

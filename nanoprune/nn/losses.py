@@ -68,8 +68,9 @@ def head_loss(
     hidden, labels = _pick(x, counted), _pick(targets, counted)
     if reduction == "none":
         with torch.no_grad():
-            if weight.requires_grad or weight.dtype == matmul_dtype(hidden):
-                chunks = _chunks(*_as_multiplied(hidden, weight), labels)
+            dtype = matmul_dtype(hidden)
+            if weight.requires_grad or weight.dtype == dtype:
+                chunks = _chunks(hidden.to(dtype), cast("head", weight, dtype), labels)
                 losses = torch.cat([part for _, part in chunks])
             else:
                 losses, _ = sliced_loss(hidden, weight, labels)
@@ -84,11 +85,6 @@ def _pick(tensor: Tensor, counted: Tensor) -> Tensor:
     """The counted positions (N, ...) of a tensor (B, T, ...), on their device."""
     rows = to_device(tensor.flatten(0, 1), counted.device)
     return rows if len(rows) == len(counted) else rows.index_select(0, counted)
-
-
-def _as_multiplied(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.to(matmul_dtype(x))
-    return x, cast("head", weight, x.dtype)
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -114,24 +110,14 @@ def _chunks(
         logits = torch.mm(part, weight.t(), out=room[: len(part)])
         losses = []
         for cached, label in zip(logits.split(rows), labels.split(rows), strict=True):
-            losses.append(_cross_entropy(cached, label, softmax[: len(cached)], gradient))
+            p = softmax[: len(cached)].copy_(cached)
+            top, at_target = p.amax(1, keepdim=True), p.gather(1, label)
+            norm = p.sub_(top).exp_().sum(1, keepdim=True)
+            losses.append(norm.log() + top - at_target)
+            if gradient:  # softmax less one at the target
+                p.div_(norm)
+                cached.copy_(p.scatter_(1, label, p.gather(1, label) - 1))
         yield logits, torch.cat(losses).squeeze(1)
-
-
-def _cross_entropy(
-    logits: Tensor, targets: Tensor, softmax: Tensor, gradient: bool
-) -> Tensor:
-    """Negative log-likelihoods (n, 1) of logits (n, V); `softmax` (n, V) is space to write to.
-
-    With `gradient` the logits become their own gradient: softmax less one at the target.
-    """
-    p = softmax.copy_(logits)
-    top, at_target = p.amax(1, keepdim=True), p.gather(1, targets)
-    norm = p.sub_(top).exp_().sum(1, keepdim=True)
-    if gradient:
-        p.div_(norm)
-        logits.copy_(p.scatter_(1, targets, p.gather(1, targets) - 1))
-    return norm.log() + top - at_target
 
 
 def _taught_chunks(
@@ -168,7 +154,8 @@ class HeadLoss(Function):
         grad_weight = None
         if need_weight:
             grad_weight = buffer("gradient", weight.shape, weight.dtype, x.device).zero_()
-        hidden, narrow = _as_multiplied(x, weight)
+        dtype = matmul_dtype(x)
+        hidden, narrow = x.to(dtype), cast("head", weight, dtype)
         if teacher is None:
             chunks = _chunks(hidden, narrow, targets, gradient=need_x or need_weight)
         else:
@@ -229,7 +216,7 @@ def sliced_loss(
     room = buffer("slice of logits", (len(x), size), hidden.dtype, x.device)
     for start in range(0, len(weight), size):
         rows = cast("slice of a weight", weight[start : start + size], hidden.dtype)
-        logits = torch.mm(hidden, rows.t(), out=room[:, : len(rows)] if len(rows) == size else None)
+        logits = torch.mm(hidden, rows.t(), out=room if len(rows) == size else None)
         labels = targets[:, None] - start
         inside = (labels >= 0) & (labels < len(rows))
         at_target.add_(logits.gather(1, labels.clamp(0, len(rows) - 1)) * inside)

@@ -17,8 +17,9 @@ WHOLE = 2  # bytes of a value that is not rounded, in bf16
 
 
 def stored_bytes(model: Decoder) -> int:
-    """The bytes of a model's file in bf16."""
-    return sum(WHOLE * parameter.numel() for parameter in model.parameters())
+    """The bytes of a model's file in bf16; what it has in four bits stays so."""
+    return sum(WHOLE * parameter.numel() for parameter in model.parameters()) + sum(
+        buffer.numel() * buffer.itemsize for buffer in model.buffers())
 
 
 @torch.no_grad()

@@ -24,8 +24,12 @@ class Base:
 
 def find_base(config: Config, dataset: Dataset, ranks: Ranks, resume: bool = False) -> Base:
     """Locate a config's base; ValueError if it is absent, or does not fit the dataset or the settings."""
-    if isinstance(config.base, dict):
-        folder, model = None, _shape_from_scratch(config.base, dataset)
+    if isinstance(config.base, dict):  # the shape of a model with random weights
+        folder, smallest = None, dataset.meta["vocab_size"]
+        model = ModelConfig.from_dict({"vocab_size": smallest} | config.base, "base")
+        if model.vocab_size < smallest:
+            raise ValueError(f"base: vocab_size {model.vocab_size} is below the tokenizer's {smallest}")
+        model.extra.setdefault("eos_token_id", dataset.meta["end_token"])
     else:
         folder = _locate(config, ranks, resume)
         if config.lora:
@@ -51,12 +55,3 @@ def _locate(config: Config, ranks: Ranks, resume: bool) -> Path:
             raise
         raise ValueError(f"{error}. A run resumes with its own base: restore it, or put a link in its "
                          "place") from error
-
-
-def _shape_from_scratch(shape: dict, dataset: Dataset) -> ModelConfig:
-    smallest = dataset.meta["vocab_size"]
-    model = ModelConfig.from_dict({"vocab_size": smallest} | shape, "base")
-    if model.vocab_size < smallest:
-        raise ValueError(f"base: vocab_size {model.vocab_size} is below the tokenizer's {smallest}")
-    model.extra.setdefault("eos_token_id", dataset.meta["end_token"])
-    return model

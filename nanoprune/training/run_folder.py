@@ -154,13 +154,14 @@ class RunFolder:
         changed = [name for name, value in self.saved.config.items()
                    if now.get(name) != value and name not in free and not undecided.get(name)]
         if changed:
-            raise ValueError(f"{self.source}/config.json is not what the run began with: "
-                             f"{', '.join(changed)} changed. Only these may: {', '.join(free)}. Restore it, "
-                             "or start a new run under another name")
+            raise ValueError(f"{self.source} began with other settings: {', '.join(changed)} changed. Only "
+                             f"these may: {', '.join(free)}. Restore them (a run's own stand in its "
+                             "config.json), or start a new run under another name")
         if self.resume and self.saved.finished:
             print(f"{self} is finished, at step {self.saved.step}: nothing to resume, {self}/model is up to "
                   "date")
-        return self.resume and self.saved.finished
+            return True
+        return False
 
     def begin(
         self, config: Config, env: dict, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
@@ -299,7 +300,7 @@ class RunFolder:
             raise ValueError(f"{self} was removed or moved while it trained, up to step {progress.step}. "
                              f"Written again: {', '.join(there)}; what else was in it is lost, unless it was "
                              "moved")
-        if progress.overflows:
+        if progress.overflows and config.dtype == "float16":
             print(f"{progress.overflows} steps were skipped, because their gradients overflowed in float16")
         if not progress.finished:
             stopped_by = stop_signals[0] if stop_signals else "another process"
@@ -350,7 +351,7 @@ class Log:
     def is_there(self) -> bool:
         """False if the file was removed or replaced since it was opened."""
         try:
-            return not self.file or os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
+            return not self.file or os.path.samefile(self.path, self.file.fileno())
         except OSError:
             return False
 

@@ -55,13 +55,13 @@ class Teacher:
                    if not self._file(row).is_file()]
         ranks.barrier()  # until every rank has looked
         if missing:
-            began = time.perf_counter()
+            began = time.perf_counter() - seconds
             model = open_model(source, device=device).eval()
             for first_row in ranks.shard(missing, "teacher"):
                 self._predict(model, first_row)
-            seconds += time.perf_counter() - began
-        if ranks.rank == 0:
-            write_json(meta, about | {"seconds": seconds})
+                seconds = time.perf_counter() - began
+                if ranks.rank == 0:
+                    write_json(meta, about | {"seconds": seconds})
         ranks.barrier()  # no rank reads before all have written
         self.record = {"teacher": about["teacher"], "teacher_seconds": seconds}
 

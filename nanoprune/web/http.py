@@ -174,7 +174,7 @@ class Fetcher:
             for chunk in response.iter_content(2**16):
                 body += chunk
                 if len(body) > MAX_BYTES:
-                    raise FetchError(f"larger than {MAX_BYTES >> 20} MB", response.status_code)
+                    raise FetchError(f"larger than {MAX_BYTES >> 20} MB")
         return response, bytes(body)
 
 
