@@ -68,6 +68,7 @@ def test_steps_on_the_command_line_decide_over_the_epochs_of_a_file(tmp_path):
     ("--drop_blocks=a", "drop_blocks: given 'a'"),
     ("--lr", "overrides are written --key=value"), ("lr=1", "overrides are written --key=value"),
     ("--lr=nan", "lr: given nan, must be a number"), ("--lr=0", "lr: given 0.0, must be above 0 and below 1"),
+    ("--teacher_share=0.9", "teacher_share: goes with --teacher"),
     ("--dtype=bf16", "dtype: given 'bf16', must be auto or float32 or bfloat16 or float16"),
     ("--dtype=float23", "did you mean float32?"), ("--device=gpu", "device: given 'gpu'"),
     ("--keep=first", "keep: given 'first', must be best or last"), ("--name=a/b", "name: given 'a/b'"),
@@ -94,6 +95,7 @@ def test_mistakes_are_named(tmp_path, override, message):
 
 @pytest.mark.parametrize("code, messages", [
     ("config = Config(nmae='x', lr='fast')", ["nmae: no such setting (did you mean name?)", "data: missing"]),
+    (f"config = Config(**{GOOD}, lr='fast', clip=-1)", ["lr: given 'fast'", "clip: given -1"]),
     (f"config = Config(**{GOOD}, lr='fast', batch_size=True, drop_blocks=[1])",
      ["lr: given 'fast'", "batch_size: given True", "drop_blocks: given [1]"]),
     (f"config = Config(**{GOOD}, patience=2, eval_every=0, clip=-1)",

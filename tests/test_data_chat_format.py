@@ -399,6 +399,7 @@ def test_a_tokenizer_without_a_form_is_refused(tmp_path):
     (talk([{"type": "image_url", "image_url": {}}], "!"), "a part of the type 'image_url'; text alone is "
                                                           "learned"),
     (talk("?", [7]), "a part of the type 7; text alone"),
+    ([*talk("?"), {"role": "assistant", "content": "!", "thinking": True}], "thinking must be text, given T"),
 ])
 def test_what_is_no_conversation(messages, message):
     with pytest.raises(ValueError, match=f"here: .*{message}"):

@@ -189,6 +189,14 @@ UNLIKE = [("What is the torque of bolt 3 of the water pump of this engine?",
           ("Where is the plant?", "When is the plant?"), ("Why?", "How?")]
 
 
+def test_a_test_documents_id_is_text(tmp_path):
+    folder = byte_tokenizer(tmp_path / "t", CHATML)
+    tokenizer = load_tokenizer(folder)
+    (example,) = encode_pairs([chat("Q?", "A.", id=7)], tokenizer, 256)
+    assert Conversation(chat("Q?", "A.", id=7), example).as_document("name").row["id"] == "7"
+    assert Conversation(chat("Q?", "A."), example).as_document("name").row["id"] == "name"
+
+
 def test_prompts_that_are_nearly_equal_are_one_group():
     for first, second in LIKE:
         groups = prompt_groups([chat(first, "1"), chat("Quite another question?", "2"), chat(second, "3")])

@@ -21,7 +21,7 @@ TABLE = '"prompt","response","task"\n' + "".join(
     ("p.jsonl", b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\r\n")), ("p.txt", LINES.decode().encode("utf-16")),
     ("p.json", json.dumps(ROWS, indent=1).encode()), ("p.jsonl", json.dumps(ROWS).encode()),
     ("p.jsonl.gz", gzip.compress(LINES)), ("p.json.gz", gzip.compress(json.dumps(ROWS).encode())),
-    ("p.csv", TABLE.encode()), ("p.csv.gz", gzip.compress(TABLE.encode())),
+    ("p.csv", TABLE.encode()), ("P.CSV", TABLE.encode()), ("p.csv.gz", gzip.compress(TABLE.encode())),
     ("p.csv", b"\xef\xbb\xbf" + TABLE.replace('","', '";"').replace('",\n', '";\n').encode()),
     ("p.tsv", TABLE.replace('","', '"\t"').replace('",\n', '"\t\n').encode()),
 ])

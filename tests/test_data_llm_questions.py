@@ -89,6 +89,8 @@ def test_an_endpoint_that_is_gone():
     documents = [{"id": f"a{i}", "date": "2024-05-05", "text": SOURCE} for i in range(9)]
     with pytest.raises(ValueError, match="does not answer .*OPENAI_API_KEY"):
         write_questions("http://127.0.0.1:9/v1", "m", documents, seed=0)
+    with pytest.raises(ValueError, match="does not answer"):
+        write_questions("http://127.0.0.1:9/v1", "m", documents[:2], seed=0)
     with endpoint(lambda _: json.dumps({"questions": [proposed()]}) if len(seen) == 1 else 401) as (url,
                                                                                                     seen):
         found, refused = write_questions(url, "m", documents, seed=0)

@@ -53,6 +53,18 @@ def test_another_spelling_of_the_truth_is_no_wrong_choice():
         assert len({choice.replace(",", "") for choice in q["choices"]}) == 4
 
 
+def test_articles_of_the_last_century():
+    """Their day is asked for, if their title does not tell it; days of history in a text are not."""
+    text = "Title\n\nThe plant in the north was opened on 14 June 1975 by many people of the town."
+    documents = [{"id": str(i), "title": f"The {i} Series comes", "date": f"1999-05-0{i}", "text": text}
+                 for i in range(2, 8)]
+    found = open_and_closed_book({"train": documents, "val": [], "test": []}, seed=0)[0]["closed_book"]
+    answers = {q["source"]: q["choices"][q["answer"]] for q in found}
+    assert answers == {d["id"]: long_date(d["date"]) for d in documents}
+    assert all(choice.endswith(" 1999") for q in found for choice in q["choices"])
+    assert training_pairs(documents, seed=0)
+
+
 @pytest.mark.parametrize("unit",
                          ["x@", "info@press.com,", "has 5 kW ", "+49 ", "km combined 5 ",
                           "Press contact: a "])

@@ -13,7 +13,9 @@ from adapters import adapted_model
 from small import ROOT, make_data, make_model, read_rows
 
 from model import Decoder
+from nanoprune import statistics
 from nanoprune.data.dataset import Dataset
+from nanoprune.evaluation.plan import describe_plan, text_plan
 from nanoprune.evaluation.results_files import FILES
 from nanoprune.io.files import json_hash
 from nanoprune.io.folders import LIST
@@ -339,6 +341,37 @@ def test_the_plan_by_hand(world, tmp_path, evaluate):
     assert places["detectable_points"] == pytest.approx(100 * quantiles * math.sqrt(0.3 / 8), rel=1e-5)
     assert places["questions_needed"] == math.ceil(0.3 * (quantiles / 0.05) ** 2)
     assert f"{places['questions_needed']:,}" in out
+
+
+def test_a_plan_of_few_documents_says_so(monkeypatch):
+    monkeypatch.setattr(statistics, "LEAST", 12)
+    rows = [{"nll": float(i), "tokens": 9} for i in range(6)]
+    plan = {"model": "m", "without": "1", "changed": 0.2, "questions": {},
+            "text": text_plan(rows, [row | {"nll": 2 * row["nll"]} for row in rows])}
+    assert describe_plan(plan)[-1] == "test: 6 documents are too few to say."
+
+
+def test_a_plan_without_half_a_block(world, tmp_path, evaluate):
+    """The whole model's losses, which the cache keeps, are not those without the half."""
+    arguments = [world.model, "--data", world.data, "--general", "", "--out", tmp_path / "out"]
+    assert evaluate(*arguments)[0] == 0
+    expected = read_rows(tmp_path / "out" / "documents.csv")
+    shutil.rmtree(tmp_path / "out")
+    code, out, err = evaluate(*arguments, "--plan", "1.attn")
+    assert code == 0 and "nats a token (0 %" not in out, err
+    assert evaluate(*arguments)[0] == 0
+    assert read_rows(tmp_path / "out" / "documents.csv") == expected
+
+
+def test_general_text_may_have_gaps_and_odd_days(world, tmp_path, evaluate):
+    """Also where a piece of the cache would hold the empty line alone."""
+    lines = [{"text": f"Bees are {i} mm long.", "date": 2024} for i in range(32)] + [{"text": ""}]
+    write_jsonl(tmp_path / "g.jsonl", lines)
+    code, _, err = evaluate(world.model, "--data", world.data, "--out", tmp_path / "out", "--general",
+                            tmp_path / "g.jsonl")
+    assert code == 0, err
+    rows = [row for row in read_rows(tmp_path / "out" / "documents.csv") if row["set"] == "general"]
+    assert len(rows) == 32 and {row["month"] for row in rows} == {"2024"}
 
 
 def test_tasks_replace_no_users_file(world, tmp_path, evaluate):

@@ -8,6 +8,7 @@ from nanoprune.evaluation.arms import (
     REDUCED,
     REMOVED,
     TUNED,
+    describe_run,
     find_steps,
     make_arms,
     warnings,
@@ -65,6 +66,10 @@ def test_seeds_become_one_arm_and_other_settings_do_not():
     ([FOUR[2], result("cut", removed="1", base=FOUR[2]["sha256"])],
      ["fine-tuned full", "fine-tuned full without block 1"]),
     ([result("a", seed=0), result("b", seed=0)], ["fine-tuned full (a)", "fine-tuned full (b)"]),
+    ([result("a", batch=8, context=512), result("b", batch=8, context=512, lr=0.2),
+      result("c", batch=4, context=64)],
+     ["fine-tuned full (a)", "fine-tuned full (b)", "fine-tuned full (batch 4, context 64)"]),
+    ([result("a") | {"history": [{"base": "x"}]}], ["base without block ?"]),
     ([result("a", seed=0) | {"base_sha256": None}], ["fine-tuned full"]),
     ([result("scratch", seed=0, base={}) | {"run": {"base": {}, "seed": 0}}, result("x", base=OTHER)],
      ["scratch", "x"]),
@@ -84,4 +89,14 @@ def test_a_healed_model_beside_another_block_is_told():
 def test_arms_of_other_settings_are_told():
     arms = make_arms([*FOUR[:3], result("reduced", removed="2", seed=1, lr=0.3)])
     told = " ".join(warnings(arms, find_steps(arms)))
-    assert "differ in lr, too" in told and "only those of both are paired" in told
+    assert "differ in lr, too" in told and "the first of each are paired" in told
+    arms = make_arms([FOUR[0], *(result(f"full {seed}", seed=seed) for seed in (0, 1)), FOUR[1], FOUR[3]])
+    assert "only those of both are paired" in " ".join(warnings(arms, find_steps(arms)))
+
+
+def test_a_folder_beside_a_log_is_no_run(tmp_path):
+    """Only `model` is what a run wrote; a reduced model may lie beside it."""
+    for name, content in (("train.csv", ""), ("config.json", '{"lr": 1}'), ("env.json", '{"base": {}}')):
+        (tmp_path / name).write_text(content)
+    assert describe_run(tmp_path / "less") == {"run": None, "base_sha256": None}
+    assert describe_run(tmp_path / "model") == {"run": {"lr": 1}, "base_sha256": {}}

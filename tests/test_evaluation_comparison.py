@@ -9,8 +9,9 @@ import pytest
 import scipy.stats
 from small import make_data, make_model, read_rows
 
-from nanoprune.evaluation.arms import Arm
+from nanoprune.evaluation.arms import TUNED, Arm
 from nanoprune.evaluation.comparison import compare, compare_answers, summarize_questions, summarize_text
+from nanoprune.evaluation.results_summary import answers_sentence, conclusions, forgotten
 from nanoprune.io.jsonl import read_jsonl
 from train import train
 
@@ -41,6 +42,21 @@ def test_different_tokenizers_are_compared_in_bits_per_byte_only(world, tmp_path
     code, _, err = evaluate(world.model, other, "--data", world.data, "--out", tmp_path / "out",
                             "--protocol", "stream")
     assert code == 2 and "these models have several: take --protocol documents" in err
+
+
+def test_answers_that_were_not_compared_show_no_equality():
+    set_ = {"sources": 20, "n": 40, "chance": 0.25}
+    models = [{"qa": {"q": set_ | {"accuracy": share, "accuracy_interval": (share - 0.1, share + 0.1)}}}
+              for share in (0.2, 0.9)]
+    assert answers_sentence("q", models, []) == "not compared, as the models' tokenizers differ."
+    row = {"shown": False, "step": "another", "first": "a", "second": "b"}
+    assert answers_sentence("q", models, [row]) == "no difference shown."
+
+
+def test_sets_named_like_the_texts_are_no_texts():
+    row = {"measure": "general_facts accuracy", "step": TUNED, "first": "a", "second": "b", "shown": True}
+    assert forgotten([row]) == []
+    assert conclusions([{"name": "a", "qa": {}}], [row | {"measure": "test_facts accuracy"}]) == []
 
 
 def test_seeds_are_put_together(world, tmp_path, evaluate):

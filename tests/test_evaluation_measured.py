@@ -75,6 +75,30 @@ def test_kept_runs_are_found_by_their_key(folder, tmp_path):
         assert settings.keys() >= about["settings"].keys()
 
 
+def test_a_loss_that_was_not_finite_is_the_worst(tmp_path):
+    """Kept as null, it is read as nan."""
+    study = make_study(tmp_path)
+    measured = measured_of(study, tmp_path)
+    about, measured.writes = measured.about(study.training, None), True
+    measured.folder.mkdir(parents=True)
+    run = RunResult(validation=[{"tokens": 0, "nll": [1.0, float("nan")], "predicted": [2, 3]}])
+    measured.write("none", about, run)
+    for found in (run, measured.read(about)):
+        assert final_validation(found) == float("inf") and sum(found.validation[0]["nll"]) != 1
+
+
+def test_runs_by_adapters_may_have_settings_of_their_own(tmp_path):
+    study = replace(make_study(tmp_path), adapters={"lora": "all", "weight_decay": 0.0})
+    measured = measured_of(study, tmp_path)
+    measured.writes, training = True, replace(study.training, **study.adapters)
+    measured.folder.mkdir(parents=True)
+    measured.write("adapters", measured.about(training, None), RunResult())
+    measured.check()
+    measured.write("plain", measured.about(replace(study.training, weight_decay=0.0), None), RunResult())
+    with pytest.raises(ValueError, match="of plain-.*weight_decay 0.0, now 0.1"):
+        measured.check()
+
+
 def make_study(folder) -> Study:
     training = Config(
         name="no-such", base="no-such", data="no-such", runs=str(folder), drop_blocks=("14",), batch_size=2,

@@ -157,6 +157,18 @@ def test_test_documents_in_the_training_split(world, tmp_path, monkeypatch, caps
         "test document test1 stands in the training split nearly, as train0"])
 
 
+def test_conversations_in_the_training_split(world, tmp_path, monkeypatch, capsys):
+    data = shutil.copytree(world.data, tmp_path / "data")
+    asked = "Which plant of the company at the sea makes engines, and how many of them in a year? " * 2
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": "The one in the north."}]
+    (data / "train.jsonl").unlink()
+    write_json(data / "meta.json", read_json(data / "meta.json") | {"conversations": True})
+    write_jsonl(data / "pairs.jsonl", [{"messages": turns}])
+    write_jsonl(data / "test.jsonl", [{"id": "t", "text": "\n\n".join(turn["content"] for turn in turns)}])
+    code, lines, _ = check(monkeypatch, capsys, world.model, "--data", data)
+    assert (code, lines) == (1, ["test document t stands in the training split in the same words, as line 1"])
+
+
 @pytest.mark.parametrize("content, message", [
     ({"num_hidden_layers": "3"}, "num_hidden_layers: given '3', must be a whole number"),
     ({"layer_types": [1]}, "layer_types"), ({"nanoprune_history": "none"}, "nanoprune_history")])

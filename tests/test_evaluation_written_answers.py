@@ -1,10 +1,13 @@
 """evaluation/written_answers.py: known values by hand, and those of the libraries."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from nanoprune.evaluation.comparison import summarize_by_task
 from nanoprune.evaluation.written_answers import (
     corpus_bleu,
+    corpus_numbers,
     exact_match,
     invented_numbers,
     numbers,
@@ -12,6 +15,7 @@ from nanoprune.evaluation.written_answers import (
     repetition,
     token_f1,
 )
+from nanoprune.io.jsonl import write_jsonl
 
 
 def test_exact_match_and_f1():
@@ -31,6 +35,11 @@ def test_invented_numbers():
     assert numbers("1,234 cars, 3.5 % and 17.") == ["1,234", "3.5", "17"]
     assert invented_numbers("It has 200 kW and 99 seats, as in 2025", "In 2025", {"200"}) == 1
     assert invented_numbers("none", "", set()) == 0
+
+
+def test_numbers_of_conversations_are_those_that_people_read(tmp_path):
+    write_jsonl(tmp_path / "pairs.jsonl", [{"messages": [{"role": "user", "content": "5–7 cars …"}]}])
+    assert corpus_numbers(SimpleNamespace(conversations=True, folder=tmp_path)) == {"5", "7"}
 
 
 def test_bleu_of_short_answers():

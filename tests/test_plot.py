@@ -332,6 +332,8 @@ def test_mistakes(tmp_path, monkeypatch, capsys):
         ([tmp_path / "nothing"], "x.png", "nothing to draw from"),
         ([broken], "x.png", "lacks the column(s) nll, difference"),
         ([tmp_path / "empty.csv"], "x.png", "holds no rows"),
+        ([write_csv(tmp_path / "none.csv", [{"block": "none", "nll": 1, "difference": 0, "difference_low": 0,
+                                             "difference_high": 0}])], "x.png", "holds no whole block"),
         ([tmp_path / "results"], "x.doc", "give a .png, .pdf or .svg"),
         ([tmp_path / "results"], "/dev/null/x.png", "choose another place to write to"),
         ([tmp_path / "results", broken], "x.png", "nothing to draw from"),

@@ -182,6 +182,8 @@ def test_bad_articles_leave_the_old_dataset(prepare, tmp_path, monkeypatch, caps
     (["--train-tokenizer", "400", "--balance", "nan"], "--balance must be at least 1, given nan"),
     (["--train-tokenizer", "400", "--conversations", "--hold-out", "0.1"], "--hold-out (conversations are "
                                                                            "divided by --split)"),
+    (["--train-tokenizer", "400", "--conversations", "--no-generated"], "--no-generated (rules make the"),
+    (["--train-tokenizer", "400", "--questions", "{tmp}/test.jsonl"], "sets would be named test; rename"),
     (["--train-tokenizer", "400", "--test-pairs", "{tmp}/p.jsonl"], "p.jsonl, line 1: messages has no turn"),
 ])
 def test_bad_options(prepare, tmp_path, options, message):
@@ -363,6 +365,9 @@ def test_conversations_alone(tmp_path, monkeypatch, capsys):
             assert split.bytes[i] == len(answer)
     code, _, err = run_main(monkeypatch, capsys, "prepare.py", "--out", tmp_path / "e", "--tokenizer", folder)
     assert code == 2 and "give ARTICLES" in err
+    code, _, err = run_main(monkeypatch, capsys, "prepare.py", "--pairs", pairs, "--split-by", "hash",
+                            "--min-chars", "9", *options)
+    assert code == 2 and "--split-by, --min-chars: not for a dataset of conversations alone" in err
     write_jsonl(pairs, read_jsonl(pairs)[:2])
     code, _, err = run_main(monkeypatch, capsys, "prepare.py", "--pairs", pairs, "--out", tmp_path / "e",
                             "--tokenizer", folder)

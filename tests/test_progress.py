@@ -21,6 +21,13 @@ def test_what_does_not_know_its_length_tells_how_many_are_done(monkeypatch, caps
     assert capsys.readouterr().err.splitlines() == ["files: 1", "files: 3"]
 
 
+def test_a_first_item_that_takes_long_has_no_time_left_yet(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 40))
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+    assert list(progress(iter("ab"), "cleaning", 2)) == list("ab")
+    assert capsys.readouterr().err.splitlines() == ["cleaning: 1 of 2, 80 s left"]
+
+
 def test_short_work_prints_nothing_and_a_terminal_has_a_bar(monkeypatch, capsys):
     assert list(progress([1, 2], "short")) == [1, 2] and capsys.readouterr().err == ""
     bars = []

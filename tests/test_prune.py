@@ -459,6 +459,12 @@ def test_score_and_drop_commands(world, tmp_path, monkeypatch, capsys):
             "block 8: this model has 3",
         ),
         (["--drop", "1", "--protect", "0", "--out", "{tmp}/r"], "--protect goes with --choose"),
+        (["--drop", "1", "--method", "last", "--out", "{tmp}/r"], "--method goes with --choose"),
+        (
+            ["--choose", "1", "--method", "last", "--protect", "0,1,2", "--out", "{tmp}/r"],
+            "0 of them not protected",
+        ),
+        (["--choose", "1", "--method", "random", "--seed", "-1", "--out", "{tmp}/r"], "--seed must be at"),
         (
             ["--choose", "1", "--method", "no-such-score", "--out", "{tmp}/r"],
             "invalid choice: 'no-such-score'",

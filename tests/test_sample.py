@@ -60,12 +60,18 @@ def test_the_command(world, tmp_path, monkeypatch, capsys):
     ("--out BASE/config.json", "config.json would be replaced"),
     ("BASE/none", "no folder"),
     ("--chat", "no chat template"),
-    ("BARE", "no tokenizer.json in"),
+    ("BARE", "no tokenizer.json in"), ("FOREIGN", "tokens, its tokenizer has 900: they do not belong"),
 ])
 def test_mistakes_are_answered(world, tmp_path, monkeypatch, capsys, arguments, message):
-    (tmp_path / "bare").mkdir()
-    shutil.copy(world.model / "config.json", tmp_path / "bare")
-    words = arguments.replace("BASE", str(world.model)).replace("BARE", str(tmp_path / "bare")).split()
+    for name in ("bare", "foreign"):
+        (tmp_path / name).mkdir()
+        shutil.copy(world.model / "config.json", tmp_path / name)
+    if arguments == "FOREIGN":
+        tokenizer = load_tokenizer(world.model)
+        tokenizer.add_tokens([f"<{i}>" for i in range(900 - tokenizer.get_vocab_size())])
+        tokenizer.save(str(tmp_path / "foreign" / "tokenizer.json"))
+    words = arguments.replace("BASE", str(world.model)).replace("BARE", str(tmp_path / "bare"))
+    words = words.replace("FOREIGN", str(tmp_path / "foreign")).split()
     monkeypatch.setattr(Decoder, "from_pretrained", None)  # no weights are read before
     code, _, err = run_main(monkeypatch, capsys, "sample.py", world.model, *words, "--prompt", "Munich.")
     assert code == 2 and message in err and "Traceback" not in err
@@ -87,12 +93,15 @@ def test_a_broken_model_writes_nothing(world, tmp_path, monkeypatch, capsys, tem
     model.save_pretrained(tmp_path)
     shutil.copy(world.model / "tokenizer.json", tmp_path)
     monkeypatch.setenv("COLUMNS", "40")
-    code, out, err = run_main(monkeypatch, capsys, "sample.py", tmp_path, world.model, "--prompt", "Munich.",
-                              "--temperature", temperature, "--out", tmp_path / "s.jsonl")
+    arguments = [tmp_path, world.model, "--temperature", temperature, "--out", tmp_path / "s.jsonl"]
+    code, out, err = run_main(monkeypatch, capsys, "sample.py", *arguments, "--prompt", "Munich.")
     assert code == 2 and f"{tmp_path}: the model's logits are not finite" in err
     broken, _, text = out.partition(f"[{world.model}]")  # the other model's text is not lost
     assert broken == f"\n> Munich.\n\n[{tmp_path}]\n\n\n" and len(text) > 20
     assert not (tmp_path / "s.jsonl").exists()
+    many = [word for _ in range(sample.BATCH + 1) for word in ("--prompt", "Munich.")]
+    code, out, err = run_main(monkeypatch, capsys, "sample.py", *arguments, "--tokens", "5", *many)
+    assert code == 2 and out.count(f"[{world.model}]") == sample.BATCH + 1
 
 
 def test_a_file_of_prompts_side_by_side(world, tmp_path, monkeypatch, capsys):

@@ -451,6 +451,9 @@ def test_the_page_of_a_summary_is_fetched(tmp_path, monkeypatch, capsys, end):
     (["--topics", "no-such"], "/topic/no-such?page=1: 404"),
     (["--limit", "0"], "--limit must be at least 1"), (["--delay", "-1"], "--delay must be at least 0"),
     (["--base-url", "ftp://x"], "is no web address"),
+    (["manualz/"], "manualz/ is neither a folder nor a web address"),
+    (["--no-tables", "."], "--base-url, --no-tables: not for a folder of documents"),
+    (["--reparse", "http://x"], "--reparse reads all stored answers again and takes no URLs"),
     (["--out", "/dev/null/a.jsonl"], "choose another --out"),
 ])
 def test_mistakes(tmp_path, monkeypatch, capsys, arguments, message):

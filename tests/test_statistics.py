@@ -144,6 +144,11 @@ def test_intervals_of_a_share(successes, n):
     assert wilson_interval(successes, n) == pytest.approx((score.low, score.high), abs=1e-9)
 
 
+@pytest.mark.parametrize("n", range(1, 60))
+def test_a_share_is_no_less_than_none_and_no_more_than_all(n):
+    assert 0 <= wilson_interval(0, n).low < 1e-15 and 1 - 1e-15 < wilson_interval(n, n).high <= 1
+
+
 def test_rank_correlation():
     """Known values: ties take the mean of their ranks, what is not finite comes last."""
     assert average_ranks([3, 1, 1, math.nan]).tolist() == [3, 1.5, 1.5, 4]

@@ -17,11 +17,14 @@ from nanoprune.config import Study, load_study
 from nanoprune.data.dataset import Dataset
 from nanoprune.evaluation import cost, multiple_choice
 from nanoprune.evaluation.block_scores import score_blocks
+from nanoprune.evaluation.measured import RunResult
 from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihoods
 from nanoprune.evaluation.perplexity import Protocol, score_text
 from nanoprune.evaluation.removal_losses import Calibration
-from nanoprune.evaluation.study_tables import predict_healed_loss, study_rows
+from nanoprune.evaluation.study_tables import exchange_rows, predict_healed_loss, study_rows
+from nanoprune.io.hub import copy_tokenizer
 from nanoprune.io.jsonl import write_jsonl
+from nanoprune.nn.lora import save_quantised
 from nanoprune.nn.model_config import Part
 from prune import drop_blocks
 from study import Stopped, run_study
@@ -431,6 +434,37 @@ def test_epochs_are_steps_that_a_longer_arm_exceeds(world, tmp_path, monkeypatch
     assert steps[longer] == 2 * steps["0-lr0.001-s0"] == 2 * steps["none-lr0.001-s0"]
 
 
+def test_models_of_other_runs_in_its_folder_are_kept(world, tmp_path):
+    other = world.config(tmp_path / "which", name="mine", max_steps=1)
+    train(other)
+    study = short(world, tmp_path)
+    run_study(study)
+    assert (other.folder / "model" / "model.safetensors").is_file()
+    assert not list(tmp_path.glob("which/*-s0/model"))
+
+
+def test_a_base_whose_weights_cannot_change_is_refused(world, tmp_path):
+    save_quantised(Decoder.from_pretrained(world.model, frozen="nf4"), tmp_path / "nf4")
+    copy_tokenizer(world.model, tmp_path / "nf4")
+    study = short(world, tmp_path)
+    with pytest.raises(ValueError, match="is quantised: its weights cannot be changed"):
+        run_study(replace(study, training=replace(study.training, base=str(tmp_path / "nf4"))))
+
+
+def test_a_first_seed_that_diverged_leaves_the_option_in_the_table(done, monkeypatch):
+    """And a form that not all seeds were measured in is left out."""
+    found = []
+    monkeypatch.setattr(study_module, "write_study", found.append)
+    run_study(done)
+    results, = found
+    full, second = results.runs["none"]
+    results.runs["none"][1] = replace(second, measures={"trained": second.measures["trained"]})
+    results.runs[results.best][0] = RunResult(diverged=True)
+    options = [option["what"] for option in exchange_rows(results, study_rows(results))]
+    assert options[0] == "fine-tuned full" and "fine-tuned full, NF4" not in options
+    assert results.name(results.best) in options
+
+
 def test_a_study_heals_by_adapters(world, tmp_path):
     study = short(world, tmp_path, keep_models=True)
     training = replace(study.training, lora="q_proj,v_proj", lora_rank=2)
@@ -460,7 +494,9 @@ def test_mistakes_are_named_together(world, tmp_path, monkeypatch, capsys):
     assert code == 2 and "6 problem(s)" in err
     path.write_text("from configs import Config, Study\n\n"
                     f"study = Study('a', Config(**{world.config(tmp_path).to_dict()!r}), (1e-3,))\n")
-    study = load_study(path, ["--seeds=3", "--blocks=0,2", "--learning_rates=1e-2,2e-2", "--max_steps=7"])
+    study = load_study(path, ["--seeds=3", "--blocks=0,2", "--learning_rates=1e-2,2e-2", "--max_steps=7",
+                              "--name=b"])
+    assert study.name == "b"
     assert (study.seeds, study.blocks, study.learning_rates, study.training.max_steps) == (
         (3,),
         (0, 2),

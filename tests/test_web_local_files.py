@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from small import run_main
 
 from nanoprune.io.jsonl import read_jsonl
+from nanoprune.web import local_files
 from nanoprune.web.local_files import day_at_start, day_in, join_lines, without_running_lines
 
 
@@ -277,6 +278,29 @@ def test_what_cannot_be_read_is_named_and_the_rest_comes(read):
     code, out, err, found = read(files)
     assert code == 0 and list(found) == ["good.txt"] and "failed         5" in out and "Traceback" not in err
     assert out.count("has no text") >= 2 and out.count("not a PDF that can be read") == 2
+
+
+def test_a_limit_reads_no_further(read, monkeypatch):
+    files = {f"{name}.txt": b"Text." for name in "abcde"}
+    code, out, _, found = read(files, "--limit", "2")
+    assert code == 0 and list(found) == ["a.txt", "b.txt"] and "failed         0" in out
+    seen, whole = [], local_files.read_article
+    monkeypatch.setattr(local_files, "read_article", lambda path, folder: (
+        seen.append(path.name), whole(path, folder))[1])
+    assert list(read({}, "--limit", "1")[3]) == seen == ["a.txt", "b.txt", "c.txt"]
+
+
+def test_ctrl_c_keeps_what_was_read(read, monkeypatch):
+    whole = local_files.read_article
+
+    def interrupted(path, folder):
+        if path.name == "b.txt":
+            raise KeyboardInterrupt
+        return whole(path, folder)
+
+    monkeypatch.setattr(local_files, "read_article", interrupted)
+    code, _, err, found = read({f"{name}.txt": b"Text." for name in "abc"})
+    assert code == 130 and "what was collected is kept" in err and list(found) == ["a.txt"]
 
 
 def test_an_empty_folder_is_a_mistake(read, tmp_path):

@@ -120,7 +120,7 @@ def check_data(folder: Path) -> Iterator[str]:
     dataset = Dataset(folder)
     train = dataset.documents("train") if not dataset.conversations else [
         {"id": f"line {number}", "text": "\n\n".join(map(said, row["messages"]))}
-        for number, row in enumerate(read_jsonl(folder / "pairs.jsonl", ("messages",)), 1)]
+        for number, row in enumerate(read_jsonl(dataset.folder / "pairs.jsonl", required=("messages",)), 1)]
     rows = [*train, *dataset.documents("test")]
     signatures = np.stack([signature(words_of(row["text"])) for row in rows])
     pairs = near_duplicates(signatures, lambda i: rows[i]["text"])
