@@ -11,7 +11,7 @@ from nanoprune.data.chat_format import CHAT_DATE, chat_form, check_messages, is_
 from nanoprune.data.conversations import encode_pairs, encode_prompt, learned_answers, said
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.token_file import Example
-from nanoprune.data.tokenizer import end_token, first_token, load_tokenizer, tokenizer_hash
+from nanoprune.data.tokenizer import end_token, load_tokenizer, tokenizer_hash
 from nanoprune.evaluation.multiple_choice import EncodedQuestion, encode_questions
 from nanoprune.evaluation.perplexity import Protocol, Text
 from nanoprune.evaluation.written_answers import KINDS
@@ -81,8 +81,8 @@ class Items:
         texts = []
         for number, (document, encoding, unit) in enumerate(zip(documents, encodings, units, strict=True)):
             text, month = document["text"], str(document.get("date") or "")[:7]
-            if unpredicted:
-                text = text.removeprefix(first_token(self.tokenizer, encoding.ids, text))
+            if unpredicted and encoding.offsets:
+                text = text[encoding.offsets[0][1] :]
             about = describe_text(document.get("id", str(number)), text, month, document.get("category"))
             texts.append(Text(unit, about))
         return texts
