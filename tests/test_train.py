@@ -371,7 +371,8 @@ def test_the_command(world, tmp_path, monkeypatch, capsys):
     run = tmp_path / "runs" / "run"
     for arguments, message in (
         ([path], f"{run} holds a run already"),
-        (["--resume", run, "--lr=1"], "cannot be changed"),
+        (["--resume", run, "--lr=1"], "leave out --lr=1, or"),
+        (["--resume", run, "--from-state", run], "leave out --from-state, or"),
         (["--resume", tmp_path], "there is no saved state"), ([], "give a config"),
         ([path, "--resume", run], "give a config"), ([path, "--lrr=1"], "did you mean lr?"),
         ([path, "more"], "--key=value"),
