@@ -33,8 +33,9 @@ def test_bytes_are_of_what_is_predicted(world, tmp_path):
     assert sizes(Protocol(context=128, prefix=0)) == [len(text.encode()) for text in texts[:3]]
     assert sizes(Protocol(context=128)) == [len(text.removeprefix(first_token(
         data.tokenizer, data.tokenizer.encode(text).ids, text)).encode()) for text in texts[:3]]
+    write_jsonl(tmp_path / "g.jsonl", [{"text": "Munich opens a plant for cars."}])
     whole, rest = sizes(Protocol("stream", 8, prefix=0)), sizes(Protocol("stream", 8))
-    assert len(whole) == len(rest) > 1 and sum(whole) > sum(rest)
+    assert len(whole) == len(rest) > 1 and all(a > b for a, b in zip(whole, rest, strict=True))
 
 
 def test_long_questions_are_counted_and_left_out(world, tmp_path, evaluate):

@@ -89,7 +89,7 @@ def test_pairs_and_questions_of_some_documents(prepare):
                      "5")[3]
     data = Dataset(folder)
     ids = [d["id"] for d in data.documents("train")]
-    used = {ids[i * len(ids) // 5] for i in range(5)}  # evenly
+    used = {ids[round(i * (len(ids) - 1) / 4)] for i in range(5)}  # evenly, from the first to the last
     assert {pair["source"] for pair in read_jsonl(folder / "pairs.jsonl")} == used
     assert {q["source"] for q in data.questions()["closed_book"]} <= used
     code, _, err, _ = prepare(GOOD, "--train-tokenizer", "400", "--generated-documents", "0")
