@@ -9,6 +9,12 @@ from nanoprune.nn.lora import frozen_layers
 from nanoprune.nn.rounding import round_matrices, stored_bytes
 
 
+def test_a_base_in_four_bits_is_stored_in_four_bits(tmp_path):
+    base = random_base(tmp_path / "base")
+    whole, quantised = Decoder.from_pretrained(base), Decoder.from_pretrained(base, frozen="nf4")
+    assert stored_bytes(quantised) == round_matrices(whole, "nf4")
+
+
 def test_int8_by_rows_is_the_nearest_of_255_multiples_of_a_rows_scale(tmp_path):
     model = Decoder.from_pretrained(random_base(tmp_path / "base"))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -419,6 +419,13 @@ def test_score_and_drop_commands(world, tmp_path, monkeypatch, capsys):
     assert about["base_sha256"]["model.safetensors"] == file_hash(world.model / "model.safetensors")
     assert about["tokens"] == int(rows[0]["tokens"]) and about["split"] == "val"
     assert set(about["correlations"]) == set(estimates())
+    shutil.copy(tmp_path / "b.csv", tmp_path / "theirs.csv")
+    code, *_ = run_main(
+        monkeypatch, capsys, "prune.py", world.model, "--data", world.data, "--score", tmp_path / "b.csv",
+        "--dtype", "float32", "--drop", "1", "--evidence", tmp_path / "theirs.csv", "--out", tmp_path / "both"
+    )
+    (entry,) = json.loads((tmp_path / "both" / "config.json").read_text())["nanoprune_history"]
+    assert code == 0 and entry["scores"] == str(tmp_path / "theirs.csv")
     code, out, _ = run_main(
         monkeypatch, capsys, "prune.py", world.model, "--drop", "2,0", "--out", tmp_path / "reduced"
     )

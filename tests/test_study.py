@@ -511,6 +511,8 @@ def test_mistakes_are_named_together(world, tmp_path, monkeypatch, capsys):
         ("--blocks=1+1", "blocks: given ('1+1',)"),
         ("--blocks=1.attn,0+1", "name at least one whole block"),
         ("--longer=1", "longer: given (1.0,), must be numbers above 1"),
+        ("--lr=1e-3", "lr: no such setting"),
+        ("--seed=1", "seed: no such setting (did you mean seeds?)"),
     ):
         with pytest.raises(ValueError) as caught:
             load_study(path, [given])

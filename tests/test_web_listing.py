@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from server import ok, server
 
-from nanoprune.web import listing
+from nanoprune.web import http, listing
 from nanoprune.web.archive import Archive
 from nanoprune.web.http import Fetcher
 from nanoprune.web.listing import from_feed, from_sitemap
@@ -53,6 +53,15 @@ def test_a_feed_without_end_ends(tmp_path, monkeypatch, following):
     with server(site) as (url, _):
         ids, missed = read(from_feed, url, tmp_path)
     assert len(ids) == site.asked == 7 and missed == ["has more than 7 pages; the rest is left out"]
+
+
+def test_a_later_page_that_is_too_large_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(http, "MAX_BYTES", 2000)
+    site = Site("", lambda n: f"<rss><channel>{NEXT.format(n=n)}{ITEM.format(n=n)}"
+                              f"{' ' * 1500 * n}</channel></rss>")
+    with server(site) as (url, _):
+        ids, missed = read(from_feed, url, tmp_path)
+    assert len(ids) == 1 and missed == ["larger than 0 MB"]
 
 
 def test_a_feed_that_repeats_itself_ends(tmp_path):
