@@ -28,7 +28,7 @@ from nanoprune import command_line
 from nanoprune.command_line import option, parse_options
 from nanoprune.data.dataset import Dataset
 from nanoprune.data.prompts import read_prompts
-from nanoprune.data.tokenizer import tokenizer_hash, vocabulary
+from nanoprune.data.tokenizer import check_vocabulary, tokenizer_hash
 from nanoprune.device import make_autocast, pick_device, pick_dtype
 from nanoprune.distributed import Ranks, join
 from nanoprune.evaluation import multiple_choice, perplexity, written_answers
@@ -143,9 +143,9 @@ def find_candidates(options: Options, dataset: Dataset, ranks: Ranks) -> list[Ca
             homes[name] = config_folder(folders[name])  # of config.json and the tokenizer
     configs = {name: ModelConfig.read(home) for name, home in homes.items()}
     window = min(config.max_position_embeddings for config in configs.values())
-    ids = min(config.vocab_size for config in configs.values())
-    if options.prefix_token is not None and not 0 <= options.prefix_token < ids:
-        raise ValueError(f"--prefix-token must be from 0 to {ids - 1}, given {options.prefix_token}")
+    vocabulary = min(config.vocab_size for config in configs.values())
+    if options.prefix_token is not None and not 0 <= options.prefix_token < vocabulary:
+        raise ValueError(f"--prefix-token must be from 0 to {vocabulary - 1}, given {options.prefix_token}")
     by_tokenizer, candidates = {}, []
     names = {name: Path(name).absolute().name for name in options.models}
     if len(set(names.values())) < len(names):
@@ -154,10 +154,7 @@ def find_candidates(options: Options, dataset: Dataset, ranks: Ranks) -> list[Ca
         key = tokenizer_hash(homes[name]) or dataset.meta["tokenizer_hash"]
         if key not in by_tokenizer:
             by_tokenizer[key] = make_items(options, dataset, homes[name], window)
-        known, size = configs[name].vocab_size, vocabulary(by_tokenizer[key].tokenizer)
-        if known < size:
-            raise ValueError(f"{name} knows {known} tokens, its tokenizer has {size}: they do not belong "
-                             "together")
+        check_vocabulary(by_tokenizer[key].tokenizer, name, configs[name].vocab_size)
         candidates.append(Candidate(name, label, folders[name], by_tokenizer[key]))
     if options.protocol == "stream" and len(by_tokenizer) > 1:
         raise ValueError("--protocol stream cuts the text elsewhere for every tokenizer, and these models "

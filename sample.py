@@ -28,7 +28,7 @@ from nanoprune.data.chat_format import chat_form
 from nanoprune.data.conversations import encode_prompt
 from nanoprune.data.prompts import read_prompts
 from nanoprune.data.text_stream import TextStream
-from nanoprune.data.tokenizer import END_TOKENS, end_token, load_tokenizer, tokenizer_hash, vocabulary
+from nanoprune.data.tokenizer import END_TOKENS, check_vocabulary, end_token, load_tokenizer, tokenizer_hash
 from nanoprune.device import pick_device, pick_dtype
 from nanoprune.io.folders import claim
 from nanoprune.io.hub import locate
@@ -78,10 +78,8 @@ class Checkpoint:
         self.dtype = getattr(torch, pick_dtype(options.dtype, self.device))
         self.home = config_folder(self.folder)
         config, self.tokenizer = ModelConfig.read(self.home), load_tokenizer(self.home)
-        self.window, size = config.max_position_embeddings, vocabulary(self.tokenizer)
-        if config.vocab_size < size:
-            raise ValueError(f"{name} knows {config.vocab_size} tokens, its tokenizer has {size}: they do "
-                             "not belong together")
+        self.window = config.max_position_embeddings
+        check_vocabulary(self.tokenizer, name, config.vocab_size)
         self.form = chat_form(self.home, self.tokenizer) if options.chat else None
         self.turns, self.texts, self.failure = [], [], None
 

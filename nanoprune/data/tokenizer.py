@@ -110,6 +110,13 @@ def vocabulary(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
+def check_vocabulary(tokenizer: Tokenizer, name: str, known: int) -> None:
+    """ValueError if the tokenizer has more tokens than the model of this name knows."""
+    if known < (size := vocabulary(tokenizer)):
+        raise ValueError(f"{name} knows {known} tokens, its tokenizer has {size}: they do not belong "
+                         "together")
+
+
 def first_token(tokenizer: Tokenizer, tokens: list[int], text: str) -> str:
     """The part of the text that its first token stands for."""
     plain = tokenizer.decode(tokens[:1])
