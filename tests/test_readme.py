@@ -41,7 +41,9 @@ COMMANDS = [line.split("  #")[0].strip() for text in PAGES.values()
 SHORTER = {  # options that are added to a command, so that a laptop's minute is enough
     "train.py configs": ["--max_steps=2", "--warmup_steps=1", "--batch_size=1", "--accumulation=2",
                          "--context=64", "--eval_every=1", "--eval_documents=2", "--save_every=1"],
-    "study.py": ["--seeds=0", "--blocks=25", "--learning_rates=1e-4", "--max_steps=2", "--warmup_steps=1",
+    "study.py configs/study": ["--blocks=25"],
+    "study.py configs/smollm2": ["--blocks=14"],
+    "study.py": ["--seeds=0", "--learning_rates=1e-4", "--max_steps=2", "--warmup_steps=1",
                  "--batch_size=1", "--accumulation=2", "--context=64", "--save_every=1", "--once=",
                  "--longer=", "--dtype=float32"],
     "prepare.py": ["--generated-documents", "6"],
@@ -178,7 +180,7 @@ def test_every_command_runs(checkout, tmp_path, monkeypatch, capsys):
                          max_position_embeddings=256)
     make_model(checkout / "Qwen" / "Qwen3-0.6B-Base", data, **shape)
     make_model(checkout / "HuggingFaceTB" / "SmolLM2-135M-Instruct", data, **shape | {
-        "model_type": "llama"})
+        "model_type": "llama", "num_hidden_layers": 15})
     with serve(articles) as url:
         for command in COMMANDS:
             if command.startswith("make ") or "nanoprune.demo" in command:  # CI runs them

@@ -48,7 +48,7 @@ def with_interval(value: float, interval: Sequence[float], sign: str = "") -> st
         return f"{value:{sign}.4g} [-]"
     if low == high:
         return f"{value:{sign}.4g} [all equal]"
-    form = f"{sign}.{digits(low, high)}f"
+    form = f"{sign},.{digits(low, high)}f"
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
