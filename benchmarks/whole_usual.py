@@ -24,6 +24,8 @@ from transformers import (
 )
 
 CONTEXT = 1024
+fast_bf16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()  # else fp32 is faster
+dtype = torch.bfloat16 if fast_bf16 else torch.float32
 articles, base, questions, out = map(Path, sys.argv[1:5])
 steps, scored, documents, asked = map(int, sys.argv[5:9])
 tokenizer = AutoTokenizer.from_pretrained(base)
@@ -67,7 +69,7 @@ def loss_of(model, texts, most=math.inf):
 
 
 # the loss without each block
-model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
+model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
 layers, losses = model.model.layers, {}
 for i in range(len(layers)):
     model.model.layers = torch.nn.ModuleList(layer for j, layer in enumerate(layers) if j != i)
@@ -92,7 +94,7 @@ def drop(folder):
 def fine_tune(source, folder):
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, learning_rate=3e-4,
-        lr_scheduler_type="cosine", warmup_steps=6, weight_decay=0.1, adam_beta2=0.95, bf16=True,
+        lr_scheduler_type="cosine", warmup_steps=6, weight_decay=0.1, adam_beta2=0.95, bf16=fast_bf16,
         use_cpu=not torch.cuda.is_available(), logging_steps=10, save_strategy="no", report_to=[], seed=0)
     tuned = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     Trainer(model=tuned, args=arguments, train_dataset=train, data_collator=default_data_collator).train()
@@ -111,7 +113,7 @@ for name, rows in sets.items():
     sets[name] = random.Random(0).sample(rows, min(asked, len(rows)))
 table = []
 for folder in (base, out / "base-less", out / "full", out / "reduced"):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     row = {"model": folder.name, "test nll": loss_of(model, test)}
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, device="cpu")
     for name, rows in sets.items():
