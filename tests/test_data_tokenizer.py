@@ -4,10 +4,19 @@ import json
 
 import pytest
 from small import article
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from nanoprune.data.chat_format import question_prompt
 from nanoprune.data.dataset import Dataset
-from nanoprune.data.tokenizer import end_token, first_token, load_tokenizer, split_tokens, tokenizer_hash
+from nanoprune.data.tokenizer import (
+    check_vocabulary,
+    end_token,
+    first_token,
+    load_tokenizer,
+    split_tokens,
+    tokenizer_hash,
+)
 
 GOOD = [article(i) for i in range(40)]
 
@@ -21,6 +30,13 @@ def test_the_first_tokens_part_of_the_text(prepare, text):
     tokenizer = Dataset(prepare(GOOD)[3]).tokenizer
     encoded = tokenizer.encode(text)
     assert first_token(tokenizer, encoded.ids, text) == text[: encoded.offsets[0][1]]
+
+
+def test_a_vocabulary_with_holes_is_as_large_as_its_last_token():
+    tokenizer = Tokenizer(BPE({"a": 0, "b": 1, "c": 9}, []))
+    check_vocabulary(tokenizer, "the model", 10)
+    with pytest.raises(ValueError, match="the model knows 9 tokens, its tokenizer has 10"):
+        check_vocabulary(tokenizer, "the model", 9)
 
 
 def test_the_boundary_between_prompt_and_answer(world):

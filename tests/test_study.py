@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from small import make_model, read_rows, run_main
@@ -27,7 +28,7 @@ from nanoprune.io.jsonl import write_jsonl
 from nanoprune.nn.lora import save_quantised
 from nanoprune.nn.model_config import Part
 from prune import drop_blocks
-from study import Stopped, run_study
+from study import Stopped, kept_speed, run_study
 from train import train
 
 
@@ -298,6 +299,15 @@ def test_a_process_can_time_a_model_without_a_block(world):
     opened = pickle.loads(pickle.dumps(study_module.open_without))
     model = opened((world.model, (Part(1, "mlp"), Part(2))), device="cpu")
     assert model.config.blocks == (0, 1) and model.config.without == ("", "mlp")
+
+
+def test_a_speed_that_could_not_be_measured_is_not_kept(world, tmp_path, monkeypatch):
+    failed, known = {"none": {}}, {"none": {"decode_tokens_per_s": 5.0}}
+    measured = iter([failed, known])
+    monkeypatch.setattr(cost, "measure_speed", lambda *_: next(measured))
+    speeds = [kept_speed(world.model, {"none": ()}, world.config(tmp_path), torch.device("cpu"),
+                         tmp_path / "speed.json") for _ in range(3)]
+    assert speeds == [failed, known, known]
 
 
 @pytest.mark.parametrize("name", ["study.csv", "exchange.png"])
