@@ -4,11 +4,12 @@ process.
     python -m benchmarks.adapters                       # Qwen3-0.6B's shape, 1 x 1,024 tokens, rank 8
     python -m benchmarks.adapters --layers 4 --rounds 3
 
-The base is random and stored in bf16. PEFT is a plain loop of its model, AdamW and clipping, with the base in
-bf16 or in fp32, as it comes or with glibc told to keep freed memory, as train.py tells it. Rates leave the
-first step out, memory is the peak of the process. The first losses of PEFT and of LoRA must agree to 1e-3. A
-PEFT run without a second step after --limit seconds is ended; its rate is given as below that of the first.
-Writes results/adapters.csv and results/adapters.md. Compare ratios, not seconds, as machines are noisy. """
+The base is random and stored in bf16. PEFT is a plain loop of its model, AdamW and clipping, with the base
+in bf16, in fp32 or in four bits by bitsandbytes, as it comes or with glibc told to keep freed memory, as
+train.py tells it; with checkpointing AdamW has eight bits. Rates leave the first step out, memory is the
+peak of the process. The first losses of PEFT and of LoRA or QLoRA must agree to 1e-3. A PEFT run without a
+second step after --limit seconds is ended; its rate is given as below that of the first. Writes
+results/adapters.csv and results/adapters.md. Compare ratios, not seconds, as machines are noisy. """
 
 import json
 import os
@@ -56,12 +57,18 @@ class Peft:
     dtype: torch.dtype  # of the base
     environment: dict = field(default_factory=dict)
     autocast: bool = False
+    four_bits: bool = False
+    checkpointing: bool = False  # and AdamW in eight bits
 
 
 PEFT = {
     "PEFT, bf16 base": Peft(torch.bfloat16),
     "PEFT, bf16 base, allocator": Peft(torch.bfloat16, KEEP_FREED_MEMORY),
     "PEFT, bf16 base, autocast, allocator": Peft(torch.bfloat16, KEEP_FREED_MEMORY, autocast=True),
+    "PEFT, bf16 base, 8 bits, checkpointing, allocator": Peft(
+        torch.bfloat16, KEEP_FREED_MEMORY, checkpointing=True),
+    "PEFT, NF4 base, 8 bits, checkpointing, allocator": Peft(
+        torch.bfloat16, KEEP_FREED_MEMORY, four_bits=True, checkpointing=True),
     "PEFT, fp32 base": Peft(torch.float32),
     "PEFT, fp32 base, allocator": Peft(torch.float32, KEEP_FREED_MEMORY),
 }
@@ -111,15 +118,22 @@ def train_ours(config: Config) -> dict:
 def train_peft(config: Config, adapter: Path, setting: Peft) -> Iterator[dict]:
     """PEFT on the same adapters and tokens; yields the measurement so far after each step."""
     import transformers
+    from bitsandbytes.optim import AdamW8bit
     from peft import PeftModel
 
     from nanoprune.data.dataset import Dataset
     from train import learning_rate
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(config.base, dtype=setting.dtype)
-    model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    four_bits = setting.four_bits and transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=setting.dtype)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        config.base, dtype=setting.dtype, quantization_config=four_bits or None)
+    if setting.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = PeftModel.from_pretrained(model, adapter, is_trainable=True).train()
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=config.lr, weight_decay=0.0, fused=True)
+    make, how = ((AdamW8bit, {}) if setting.checkpointing else (torch.optim.AdamW, {"fused": True}))
+    optimizer = make(trainable, lr=config.lr, weight_decay=0.0, **how)
     rows = Dataset(config.data).rows(CONTEXT, config.seed, 0, 0.0)
     seconds, losses = [], []
     for step in range(1, config.max_steps + 1):
@@ -186,12 +200,13 @@ def summary(result: dict, waited: float) -> dict:
 
 
 def check_losses(measurements: list[dict]) -> None:
-    """ValueError if PEFT and LoRA did not compute the same."""
+    """ValueError if PEFT and LoRA, or QLoRA, did not compute the same."""
     first = {row["setting"]: row["first_loss"] for row in measurements if row["first_loss"] != ""}
-    lora = first.get("LoRA")
-    for setting, loss in first.items():
-        if setting in PEFT and lora and abs(loss / lora - 1) > 1e-3:
-            raise ValueError(f"the two sides did not compute the same: LoRA {lora}, {setting} {loss}")
+    for setting in first.keys() & PEFT.keys():
+        ours = "QLoRA" if PEFT[setting].four_bits else "LoRA"
+        if ours in first and abs(first[setting] / first[ours] - 1) > 1e-3:
+            raise ValueError(f"the two sides did not compute the same: {ours} {first[ours]}, {setting} "
+                             f"{first[setting]}")
 
 
 def tabulate(measurements: list[dict]) -> list[str]:
@@ -199,11 +214,13 @@ def tabulate(measurements: list[dict]) -> list[str]:
     for name, setting in dict.fromkeys((row["row"], row["setting"]) for row in measurements):
         runs = select(measurements, row=name, setting=setting)
         rates, below = [row["rate"] for row in runs], any(row["below"] for row in runs)
-        lora = [row["rate"] for row in select(measurements, row=name, setting="LoRA")] or [float("nan")]
-        ratio = statistics.median(lora) / statistics.median(rates)
-        memory, first_loss = max(row["memory_gb"] for row in runs), runs[0]["first_loss"]
+        lora = select(measurements, row=name, setting="LoRA")
+        ratios = [ours["rate"] / row["rate"] for ours in lora for row in runs
+                  if ours["round"] == row["round"]]
+        ratio = median_and_range(ratios, ".2f") if ratios else ""
+        memory = median_and_range([row["memory_gb"] for row in runs], ".2f")
         rows.append([name, setting, ("below " if below else "") + median_and_range(rates, ".3g"),
-                     f"{'above ' if below else ''}{ratio:.2f}", f"{memory:.2f}", first_loss, len(runs)])
+                     ("above " if below else "") + ratio, memory, runs[0]["first_loss"], len(runs)])
     header = ["model", "setting", "tokens a second", "LoRA's to it", "peak memory, GB", "first loss",
               "rounds"]
     machines = dict.fromkeys(f"{row['machine']}; {row['versions']}" for row in measurements)

@@ -13,6 +13,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from nanoprune.config import Config
-from nanoprune.device import peak_memory, synchronize
+from nanoprune.device import fast_bfloat16, highest_memory, peak_memory, synchronize
 from nanoprune.io.files import write_csv, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +60,26 @@ def run_fresh(
         output = (timeout.stdout or b"").decode()
     measurements = [line for line in output.splitlines() if line.startswith("{")]
     return json.loads(measurements[-1]) if measurements else {}
+
+
+def clock(command: Sequence, environment: Mapping[str, str] | None = None) -> tuple[float, float]:
+    """(seconds, peak memory in GB) of a script in a fresh process.
+
+    ValueError with the end of its messages if it fails. The peak is Linux's own mark, read every 5 ms (0 on
+    other systems): rusage would begin with the peak of this process.
+    """
+    began, peak = time.perf_counter(), 0.0
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stderr=errors,
+                                   env=os.environ | (environment or {}), stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            peak = max(peak, highest_memory(process.pid))
+            time.sleep(0.005)
+        seconds = time.perf_counter() - began
+        if process.returncode:
+            errors.seek(0)
+            raise ValueError(f"{' '.join(map(str, command))} failed:\n{errors.read()[-2000:]}")
+    return seconds, peak
 
 
 def make_parser(description: str, work: str = "") -> argparse.ArgumentParser:
@@ -194,8 +215,11 @@ def report(lines: Iterable[str], out: Path, name: str) -> None:
 
 
 def machine() -> str:
-    """The processor's name and torch's threads."""
-    return f"{processor()}, {torch.get_num_threads()} threads"
+    """The processor's name, its units and torch's threads."""
+    units = torch.backends.cpu.get_cpu_capability()
+    if fast_bfloat16(torch.device("cpu")):
+        units += " with native bf16"
+    return f"{processor()} ({units}), {torch.get_num_threads()} threads"
 
 
 def processor() -> str:

@@ -3,21 +3,32 @@
     python -m benchmarks.counts --tokenizer models/smollm2
 
 A small model of random weights, synthetic articles and questions; one count grows, the others stay. "Grows"
-is the slope of the logarithms from the line above: 1 is in proportion, less where a start of seconds is part
-of it. Writes results/counts.csv and results/counts.md. """
+is the slope of the logarithms from the line above, of medians: 1 is in proportion, less where a start of
+seconds is part of it. Writes results/counts.csv and results/counts.md. """
 
 import math
 import shutil
-from itertools import pairwise
+from itertools import product
 from pathlib import Path
+from statistics import median
 
 import numpy as np
+import torch
 
-from benchmarks.common import SMALL, make_parser, processor, random_model, record, report, select
+from benchmarks.common import (
+    SMALL,
+    clock,
+    machine,
+    make_parser,
+    median_and_range,
+    random_model,
+    record,
+    report,
+    select,
+)
 from benchmarks.corpus import write_articles
 from benchmarks.growth import slope
 from benchmarks.tables import markdown
-from benchmarks.whole import clock
 from nanoprune import command_line
 from nanoprune.io.jsonl import write_jsonl
 
@@ -87,9 +98,11 @@ class Bench:
         if kind == "models":
             return self.evaluate(count, self.dataset(questions=1_000), 100, 1_000)
         if kind == "blocks":
-            (self.work / "blocks.csv").unlink(missing_ok=True)
+            for left in self.work.glob("blocks.*"):  # the losses that it keeps, too
+                left.unlink()
             return ["prune.py", self.model(count), "--data", self.dataset(), "--score",
                     self.work / "blocks.csv", "--tokens", 4_000]
+        shutil.rmtree(self.work / f"runs-{count}", ignore_errors=True)
         return ["train.py", "configs/smollm2_full.py", f"--base={self.model()}", f"--data={self.dataset()}",
                 f"--runs={self.work / f'runs-{count}'}", "--context=128", "--pair_repeats=0", "--epochs=0",
                 f"--max_steps={count}", "--eval_every=0", "--save_every=0"]
@@ -110,29 +123,35 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with a tokenizer.json")
     parser.add_argument("--kinds", nargs="+", choices=COUNTS, default=list(COUNTS))
     parser.add_argument("--largest", type=int, default=math.inf, help="leave out larger counts")
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     work = args.work.resolve()
     bench, measurements = Bench(work, args.tokenizer.resolve()), []
     work.mkdir(parents=True, exist_ok=True)
-    for kind in args.kinds:
+    for turn, kind in product(range(args.rounds), args.kinds):
         for count in COUNTS[kind]:
             if count <= args.largest:
-                command = bench.command(kind, count)
-                seconds, memory = clock(command)
-                record(measurements, {"kind": kind, "count": count, "seconds": round(seconds, 2),
-                                      "memory_gb": round(memory, 3)}, args.out / "counts.csv")
-    report([*tabulate(measurements), "", processor()], args.out, "counts")
+                seconds, memory = clock(bench.command(kind, count))
+                record(measurements, {"round": turn, "kind": kind, "count": count,
+                                      "seconds": round(seconds, 2), "memory_gb": round(memory, 3)},
+                       args.out / "counts.csv")
+    about = f"{args.rounds} rounds; {machine()}; torch {torch.__version__}"
+    report([*tabulate(measurements), "", about], args.out, "counts")
 
 
 def tabulate(measurements: list[dict]) -> list[str]:
     rows = []
     for kind in dict.fromkeys(row["kind"] for row in measurements):
-        of_kind = select(measurements, kind=kind)
-        for before, row in pairwise([of_kind[0], *of_kind]):
-            grows = [slope(before, row, "count", column) if row is not before else ""
-                     for column in ("seconds", "memory_gb")]
-            rows.append([f"`{SCRIPT[kind]}`", f"{row['count']:,} {kind}", f"{row['seconds']:.1f}", grows[0],
-                         f"{row['memory_gb']:.2f}", grows[1]])
+        before = None
+        for count in dict.fromkeys(row["count"] for row in select(measurements, kind=kind)):
+            runs = select(measurements, kind=kind, count=count)
+            values = {column: [run[column] for run in runs] for column in ("seconds", "memory_gb")}
+            now = {"count": count} | {column: median(several) for column, several in values.items()}
+            cells = [[median_and_range(values[column], form),
+                      slope(before, now, "count", column) if before else ""]
+                     for column, form in (("seconds", ".1f"), ("memory_gb", ".2f"))]
+            rows.append([f"`{SCRIPT[kind]}`", f"{count:,} {kind}", *cells[0], *cells[1]])
+            before = now
     return markdown(["script", "count", "seconds", "grows", "peak memory, GB", "grows"], rows)
 
 

@@ -3,9 +3,10 @@
     python -m benchmarks.decoding models/smollm2 --rounds 3
     python -m benchmarks.decoding models/smollm2 --gguf smollm2.Q4_1.gguf smollm2.bf16.gguf
 
-One sequence and eight, each side in turn in a fresh process, on the same prompts, weights and products in
---dtype; `plain` is nanoprune without packed matrices. A first text warms up. llama.cpp takes GGUF files in
-their own types, one sequence, by the server of xllamacpp. Writes results/decoding.csv and .md.
+One sequence and eight, each side in turn in a fresh process that keeps freed memory, on the same prompts,
+weights and products in --dtype; `plain` is nanoprune without packed matrices. A first text warms up.
+llama.cpp takes GGUF files in their own types, one sequence, by the server of xllamacpp (`pip install
+xllamacpp`). Writes results/decoding.csv and .md.
 """
 
 import json
@@ -16,7 +17,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import machine, make_parser, median_and_range, peak, record, report, run_fresh, select
+from benchmarks.common import (
+    KEEP_FREED_MEMORY,
+    machine,
+    make_parser,
+    median_and_range,
+    peak,
+    record,
+    report,
+    run_fresh,
+    select,
+)
 from benchmarks.tables import markdown
 from nanoprune import command_line
 from nanoprune.data.prompts import read_prompts
@@ -89,7 +100,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("model", type=Path, help="a model's folder with its tokenizer")
     parser.add_argument("--gguf", type=Path, nargs="+", default=[], help="GGUF files of the same model")
-    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, help="sequences of the one measurement, with --side")
@@ -109,7 +120,8 @@ def main() -> None:
     for batch, turn in product(BATCHES, range(args.rounds)):
         for side in sides[batch]:
             result = run_fresh("benchmarks.decoding", args.model, "--side", side, "--batch", batch,
-                               "--tokens", args.tokens, "--dtype", args.dtype)
+                               "--tokens", args.tokens, "--dtype", args.dtype,
+                               environment=KEEP_FREED_MEMORY)
             if side == "nanoprune":
                 ours = result
             same = [sum(a == b for a, b in zip(*pair, strict=True)) for pair in

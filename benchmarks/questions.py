@@ -3,8 +3,9 @@
     python -m benchmarks.questions --tokenizer models/Qwen3-0.6B
 
 Contexts of 500 random words' tokens, four choices of several tokens or of one; random weights, the same
-dtype; both sides in turn, in fresh processes, on the same files; lm-evaluation-harness one row at a time and
-four. The first question warms up. Writes results/questions.csv and results/questions.md. """
+dtype; both sides in turn, in fresh processes whose allocator keeps freed memory, on the same files;
+lm-evaluation-harness one row at a time and four. The first question warms up. Writes results/questions.csv
+and results/questions.md. """
 
 import json
 import statistics
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import (
+    KEEP_FREED_MEMORY,
     WHOLE,
     machine,
     make_parser,
@@ -64,10 +66,8 @@ def random_questions(tokenizer: Path, kind: str, count: int, context: int) -> li
 def answer_ours(folder: Path, questions: list[dict], dtype: str) -> dict:
     from model import Decoder
     from nanoprune.data.tokenizer import load_tokenizer
-    from nanoprune.device import keep_freed_memory
     from nanoprune.evaluation.multiple_choice import encode_questions, score_questions
 
-    keep_freed_memory()
     model = Decoder.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     encoded, _ = encode_questions(load_tokenizer(folder), questions, 32_768)
     score_questions(model, encoded[:1])
@@ -124,7 +124,7 @@ def main() -> None:
     for kind, turn, side in product(CHOICE_WORDS, range(args.rounds), SIDES):
         result = run_fresh("benchmarks.questions", "--side", side, "--kind", kind, "--work", work,
                            "--tokenizer", tokenizer, "--questions", args.questions, "--context", args.context,
-                           "--layers", args.layers, "--dtype", args.dtype)
+                           "--layers", args.layers, "--dtype", args.dtype, environment=KEEP_FREED_MEMORY)
         if side == "nanoprune":
             ours = result
         apart = np.abs(np.subtract(result["loglikelihoods"], ours["loglikelihoods"])).max()

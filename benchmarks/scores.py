@@ -2,7 +2,8 @@
 
     python -m benchmarks.scores
 
-Random weights, rows of 256 random tokens, fp32; both sides in turn, in fresh processes, on the same rows.
+Random weights, rows of 256 random tokens, products in --dtype; both sides in turn, in fresh processes, on the
+same rows.
 "Naive" is the model without each block in turn, whole; a "full forward" is the unpruned model with its loss.
 Writes results/scores.csv and results/scores.md. """
 
@@ -18,7 +19,7 @@ from benchmarks.tables import markdown
 from model import Decoder
 from nanoprune import command_line
 from nanoprune.data.token_file import Example
-from nanoprune.device import keep_freed_memory
+from nanoprune.device import keep_freed_memory, make_autocast
 from nanoprune.evaluation.perplexity import score_text
 from nanoprune.evaluation.removal_losses import Calibration, losses_without, without
 from nanoprune.nn.model_config import ModelConfig, Part
@@ -26,14 +27,14 @@ from nanoprune.nn.model_config import ModelConfig, Part
 SIDES = ("shared", "naive", "full")
 
 
-def measure(side: str, rows: int, layers: int) -> dict:
+def measure(side: str, rows: int, layers: int, dtype: str) -> dict:
     """Seconds in all, in blocks and in the head, memory, and the losses."""
     keep_freed_memory()
     torch.manual_seed(0)
     model = Decoder(ModelConfig.from_dict(WHOLE | {"num_hidden_layers": layers})).eval()
     rng = np.random.default_rng(0)
     documents = [Example(rng.integers(0, 150_000, 257), np.ones(257, bool)) for _ in range(rows)]
-    calibration = Calibration.of_split(model, documents, 256)
+    calibration = Calibration.of_split(model, documents, 256, autocast=make_autocast(dtype, model.device))
     seconds, began = {}, time.perf_counter()
     if side == "shared":
         losses = losses_without(model, [(Part(i),) for i in range(layers)], calibration)
@@ -54,7 +55,8 @@ def measure(side: str, rows: int, layers: int) -> dict:
 def mean_loss_without(model: Decoder, blocks: list[int], calibration: Calibration) -> float:
     """The loss of the model without some blocks, by its whole forward pass."""
     with without(model, blocks):
-        losses = score_text(model, calibration.windows, calibration.documents)
+        with calibration.autocast():
+            losses = score_text(model, calibration.windows, calibration.documents)
     return losses.nll.sum() / losses.tokens.sum()
 
 
@@ -63,13 +65,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help="of 256 tokens")
     parser.add_argument("--layers", type=int, default=28, help="blocks of Qwen3-0.6B's 28")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
     if args.side:
-        print(json.dumps(measure(args.side, args.rows, args.layers)))
+        print(json.dumps(measure(args.side, args.rows, args.layers, args.dtype)))
         return
     measurements, losses = [], {}
     for turn, side in product(range(args.rounds), SIDES):
-        row = run_fresh("benchmarks.scores", "--side", side, "--rows", args.rows, "--layers", args.layers)
+        row = run_fresh("benchmarks.scores", "--side", side, "--rows", args.rows, "--layers", args.layers,
+                        "--dtype", args.dtype)
         losses[turn, side] = np.array(row.pop("losses"))
         record(measurements, {"round": turn} | row, args.out / "scores.csv")
     rows = []
@@ -82,7 +86,7 @@ def main() -> None:
                      f"{shared['memory_gb']:.2f}, naive {naive['memory_gb']:.2f}", f"{apart:.1e}"])
     header = ["round", "shared prefixes, s (blocks, head)", "naive, s", f"{args.layers} full forwards, s",
               "to naive", "to full forwards", "peak memory, GB", "losses differ by"]
-    about = f"{args.rows} rows of 256 tokens, fp32; {machine()}; torch {torch.__version__}"
+    about = f"{args.rows} rows of 256 tokens, {args.dtype}; {machine()}; torch {torch.__version__}"
     report([*markdown(header, rows), "", about], args.out, "scores")
 
 

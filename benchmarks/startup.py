@@ -9,9 +9,8 @@ from itertools import product
 
 import torch
 
-from benchmarks.common import ROOT, machine, make_parser, median_and_range, record, report, select
+from benchmarks.common import ROOT, clock, machine, make_parser, median_and_range, record, report, select
 from benchmarks.tables import markdown
-from benchmarks.whole import clock
 from nanoprune import command_line
 
 TORCH = "import torch"

@@ -6,10 +6,12 @@
 
 A row is a kind of work. Its peers are Trainer as it comes and Trainer in other ordinary settings, with
 `torch_compile` and an optimizer in 8 bits among them, and TRL's SFTTrainer (`pip install -r
-requirements-bench.txt`); "best" is the fastest of all of them. Rates leave the first step out, compiled ones
-two; memory is the peak of the process, from its start. Where rows have one length, "limit" is the time that a
-step's products and its optimizer's bytes alone need (benchmarks/limit.py). Where both sides see the same
-tokens, their first losses must agree to 1e-3 in fp32 and to 1e-2 in bf16. Writes results/train.csv as it goes
+requirements-bench.txt`); "best" is the fastest of a row's. Trainer on weights and moments in bf16 is other
+work, and a row of its own: `bf16-weights --data DATASET`, 300 steps on real text. Rates leave the first step
+out, compiled ones two; memory is the peak of the process, from its start. Where rows have one length, "limit"
+is the time that a step's products and its optimizer's bytes alone need (benchmarks/limit.py). Where both
+sides see the same tokens, their first losses must agree to 1e-3 in fp32 and to 1e-2 in bf16; "last losses"
+are the mean of the last ten. Writes results/train.csv as it goes
 (every measurement; a row measured again replaces its old measurements) and results/train.md (the tables).
 Compare ratios, not seconds, as machines are noisy. """
 
@@ -87,6 +89,7 @@ class Row:
     dtype: str = "float32"  # Trainer's
     uneven: bool = False  # documents are spread in length as press releases are
     same: bool = False  # both sides see the same tokens, in the same order
+    real: bool = False  # the text is that of --data
 
 
 ALLOCATOR = {"environment": KEEP_FREED_MEMORY}
@@ -96,6 +99,7 @@ PLAIN = {
     "as it comes": Peer(),
     "allocator": Peer(**ALLOCATOR),
     "eager attention, allocator": Peer(**ALLOCATOR, attention="eager"),
+    "compiled, allocator": COMPILED,
 }
 PACKED = {
     "as it comes": Peer(),
@@ -106,7 +110,8 @@ PACKED = {
 }
 BFLOAT16 = {
     "as it comes": Peer(),
-    "bf16 weights, allocator": Peer(**ALLOCATOR, stored="bfloat16"),
+    "allocator": Peer(**ALLOCATOR),
+    "compiled, allocator": COMPILED,
     "fp32, allocator": Peer(**ALLOCATOR, autocast="float32"),
 }
 STRONGEST = {
@@ -121,17 +126,22 @@ ROWS = {
         "SmolLM2-135M, 4 x 512 tokens, bf16; AdamW, clipped",
         "smollm2", context=512, batch=4, steps=8, settings={"dtype": "auto"}, peers=STRONGEST,
         dtype="bfloat16", same=True),
+    "bf16-weights": Row(
+        "the same on real text, 300 steps; Trainer's weights and moments in bf16",
+        "smollm2", context=512, batch=4, steps=300, dtype="bfloat16", same=True, real=True,
+        settings={"dtype": "auto", "lr": 1e-4, "min_lr": 0.0},
+        peers={"bf16 weights, allocator": Peer(**ALLOCATOR, stored="bfloat16")}),
     "full-bf16": Row(
         "0.6 B, 1 x 1,024 tokens, bf16; AdamW, clipped, `recompute=pointwise`",
         WHOLE, context=1024, batch=1, steps=2, settings={"recompute": "pointwise", "dtype": "auto"},
-        peers=BFLOAT16, dtype="bfloat16"),
+        peers=BFLOAT16, dtype="bfloat16", same=True),
     "full-fp32": Row(
         "0.6 B, 1 x 1,024 tokens, fp32; AdamW, clipped, `recompute=pointwise`",
         WHOLE, context=1024, batch=1, steps=3, settings={"recompute": "pointwise"}, peers=PLAIN, same=True),
     "lean": Row(
         "0.6 B, 1 x 1,024 tokens, fp32; `optimizer=lean`, not clipped, `recompute=blocks`",
         WHOLE, context=1024, batch=1, steps=3,
-        settings={"optimizer": "lean", "recompute": "blocks", "clip": 0.0},
+        settings={"optimizer": "lean", "recompute": "blocks", "clip": 0.0}, same=True,
         peers={"8 bits, checkpointing": Peer(arguments=EIGHT_BITS),
                "8 bits, checkpointing, allocator": Peer(**ALLOCATOR, arguments=EIGHT_BITS)}),
     "mixed": Row(
@@ -162,6 +172,8 @@ def make(name: str, work: Path, models: Path) -> tuple[Path, Path]:
     else:
         shape = row.shape
         base = random_model(shape, work / f"base-{shape['num_hidden_layers']}x{shape['hidden_size']}")
+    if row.real and not data.is_dir():
+        raise ValueError(f"{name} needs --data, the folder of a dataset by prepare.py of this base")
     if not data.is_dir():
         count, vocab_size = (64 + row.steps) * row.batch, shape["vocab_size"] - 300
         rng, lengths = np.random.default_rng(0), np.full(count, row.context + 1)
@@ -345,15 +357,22 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all without")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of real models' folders")
+    parser.add_argument("--data", type=Path, help="a dataset's folder, for rows of real text")
     parser.add_argument("--peers", type=int, default=9, help="settings of Trainer to measure, from the first")
     args = parser.parse_args()
-    names, work, models = args.rows or list(ROWS), args.work.resolve(), args.models.resolve()
+    names = args.rows or [name for name, row in ROWS.items() if args.data or not row.real]
+    work, models = args.work.resolve(), args.models.resolve()
     if unknown := set(names) - set(ROWS):
         raise ValueError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
     if args.side:
         print(json.dumps(measure(names[0], args.side, work, models)))
         return
     path = args.out / "train.csv"
+    for name in (name for name in names if args.data and ROWS[name].real):
+        work.mkdir(parents=True, exist_ok=True)
+        link = work / f"data-{name}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(args.data.resolve())
     measurements = [row for row in read_measurements(path) if row["row"] not in names]
     for name in names:
         make(name, work, models)
@@ -377,7 +396,7 @@ def measure(name: str, side: str, work: Path, models: Path) -> dict:
         config = make_config(name, work, models)
         dtype = getattr(torch, pick_dtype(config.dtype, torch.device("cpu")))
         shape = read_json(Path(config.base) / "config.json")
-        seconds = sum(step_limit(shape, config.batch_size, config.context, dtype).values())
+        seconds = sum(step_limit(shape, config, dtype).values())
         return {"seconds": [seconds] * 2, "useful": [config.tokens_per_step] * 2, "losses": [math.nan] * 3,
                 "memory": math.nan}
     if side != "nanoprune":
@@ -395,14 +414,15 @@ def summary(name: str, result: dict, ours: dict) -> dict:
         differs = max(abs(a / b - 1) for a, b in pairs)
     return {"rate": sum(result["useful"][warm_up:]) / sum(steady), "step_s": statistics.median(steady),
             "memory_gb": result["memory"], "overhead": result.get("overhead", ""),
-            "first_loss": result["losses"][0], "loss_differs": differs, "machine": machine(),
+            "first_loss": result["losses"][0], "last_losses": statistics.fmean(result["losses"][-10:]),
+            "loss_differs": differs, "machine": machine(),
             "versions": f"torch {torch.__version__}, transformers {version('transformers')}"}
 
 
 def check_losses(measurements: list[dict]) -> None:
     """ValueError if the two sides did not compute the same."""
     apart = [f"{row['row']} ({row['setting']}: {row['loss_differs']:.1e})" for row in measurements
-             if ROWS[row["row"]].same and "bf16" not in row["setting"]
+             if ROWS[row["row"]].same and row["setting"] not in ("nanoprune", "limit", "bf16")
              and row["loss_differs"] > TOLERANCES[ROWS[row["row"]].dtype]]
     if apart:
         raise ValueError("the two sides did not compute the same: their first losses differ by more than "
@@ -434,23 +454,25 @@ def tabulate(measurements: list[dict]) -> list[str]:
                 name, about, label, median_and_range(values(name, setting, "rate"), ".3g"),
                 median_and_range(values(name, setting, "step_s"), ".3g"),
                 median_and_range(values(name, setting, "memory_gb"), ".2f"),
-                f"{max(differs):.1e}" if differs else ""])
-        speed = best_speed = memory = loop = limit = ""
+                f"{max(differs):.1e}" if differs else "",
+                median_and_range(values(name, setting, "last_losses"), ".4f") if ROWS[name].real else ""])
+        speed = best_speed = memory = best_memory = loop = limit = ""
         if "limit" in settings:
             limit = ratio(name, "limit", "rate")
         if peers:
             best = max(peers, key=lambda setting: statistics.median(values(name, setting, "rate")))
-            speed, best_speed = ratio(name, "as it comes", "rate"), f"{ratio(name, best, 'rate')}, {best}"
-            memory = ratio(name, "as it comes", "memory_gb")
+            best_speed, best_memory = f"{ratio(name, best, 'rate')}, {best}", ratio(name, best, "memory_gb")
+        if "as it comes" in peers:
+            speed, memory = (ratio(name, "as it comes", column) for column in ("rate", "memory_gb"))
         if name != "evaluate":
             loop = f"{statistics.median(values(name, 'nanoprune', 'overhead')):.2%}"
         own_memory, rounds = values(name, first, "memory_gb"), len(values(name, first, "rate"))
         own_memory = median_and_range(own_memory, ".2f")
-        ratios.append([name, speed, best_speed, limit, own_memory, memory, loop, rounds])
+        ratios.append([name, speed, best_speed, limit, own_memory, memory, best_memory, loop, rounds])
     header = ["row", "speed to Trainer as it comes", "to its best setting", "to the limit", "peak memory, GB",
-              "to Trainer's", "loop", "rounds"]
+              "to Trainer's as it comes", "to its best setting's", "loop", "rounds"]
     below = ["row", "what", "setting", "a second", "seconds a step", "peak memory, GB",
-             "first losses differ by"]
+             "first losses differ by", "last losses"]
     machines = dict.fromkeys(f"{row['machine']}; {row['versions']}" for row in measurements)
     return [*markdown(header, ratios), "", *markdown(below, details), "", *machines]
 

@@ -4,19 +4,25 @@
 
 Both sides prepare the articles, score every block by the loss without it, remove the best, fine-tune the full
 and the reduced model, and measure four models on test split and questions. Sides run in turn; each of their
-commands is a fresh process. The script is benchmarks/whole_usual.py (`pip install -r
-requirements-bench.txt`). nanoprune does more: near-duplicates, general text, intervals, figures, pages.
-Writes results/whole.csv and results/whole.md. """
+commands is a fresh process; glibc keeps freed memory on both. The script is benchmarks/whole_usual.py (`pip
+install -r requirements-bench.txt`). nanoprune does more: near-duplicates, general text, intervals, figures,
+pages. Writes results/whole.csv and results/whole.md. """
 
-import os
 import shutil
 import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-from benchmarks.common import ROOT, machine, make_parser, median_and_range, record, report, select
+from benchmarks.common import (
+    KEEP_FREED_MEMORY,
+    ROOT,
+    clock,
+    machine,
+    make_parser,
+    median_and_range,
+    record,
+    report,
+    select,
+)
 from benchmarks.tables import markdown
 from nanoprune import command_line
 
@@ -48,19 +54,6 @@ def best_block(table: Path) -> str:
     header, *rows = (line.split(",") for line in table.read_text().splitlines())
     block, rank = header.index("block"), header.index("rank")
     return next(row[block] for row in rows if row[rank] == "1")
-
-
-def clock(command: list) -> tuple[float, float]:
-    """(seconds, peak memory in GB) of a command; ValueError with the end of its messages if it fails."""
-    began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, text=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise ValueError(f"{' '.join(map(str, command))} failed:\n{errors[-2000:]}")
-    scale = 1 if sys.platform == "darwin" else 1024
-    return time.perf_counter() - began, usage.ru_maxrss * scale / 1e9
 
 
 def user_lines(path: Path) -> int:
@@ -96,7 +89,7 @@ def main() -> None:
                 if step in ("drop", "train reduced"):
                     block = best_block(folder / "blocks.csv")
                     command = [str(part).replace("BLOCK", block) for part in command]
-                seconds, memory = clock(command)
+                seconds, memory = clock(command, KEEP_FREED_MEMORY if step == "all" else None)
                 record(measurements, {"round": turn, "side": side, "step": step, "seconds": round(seconds, 1),
                                       "memory_gb": round(memory, 2)}, args.out / "whole.csv")
     about = (f"{args.rounds} rounds; {args.steps} steps an arm, {args.tokens:,} tokens scored, "

@@ -189,8 +189,13 @@ def peak_memory(device: torch.device) -> float:
     """Peak so far in GB: of the GPU's allocator on CUDA, else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    peak = _kibibytes("/proc/self/status", "VmHWM:")  # getrusage would begin with the peak of the parent
-    return (peak * 1024 if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1e9
+    # getrusage would begin with the peak of the parent
+    return highest_memory("self") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+
+
+def highest_memory(process: int | str) -> float:
+    """Peak so far of a process in GB; 0 where the system does not say."""
+    return (_kibibytes(f"/proc/{process}/status", "VmHWM:") or 0) * 1024 / 1e9
 
 
 def memory_left(device: torch.device) -> float:

@@ -17,12 +17,13 @@ from nanoprune.figures.style import read_csv
 from nanoprune.io.tensors import stored_tensors
 from nanoprune.nn.attention import KeyValueCache
 from nanoprune.nn.lora import count_parameters
+from nanoprune.nn.packed import pack
 from nanoprune.statistics import Interval, columns
 
 if TYPE_CHECKING:
     from model import Decoder
 
-VERSION = 2  # of the speeds: raise it when they are measured in another way
+VERSION = 3  # of the speeds: raise it when they are measured in another way
 PROMPT_TOKENS, NEW_TOKENS = 256, 32
 ROUNDS, SECONDS = 3, 10  # a process per model and round, and what each measures behind its warm-up
 BUSY = 0.2  # rounds of a model that differ by more than this share were disturbed
@@ -97,6 +98,7 @@ def time_model(
     model, times = open_model(source, device=device).eval(), []
     prompt_tokens = min(PROMPT_TOKENS, max(1, model.config.max_position_embeddings - NEW_TOKENS - 1))
     with torch.no_grad(), make_autocast(dtype, model.device)():
+        pack(model)  # as sample.py does
         time_tokens(model, prompt_tokens)
         began = time.perf_counter()
         while not times or time.perf_counter() - began < seconds:
@@ -120,7 +122,6 @@ def summarize_speed(name: str, first: str, rounds: list[dict[str, dict]]) -> dic
                 cost |= columns(column, float(np.median(found)), Interval(min(found), max(found)))
     cost["peak_mb"] = max(row[name]["peak_mb"] for row in rounds)
     return cost | {"note": "machine busy" if busy else ""}
-
 
 
 def time_tokens(model: Decoder, prompt_tokens: int) -> np.ndarray:
