@@ -18,7 +18,7 @@ def triples(text: str) -> list[tuple[str, str, str]]:
 
 
 def known_triples() -> list[tuple[float, float, float]]:
-    """Values with intervals of all tables and scores in docs/studies."""
+    """Values with intervals of all tables, scores and pages in docs/studies."""
     known = []
     for path in (ROOT / "docs" / "studies").rglob("*.csv"):
         with open(path, newline="", encoding="utf-8") as file:
@@ -34,6 +34,8 @@ def known_triples() -> list[tuple[float, float, float]]:
         known += [(found["spearman"], *found["interval"]) for found in correlations.values()]
         known += [tuple(found[key] for key in ("spearman", "spearman_low", "spearman_high"))
                   for found in content.get("predicts_the_healed_loss", ())]
+    for path in (ROOT / "docs" / "studies").rglob("*.md"):
+        known += [tuple(map(float, found)) for found in triples(path.read_text(encoding="utf-8"))]
     return known
 
 

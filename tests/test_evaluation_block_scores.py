@@ -241,6 +241,11 @@ def test_killed_scoring_goes_on_where_it_was(world, tmp_path, monkeypatch, capsy
     assert scored == [(Part(1),), (Part(2),)]
     untimed = [{key: value for key, value in row.items() if key != "time_saved"} for row in again]
     assert untimed == [{key: row[key] for key in row if key != "time_saved"} for row in whole]
+    monkeypatch.setattr(block_scores, "score_in_one_pass", lambda *_: 1 / 0)
+    assert score_blocks(model, replace(calibration, kept=keep(path))).rows == again  # estimates are kept, too
+    monkeypatch.setattr(block_scores, "VERSION", block_scores.VERSION + 1)
+    with pytest.raises(ZeroDivisionError):
+        score_blocks(model, replace(calibration, kept=keep(path)))
 
 
 def interrupt():

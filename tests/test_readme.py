@@ -155,9 +155,12 @@ def test_make_targets_exist():
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A copy of the files that commands name, so that no command touches this checkout's data and runs."""
+    """A copy of the files that commands name, so that no command touches this checkout's data and runs.
+
+    Studies are there, as in a clone: of another base, and on no list of what was written here.
+    """
     folder = tmp_path / "checkout"
-    for path in tracked("configs", "qa"):
+    for path in tracked("configs", "qa", "docs/studies"):
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
@@ -181,6 +184,8 @@ def test_every_command_runs(checkout, tmp_path, monkeypatch, capsys):
     make_model(checkout / "Qwen" / "Qwen3-0.6B-Base", data, **shape)
     make_model(checkout / "HuggingFaceTB" / "SmolLM2-135M-Instruct", data, **shape | {
         "model_type": "llama", "num_hidden_layers": 15})
+    make_model(checkout / "Qwen" / "Qwen2.5-Coder-0.5B-Instruct", data, **shape | {
+        "model_type": "qwen2", "num_hidden_layers": 4})
     with serve(articles) as url:
         for command in COMMANDS:
             if command.startswith("make ") or "nanoprune.demo" in command:  # CI runs them

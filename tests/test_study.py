@@ -310,6 +310,13 @@ def test_a_speed_that_could_not_be_measured_is_not_kept(world, tmp_path, monkeyp
     assert speeds == [failed, known, known]
 
 
+def test_a_study_needs_general_text(world, tmp_path):
+    write_jsonl(tmp_path / "blank.jsonl", [{"text": ""}, {"text": " \n"}])
+    with pytest.raises(ValueError, match="blank.jsonl: no line has any text; give a JSONL file"):
+        run_study(short(world, tmp_path, general=str(tmp_path / "blank.jsonl")))
+    assert not (tmp_path / "which").exists()
+
+
 @pytest.mark.parametrize("name", ["study.csv", "exchange.png"])
 def test_a_study_replaces_no_users_file(world, tmp_path, name):
     study = short(world, tmp_path)

@@ -10,7 +10,8 @@ from small import read_rows
 import train as train_module
 from model import Decoder
 from nanoprune.data.dataset import Dataset
-from nanoprune.evaluation import multiple_choice, perplexity, removal_losses
+from nanoprune.evaluation import block_scores, multiple_choice, perplexity, removal_losses
+from nanoprune.evaluation.block_scores import score_blocks
 from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihoods
 from nanoprune.evaluation.perplexity import Protocol, score_text
 from nanoprune.evaluation.removal_losses import Calibration, losses_without
@@ -18,7 +19,7 @@ from nanoprune.nn.model_config import Part
 from nanoprune.nn.rounding import ROUNDED, VERSIONS, round_matrices
 
 TEXT, CHOICES, WITHOUT, TRAINED = 1984.1333, -1490.7259, 1209.8295, 5.24677
-
+ESTIMATES = {"influence": 0.987257, "angular": 0.609294, "taylor": 50.21973, "magnitude": 3171.5838}
 SUMS = {"nf4": 13.80623, "int8": 13.67446}
 
 
@@ -51,6 +52,13 @@ def test_losses_without_a_block(world):
     calibration = Calibration.of_split(model, Dataset(world.data).split("val"), 32)
     losses = losses_without(model, [(Part(1),)], calibration)
     assert (removal_losses.VERSION, losses.nll.sum()) == (1, pytest.approx(WITHOUT, rel=1e-4))
+
+
+def test_estimates_of_blocks(world):
+    model = written_model(world)
+    rows = score_blocks(model, Calibration.of_split(model, Dataset(world.data).split("val"), 32)).rows[1:]
+    sums = {name: sum(row[name] for row in rows) for name in ESTIMATES}
+    assert (block_scores.VERSION, sums) == (1, pytest.approx(ESTIMATES, rel=1e-4))
 
 
 @pytest.mark.parametrize("how", ROUNDED)

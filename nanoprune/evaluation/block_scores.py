@@ -2,8 +2,9 @@
 
 A removal is a tuple of parts. A score gives a number for each removal of parts that follow each other; the
 lowest is removed first. To add one, write a function with the signature of the others and enter it in SCORES:
-prune.py then chooses by it, and the table of scores and the figure show it. Under torchrun each rank takes a
-shard of the windows, and all get the same numbers as one process alone.
+prune.py then chooses by it, and the table of scores and the figure show it. If one changes, raise VERSION, as
+estimates are kept beside the losses. Under torchrun each rank takes a shard of the windows, and all get the
+same numbers as one process alone.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from nanoprune.statistics import average_ranks, spearman, spearman_interval
 if TYPE_CHECKING:
     from model import Decoder
 
+VERSION = 1  # of the estimates: raise it when one changes, or older ones are taken for the same
 # The modules of a block, its attention and its MLP: each half has the norm before it.
 MODULES = {"": ("",), "attn": ("self_attn", "input_layernorm"), "mlp": ("mlp", "post_attention_layernorm")}
 
@@ -183,17 +185,25 @@ def score_blocks(model: Decoder, calibration: Calibration, halves: bool = False)
     parts = list_parts(model, halves)
     removals = [(part,) for part in parts]
     losses = losses_without(model, [(), *removals], calibration)
-    seconds, began = dict(losses.seconds), time.perf_counter()
-    scores = score_in_one_pass(model, removals, calibration)  # several estimates for the price of one
-    time_saved, seconds["states"] = scores.pop("time_saved"), time.perf_counter() - began
-    for name, score in estimates().items():
-        if name not in scores:
-            began = time.perf_counter()
-            scores[name] = score.function(model, removals, calibration)
-            seconds[name] = time.perf_counter() - began
+    seconds, scores = dict(losses.seconds), {}
+    if calibration.kept:
+        scores = calibration.kept.section(model=model.config.fingerprint(), text=calibration.text_hash(),
+                                          parts=list(map(part_name, parts)), estimates=VERSION)
+    if scores.keys() != {*estimates(), "time_saved"}:
+        began = time.perf_counter()
+        found = score_in_one_pass(model, removals, calibration)  # several estimates for the price of one
+        seconds["states"] = time.perf_counter() - began
+        for name, score in estimates().items():
+            if name not in found:
+                began = time.perf_counter()
+                found[name] = score.function(model, removals, calibration)
+                seconds[name] = time.perf_counter() - began
+        scores |= {name: list(map(float, values)) for name, values in found.items()}
+        if calibration.kept:
+            calibration.kept.save()
     # ---- rows: the unpruned model, then each part
     sizes = {name: weight.numel() for name, weight in model.model.layers.named_parameters()}
-    scores |= {"parameters": sum_over_weights(removals, sizes), "time_saved": time_saved}
+    scores = scores | {"parameters": sum_over_weights(removals, sizes)}
     blank = {"rank": ""} | {f"{name}{end}": "" for name in estimates() for end in ("", "_rank")}
     text = {"tokens": losses.tokens.sum(), "documents": np.count_nonzero(losses.tokens)}
     unpruned, *others = loss_rows(losses)

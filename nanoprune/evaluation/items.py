@@ -58,10 +58,10 @@ class Items:
                              "--context, or take --protocol documents")
 
     def add_general(self, path: str, most: int | None = None) -> None:
-        documents = [document for document in read_jsonl(path, ("text",)) if document["text"]]
+        documents = [document for document in read_jsonl(path, ("text",)) if document["text"].strip()]
         if not documents:
-            raise ValueError(f"--general {path}: no line has any text; give a JSONL file whose lines have a "
-                             "`text`, or --general '' for none")
+            raise ValueError(f"general: {path}: no line has any text; give a JSONL file whose lines have a "
+                             "`text`")
         self.general = self._texts(self._spaced("the general texts", documents, most))
 
     def _spaced(self, name: str, documents: Sequence[dict], most: int | None) -> list[dict]:

@@ -42,7 +42,7 @@ def is_block(removal: Removal) -> bool:
 
 
 class KeptLosses:
-    """A JSON file of losses by document, found again by a hash of everything that decides them."""
+    """A JSON file of losses by document and of estimates, found by a hash of everything that decides them."""
 
     def __init__(self, path: Path, about: dict, writes: bool = True):
         """`about`: the model's identity and the type of the products. Rank 0 alone `writes`."""
@@ -50,7 +50,7 @@ class KeptLosses:
         self.sections = read_json(path) if path.is_file() else {}
 
     def section(self, **about) -> dict[str, list[float]]:
-        """The sums of nll by document, by name of what is removed; empty where nothing is known."""
+        """Sums of nll by document, by name of what is removed, or estimates; empty where nothing is known."""
         about = self.about | about | {"version": VERSION}
         return self.sections.setdefault(json_hash(about), {"about": about, "nll": {}})["nll"]
 
