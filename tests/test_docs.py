@@ -2,14 +2,17 @@
 
 import csv
 import json
+import math
 import re
 
 import pytest
 from small import ROOT
 
-TRIPLE = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?)\s+\[([+-]?\d[\d,]*(?:\.\d+)?),\s+([+-]?\d[\d,]*(?:\.\d+)?)\]")
+NUMBER = r"([+-]?\d[\d,]*(?:\.\d+)?)"
+TRIPLE = re.compile(rf"{NUMBER}(?:\s+(?:%|tokens))?\s+\[{NUMBER},\s+{NUMBER}\]")
 # The part of each document that speaks of studies; other tables name their own commands.
-STUDIES = {"docs/which_block.md": ("# Which block?", "## How it is measured")}
+STUDIES = {"docs/which_block.md": ("# Which block?", "## How it is measured"),
+           "README.md": ("# nanoprune", "## Two commands")}
 
 
 def triples(text: str) -> list[tuple[str, str, str]]:
@@ -34,6 +37,10 @@ def known_triples() -> list[tuple[float, float, float]]:
         known += [(found["spearman"], *found["interval"]) for found in correlations.values()]
         known += [tuple(found[key] for key in ("spearman", "spearman_low", "spearman_high"))
                   for found in content.get("predicts_the_healed_loss", ())]
+    for path in (ROOT / "docs" / "studies").glob("*/study.csv"):  # nats as a share of perplexity
+        with open(path, newline="", encoding="utf-8") as file:
+            known += [tuple(100 * math.expm1(float(row[f"lost_after{end}"])) for end in ("", "_low", "_high"))
+                      for row in csv.DictReader(file)]
     for path in (ROOT / "docs" / "studies").rglob("*.md"):
         known += [tuple(map(float, found)) for found in triples(path.read_text(encoding="utf-8"))]
     return known
@@ -59,6 +66,7 @@ def test_every_interval_comes_from_a_study(name):
 def test_a_wrong_number_is_seen():
     assert triples("a +0.091 [+0.081, +0.101], 1,024.5 [1,000, 1,100]") == [
         ("+0.091", "+0.081", "+0.101"), ("1024.5", "1000", "1100")]
+    assert triples("4.2 % [3.5, 4.8]") == [("4.2", "3.5", "4.8")]
     known = [(0.0911, 0.0807, 0.1015)]
     assert is_known(("+0.091", "+0.081", "+0.102"), known) and is_known(("+0.09", "+0.1", "+0.1"), known)
     assert not is_known(("+0.092", "+0.081", "+0.101"), known)
