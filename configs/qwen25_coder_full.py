@@ -5,6 +5,9 @@
     python train.py configs/qwen25_coder_full.py
     python train.py configs/qwen25_coder_full.py --name=qwen25_coder_full_lora --lora=all --lora_rank=16 \
         --lora_alpha=32 --lr=5e-4
+
+Estimated on 2 cores with native bf16: 25 minutes and 11.3 GB; with LoRA 16 minutes and 3.5 GB. The learning
+rates were not tried yet.
 """
 
 from configs import replace

@@ -1,4 +1,9 @@
-"""The same experiment as smollm2_full.py without one block: the one difference is the one line below."""
+"""The same experiment as smollm2_full.py without one block: the one difference is the one line below.
+
+    python train.py configs/smollm2_reduced.py
+
+76 minutes on one core beside other work; test perplexity 11.9 with the weights of docs/which_block.md.
+"""
 
 from configs import replace
 from configs.smollm2_full import config as full
