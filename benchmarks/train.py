@@ -452,6 +452,7 @@ def tabulate(measurements: list[dict]) -> list[str]:
             label = setting if setting == first or "SFTTrainer" in setting else f"Trainer, {setting}"
             details.append([
                 name, about, label, median_and_range(values(name, setting, "rate"), ".3g"),
+                ratio(name, setting, "rate") if setting != first else "",
                 median_and_range(values(name, setting, "step_s"), ".3g"),
                 median_and_range(values(name, setting, "memory_gb"), ".2f"),
                 f"{max(differs):.1e}" if differs else "",
@@ -471,7 +472,7 @@ def tabulate(measurements: list[dict]) -> list[str]:
         ratios.append([name, speed, best_speed, limit, own_memory, memory, best_memory, loop, rounds])
     header = ["row", "speed to Trainer as it comes", "to its best setting", "to the limit", "peak memory, GB",
               "to Trainer's as it comes", "to its best setting's", "loop", "rounds"]
-    below = ["row", "what", "setting", "a second", "seconds a step", "peak memory, GB",
+    below = ["row", "what", "setting", "a second", "nanoprune's to it", "seconds a step", "peak memory, GB",
              "first losses differ by", "last losses"]
     machines = dict.fromkeys(f"{row['machine']}; {row['versions']}" for row in measurements)
     return [*markdown(header, ratios), "", *markdown(below, details), "", *machines]

@@ -10,6 +10,7 @@ from small import ROOT
 
 NUMBER = r"([+-]?\d[\d,]*(?:\.\d+)?)"
 TRIPLE = re.compile(rf"{NUMBER}(?:\s+(?:%|tokens))?\s+\[{NUMBER},\s+{NUMBER}\]")
+RATIO = re.compile(r"(\d+\.\d+) \((\d+\.\d+) to (\d+\.\d+)\)")
 # The part of each document that speaks of studies; other tables name their own commands.
 STUDIES = {"docs/which_block.md": ("# Which block?", "## How it is measured"),
            "README.md": ("# nanoprune", "## Two commands")}
@@ -61,6 +62,17 @@ def test_every_interval_comes_from_a_study(name):
     printed = triples(text[begin:end])
     assert len(printed) > 10
     assert [numbers for numbers in printed if not is_known(numbers, known)] == []
+
+
+def test_ratios_of_smollm2_and_of_the_start_are_those_of_the_results():
+    known = {found for path in (ROOT / "docs" / "results").glob("*.md")
+             for found in RATIO.findall(path.read_text())}
+    pages = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/benchmarks.md")]
+    lines = [line for page in pages for line in page.splitlines() if "SmolLM2" in line]
+    lines += re.findall(r"^## (?:Decoding|Start)\n.*?(?=^## |\Z)", pages[1], re.S | re.M)
+    printed = [found for line in lines for found in RATIO.findall(line)]
+    assert len(printed) > 8
+    assert [found for found in printed if found not in known] == []
 
 
 def test_a_wrong_number_is_seen():
