@@ -112,6 +112,23 @@ def test_the_teacher_runs_once(world, tmp_path, monkeypatch):
         open_teacher(replace(config, seed=1), dataset.rows(config.context, 1, 1, 0.0))
 
 
+def test_seconds_of_a_teacher_that_was_killed_count(world, tmp_path, monkeypatch):
+    config = world.config(tmp_path / "runs", teacher=str(world.model), max_steps=2)
+    rows = Dataset(config.data).rows(config.context, config.seed, 0, 0.0)
+    monkeypatch.setattr(teacher_module, "ROWS", 2)
+
+    def seconds() -> float:
+        teacher = Teacher(config, world.model, rows, Decoder.from_pretrained, torch.device("cpu"), ALONE)
+        return teacher.record["teacher_seconds"]
+
+    seconds()
+    [meta] = (tmp_path / "runs" / "teachers").glob("*/meta.json")
+    write_json(meta, read_json(meta) | {"seconds": 1000.0})  # the first of two files took them
+    (meta.parent / "rows-00000002.safetensors").unlink()
+    assert 1000 < seconds() < 1100
+    assert seconds() > 1000  # and are kept when nothing is left to compute
+
+
 def test_predictions_are_found_by_what_decides_them(world, tmp_path, monkeypatch):
     """Other rows, another teacher under the same path and other code are not taken for the same; other names,
     paths and settings that change no prediction are.

@@ -10,6 +10,7 @@ from small import read_rows
 import train as train_module
 from model import Decoder
 from nanoprune.data.dataset import Dataset
+from nanoprune.distributed import ALONE
 from nanoprune.evaluation import block_scores, multiple_choice, perplexity, removal_losses
 from nanoprune.evaluation.block_scores import score_blocks
 from nanoprune.evaluation.multiple_choice import encode_questions, loglikelihoods
@@ -17,9 +18,12 @@ from nanoprune.evaluation.perplexity import Protocol, score_text
 from nanoprune.evaluation.removal_losses import Calibration, losses_without
 from nanoprune.nn.model_config import Part
 from nanoprune.nn.rounding import ROUNDED, VERSIONS, round_matrices
+from nanoprune.training import teacher
+from nanoprune.training.teacher import Teacher
 
 TEXT, CHOICES, WITHOUT, TRAINED = 1984.1333, -1490.7259, 1209.8295, 5.24677
 ESTIMATES = {"influence": 0.987257, "angular": 0.609294, "taylor": 50.21973, "magnitude": 3171.5838}
+PREDICTED = -1264.1322
 SUMS = {"nf4": 13.80623, "int8": 13.67446}
 
 
@@ -67,6 +71,16 @@ def test_rounded_matrices(world, how):
     round_matrices(model, how)
     total = sum((p.double() * torch.arange(p.numel()).cos().view_as(p)).sum() for p in model.parameters())
     assert ({}, total.item()) == (VERSIONS, pytest.approx(SUMS[how], rel=1e-5))
+
+
+def test_predictions_of_a_teacher(world, tmp_path):
+    base = tmp_path / "base"
+    written_model(world).save_pretrained(base)
+    config = world.config(tmp_path / "runs", teacher=str(base), teacher_top=4, max_steps=1)
+    rows = Dataset(config.data).rows(config.context, config.seed, 0, 0.0)
+    predictions = Teacher(config, base, rows, Decoder.from_pretrained, torch.device("cpu"), ALONE)
+    total = predictions.soft_targets(0, 2).log_p.double().sum().item()
+    assert (teacher.VERSION, total) == (1, pytest.approx(PREDICTED, rel=1e-4))
 
 
 def test_what_a_run_learns(world, tmp_path):
