@@ -5,8 +5,8 @@
     python prune.py Qwen/Qwen3-0.6B-Base --data data/bmw --choose 2 --out models/reduced
 
 A block's score is the loss of the model without it, on the dataset's validation split. The cheaper scores
-beside it estimate that loss. Each loss is kept in a .losses.json file beside the table, by document: after a
-stop or a kill the same command goes on. Runs under torchrun, too.
+beside it estimate that loss. Losses by document, and estimates, are kept in a .losses.json file beside the
+table: after a stop or a kill the same command goes on. Runs under torchrun, too.
 """
 
 import math
