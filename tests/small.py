@@ -15,7 +15,7 @@ from model import Decoder
 from nanoprune.config import Config
 from nanoprune.data.chat_format import question_prompt
 from nanoprune.data.token_file import Example, write_documents, write_examples
-from nanoprune.data.tokenizer import end_token, load_tokenizer, split_tokens, tokenizer_hash
+from nanoprune.data.tokenizer import end_token, load_tokenizer, tokenizer_hash
 from nanoprune.io.files import write_json
 from nanoprune.io.hub import copy_tokenizer
 from nanoprune.io.jsonl import write_jsonl
@@ -75,8 +75,9 @@ def make_data(
     for i in range(train):
         question, answer = f"Where is plant {i}?", CITIES[i % len(CITIES)]
         messages.append([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
-        row, prompt = split_tokens(tokenizer, question_prompt(question), " " + answer)
-        examples.append(Example(np.array([*row, end]), np.arange(len(row) + 1) >= prompt))
+        prompt = question_prompt(question)
+        row, learned_from = tokenizer.encode(f"{prompt} {answer}").ids, len(tokenizer.encode(prompt).ids)
+        examples.append(Example(np.array([*row, end]), np.arange(len(row) + 1) >= learned_from))
     write_jsonl(folder / "pairs.jsonl", [{"messages": m} for m in messages])
     write_examples(folder / "pairs.safetensors", examples, size)
 

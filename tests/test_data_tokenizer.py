@@ -7,16 +7,9 @@ from small import article
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from nanoprune.data.chat_format import question_prompt
 from nanoprune.data.dataset import Dataset
-from nanoprune.data.tokenizer import (
-    check_vocabulary,
-    end_token,
-    first_token,
-    load_tokenizer,
-    split_tokens,
-    tokenizer_hash,
-)
+from nanoprune.data.tokenizer import check_vocabulary, end_token, first_token, load_tokenizer, tokenizer_hash
+from nanoprune.evaluation.multiple_choice import encode_questions
 
 GOOD = [article(i) for i in range(40)]
 
@@ -42,10 +35,11 @@ def test_a_vocabulary_with_holes_is_as_large_as_its_last_token():
 def test_the_boundary_between_prompt_and_answer(world):
     """As lm-evaluation-harness has it: prompt + answer in one piece, cut at the prompt's own length."""
     tokenizer = Dataset(world.data).tokenizer
-    prompt, answer = question_prompt("Where is plant 3?", "A plant."), " Munich"
-    tokens, n = split_tokens(tokenizer, prompt, answer)
-    assert tokenizer.decode(tokens[:n]) == prompt == "A plant.\n\nQuestion: Where is plant 3?\nAnswer:"
-    assert tokenizer.decode(tokens[n:]) == answer
+    question = {"question": "Where is plant 3?", "context": "A plant.", "choices": ["Munich", "Leipzig"]}
+    [encoded], _ = encode_questions(tokenizer, [question], 128)
+    tokens, n = encoded.choices[0]
+    assert tokenizer.decode(tokens[:n]) == "A plant.\n\nQuestion: Where is plant 3?\nAnswer:"
+    assert tokenizer.decode(tokens[n:]) == " Munich"
 
 
 def test_special_tokens_in_text_are_text(world):

@@ -99,22 +99,19 @@ def write_documents(
     code, dtype = ("H", "U16") if vocab_size <= 2**16 else ("I", "U32")
     offsets, nbytes = np.zeros(count + 1, np.int64), np.zeros(count, np.int64)
 
-    def write(beside: Path) -> None:
-        # The arrays of known size stand before the tokens and are filled in at the end.
-        with open(beside, "wb") as file:
-            file.seek(HEADER_SIZE + offsets.nbytes + nbytes.nbytes)
-            for i, (tokens, predicted) in enumerate(documents):
-                file.write(array(code, tokens))
-                offsets[i + 1], nbytes[i] = offsets[i] + len(tokens), predicted
-            total = int(offsets[-1])
-            header = safetensors_header({
-                "bytes": ("I64", nbytes.shape, nbytes.nbytes),
-                "offsets": ("I64", offsets.shape, offsets.nbytes),
-                "tokens": (dtype, (total,), total * array(code).itemsize),
-            }, HEADER_SIZE)
-            file.seek(0)
-            for part in (header, nbytes, offsets):
-                file.write(part)
-
-    replace_file(path, write)
-    return {"tokens": int(offsets[-1]), "bytes": int(nbytes.sum())}
+    # The arrays of known size stand before the tokens and are filled in at the end.
+    with replace_file(path) as file:
+        file.seek(HEADER_SIZE + offsets.nbytes + nbytes.nbytes)
+        for i, (tokens, predicted) in enumerate(documents):
+            file.write(array(code, tokens))
+            offsets[i + 1], nbytes[i] = offsets[i] + len(tokens), predicted
+        total = int(offsets[-1])
+        header = safetensors_header({
+            "bytes": ("I64", nbytes.shape, nbytes.nbytes),
+            "offsets": ("I64", offsets.shape, offsets.nbytes),
+            "tokens": (dtype, (total,), total * array(code).itemsize),
+        }, HEADER_SIZE)
+        file.seek(0)
+        for part in (header, nbytes, offsets):
+            file.write(part)
+    return {"tokens": total, "bytes": int(nbytes.sum())}

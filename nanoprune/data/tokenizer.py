@@ -1,4 +1,4 @@
-"""Tokenizers: loaded, identified by a hash, trained; the tokens that end a text and a prompt."""
+"""Tokenizers: loaded, identified by a hash, trained; the token that ends a text."""
 
 import json
 import math
@@ -75,15 +75,6 @@ def end_token(tokenizer: Tokenizer, folder: str | Path) -> int:
         if (token := tokenizer.token_to_id(name)) is not None:
             return token
     raise ValueError(f"the tokenizer in {folder} has no end-of-text token; looked for {', '.join(names)}")
-
-
-def split_tokens(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[int], int]:
-    """Tokens of prompt + answer encoded as one text, and how many of them are the prompt's.
-
-    The boundary is that of lm-evaluation-harness: the prompt's length when it is encoded alone.
-    """
-    whole = tokenizer.encode(prompt + answer).ids
-    return whole, min(len(tokenizer.encode(prompt).ids), len(whole))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:

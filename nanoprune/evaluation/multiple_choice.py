@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from nanoprune.data.chat_format import question_prompt
-from nanoprune.data.tokenizer import split_tokens
 from nanoprune.device import to_device
 from nanoprune.distributed import ALONE, Ranks
 from nanoprune.nn.attention import Layout, Visible
@@ -123,7 +122,8 @@ def encode_questions(
         prompt, choices = question_prompt(question["question"], question.get("context")), []
         prompt_ids = tokenizer.encode(prompt).ids
         for text in question["choices"]:
-            tokens, length = split_tokens(tokenizer, prompt, " " + text)
+            tokens = tokenizer.encode(f"{prompt} {text}").ids
+            length = min(len(prompt_ids), len(tokens))
             counts["merged"] += tokens[:length] != prompt_ids
             if length >= len(tokens) or not tokenizer.encode(text, add_special_tokens=False).ids:
                 raise ValueError(f"question {question['question']!r}: the choice {text!r} comes to no token "

@@ -83,8 +83,9 @@ def make_folder(folder: str | Path) -> Path:
     return Path(folder)
 
 
-def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, flush it to the disk and rename it to `path`.
+@contextmanager
+def replace_file(path: str | Path) -> Iterator[io.BufferedWriter]:
+    """A file to write, which replaces `path` when the `with` block ends, and is on the disk then.
 
     Readers see the old file or the new one, never half of one. Of a link the target is replaced. ValueError
     if the file cannot be written.
@@ -96,8 +97,9 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     beside = target.with_name(f".{target.name}.tmp")
     try:
         with naming_failures(f"write {path}", UNHARMED):
-            write(beside)
-            with open(beside, "rb+") as file:
+            with open(beside, "wb") as file:
+                yield file
+                file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, target)
     finally:
@@ -105,7 +107,8 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    replace_file(path, lambda beside: beside.write_bytes(data))
+    with replace_file(path) as file:
+        file.write(data)
 
 
 def write_text(path: str | Path, text: str) -> None:

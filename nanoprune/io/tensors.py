@@ -228,12 +228,9 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
     layout = {name: (SAFETENSORS_TYPES[tensor.dtype], tuple(tensor.shape), tensor.numel() * tensor.itemsize)
               for name, tensor in ordered.items()}
 
-    def write(beside: Path) -> None:
-        with open(beside, "wb") as file:
-            file.write(safetensors_header(layout))
-            for tensor in ordered.values():
-                if tensor.numel():
-                    whole = full_tensor(tensor.detach()).cpu().contiguous()
-                    file.write(whole.reshape(-1).view(torch.uint8).numpy())
-
-    replace_file(path, write)
+    with replace_file(path) as file:
+        file.write(safetensors_header(layout))
+        for tensor in ordered.values():
+            if tensor.numel():
+                whole = full_tensor(tensor.detach()).cpu().contiguous()
+                file.write(whole.reshape(-1).view(torch.uint8).numpy())
