@@ -118,22 +118,25 @@ def train_ours(config: Config) -> dict:
 def train_peft(config: Config, adapter: Path, setting: Peft) -> Iterator[dict]:
     """PEFT on the same adapters and tokens; yields the measurement so far after each step."""
     import transformers
-    from bitsandbytes.optim import AdamW8bit
     from peft import PeftModel
 
     from nanoprune.data.dataset import Dataset
     from train import learning_rate
 
-    four_bits = setting.four_bits and transformers.BitsAndBytesConfig(
+    four_bits = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=setting.dtype)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        config.base, dtype=setting.dtype, quantization_config=four_bits or None)
+        config.base, dtype=setting.dtype, quantization_config=four_bits if setting.four_bits else None)
     if setting.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = PeftModel.from_pretrained(model, adapter, is_trainable=True).train()
     trainable = [p for p in model.parameters() if p.requires_grad]
-    make, how = ((AdamW8bit, {}) if setting.checkpointing else (torch.optim.AdamW, {"fused": True}))
-    optimizer = make(trainable, lr=config.lr, weight_decay=0.0, **how)
+    if setting.checkpointing:
+        from bitsandbytes.optim import AdamW8bit  # here: its memory is not that of the other settings
+
+        optimizer = AdamW8bit(trainable, lr=config.lr, weight_decay=0.0)
+    else:
+        optimizer = torch.optim.AdamW(trainable, lr=config.lr, weight_decay=0.0, fused=True)
     rows = Dataset(config.data).rows(CONTEXT, config.seed, 0, 0.0)
     seconds, losses = [], []
     for step in range(1, config.max_steps + 1):

@@ -422,7 +422,7 @@ def summary(name: str, result: dict, ours: dict) -> dict:
 def check_losses(measurements: list[dict]) -> None:
     """ValueError if the two sides did not compute the same."""
     apart = [f"{row['row']} ({row['setting']}: {row['loss_differs']:.1e})" for row in measurements
-             if ROWS[row["row"]].same and row["setting"] not in ("nanoprune", "limit", "bf16")
+             if ROWS[row["row"]].same and row["setting"] != "bf16"
              and row["loss_differs"] > TOLERANCES[ROWS[row["row"]].dtype]]
     if apart:
         raise ValueError("the two sides did not compute the same: their first losses differ by more than "
