@@ -45,15 +45,18 @@ def test_a_part_ends_in_time_with_all_that_it_started(tmp_path):
 
 
 def test_the_command_never_exceeds_its_limit(tmp_path):
-    """As it is called, with a limit that the tests exceed: they are ended, and the page is there in time."""
+    """As it is called, with limits that the tests exceed: they are ended, and the page is there in time."""
     page = tmp_path / "gpu.md"
-    command = ["sh", ROOT / "benchmarks" / "gpu.sh", "--device", "cpu", "--seconds", "9", "--only", "tests",
-               "--out", tmp_path, "--page", page, "--work", tmp_path / "work"]
-    began = time.monotonic()
-    done = subprocess.run(list(map(str, command)), env=os.environ | {"PYTHON": sys.executable},
-                          capture_output=True, text=True, cwd=tmp_path)
-    assert time.monotonic() - began < 9.5 and done.returncode == gpu.UNFINISHED, done.stderr
-    assert "| tests | out of time |" in page.read_text() and "| tests | out of time |" in done.stdout
+    for seconds in (9, 20, 40):  # on a busy machine the shortest is over before the tests begin
+        command = ["sh", ROOT / "benchmarks" / "gpu.sh", "--device", "cpu", "--seconds", seconds, "--only", "tests",
+                   "--out", tmp_path, "--page", page, "--work", tmp_path / "work"]
+        began = time.monotonic()
+        done = subprocess.run(list(map(str, command)), env=os.environ | {"PYTHON": sys.executable},
+                              capture_output=True, text=True, cwd=tmp_path)
+        assert time.monotonic() - began < seconds + 0.5
+        if "| tests | out of time |" in done.stdout:
+            break
+    assert done.returncode == gpu.UNFINISHED and "| tests | out of time |" in page.read_text(), done.stderr
 
 
 @pytest.fixture
