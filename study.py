@@ -109,14 +109,12 @@ def run_study(study: Study) -> None:
         elif row not in missing:  # a seed stands beside its own
             results[row].append(result)
     if ranks.rank == 0 and results:  # after a stop, a page of what is measured
-        speed = {}
-        if not runs.stopped:
-            if not study.keep_models:  # those of teachers
-                for key in study.runs_folder.glob("*/.study.json"):
-                    shutil.rmtree(key.with_name("model"), ignore_errors=True)
-            rivals = {"none": ()} | {arm: removed for arm, removed in arms.items()
-                                     if arms[best][0].block in {part.block for part in removed}}
-            speed = kept_speed(source, rivals, training, device, study.folder / "speed.json")
+        if not runs.stopped and not study.keep_models:  # those of teachers
+            for key in study.runs_folder.glob("*/.study.json"):
+                shutil.rmtree(key.with_name("model"), ignore_errors=True)
+        rivals = {"none": ()} | {arm: removed for arm, removed in arms.items()
+                                 if arms[best][0].block in {part.block for part in removed}}
+        speed = kept_speed(source, rivals, training, device, study.folder / "speed.json", bool(runs.stopped))
         about = data_and_machine(training.data, dataset.meta, device) | {"base": base, "protocol": (
             f"Windows of {items.protocol.context} tokens, no prefix token; products in {training.dtype} on "
             f"{device.type}. Questions by log-likelihood of the choices.")}
@@ -206,13 +204,16 @@ def open_without(source: tuple[Path, Removal], device: str) -> Decoder:
 
 
 def kept_speed(
-    source: Path, rivals: dict[str, Removal], training: Config, device: torch.device, path: Path
+    source: Path, rivals: dict[str, Removal], training: Config, device: torch.device, path: Path,
+    stopped: bool,
 ) -> dict[str, dict]:
-    """The speed of the base without each of these, measured once and kept."""
+    """The speed of the base without each of these, measured once and kept; after a stop only what is kept."""
     about = model_identity(source) | {"arms": list(rivals), "device": device.type, "dtype": training.dtype,
                                       "version": cost.VERSION}
     if path.is_file() and (kept := read_json(path))["about"] == about:
         return kept["speed"]
+    if stopped:
+        return {}
     sources = {arm: (source, removed) for arm, removed in rivals.items()}
     speed = cost.measure_speed(open_without, sources, str(device), training.dtype)
     if all("decode_tokens_per_s" in row for row in speed.values()):

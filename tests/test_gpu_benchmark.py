@@ -48,8 +48,8 @@ def test_the_command_never_exceeds_its_limit(tmp_path):
     """As it is called, with limits that the tests exceed: they are ended, and the page is there in time."""
     page = tmp_path / "gpu.md"
     for seconds in (9, 20, 40):  # on a busy machine the shortest is over before the tests begin
-        command = ["sh", ROOT / "benchmarks" / "gpu.sh", "--device", "cpu", "--seconds", seconds, "--only", "tests",
-                   "--out", tmp_path, "--page", page, "--work", tmp_path / "work"]
+        command = ["sh", ROOT / "benchmarks" / "gpu.sh", "--device", "cpu", "--seconds", seconds, "--only",
+                   "tests", "--out", tmp_path, "--page", page, "--work", tmp_path / "work"]
         began = time.monotonic()
         done = subprocess.run(list(map(str, command)), env=os.environ | {"PYTHON": sys.executable},
                               capture_output=True, text=True, cwd=tmp_path)

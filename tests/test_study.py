@@ -302,12 +302,13 @@ def test_a_process_can_time_a_model_without_a_block(world):
 
 
 def test_a_speed_that_could_not_be_measured_is_not_kept(world, tmp_path, monkeypatch):
+    """And after a stop none is measured, but a kept one is there."""
     failed, known = {"none": {}}, {"none": {"decode_tokens_per_s": 5.0}}
     measured = iter([failed, known])
     monkeypatch.setattr(cost, "measure_speed", lambda *_: next(measured))
     speeds = [kept_speed(world.model, {"none": ()}, world.config(tmp_path), torch.device("cpu"),
-                         tmp_path / "speed.json") for _ in range(3)]
-    assert speeds == [failed, known, known]
+                         tmp_path / "speed.json", stopped) for stopped in (True, False, False, True)]
+    assert speeds == [{}, failed, known, known]
 
 
 def test_a_study_needs_general_text(world, tmp_path):
