@@ -1,11 +1,11 @@
-"""Questions a second at Qwen3-0.6B's shape: eval.py's choices beside lm-evaluation-harness.
+"""Questions a second: eval.py's choices beside lm-evaluation-harness.
 
-    python -m benchmarks.questions --tokenizer models/Qwen3-0.6B
+    python -m benchmarks.questions --tokenizer models/Qwen3-0.6B    random weights of Qwen3-0.6B's shape
+    python -m benchmarks.questions --base models/smollm2
 
-Contexts of 500 random words' tokens, four choices of several tokens or of one; random weights, the same
-dtype; both sides in turn, in fresh processes whose allocator keeps freed memory, on the same files;
-lm-evaluation-harness one row at a time and four. The first question warms up. Writes results/questions.csv
-and results/questions.md. """
+Contexts of 500 random words' tokens, four choices of several tokens or of one; the same dtype; both sides in
+turn, in fresh processes whose allocator keeps freed memory, on the same files; lm-evaluation-harness one row
+at a time and four. The first question warms up. Writes results/questions.csv and results/questions.md. """
 
 import json
 import statistics
@@ -102,18 +102,20 @@ def answer_lm_eval(folder: Path, questions: list[dict], dtype: str, batch_size: 
 
 def main() -> None:
     parser = make_parser(__doc__, work="data/benchmark-questions")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with Qwen3's tokenizer.json")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--base", type=Path, help="a model's folder")
+    model.add_argument("--tokenizer", type=Path, help="a folder with Qwen3's tokenizer.json")
     parser.add_argument("--questions", type=int, default=6)
     parser.add_argument("--context", type=int, default=500)
-    parser.add_argument("--layers", type=int, default=28, help="blocks of Qwen3-0.6B's 28")
+    parser.add_argument("--layers", type=int, default=28, help="of Qwen3-0.6B's 28, without --base")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--kind", choices=CHOICE_WORDS, help="of choices to measure alone, with --side")
     args = parser.parse_args()
-    work, tokenizer = args.work.resolve(), args.tokenizer.resolve()
-    folder = make(work, tokenizer, args.layers)
+    work = args.work.resolve()
+    folder = args.base.resolve() if args.base else make(work, args.tokenizer.resolve(), args.layers)
     if args.side:
-        questions = random_questions(tokenizer, args.kind, args.questions + 1, args.context)
+        questions = random_questions(folder, args.kind, args.questions + 1, args.context)
         if args.side == "nanoprune":
             result = answer_ours(folder, questions, args.dtype)
         else:
@@ -122,9 +124,9 @@ def main() -> None:
         return
     measurements = []
     for kind, turn, side in product(CHOICE_WORDS, range(args.rounds), SIDES):
-        result = run_fresh("benchmarks.questions", "--side", side, "--kind", kind, "--work", work,
-                           "--tokenizer", tokenizer, "--questions", args.questions, "--context", args.context,
-                           "--layers", args.layers, "--dtype", args.dtype, environment=KEEP_FREED_MEMORY)
+        result = run_fresh("benchmarks.questions", "--side", side, "--kind", kind, "--base", folder,
+                           "--questions", args.questions, "--context", args.context,
+                           "--dtype", args.dtype, environment=KEEP_FREED_MEMORY)
         if side == "nanoprune":
             ours = result
         apart = np.abs(np.subtract(result["loglikelihoods"], ours["loglikelihoods"])).max()
@@ -133,8 +135,8 @@ def main() -> None:
                "ratio": result["seconds"] / ours["seconds"], "memory_gb": result["memory_gb"],
                "apart": float(apart)}
         record(measurements, row, args.out / "questions.csv")
-    about = (f"{args.rounds} rounds of {args.questions} questions, {args.context} tokens; {args.dtype}; "
-             f"{machine()}; torch {torch.__version__}")
+    about = (f"{folder.name}; {args.rounds} rounds of {args.questions} questions, {args.context} tokens; "
+             f"{args.dtype}; {machine()}; torch {torch.__version__}")
     report([*tabulate(measurements), "", about], args.out, "questions")
 
 

@@ -1,15 +1,16 @@
-"""The loss without each block at Qwen3-0.6B's shape: shared prefixes beside a forward pass for each block.
+"""The loss without each block: shared prefixes beside a forward pass for each block.
 
-    python -m benchmarks.scores
+    python -m benchmarks.scores                          random weights of Qwen3-0.6B's shape
+    python -m benchmarks.scores --base models/smollm2
 
-Random weights, rows of 256 random tokens, products in --dtype; both sides in turn, in fresh processes, on the
-same rows.
+Rows of 256 random tokens, products in --dtype; both sides in turn, in fresh processes, on the same rows.
 "Naive" is the model without each block in turn, whole; a "full forward" is the unpruned model with its loss.
 Writes results/scores.csv and results/scores.md. """
 
 import json
 import time
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,13 +28,15 @@ from nanoprune.nn.model_config import ModelConfig, Part
 SIDES = ("shared", "naive", "full")
 
 
-def measure(side: str, rows: int, layers: int, dtype: str) -> dict:
+def measure(side: str, base: Path | None, rows: int, layers: int, dtype: str) -> dict:
     """Seconds in all, in blocks and in the head, memory, and the losses."""
     keep_freed_memory()
     torch.manual_seed(0)
-    model = Decoder(ModelConfig.from_dict(WHOLE | {"num_hidden_layers": layers})).eval()
+    model = (Decoder.from_pretrained(base) if base
+             else Decoder(ModelConfig.from_dict(WHOLE | {"num_hidden_layers": layers}))).eval()
+    layers, vocabulary = model.config.num_hidden_layers, model.config.vocab_size
     rng = np.random.default_rng(0)
-    documents = [Example(rng.integers(0, 150_000, 257), np.ones(257, bool)) for _ in range(rows)]
+    documents = [Example(rng.integers(0, vocabulary, 257), np.ones(257, bool)) for _ in range(rows)]
     calibration = Calibration.of_split(model, documents, 256, autocast=make_autocast(dtype, model.device))
     seconds, began = {}, time.perf_counter()
     if side == "shared":
@@ -62,18 +65,20 @@ def mean_loss_without(model: Decoder, blocks: list[int], calibration: Calibratio
 
 def main() -> None:
     parser = make_parser(__doc__)
+    parser.add_argument("--base", type=Path, help="a model's folder")
     parser.add_argument("--rows", type=int, default=8, help="of 256 tokens")
-    parser.add_argument("--layers", type=int, default=28, help="blocks of Qwen3-0.6B's 28")
+    parser.add_argument("--layers", type=int, default=28, help="of Qwen3-0.6B's 28, without --base")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
     if args.side:
-        print(json.dumps(measure(args.side, args.rows, args.layers, args.dtype)))
+        print(json.dumps(measure(args.side, args.base, args.rows, args.layers, args.dtype)))
         return
+    base = ["--base", args.base.resolve()] if args.base else []
     measurements, losses = [], {}
     for turn, side in product(range(args.rounds), SIDES):
         row = run_fresh("benchmarks.scores", "--side", side, "--rows", args.rows, "--layers", args.layers,
-                        "--dtype", args.dtype)
+                        "--dtype", args.dtype, *base)
         losses[turn, side] = np.array(row.pop("losses"))
         record(measurements, {"round": turn} | row, args.out / "scores.csv")
     rows = []
@@ -84,9 +89,10 @@ def main() -> None:
         rows.append([turn, f"{shared['seconds']:.1f} ({shared['blocks_s']:.1f}, {shared['head_s']:.1f})",
                      f"{naive['seconds']:.1f}", f"{full['seconds']:.1f}", f"{to_naive:.2f}", f"{to_full:.2f}",
                      f"{shared['memory_gb']:.2f}, naive {naive['memory_gb']:.2f}", f"{apart:.1e}"])
-    header = ["round", "shared prefixes, s (blocks, head)", "naive, s", f"{args.layers} full forwards, s",
+    header = ["round", "shared prefixes, s (blocks, head)", "naive, s", "a full forward for each block, s",
               "to naive", "to full forwards", "peak memory, GB", "losses differ by"]
-    about = f"{args.rows} rows of 256 tokens, {args.dtype}; {machine()}; torch {torch.__version__}"
+    model = args.base.name if args.base else f"{args.layers} blocks of Qwen3-0.6B's shape"
+    about = f"{model}; {args.rows} rows of 256 tokens, {args.dtype}; {machine()}; torch {torch.__version__}"
     report([*markdown(header, rows), "", about], args.out, "scores")
 
 
