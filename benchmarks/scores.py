@@ -15,7 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common import WHOLE, machine, make_parser, peak, record, report, run_fresh, select
+from benchmarks.common import (
+    WHOLE,
+    machine,
+    make_parser,
+    median_and_range,
+    peak,
+    record,
+    report,
+    run_fresh,
+    select,
+)
 from benchmarks.tables import markdown
 from model import Decoder
 from nanoprune import command_line
@@ -81,14 +91,16 @@ def main() -> None:
                         "--dtype", args.dtype, *base)
         losses[turn, side] = np.array(row.pop("losses"))
         record(measurements, {"round": turn} | row, args.out / "scores.csv")
-    rows = []
+    rows, ratios = [], []
     for turn in range(args.rounds):
         shared, naive, full = (select(measurements, round=turn, side=side)[0] for side in SIDES)
         apart = np.abs(losses[turn, "shared"] / losses[turn, "naive"] - 1).max()
-        to_naive, to_full = (shared["seconds"] / side["seconds"] for side in (naive, full))
+        ratios.append([shared["seconds"] / side["seconds"] for side in (naive, full)])
         rows.append([turn, f"{shared['seconds']:.1f} ({shared['blocks_s']:.1f}, {shared['head_s']:.1f})",
-                     f"{naive['seconds']:.1f}", f"{full['seconds']:.1f}", f"{to_naive:.2f}", f"{to_full:.2f}",
+                     f"{naive['seconds']:.1f}", f"{full['seconds']:.1f}", *(f"{r:.2f}" for r in ratios[-1]),
                      f"{shared['memory_gb']:.2f}, naive {naive['memory_gb']:.2f}", f"{apart:.1e}"])
+    medians = [median_and_range(values, ".2f") for values in zip(*ratios, strict=True)]
+    rows.append(["median", "", "", "", *medians, "", ""])
     header = ["round", "shared prefixes, s (blocks, head)", "naive, s", "a full forward for each block, s",
               "to naive", "to full forwards", "peak memory, GB", "losses differ by"]
     model = args.base.name if args.base else f"{args.layers} blocks of Qwen3-0.6B's shape"
