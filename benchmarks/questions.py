@@ -102,9 +102,9 @@ def answer_lm_eval(folder: Path, questions: list[dict], dtype: str, batch_size: 
 
 def main() -> None:
     parser = make_parser(__doc__, work="data/benchmark-questions")
-    model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--base", type=Path, help="a model's folder")
-    model.add_argument("--tokenizer", type=Path, help="a folder with Qwen3's tokenizer.json")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--base", type=Path, help="a model's folder")
+    source.add_argument("--tokenizer", type=Path, help="a folder with Qwen3's tokenizer.json")
     parser.add_argument("--questions", type=int, default=6)
     parser.add_argument("--context", type=int, default=500)
     parser.add_argument("--layers", type=int, default=28, help="of Qwen3-0.6B's 28, without --base")
@@ -125,8 +125,8 @@ def main() -> None:
     measurements = []
     for kind, turn, side in product(CHOICE_WORDS, range(args.rounds), SIDES):
         result = run_fresh("benchmarks.questions", "--side", side, "--kind", kind, "--base", folder,
-                           "--questions", args.questions, "--context", args.context,
-                           "--dtype", args.dtype, environment=KEEP_FREED_MEMORY)
+                           "--questions", args.questions, "--context", args.context, "--dtype", args.dtype,
+                           environment=KEEP_FREED_MEMORY)
         if side == "nanoprune":
             ours = result
         apart = np.abs(np.subtract(result["loglikelihoods"], ours["loglikelihoods"])).max()
@@ -135,7 +135,8 @@ def main() -> None:
                "ratio": result["seconds"] / ours["seconds"], "memory_gb": result["memory_gb"],
                "apart": float(apart)}
         record(measurements, row, args.out / "questions.csv")
-    about = (f"{folder.name}; {args.rounds} rounds of {args.questions} questions, {args.context} tokens; "
+    model = args.base.name if args.base else f"{args.layers} blocks of Qwen3-0.6B's shape"
+    about = (f"{model}; {args.rounds} rounds of {args.questions} questions, {args.context} tokens; "
              f"{args.dtype}; {machine()}; torch {torch.__version__}")
     report([*tabulate(measurements), "", about], args.out, "questions")
 

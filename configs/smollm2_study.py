@@ -2,7 +2,7 @@
 
     python study.py configs/smollm2_study.py
 
-Some 50 runs of 122,880 tokens, of 12 to 22 minutes on a core with native bf16, 29 to 49 without. What is
+Some 50 runs of 122,880 tokens, of 12 to 22 minutes on a core with native bf16, 29 to 62 without. What is
 measured stands in docs/studies/smollm2/measured, so the study goes on where it was, on this machine or
 another. Those runs are of the weights and releases of docs/which_block.md: for others add --name=NAME.
 """

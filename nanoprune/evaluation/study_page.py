@@ -57,9 +57,11 @@ def study_page(
     rows, options, sets = difference_rows(compare_all(arms)), tables["exchange"], results.items["questions"]
     columns = ("what", "bits_per_byte", "lost", *(f"lost_{name}" for name in sets), "parameters", "bytes",
                "training_seconds", "decode_tokens_per_s")
-    screen = [*interval_table(options, columns, "Lost: nats a token of the test split above the first model, "
-                                                "and shares of right answers below it; paired."), "",
-              "![Each block, before healing and after](study.png)"]
+    screen = [*interval_table(
+        options, columns,
+        "Lost: nats a token of the test split above the first model, and shares of right answers below it; "
+        "paired. Tokens a second: the median over rounds [lowest, highest]."), "",
+        "![Each block, before healing and after](study.png)"]
     timed = [{"name": option["what"], "cost": option} for option in options if "note" in option]
     sections = {
         "Protocol": protocol(models, results.about),
