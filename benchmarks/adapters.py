@@ -71,6 +71,10 @@ PEFT = {
         torch.bfloat16, KEEP_FREED_MEMORY, four_bits=True, checkpointing=True),
     "PEFT, fp32 base": Peft(torch.float32),
     "PEFT, fp32 base, allocator": Peft(torch.float32, KEEP_FREED_MEMORY),
+    "PEFT, fp32 base, 8 bits, checkpointing, allocator": Peft(
+        torch.float32, KEEP_FREED_MEMORY, checkpointing=True),
+    "PEFT, NF4 base, fp32, 8 bits, checkpointing, allocator": Peft(
+        torch.float32, KEEP_FREED_MEMORY, four_bits=True, checkpointing=True),
 }
 
 
