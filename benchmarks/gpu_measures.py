@@ -35,7 +35,7 @@ from nanoprune.device import environment, memory_left, pick_device, synchronize
 from nanoprune.evaluation.perplexity import score_text
 from nanoprune.evaluation.removal_losses import Calibration, losses_without
 from nanoprune.io.jsonl import read_jsonl, write_jsonl
-from nanoprune.nn.losses import head_loss, plain_loss
+from nanoprune.nn.losses import HEAD_CHUNK, head_loss, plain_loss
 from nanoprune.nn.model_config import ModelConfig, Part
 from nanoprune.nn.sampling import generate
 from nanoprune.training.base import find_base
@@ -259,8 +259,10 @@ def head_steps(
 
     forms = {"nanoprune": lambda: head_loss(x.to(dtype), weight, targets)}
     if hasattr(F, "linear_cross_entropy"):
-        options = torch.nn.LinearCrossEntropyOptions()
-        forms["F.linear_cross_entropy, chunked"] = lambda: of_torch(options)
+        options = torch.nn.LinearCrossEntropyOptions
+        chunks = options(), options(batch_chunk_size=HEAD_CHUNK // len(weight), chunking_method=None)
+        forms["F.linear_cross_entropy, chunked"] = lambda: of_torch(chunks[0])
+        forms["F.linear_cross_entropy, our chunks"] = lambda: of_torch(chunks[1])
         forms["F.linear_cross_entropy, as it comes"] = lambda: of_torch(None)
     forms["plain"] = lambda: plain_loss(F.linear(x.to(dtype), weight.to(dtype)), targets)
 

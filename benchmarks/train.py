@@ -358,12 +358,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of real models' folders")
     parser.add_argument("--data", type=Path, help="a dataset's folder, for rows of real text")
-    parser.add_argument("--peers", type=int, default=9, help="settings of Trainer to measure, from the first")
+    parser.add_argument("--peers", nargs="+", metavar="SETTING", help="of Trainer; all of a row's without")
     args = parser.parse_args()
     names = args.rows or [name for name, row in ROWS.items() if args.data or not row.real]
     work, models = args.work.resolve(), args.models.resolve()
     if unknown := set(names) - set(ROWS):
         raise ValueError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    of_rows = dict.fromkeys(setting for name in names for setting in ROWS[name].peers)
+    if unknown := set(args.peers or ()) - set(of_rows):
+        raise ValueError(f"no such setting: {'; '.join(sorted(unknown))}; there are {'; '.join(of_rows)}")
     if args.side:
         print(json.dumps(measure(names[0], args.side, work, models)))
         return
@@ -377,7 +380,7 @@ def main() -> None:
     for name in names:
         make(name, work, models)
         own = ["nanoprune"] if ROWS[name].uneven else ["nanoprune", "limit"]
-        sides = own + list(ROWS[name].peers)[: args.peers]
+        sides = own + [setting for setting in ROWS[name].peers if setting in (args.peers or of_rows)]
         for turn, side in product(range(args.rounds), sides):
             peer = ROWS[name].peers.get(side)
             result = run_fresh("benchmarks.train", name, "--side", side, "--work", work,

@@ -8,6 +8,7 @@ import torch
 from small import run_main
 
 from model import Decoder
+from nanoprune.config import IGNORE
 from nanoprune.nn.model_config import ModelConfig
 from nanoprune.training import budget
 from nanoprune.training.batches import MicroBatch
@@ -85,7 +86,7 @@ def test_disk_room_is_counted_once(world, tmp_path):
 
 
 def test_flops(world):
-    """By hand for one row of two documents."""
+    """By hand for one row of two documents, all learned, and with three tokens that are not."""
     model = Decoder.from_pretrained(world.model)
     ids, documents = torch.zeros(1, 10, dtype=torch.int64), torch.tensor([[0] * 4 + [1] * 6])
     block = 32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 32 * 48  # q, k and v, o, mlp
@@ -93,3 +94,7 @@ def test_flops(world):
     # blocks x (forward, twice backward) x (scores, values) x pairs x width, halved
     attention = 3 * 3 * 4 * (16 + 36) * 32 / 2
     assert training_flops(model, [MicroBatch(0, ids, ids, documents)]) == products + attention
+    targets = torch.tensor([[IGNORE] * 3 + [0] * 7])
+    without_head = 6 * 3 * model.config.vocab_size * 32
+    assert (training_flops(model, [MicroBatch(0, ids, targets, documents)])
+            == products + attention - without_head)

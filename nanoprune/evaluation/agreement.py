@@ -1,7 +1,5 @@
 """Agreement of models token by token: the same likeliest token, and the divergence of their predictions."""
 
-from __future__ import annotations
-
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,7 +28,7 @@ class FinalStates(NamedTuple):
     hidden: Tensor  # (N, D) fp32, on the CPU: after the final norm
     documents: np.ndarray  # (N,): numbers of `ids`
     ids: list[str]  # of the documents
-    head: Decoder  # on the CPU, without blocks
+    head: "Decoder"  # on the CPU, without blocks
 
 
 def beginnings(texts: list[Text]) -> list[Text]:
@@ -44,7 +42,7 @@ def beginnings(texts: list[Text]) -> list[Text]:
 
 
 @torch.no_grad()
-def final_states(model: Decoder, texts: list[Text], protocol: Protocol) -> FinalStates:
+def final_states(model: "Decoder", texts: list[Text], protocol: Protocol) -> FinalStates:
     """Hidden states on the beginnings of texts. The model loses its blocks: only its head is kept."""
     texts, hidden, documents = beginnings(texts), [], []
     for batch in protocol.windows([text.example for text in texts]):

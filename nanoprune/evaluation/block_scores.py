@@ -7,8 +7,6 @@ estimates are kept beside the losses. Under torchrun each rank takes a shard of 
 same numbers as one process alone.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ MODULES = {"": ("",), "attn": ("self_attn", "input_layernorm"), "mlp": ("mlp", "
 
 
 # ---------------------------------------------------------------- the reference
-def mean_loss(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
+def mean_loss(model: "Decoder", removals: Removals, calibration: Calibration) -> list[float]:
     """The loss without each removal, in nats per token: the reference that the other scores estimate."""
     losses = losses_without(model, removals, calibration)
     return (losses.nll.sum(1) / losses.tokens.sum()).tolist()
@@ -43,7 +41,7 @@ def mean_loss(model: Decoder, removals: Removals, calibration: Calibration) -> l
 # ---------------------------------------------------------------- estimates
 @torch.no_grad()
 def score_in_one_pass(
-    model: Decoder, removals: Removals, calibration: Calibration
+    model: "Decoder", removals: Removals, calibration: Calibration
 ) -> dict[str, np.ndarray]:
     """Scores that compare what enters a removal with what leaves it, from one forward pass.
 
@@ -80,7 +78,7 @@ def score_in_one_pass(
             "time_saved": seconds / total}
 
 
-def taylor(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
+def taylor(model: "Decoder", removals: Removals, calibration: Calibration) -> list[float]:
     """Sum of |weight x gradient of the mean loss| over a removal's weights; one backward pass."""
     weights, tokens = dict(model.model.layers.named_parameters()), calibration.tokens
     gradients = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -100,7 +98,7 @@ def taylor(model: Decoder, removals: Removals, calibration: Calibration) -> list
     return sum_over_weights(removals, products)
 
 
-def magnitude(model: Decoder, removals: Removals, calibration: Calibration) -> list[float]:
+def magnitude(model: "Decoder", removals: Removals, calibration: Calibration) -> list[float]:
     """Sum of |weight| over a removal's weights."""
     weights = model.model.layers.named_parameters()
     sizes = {name: float(weight.detach().abs().double().sum()) for name, weight in weights}
@@ -123,7 +121,7 @@ def sum_over_weights(removals: Removals, values: dict[str, float]) -> list[float
 class Score:
     """A way to choose what to remove: `function(model, removals, calibration)`, the lowest first."""
 
-    function: Callable[[Decoder, Removals, Calibration], list[float]]
+    function: Callable[["Decoder", Removals, Calibration], list[float]]
     source: str  # formula and paper
     reads_text: bool = True  # else it depends on the part alone, whatever else is removed
     estimate: bool = True  # has columns in the table of scores, beside the loss
@@ -176,7 +174,7 @@ class BlockScores:
     correlations: dict[str, dict]  # with the loss, of ranks: by estimate and kind of part
 
 
-def score_blocks(model: Decoder, calibration: Calibration, halves: bool = False) -> BlockScores:
+def score_blocks(model: "Decoder", calibration: Calibration, halves: bool = False) -> BlockScores:
     """Score every block of a model, with `halves` its attention and its MLP, too.
 
     The model is left as it was. A loss that is not finite ranks last.
@@ -226,7 +224,7 @@ def score_blocks(model: Decoder, calibration: Calibration, halves: bool = False)
     return BlockScores(rows, seconds, correlations)
 
 
-def list_parts(model: Decoder, halves: bool) -> list[Part]:
+def list_parts(model: "Decoder", halves: bool) -> list[Part]:
     """Every block, with `halves` each followed by its attention and its MLP where it has both."""
     return [Part(block, half) for block, lost in enumerate(model.config.without)
             for half in (MODULES if halves and not lost else ("",))]

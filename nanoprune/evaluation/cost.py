@@ -1,7 +1,5 @@
 """The cost of a model: its size, its work for a token, and the speed of one sequence."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +28,7 @@ BUSY = 0.2  # rounds of a model that differ by more than this share were disturb
 
 
 # ---------------------------------------------------------------- exact numbers
-def model_cost(model: Decoder, folder: Path, dtype: str) -> dict:
+def model_cost(model: "Decoder", folder: Path, dtype: str) -> dict:
     """Size, operations and bytes of a token, and what training took: numbers that no clock decides.
 
     A decoded token multiplies every matrix once, and attends to PROMPT_TOKENS tokens before it; its bytes are
@@ -65,7 +63,7 @@ def training_cost(folder: Path) -> dict:
 
 # ---------------------------------------------------------------- measured in processes of their own
 def measure_speed(
-    open_model: Callable[..., Decoder], sources: dict[str, Any], device: str, dtype: str
+    open_model: Callable[..., "Decoder"], sources: dict[str, Any], device: str, dtype: str
 ) -> dict[str, dict]:
     """Speed and peak memory of each model, by name: ROUNDS processes for each, one alive at a time.
 
@@ -92,7 +90,7 @@ def measure_speed(
 
 
 def time_model(
-    open_model: Callable[..., Decoder], source: Any, device: str, dtype: str, seconds: float
+    open_model: Callable[..., "Decoder"], source: Any, device: str, dtype: str, seconds: float
 ) -> dict[str, float]:
     """Medians over so many seconds behind a warm-up, and this process's peak of memory."""
     model, times = open_model(source, device=device).eval(), []
@@ -124,7 +122,7 @@ def summarize_speed(name: str, first: str, rounds: list[dict[str, dict]]) -> dic
     return cost | {"note": "machine busy" if busy else ""}
 
 
-def time_tokens(model: Decoder, prompt_tokens: int) -> np.ndarray:
+def time_tokens(model: "Decoder", prompt_tokens: int) -> np.ndarray:
     """Seconds of reading a prompt, and then of each new token."""
     cache = KeyValueCache(model, 1, prompt_tokens + NEW_TOKENS)
     ids = torch.arange(prompt_tokens, device=model.device)[None] % model.config.vocab_size

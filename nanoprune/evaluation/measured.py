@@ -5,8 +5,6 @@ measured/none-lr0.001-s0-1a2b3c4d5e.json
 measured/items.json     the documents and questions that these are of; none of their text
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable
@@ -133,7 +131,7 @@ def final_validation(run: RunResult) -> float:
     return math.inf if math.isnan(loss) else loss
 
 
-def measure_model(model: Decoder, items: Items, autocast: Callable, ranks: Ranks) -> dict:
+def measure_model(model: "Decoder", items: Items, autocast: Callable, ranks: Ranks) -> dict:
     """Sums of nll by document of both texts, log-likelihoods of all choices by question set; six decimals."""
     measures = {"questions": {}}
     with autocast():

@@ -6,8 +6,6 @@ of a common prefix stands there once, sees its ancestors alone, and has its dept
 answers are predicted.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -58,7 +56,7 @@ class Tree:
             path.append(node)
         self.predictions[row] = list(pairwise(path))[choice.prompt - 1 :]
 
-    def layout(self, model: Decoder) -> Layout:
+    def layout(self, model: "Decoder") -> Layout:
         """Depths as positions; each node sees itself and its ancestors, or the window's nearest of them."""
         visible = torch.eye(len(self.nodes), dtype=torch.bool)
         for (parent, _), node in self.nodes.items():
@@ -72,7 +70,7 @@ class Tree:
         return Layout(to_device(depths, model.device)[None], by_window)
 
 
-def tree_loglikelihoods(model: Decoder, tree: Tree) -> list[float]:
+def tree_loglikelihoods(model: "Decoder", tree: Tree) -> list[float]:
     """The summed log-likelihood in nats of the answer of each choice in the tree."""
     ids = torch.tensor([[token for _, token in tree.nodes]])
     x = model.hidden_states(to_device(ids, model.device), layout=tree.layout(model))
@@ -85,7 +83,7 @@ def tree_loglikelihoods(model: Decoder, tree: Tree) -> list[float]:
 
 @torch.no_grad()
 def loglikelihoods(
-    model: Decoder, groups: list[list[Choice]], tree_tokens: int = 512, ranks: Ranks = ALONE,
+    model: "Decoder", groups: list[list[Choice]], tree_tokens: int = 512, ranks: Ranks = ALONE,
     label: str = "questions",
 ) -> list[np.ndarray]:
     """Log-likelihoods in nats of each group's choices, summed over the tokens behind the prompt.
@@ -108,7 +106,7 @@ def loglikelihoods(
 
 
 def encode_questions(
-    tokenizer: Tokenizer, questions: list[dict], window: int, cut: bool = False
+    tokenizer: "Tokenizer", questions: list[dict], window: int, cut: bool = False
 ) -> tuple[list[EncodedQuestion], dict[str, int]]:
     """The questions that fit the window, encoded, and counts of those left out, cut and merged.
 
@@ -143,7 +141,7 @@ def encode_questions(
 
 
 def score_questions(
-    model: Decoder, questions: list[EncodedQuestion], ranks: Ranks = ALONE, label: str = "questions"
+    model: "Decoder", questions: list[EncodedQuestion], ranks: Ranks = ALONE, label: str = "questions"
 ) -> list[dict]:
     """A row per question: right or wrong by three rules, and by the longest choice alone.
 

@@ -4,8 +4,6 @@ The one way to score text: a Protocol cuts examples into batches of windows, `sc
 each document.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -131,7 +129,7 @@ class DocumentLosses:
 
 @torch.no_grad()
 def score_text(
-    model: Decoder, batches: Iterable[WindowBatch], documents: int, *, autocast=contextlib.nullcontext,
+    model: "Decoder", batches: Iterable[WindowBatch], documents: int, *, autocast=contextlib.nullcontext,
     ranks: Ranks = ALONE, label: str = "text",
 ) -> DocumentLosses:
     """The losses of `documents` examples from the batches of their windows; `autocast` opens a context.
@@ -151,7 +149,7 @@ def score_text(
     return DocumentLosses(nll[:, 0], tokens.sum(1), nll_by_position, tokens)
 
 
-def sum_by_window(model: Decoder, batch: WindowBatch) -> np.ndarray:
+def sum_by_window(model: "Decoder", batch: WindowBatch) -> np.ndarray:
     """For each window its nll, and by slice nll and tokens (windows, 1 + 2 slices)."""
     losses = model(to_device(batch.ids, model.device), batch.targets, reduction="none").cpu().double()
     predicted = batch.positions[:, None] + 1 + np.arange(losses.shape[1])
@@ -183,7 +181,7 @@ class Text(NamedTuple):
 
 
 def text_rows(
-    model: Decoder, texts: list[Text], protocol: Protocol, ranks: Ranks, label: str
+    model: "Decoder", texts: list[Text], protocol: Protocol, ranks: Ranks, label: str
 ) -> list[dict]:
     """A row per text: nll in nats and tokens, in all and from each position of EDGES on."""
     batches = protocol.windows([text.example for text in texts])
@@ -215,7 +213,7 @@ class Validation:
         if not self.windows:
             raise ValueError(f"{dataset.folder} has an empty validation split; prepare it from more articles")
 
-    def measure(self, model: Decoder, autocast, ranks: Ranks = ALONE) -> tuple[ValidationLoss, list[dict]]:
+    def measure(self, model: "Decoder", autocast, ranks: Ranks = ALONE) -> tuple[ValidationLoss, list[dict]]:
         """The loss, and a row for each document: sum of nll, and tokens predicted."""
         model.eval()
         losses = score_text(

@@ -4,8 +4,6 @@ A removal is a tuple of parts. Under torchrun each rank takes a shard of the win
 numbers as one process alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time
@@ -71,7 +69,7 @@ class Calibration:
     kept: KeptLosses | None = None
 
     @classmethod
-    def of_split(cls, model: Decoder, split: Sequence[Example], context: int, **how) -> Calibration:
+    def of_split(cls, model: "Decoder", split: Sequence[Example], context: int, **how) -> "Calibration":
         """Windows of a split, or of some documents, in batches that fit into ROOM."""
         states = 2 * model.config.num_hidden_layers + 1
         fitting = ROOM // (states * model.config.hidden_size * 4)
@@ -98,7 +96,7 @@ class Calibration:
 
 
 @contextmanager
-def without(model: Decoder, blocks: Collection[int]) -> Iterator[None]:
+def without(model: "Decoder", blocks: Collection[int]) -> Iterator[None]:
     """The model lacks these blocks inside the `with` block, and is whole again after it."""
     layers, config = model.model.layers, model.config
     model.drop_blocks(read_parts(blocks, config))
@@ -118,7 +116,7 @@ class RemovalLosses:
 
 
 @torch.no_grad()
-def losses_without(model: Decoder, removals: Removals, calibration: Calibration) -> RemovalLosses:
+def losses_without(model: "Decoder", removals: Removals, calibration: Calibration) -> RemovalLosses:
     """The losses without each removal; plain form: `score_text` of the model less each removal, bit by bit.
 
     The windows' states move on from block to block, and each removal starts at its first block: without each
@@ -150,7 +148,7 @@ def losses_without(model: Decoder, removals: Removals, calibration: Calibration)
 class WindowStates:
     """The hidden states of this rank's windows that enter a block, and move on from block to block."""
 
-    def __init__(self, model: Decoder, calibration: Calibration):
+    def __init__(self, model: "Decoder", calibration: Calibration):
         ranks, windows = calibration.ranks, calibration.windows
         self.model, self.calibration, self.block = model, calibration, 0
         self.mine = range(ranks.rank, len(windows), ranks.size)

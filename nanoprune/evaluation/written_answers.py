@@ -3,8 +3,6 @@
 ROUGE is rouge-score's and BLEU sacrebleu's, where they are installed (pip install rouge-score sacrebleu).
 """
 
-from __future__ import annotations
-
 import json
 import re
 import string
@@ -104,7 +102,7 @@ def corpus_bleu(answers: list[str], references: list[str]) -> float:
 
 # ---------------------------------------------------------------- all answers
 def write_answers(
-    model: Decoder, tokenizer: Tokenizer, instructions: list[dict], known: set[str], max_new_tokens: int,
+    model: "Decoder", tokenizer: "Tokenizer", instructions: list[dict], known: set[str], max_new_tokens: int,
     stop: set[int], ranks: Ranks, label: str,
 ) -> list[dict]:
     """A row per instruction {prompt, tokens, reference, task, ...}: the greedy answer and its measures.

@@ -3,8 +3,6 @@
 Shapes: B batch, T time, H query heads, K key/value heads, F head_dim.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +37,7 @@ class Visible:
     longest: int = 0  # of `lengths`: a number, because compiled blocks are compiled again for other lists
 
     @classmethod
-    def causal(cls, queries: int, keys: int, window: int | None, device) -> Visible:
+    def causal(cls, queries: int, keys: int, window: int | None, device) -> "Visible":
         """Each of the last `queries` of `keys` positions sees itself and those before it, inside a window."""
         if (window is None or keys <= window) and queries in (1, keys):
             return cls()  # the kernels are faster without a mask
@@ -214,7 +212,7 @@ class KeyValueCache:
     They have the type of the model's products, which autocast decides on.
     """
 
-    def __init__(self, model: Decoder, batch: int, length: int):
+    def __init__(self, model: "Decoder", batch: int, length: int):
         config, norm = model.config, model.model.norm.weight
         shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, length, config.head_dim)
         self.store = torch.zeros(shape, device=norm.device, dtype=matmul_dtype(norm))

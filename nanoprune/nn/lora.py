@@ -3,8 +3,6 @@
 The frozen weights keep any float type, or four bits: QLoRA (arXiv:2305.14314).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -105,7 +103,7 @@ class FrozenProduct(torch.autograd.Function):
         return (grad.to(ctx.dtype) @ ctx.layer.as_type(ctx.dtype)).to(ctx.input_dtype), None
 
 
-def frozen_layers(model: Decoder) -> dict[str, FrozenLinear]:
+def frozen_layers(model: "Decoder") -> dict[str, FrozenLinear]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, FrozenLinear)}
 
 
@@ -114,7 +112,7 @@ class ParameterCount(NamedTuple):
     trained: int
 
 
-def count_parameters(model: Decoder) -> ParameterCount:
+def count_parameters(model: "Decoder") -> ParameterCount:
     """Values of a model; a matrix in four bits counts as many as it stands for."""
     quantised = sum(math.prod(layer.shape) for layer in frozen_layers(model).values() if layer.quantised)
     return ParameterCount(total=quantised + sum(p.numel() for p in model.parameters()),
@@ -137,7 +135,7 @@ class LoraSettings:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
-def matching_layers(model: Decoder, pattern: str) -> list[str]:
+def matching_layers(model: "Decoder", pattern: str) -> list[str]:
     """Layers that "q_proj,v_proj", "model.layers.3.*" or "all" name; ValueError where a part names none."""
     layers = list(frozen_layers(model))
     if not layers:
@@ -156,7 +154,7 @@ def matching_layers(model: Decoder, pattern: str) -> list[str]:
     return [name for name in layers if name in chosen]
 
 
-def add_lora(model: Decoder, pattern: str, settings: LoraSettings, seed: int = 0) -> None:
+def add_lora(model: "Decoder", pattern: str, settings: LoraSettings, seed: int = 0) -> None:
     """Add adapters to the layers that a pattern names, in place: A as in kaiming_uniform(a=sqrt(5)), B zero.
 
     ValueError where the pattern names no layer of a frozen model, or where the model has adapters already.
@@ -176,7 +174,7 @@ def add_lora(model: Decoder, pattern: str, settings: LoraSettings, seed: int = 0
 
 
 @torch.no_grad()
-def merge(model: Decoder) -> None:
+def merge(model: "Decoder") -> None:
     """Fold the adapters into the weights, in place, in fp32: a plain model without frozen layers remains."""
     for name, layer in frozen_layers(model).items():
         fan_out, fan_in = layer.shape
@@ -205,7 +203,7 @@ class FrozenBase:
     without: tuple[str, ...] = ()
 
 
-def read_frozen_weights(model: Decoder, folder: Path, frozen: str, device, dtype: torch.dtype) -> None:
+def read_frozen_weights(model: "Decoder", folder: Path, frozen: str, device, dtype: torch.dtype) -> None:
     """Fill an uninitialised model, in place, with a folder's weights, none of which learns.
 
     `frozen` is the type of its matrices: "stored", a float type, or "nf4". Four-bit folders stay as they are.
@@ -247,7 +245,7 @@ def read_frozen_weights(model: Decoder, folder: Path, frozen: str, device, dtype
     model.requires_grad_(False)
 
 
-def save_quantised(model: Decoder, folder: Path) -> None:
+def save_quantised(model: "Decoder", folder: Path) -> None:
     """Write a model in NF4 as transformers with bitsandbytes reads it; other tensors get the head's type."""
     dtype = model.head_weight.dtype
     tensors = {key: tensor.to(dtype) for key, tensor in model.state_dict().items()

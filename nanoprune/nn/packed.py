@@ -1,7 +1,5 @@
 """Matrices laid out for products with few rows, with which a CPU writes text in bf16 faster."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -49,7 +47,7 @@ def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), weight, bias, "none", [], "")
 
 
-def pack(model: Decoder) -> Callable[[], None]:
+def pack(model: "Decoder") -> Callable[[], None]:
     """Lay out a model's matrices for text, if its products are in bf16 on a CPU with units for it; it has no
     gradients then and cannot be saved. Layers of other kinds (adapters, four bits) stay as they are.
 
@@ -88,7 +86,7 @@ def pack(model: Decoder) -> Callable[[], None]:
 
 
 @contextmanager
-def packed(model: Decoder) -> Iterator[None]:
+def packed(model: "Decoder") -> Iterator[None]:
     """Within it, and not behind it, the model's matrices are packed."""
     put_back = pack(model)
     try:

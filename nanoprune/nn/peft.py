@@ -1,7 +1,5 @@
 """PEFT's files of an adapter, and nanoprune.json beside them, which says what base it belongs to."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -80,7 +78,7 @@ def check_weights_can_change(name: str | Path, folder: Path) -> None:
 
 
 # ---------------------------------------------------------------- writing
-def save_adapter(model: Decoder, folder: Path) -> None:
+def save_adapter(model: "Decoder", folder: Path) -> None:
     """Write the adapters alone: PEFT's two files, nanoprune.json, and the config of the adapted model."""
     settings, base = model.adapter, model.base
     base_name = base.base
@@ -98,12 +96,12 @@ def save_adapter(model: Decoder, folder: Path) -> None:
         "inference_mode": True, "init_lora_weights": True, "modules_to_save": None, "use_dora": False})
 
 
-def _parameters(model: Decoder) -> dict[str, torch.nn.Parameter]:
+def _parameters(model: "Decoder") -> dict[str, torch.nn.Parameter]:
     """The adapters' matrices by their names in PEFT's file."""
     return {f"{PREFIX}{name}.weight": p for name, p in model.named_parameters() if ".lora_" in name}
 
 
-def _target_modules(model: Decoder) -> list[str]:
+def _target_modules(model: "Decoder") -> list[str]:
     """PEFT's names of the layers with adapters: the ends of their names, if these name no other layer."""
     layers = frozen_layers(model)
     adapted = [name for name, layer in layers.items() if layer.adapted]
@@ -145,7 +143,7 @@ def config_folder(folder: Path) -> Path:
 
 
 # ---------------------------------------------------------------- putting an adapter on its base
-def restore_adapter(model: Decoder, adapter: Adapter) -> None:
+def restore_adapter(model: "Decoder", adapter: Adapter) -> None:
     """Add a saved adapter to its frozen base, in place, less the blocks that it was trained without.
 
     ValueError where it was trained on another base, or where its files do not belong together.
@@ -179,7 +177,7 @@ def restore_adapter(model: Decoder, adapter: Adapter) -> None:
             parameter.copy_(tensors[key])
 
 
-def check_base(model: Decoder, adapter: Adapter) -> None:
+def check_base(model: "Decoder", adapter: Adapter) -> None:
     """ValueError where an adapter was trained on another base than this frozen model's.
 
     The base's name may differ, the hashes of its weights and its config may not; both are those before blocks

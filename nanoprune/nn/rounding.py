@@ -1,7 +1,5 @@
 """A model's matrices rounded to few bits and put back: what bits cost in quality, without their speed."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,14 +14,14 @@ VERSIONS = {}  # of the rounding: {"rounding": 2} when it gives other numbers; t
 WHOLE = 2  # bytes of a value that is not rounded, in bf16
 
 
-def stored_bytes(model: Decoder) -> int:
+def stored_bytes(model: "Decoder") -> int:
     """The bytes of a model's file in bf16; what it has in four bits stays so."""
     return sum(WHOLE * parameter.numel() for parameter in model.parameters()) + sum(
         buffer.numel() * buffer.itemsize for buffer in model.buffers())
 
 
 @torch.no_grad()
-def round_matrices(model: Decoder, how: str) -> int:
+def round_matrices(model: "Decoder", how: str) -> int:
     """Round the matrices of all blocks in place; the bytes that the model would then take.
 
     nf4: four bits with double quantisation (arXiv:2305.14314). int8: a scale for each row, its largest

@@ -1,7 +1,5 @@
 """Sampling from a model: prompts of any lengths in one batch, a key/value cache, draws through filters."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,7 +32,7 @@ GREEDY = Sampling()
 
 
 def generate(
-    model: Decoder,
+    model: "Decoder",
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
@@ -50,7 +48,7 @@ def generate(
 
 @torch.no_grad()
 def stream(
-    model: Decoder,
+    model: "Decoder",
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     sampling: Sampling,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from nanoprune.config import Config
+from nanoprune.config import IGNORE, Config
 from nanoprune.data.dataset import Dataset
 from nanoprune.device import matmul_rate, memory_left
 from nanoprune.distributed import Ranks
@@ -30,19 +30,20 @@ def training_flops(model: "Decoder", micro_batches: Iterable[MicroBatch]) -> flo
     """Floating-point operations of one step: 6 for each matrix value and token (4 if frozen), and attention.
 
     Attention in a document of n tokens takes 2 x n x n x heads x head_dim a block (scores and weighted
-    values, half of them masked), three times that with the backward pass. An embedding is a look-up and
-    counts nothing.
+    values, half of them masked), three times that with the backward pass. The head multiplies only tokens
+    that are learned. An embedding is a look-up and counts nothing.
     """
-    config = model.config
+    config, full = model.config, model.head_weight.requires_grad
     trained = sum(p.numel() for p in model.parameters() if p.dim() == 2 and p.requires_grad)
-    products = 6 * (trained - separate_embedding(config))
-    if not model.head_weight.requires_grad:
-        products = 6 * trained + 4 * (matrix_parameters(config) - separate_embedding(config))
+    frozen, of_head = (0, 6) if full else (matrix_parameters(config), 4)
+    products = 6 * trained + 4 * frozen - of_head * separate_embedding(config)
     tokens = sum(micro.ids.numel() for micro in micro_batches)
+    unlearned = sum(int((micro.targets == IGNORE).sum()) for micro in micro_batches)
     squares = sum(int((np.bincount(row) ** 2).sum()) for micro in micro_batches
                   for row in micro.documents.numpy())
     attentions = sum(without != "attn" for without in config.without)
-    return products * tokens + 6 * squares * config.num_attention_heads * config.head_dim * attentions
+    products = products * tokens - of_head * model.head_weight.numel() * unlearned
+    return products + 6 * squares * config.num_attention_heads * config.head_dim * attentions
 
 
 def expected_time(config: Config, model: ModelConfig, dataset: Dataset, device: torch.device) -> str:
