@@ -253,17 +253,19 @@ def head_steps(
     """The head's loss with its gradients, products in `dtype`: ours, torch's and the plain form."""
     labels = targets.to(x.device).flatten()
 
-    def of_torch(options) -> torch.Tensor:
+    def of_torch(**options) -> torch.Tensor:
         hidden, rows = (part.to(dtype) for part in (x.flatten(0, 1), weight))
-        return F.linear_cross_entropy(hidden, rows, labels, options=options)
+        return F.linear_cross_entropy(hidden, rows, labels, **options)
 
     forms = {"nanoprune": lambda: head_loss(x.to(dtype), weight, targets)}
     if hasattr(F, "linear_cross_entropy"):
-        options = torch.nn.LinearCrossEntropyOptions
-        chunks = options(), options(batch_chunk_size=HEAD_CHUNK // len(weight), chunking_method=None)
-        forms["F.linear_cross_entropy, chunked"] = lambda: of_torch(chunks[0])
-        forms["F.linear_cross_entropy, our chunks"] = lambda: of_torch(chunks[1])
-        forms["F.linear_cross_entropy, as it comes"] = lambda: of_torch(None)
+        chunked, size = torch.nn.LinearCrossEntropyOptions, HEAD_CHUNK // len(weight)
+        for name, options in {
+            "chunked": {"options": chunked()},
+            "our chunks": {"options": chunked(batch_chunk_size=size, chunking_method=None)},
+            "as it comes": {},
+        }.items():
+            forms[f"F.linear_cross_entropy, {name}"] = partial(of_torch, **options)
     forms["plain"] = lambda: plain_loss(F.linear(x.to(dtype), weight.to(dtype)), targets)
 
     def step(form: Callable) -> torch.Tensor:
