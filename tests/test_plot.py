@@ -279,11 +279,14 @@ def test_options_of_a_study_have_marks_of_their_own(tmp_path, drawn):
         {"what": name, "bytes": 10**6, "lost": 1, "lost_low": 0, "lost_high": 2} for name in names])
     write_csv(tmp_path / "curves.csv", [
         {"block": name, "seed": seed, "tokens": tokens, "nll": 3 + seed}
-        for name in names[:3] for seed in range(2) for tokens in (0, 10)])
+        for name in names[:3] for seed in range(2) for tokens in (0, 5, 10) if (name, tokens) != ("none", 5)])
     draw([tmp_path / "exchange.csv"], tmp_path / "f.png")
     left, right = (styles(axes) for axes in drawn[0].axes)
     assert list(right) == names and len({marker for _, marker in right.values()}) == len(names)
     assert left == {name: right[name] for name in names[:3]}
+    lines = {line.get_label(): line.get_linestyle() for line in drawn[0].axes[0].lines}
+    two_marks, *curves = (lines[name] for name in names[:3])
+    assert two_marks == "None" and "None" not in curves  # the course between two marks is unknown
 
 
 def test_a_folder_of_an_older_format_says_what_it_lacks(tmp_path):

@@ -108,11 +108,9 @@ def raw_rows(arms: list[Arm]) -> dict[str, list[dict]]:
 
 def answers_side_by_side(arms: list[Arm]) -> list[dict]:
     """Each instruction with the answers of all models, of their first seeds."""
-    rows = []
-    for i, first in enumerate(arms[0].first["written"]):
-        row = {key: first[key] for key in (*KINDS, "prompt", "reference")}
-        rows.append(row | {"answers": {arm.name: arm.first["written"][i]["answer"] for arm in arms}})
-    return rows
+    return [{key: first[key] for key in (*KINDS, "prompt", "reference")}
+            | {"answers": {arm.name: arm.first["written"][i]["answer"] for arm in arms}}
+            for i, first in enumerate(arms[0].first["written"])]
 
 
 def draw_figures(folder: Path, arms: list[Arm]) -> None:

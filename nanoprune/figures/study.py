@@ -57,7 +57,8 @@ def draw_exchange(folder: Path, out: Path) -> Path:
         tokens = sorted(marks)
         by_seed = [numbers(marks[mark], "nll") for mark in tokens]
         if tokens:
-            left.plot(tokens, [nll.mean() for nll in by_seed], markersize=4, **style)
+            course = style if len(tokens) > 2 else style | {"linestyle": ""}  # unknown between two marks
+            left.plot(tokens, [nll.mean() for nll in by_seed], markersize=4, **course)
             left.fill_between(tokens, list(map(min, by_seed)), list(map(max, by_seed)),
                               color=style["color"], alpha=0.15, linewidth=0)
     left.set(title="Healing (mean of seeds, band: lowest and highest)", xlabel="tokens of fine-tuning")
