@@ -2,7 +2,7 @@
 
     python train.py configs/qwen25_coder_reduced.py
     python train.py configs/qwen25_coder_reduced.py --name=qwen25_coder_reduced_lora --lora=all \
-        --lora_rank=16 --lora_alpha=32 --lr=5e-4
+        --lora_rank=16 --lora_alpha=32 --lr=1e-3
 """
 
 from configs import replace
