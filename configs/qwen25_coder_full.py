@@ -6,8 +6,8 @@
     python train.py configs/qwen25_coder_full.py --name=qwen25_coder_full_lora --lora=all --lora_rank=16 \
         --lora_alpha=32 --lr=1e-3
 
-28 minutes on one core with native bf16 beside other work, and 15 GB; with LoRA 16 minutes and 3.6 GB.
-Test perplexity XX and YY with the weights of docs/which_block.md.
+28 minutes and 15 GB on one core with native bf16 beside other work; with LoRA 20 minutes and 4.2 GB. Test
+perplexity 17.2 and YY with the weights of docs/which_block.md.
 """
 
 from configs import replace
