@@ -185,7 +185,7 @@ def test_every_command_runs(checkout, tmp_path, monkeypatch, capsys):
     make_model(checkout / "HuggingFaceTB" / "SmolLM2-135M-Instruct", data, **shape | {
         "model_type": "llama", "num_hidden_layers": 15})
     make_model(checkout / "Qwen" / "Qwen2.5-Coder-0.5B-Instruct", data, **shape | {
-        "model_type": "qwen2", "num_hidden_layers": 4})
+        "model_type": "qwen2", "num_hidden_layers": 12})
     with serve(articles) as url:
         for command in COMMANDS:
             if command.startswith("make ") or "nanoprune.demo" in command:  # CI runs them
