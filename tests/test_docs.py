@@ -64,6 +64,45 @@ def test_every_interval_comes_from_a_study(name):
     assert [numbers for numbers in printed if not is_known(numbers, known)] == []
 
 
+def tables_of(page: str, heading: str) -> list[list[list[str]]]:
+    """The rows of cells of each table in a page whose first row begins so."""
+    tables = re.findall(rf"^\| {re.escape(heading)}.*\n\|[-|]+\n((?:\|.*\n)+)", page, re.M)
+    assert tables, f"no table begins with {heading}"
+    return [[[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+            for table in tables]
+
+
+def read_study(name: str, key: str) -> dict[str, dict[str, str]]:
+    with open(ROOT / "docs" / "studies" / name, newline="", encoding="utf-8") as file:
+        return {row[key]: row for row in csv.DictReader(file)}
+
+
+def test_numbers_without_an_interval_are_those_of_the_studies():
+    """Ranks, shares, sizes and speeds in the tables of real models."""
+    page, readme = ((ROOT / name).read_text(encoding="utf-8") for name in STUDIES)
+    ranks = [f"{score}rank" for score in ("", "influence_", "angular_", "taylor_", "magnitude_")]
+    tables = tables_of(page, "block | nats a token more [95 %] | rank")
+    for name, table in zip(("smollm2", "qwen25_coder"), tables, strict=True):
+        scores = read_study(f"{name}/blocks.csv", "block")
+        for block, _, *printed in table:
+            assert printed == [scores[block][rank] for rank in ranks], (name, block)
+
+    study = read_study("smollm2/study.csv", "block")
+    for block, _, _, share, _, runs in tables_of(page, "block | increase before healing")[0]:
+        row = study[block]
+        recovered = 100 * (1 - float(row["lost_after"]) / float(row["lost_before"]))
+        assert (share, runs) == (f"{recovered:.0f} %", row["runs"]), block
+
+    sizes = {(f"{int(row['parameters']) / 1e6:.1f}", f"{int(row['bytes']) / 1e6:.1f}",
+              row["decode_tokens_per_s"] and f"{1000 / float(row['decode_tokens_per_s']):.1f}")
+             for row in read_study("smollm2/exchange.csv", "what").values()}
+    assert {tuple(row[-3:]) for row in tables_of(page, "what | nats a token lost")[0]} == sizes
+
+    models = read_study("smollm2/four_models/models.csv", "model")
+    for name, blocks, parameters, *_ in tables_of(readme, "model | blocks")[0]:
+        assert (blocks, parameters) == (models[name]["blocks"], f"{int(models[name]['params']):,}")
+
+
 def test_ratios_with_a_file_are_those_of_the_results():
     known = {found for path in (ROOT / "docs" / "results").rglob("*.md")
              for found in RATIO.findall(path.read_text())}
