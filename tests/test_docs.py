@@ -4,7 +4,9 @@ import csv
 import json
 import math
 import re
+from statistics import median
 
+import numpy as np
 import pytest
 from small import ROOT
 
@@ -93,14 +95,36 @@ def test_numbers_without_an_interval_are_those_of_the_studies():
         recovered = 100 * (1 - float(row["lost_after"]) / float(row["lost_before"]))
         assert (share, runs) == (f"{recovered:.0f} %", row["runs"]), block
 
-    sizes = {(f"{int(row['parameters']) / 1e6:.1f}", f"{int(row['bytes']) / 1e6:.1f}",
+    sizes = [(f"{int(row['parameters']) / 1e6:.1f}", f"{int(row['bytes']) / 1e6:.1f}",
               row["decode_tokens_per_s"] and f"{1000 / float(row['decode_tokens_per_s']):.1f}")
-             for row in read_study("smollm2/exchange.csv", "what").values()}
-    assert {tuple(row[-3:]) for row in tables_of(page, "what | nats a token lost")[0]} == sizes
+             for row in read_study("smollm2/exchange.csv", "what").values()]
+    assert [tuple(row[-3:]) for row in tables_of(page, "what | nats a token lost")[0]] == sizes
 
     models = read_study("smollm2/four_models/models.csv", "model")
     for name, blocks, parameters, *_ in tables_of(readme, "model | blocks")[0]:
         assert (blocks, parameters) == (models[name]["blocks"], f"{int(models[name]['params']):,}")
+
+
+def test_equal_time_is_that_of_the_logs():
+    """Step times without block 14, the loss at equal tokens, and at equal time, over three pairs of runs."""
+    times, at_tokens, at_time = [], [], []
+    for seed in ("", "_s1", "_s2"):
+        seconds, losses = [], []
+        for arm in ("full", "reduced"):
+            folder = f"smollm2/runs/{arm}{seed}"
+            steps = read_study(f"{folder}/train.csv", "step").values()
+            seconds.append(median(1 / float(row["tokens_per_s"]) for row in steps))
+            losses.append([(int(step), float(row["nll"]))
+                           for step, row in read_study(f"{folder}/eval.csv", "step").items()])
+        (full, reduced), last = losses, losses[1][-1][1]
+        times.append(seconds[1] / seconds[0])
+        reached = np.interp(times[-1] * reduced[-1][0], *zip(*full, strict=True))
+        at_tokens.append(last - full[-1][1])
+        at_time.append(last - reached)
+    page = " ".join((ROOT / "docs" / "which_block.md").read_text(encoding="utf-8").split())
+    assert "medians {:.3f}, {:.3f} and {:.3f}".format(*times) in page
+    assert (f"{min(at_tokens):.3f} to {max(at_tokens):.3f} nats above the full model's at equal tokens, and "
+            f"{min(at_time):.3f} to {max(at_time):.3f} above") in page
 
 
 def test_ratios_with_a_file_are_those_of_the_results():
